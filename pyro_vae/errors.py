@@ -1,0 +1,120 @@
+"""Named errors and warnings. Every message says what was expected, what came, and what to do about it."""
+
+from collections.abc import Iterable
+
+__all__ = [
+    "ArgumentError",
+    "AuxiliarySiteError",
+    "BatchCouplingError",
+    "ConvergenceWarning",
+    "DatumPlateError",
+    "DropoutWarning",
+    "EmptyBatchError",
+    "EnumerationError",
+    "GlobalLatentError",
+    "HiddenRandomnessError",
+    "InvalidDataError",
+    "LazyGuideError",
+    "LocalFitError",
+    "MaskError",
+    "NonFiniteError",
+    "ObservedInGuideError",
+    "OptionError",
+    "SiteMismatchError",
+    "StructureError",
+    "SubsamplingError",
+    "SupportError",
+    "UnreliableEvidenceWarning",
+]
+
+
+def quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+class ArgumentError(ValueError):
+    """The model or the guide cannot be called with the arguments that came."""
+
+
+class OptionError(ValueError):
+    """An option of an estimator is out of range."""
+
+
+class InvalidDataError(ValueError):
+    """The data contain NaN or infinite values."""
+
+
+class SupportError(InvalidDataError):
+    """Observed values lie outside the support of their likelihood."""
+
+
+class EmptyBatchError(InvalidDataError):
+    """A batch without data."""
+
+
+class StructureError(ValueError):
+    """A model or guide whose structure has no per-datum weight that is known to be right."""
+
+
+class DatumPlateError(StructureError):
+    """No plate, or more than one, is common to all sites, so a datum is not defined."""
+
+
+class GlobalLatentError(StructureError):
+    """A latent site lies outside the datum plate: it is shared by all data."""
+
+
+class SiteMismatchError(StructureError):
+    """The latent sites of model and guide do not match."""
+
+
+class AuxiliarySiteError(StructureError):
+    """A site of the guide alone would enter log q without a counterpart in the model."""
+
+
+class ObservedInGuideError(StructureError):
+    """The guide observes a value, which is no part of log q."""
+
+
+class SubsamplingError(StructureError):
+    """A subsampled plate where the weight of a datum would depend on the subsample."""
+
+
+class EnumerationError(StructureError):
+    """An enumerated site that cannot be summed out per datum."""
+
+
+class MaskError(StructureError):
+    """A mask on one side only that cannot be carried over to the other side."""
+
+
+class BatchCouplingError(StructureError):
+    """The density of one datum depends on the others of its batch."""
+
+
+class LocalFitError(StructureError):
+    """A guide or model for which per-datum fits are not defined."""
+
+
+class LazyGuideError(RuntimeError):
+    """An autoguide that was never run has no parameters to evaluate."""
+
+
+class HiddenRandomnessError(RuntimeError):
+    """A program whose densities differ between two runs at the same values."""
+
+
+class NonFiniteError(RuntimeError):
+    """A log-density came out as NaN or plus infinity."""
+
+
+class UnreliableEvidenceWarning(UserWarning):
+    """Some log-evidence estimates have heavy-tailed weights: they are likely too low, by more than their error."""
+
+
+class ConvergenceWarning(UserWarning):
+    """Some per-datum fits had not settled when their steps were used up."""
+
+
+class DropoutWarning(UserWarning):
+    """Dropout is active: the numbers describe a randomly thinned network."""

@@ -1,0 +1,25 @@
+"""The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
+
+from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call, Pair, simulate_sites
+from .isolation import batch_noise, kept_random_state
+from .log_weights import LogWeights, reduce_to_datum
+from .records import Record, SiteRecord
+from .structure import INFER, Structure
+
+__all__ = [
+    "FIT",
+    "GUIDE",
+    "INFER",
+    "NOISE_BLOCK",
+    "PROPOSAL",
+    "Call",
+    "LogWeights",
+    "Pair",
+    "Record",
+    "SiteRecord",
+    "Structure",
+    "batch_noise",
+    "kept_random_state",
+    "reduce_to_datum",
+    "simulate_sites",
+]

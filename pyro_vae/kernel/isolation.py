@@ -1,0 +1,162 @@
+"""Run a user's program and leave no trace of it: parameter store, random state, settings, buffers, stored traces."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy
+import pyro
+import torch
+import torch.nn.functional as F
+from pyro.poutine import unwrap
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ArgumentError, BatchCouplingError, quoted
+
+# The number of a batch within a data set. `evaluate` counts it up, so that no two batches share their noise.
+batch_number = 0
+
+DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+OFF_BY_DEFAULT = {F.alpha_dropout, F.feature_alpha_dropout}
+BATCH_NORMS = {F.batch_norm, torch.batch_norm}
+BATCH_NORM = (
+    "batch norm is in train mode: each datum would depend on the others of its batch, and evaluation would change the "
+    "running statistics. Call .eval() on the modules of model and guide first"
+)
+
+
+def modules_of(*programs: Callable) -> list[torch.nn.Module]:
+    """The modules that can be found from the programs: themselves, or what their methods are bound to."""
+    owners = [getattr(unwrap(program), "__self__", unwrap(program)) for program in programs]
+    return [owner for owner in owners if isinstance(owner, torch.nn.Module)]
+
+
+@contextmanager
+def isolated_store() -> Iterator[None]:
+    """Let programs read the parameter store; what they add to it is gone at the end.
+
+    Swaps the store's dictionaries: its own `scope(get_state())` drops the `unconstrained` handles of parameters that
+    the user may hold.
+    """
+    store = pyro.get_param_store()
+    names = ("_params", "_param_to_name", "_constraints")
+    saved = {name: getattr(store, name) for name in names}
+    for name in names:
+        setattr(store, name, dict(saved[name]))
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(store, name, saved[name])
+
+
+@contextmanager
+def batch_noise(number: int) -> Iterator[None]:
+    """Inside, noise is that of the batch with this number."""
+    global batch_number
+    before, batch_number = batch_number, number
+    try:
+        yield
+    finally:
+        batch_number = before
+
+
+@contextmanager
+def kept_random_state(devices: list[torch.device] | None = None) -> Iterator[None]:
+    """Torch (on the given devices, or all), numpy and Python draw on afterwards as if nothing had happened."""
+    state = pyro.util.get_rng_state()
+    cuda = None if devices is None else [device for device in devices if device.type == "cuda"]
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            yield
+        finally:
+            pyro.util.set_rng_state(state)
+
+
+@contextmanager
+def kept_traces(*programs: Callable) -> Iterator[None]:
+    """A GuideMessenger stores its last trace on itself; put the user's back."""
+    guides = [unwrap(program) for program in programs if isinstance(unwrap(program), GuideMessenger)]
+    saved = [(guide, guide.__dict__.get("trace")) for guide in guides]
+    try:
+        yield
+    finally:
+        for guide, trace in saved:
+            guide.__dict__["trace"] = trace
+
+
+@contextmanager
+def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
+    """All of the above, with the argument checks of distributions off (the kernel checks data and results itself)."""
+    torch_validation = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
+    with ExitStack() as stack:
+        stack.enter_context(pyro.poutine.block())  # handlers around the call are not to see what happens inside it
+        stack.callback(torch.distributions.Distribution.set_default_validate_args, torch_validation)
+        stack.enter_context(isolated_store())
+        stack.enter_context(kept_random_state(devices))
+        stack.enter_context(kept_traces(*programs))
+        stack.enter_context(pyro.validation_enabled(False))
+        yield
+
+
+def fresh_seed() -> int:
+    """A seed drawn from the caller's random state, for calls that were given none."""
+    return int(torch.randint(2**62, ()))
+
+
+def noise_seed(seed: int, stream: int, block: int) -> int:
+    """The seed of one noise block.
+
+    It depends on (seed, batch, stream, block) alone: how blocks are cut into chunks or dealt to processes changes no draw.
+    """
+    entropy = numpy.random.SeedSequence([seed, batch_number, stream, block])
+    return int(entropy.generate_state(1, numpy.uint64)[0] >> numpy.uint64(1))
+
+
+class LayerWatch(TorchFunctionMode):
+    """Watches the layers that run inside: those that change themselves or are random have no place in an evaluation.
+
+    Batch norm in train mode is refused before its buffers move; dropout is switched off and remembered; buffers that
+    move all the same are put back and named.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saw_dropout = False
+        self._before: dict[int, tuple[str, Tensor, Tensor]] = {}
+
+    def __enter__(self) -> "LayerWatch":
+        self._hook = register_module_forward_pre_hook(self._look_at)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hook.remove()
+        moved = [(name, buffer, old) for name, buffer, old in self._before.values() if not torch.equal(buffer, old)]
+        for _, buffer, old in moved:
+            buffer.detach().copy_(old)
+        if moved and error[0] is None:
+            raise ArgumentError(
+                f"running the programs changed the buffers {quoted(name for name, _, _ in moved)}: call .eval() on the "
+                "modules of model and guide"
+            )
+
+    def _look_at(self, module: torch.nn.Module, args: Any) -> None:
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+            raise BatchCouplingError(BATCH_NORM)
+        for name, buffer in module.named_buffers(recurse=False):
+            self._before.setdefault(id(buffer), (f"{type(module).__name__}.{name}", buffer, buffer.detach().clone()))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in BATCH_NORMS and (kwargs.get("training") or (len(args) > 5 and args[5])):
+            raise BatchCouplingError(BATCH_NORM)
+        if func in DROPOUTS:
+            training = kwargs.get("training", args[2] if len(args) > 2 else func not in OFF_BY_DEFAULT)
+            if training and (kwargs.get("p", args[1] if len(args) > 1 else 0.5)) > 0:
+                self.saw_dropout = True
+                return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)

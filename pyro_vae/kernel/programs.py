@@ -1,0 +1,140 @@
+"""The two verbs, `draw` and `score`, and the three ways to execute a program for K particles."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StructureError, quoted
+from .recorder import Adjust, Layout, Recorder, Site
+from .records import (
+    Record,
+    SiteRecord,
+    find_masks,
+    leading_record,
+    looped_record,
+    padded,
+    select_particle,
+    split_joint_draw,
+)
+
+Values = Mapping[str, Tensor]
+
+
+class Program:
+    """One side of a (model, guide) pair, bound to the arguments of one call.
+
+    `execution` is "leading" (a particle axis left of all plates), "vmap" (scoring only) or "loop"; the agreement check
+    chooses it.
+    """
+
+    def __init__(
+        self,
+        fn: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        *,
+        indices: dict[str, Tensor],
+        draw_indices: Callable[[str, Any], Tensor],
+    ) -> None:
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+        self.indices, self.draw_indices = indices, draw_indices
+        self.layout = Layout()
+        self.names: frozenset[str] | None = None
+        self.execution = "loop"
+
+    def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:
+        """One run of the program, plain or with a leading particle axis."""
+        recorder = Recorder(self.layout, self.indices, self.draw_indices, num_particles=num_particles, **options)
+        with recorder:
+            self.fn(*self.args, **self.kwargs)
+        if self.names is not None and self.names != recorder.sites.keys():
+            raise StructureError(
+                f"the sites changed between two runs: {quoted(sorted(self.names ^ recorder.sites.keys()))}. The sites of "
+                "a program must not depend on drawn values or on the data of a batch"
+            )
+        if self.names is not None:
+            self._check_batch_size(recorder.sites)
+        return recorder.sites
+
+    def _check_batch_size(self, sites: Mapping[str, Site]) -> None:
+        for site in sites.values():
+            for frame in site.frames:
+                if frame.name == self.layout.datum_plate and frame.size not in (-1, self.layout.batch_size):
+                    raise StructureError(
+                        f"plate '{frame.name}' has size {frame.size} now and had {self.layout.batch_size} before with "
+                        "arguments of the same shapes: pass what decides the size as an argument"
+                    )
+
+    def plain_values(self, values: Values, k: int) -> dict[str, Tensor]:
+        """The values of particle `k` in the shapes that a plain run has."""
+        plain = {}
+        for name, value in values.items():
+            width = self.layout.num_plates + self.layout.event_dims[name]
+            value = select_particle(value, k, width)
+            if value.ndim <= width:  # no enumerated axis: undo the padding of the plates
+                shape = self.layout.plain_shapes[name]
+                value = value.reshape(shape + value.shape[value.ndim - self.layout.event_dims[name] :])
+            plain[name] = value
+        return plain
+
+
+def draw(program: Program, num_particles: int, *, adjust: Adjust | None = None) -> Record:
+    """Draw K particles: values and distributions per site, log-densities computed when read.
+
+    Run on a model, this draws from the prior and records the likelihood of its observations as well.
+    """
+    if program.execution == "leading":
+        return leading_record(split_joint_draw(program.fn, program.run(num_particles, adjust=adjust)))
+    runs = [split_joint_draw(program.fn, program.run(adjust=adjust)) for _ in range(num_particles)]
+    return looped_record(runs, program.layout)
+
+
+def score(program: Program, values: Values, num_particles: int) -> Record:
+    """Log-densities per site at given canonical values; latent sites without a value are drawn once and recorded."""
+    if program.execution == "leading":
+        return leading_record(split_joint_draw(program.fn, program.run(num_particles, values=values)))
+    if program.execution == "vmap":
+        return vmapped_record(program, values, num_particles)
+    plain = [program.plain_values(values, k) for k in range(num_particles)]
+    runs = [split_joint_draw(program.fn, program.run(values=v)) for v in plain]
+    return looped_record(runs, program.layout)
+
+
+def vmapped_record(program: Program, values: Values, num_particles: int) -> Record:
+    """One vectorised run of the plain program: right for `softmax(dim=1)`, `cat` with closures, convolutions."""
+    layout, width = program.layout, program.layout.num_plates
+    dims, expanded = {}, {}
+    for name, value in values.items():
+        dims[name] = value.ndim - 1 - width - layout.event_dims[name]
+        shape = list(value.shape)
+        shape[dims[name]] = num_particles
+        expanded[name] = value.expand(shape)
+    seen: dict[str, Site] = {}
+
+    def once(values: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        values = {n: v.unsqueeze(v.ndim - width - layout.event_dims[n]) for n, v in values.items()}
+        sites = split_joint_draw(program.fn, program.run(values=program.plain_values(values, 0)))
+        seen.update(sites)
+        outputs = {}
+        for name, site in sites.items():
+            mask, event_mask = find_masks(site)
+            if event_mask is not None:
+                raise StructureError(f"site '{name}' is masked inside its event: not read under vmap")
+            outputs[name] = {"log_prob": padded(site.log_prob(), width)}
+            if mask is not None:
+                outputs[name]["mask"] = padded(mask, width)
+        return outputs
+
+    outputs = torch.vmap(once, in_dims=(dims,))(expanded)
+    record: Record = {}
+    for name, output in outputs.items():
+        # Moved by hand: a negative `out_dims` crashes the process where an output does not depend on the inputs.
+        moved = {key: tensor.movedim(0, -(width + 1)) for key, tensor in output.items()}
+        site = seen[name]
+        value = site.value if site.is_observed else expanded.get(name, site.value)
+        log_prob = moved["log_prob"]
+        record[name] = SiteRecord(replace(site, value=value), value, lambda lp=log_prob: lp, moved.get("mask"))
+    return record

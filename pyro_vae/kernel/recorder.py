@@ -1,0 +1,186 @@
+"""One messenger under a whole program: it sees every sample statement complete, answers it and writes it down."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch import Tensor
+
+from ..errors import DatumPlateError, StructureError, SubsamplingError
+
+Adjust = Callable[[str, Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where particles, enumerated values and data lie in a batch shape, counted from the right.
+
+    A canonical batch shape is `(*E, K, *plates)`: `num_plates` plate dimensions, the particles left of them, one axis
+    per enumerated site left of those. A plain run has no particle axis.
+    """
+
+    num_plates: int = 0
+    datum_plate: str | None = None
+    datum_dim: int | None = None
+    batch_size: int = 1
+    unsized: bool = False
+    enumerated: tuple[str, ...] = ()
+    plain_shapes: Mapping[str, torch.Size] = field(default_factory=dict)  # batch shapes of latent sites in a plain run
+    event_dims: Mapping[str, int] = field(default_factory=dict)
+
+    def enum_dim(self, name: str, leading: bool) -> int:
+        return -(self.num_plates + leading + 1 + self.enumerated.index(name))
+
+
+@dataclass
+class Site:
+    """One sample statement as it was run. `density` is the distribution whose log-density counts, unscaled."""
+
+    name: str
+    fn: Any
+    density: Any
+    value: Tensor
+    mask: Tensor | bool | None
+    scale: Tensor | float
+    frames: tuple[Any, ...]
+    is_observed: bool
+    infer: Mapping[str, Any]
+
+    @property
+    def is_factor(self) -> bool:
+        return type(self.fn).__name__ == "Unit"
+
+    @property
+    def is_enumerated(self) -> bool:
+        return not self.is_observed and self.infer.get("enumerate") in ("parallel", "sequential")
+
+    def log_prob(self) -> Tensor:
+        """Unreduced and unmasked by plate masks, shape (*E, K, *plates). A Delta counts with its log-density alone."""
+        if isinstance(self.density, dist.Delta) and not self.is_observed:
+            log_prob = self.density.log_density
+        else:
+            log_prob = self.density.log_prob(self.value)
+        return log_prob.float() if log_prob.dtype in (torch.float16, torch.bfloat16) else log_prob
+
+
+class Recorder(Messenger):
+    """Runs under a whole program; entered first, it acts after the program's own plates, masks and scales.
+
+    :param layout: where the axes lie.
+    :param indices: subsample indices by plate, kept for all runs of one call; missing ones are drawn by `draw_indices`.
+    :param num_particles: expand every latent site to a leading particle axis, or `None` for a plain run.
+    :param values: answers for latent sites; other latent sites are drawn.
+    :param adjust: maps (name, distribution) of a drawn site to (the one to draw from, the one that is log q).
+    :param redraw_observed: draw the observed sites too (`simulate`).
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        indices: dict[str, Tensor],
+        draw_indices: Callable[[str, Any], Tensor],
+        *,
+        num_particles: int | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        adjust: Adjust | None = None,
+        redraw_observed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layout, self.indices, self.draw_indices = layout, indices, draw_indices
+        self.num_particles, self.values, self.adjust = num_particles, values or {}, adjust
+        self.redraw_observed = redraw_observed
+        self.sites: dict[str, Site] = {}
+        self.drawn: set[str] = set()
+        self._densities: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._answer_subsample(msg)
+        elif not msg["infer"].get("_deterministic"):
+            if not msg["is_observed"] or (self.redraw_observed and not site_is_factor(msg)):
+                self._answer(msg)
+
+    def _answer_subsample(self, msg: Any) -> None:
+        """Guide and model, and all runs of a call, look at the same data."""
+        name, given, known = msg["name"], msg["value"], self.indices.get(msg["name"])
+        if given is not None:
+            given = torch.as_tensor(given)
+            if known is not None and not torch.equal(given, known):
+                raise SubsamplingError(
+                    f"plate '{name}' is given other subsample indices than it had before in this call: give model and "
+                    "guide the same subsample="
+                )
+            self.indices[name] = given
+        elif known is None:
+            self.indices[name] = self.draw_indices(name, msg["fn"])
+        else:
+            size = msg["fn"].size if msg["fn"].subsample_size is None else min(msg["fn"].subsample_size, msg["fn"].size)
+            if len(known) != size:
+                raise DatumPlateError(
+                    f"plate '{name}' has sizes {sorted({len(known), size})} in model and guide: they must agree"
+                )
+        msg["value"], msg["done"] = self.indices[name], True
+
+    def _answer(self, msg: Any) -> None:
+        name = msg["name"]
+        if msg["value"] is not None and not msg["is_observed"]:
+            raise StructureError(
+                f"latent site '{name}' already has a value when it reaches the kernel (poutine.condition, replay or do "
+                "inside the program): pass the value with obs= instead"
+            )
+        fn = msg["fn"] = self._expanded(msg)
+        if name in self.values and not isinstance(fn, dist.Delta):
+            msg["value"] = self.values[name]
+        elif name in self.layout.enumerated:
+            msg["value"] = self._support(name, fn)
+        else:
+            if self.adjust is not None and not isinstance(fn, dist.Delta):
+                fn, self._densities[name] = self.adjust(name, fn)
+            msg["value"] = fn()
+            self.drawn.add(name)
+        msg["done"] = True
+
+    def _expanded(self, msg: Any) -> Any:
+        """Give a latent site its particle axis, and its data axis where the data plate has no size."""
+        layout, fn = self.layout, msg["fn"]
+        width = layout.num_plates + (self.num_particles is not None)
+        shape = list(fn.batch_shape)
+        if self.num_particles is not None:
+            shape = [1] * (width - len(shape)) + shape
+            if shape[-width] == 1 and msg["name"] not in layout.enumerated:
+                shape[-width] = self.num_particles
+        in_datum_plate = any(f.name == layout.datum_plate for f in msg["cond_indep_stack"])
+        if layout.unsized and in_datum_plate and layout.datum_dim is not None:
+            shape = [1] * (-layout.datum_dim - len(shape)) + shape
+            if shape[layout.datum_dim] == 1:
+                shape[layout.datum_dim] = layout.batch_size
+        return fn if torch.Size(shape) == fn.batch_shape else fn.expand(torch.Size(shape))
+
+    def _support(self, name: str, fn: Any) -> Tensor:
+        values = fn.enumerate_support(expand=False)
+        width = -self.layout.enum_dim(name, self.num_particles is not None) - 1
+        return values.reshape(values.shape[:1] + (1,) * width + fn.event_shape)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+            return
+        name = msg["name"]
+        if name in self.sites:
+            raise StructureError(f"two sample statements are named '{name}': give each site of a program its own name")
+        self.sites[name] = Site(
+            name=name,
+            fn=msg["fn"],
+            density=self._densities.get(name, msg["fn"]),
+            value=msg["value"],
+            mask=msg["mask"],
+            scale=msg["scale"],
+            frames=msg["cond_indep_stack"],
+            is_observed=msg["is_observed"],
+            infer=dict(msg["infer"]),
+        )
+
+

@@ -1,0 +1,189 @@
+"""What a program did for K particles: values and log-densities per site, in canonical shapes (*E, K, *plates)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.poutine import unwrap
+from torch import Tensor
+
+from .recorder import Layout, Site
+
+
+class SiteRecord:
+    """Value, lazily computed log-density and mask of one site.
+
+    :param value: canonical, shape (*E, K, *plates, *event); an observed value keeps the shape it came in.
+    :param log_prob: computes the log-density, broadcastable to (*E, K, *plates), no plate mask applied.
+    :param mask: boolean over (*E, K, *plates), or `None`.
+    :param event_mask: the mask over single elements of an event where it is not the same for all of them, or `None`.
+    :param fns: the distributions, one (leading axis) or one per particle (loop); none after `torch.vmap`.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        value: Tensor,
+        log_prob: Callable[[], Tensor],
+        mask: Tensor | None,
+        event_mask: Tensor | None = None,
+        fns: Sequence[Any] = (),
+    ) -> None:
+        self.name, self.value, self.mask, self.event_mask = site.name, value, mask, event_mask
+        self.is_observed, self.event_dim, self.fns = site.is_observed, site.fn.event_dim, fns
+        self._log_prob = log_prob
+
+    @cached_property
+    def log_prob(self) -> Tensor:
+        return self._log_prob()
+
+
+Record = dict[str, SiteRecord]
+
+
+def find_masks(site: Site) -> tuple[Tensor | None, Tensor | None]:
+    """The mask of a site as (per batch element, per event element where that says more), `None` where nothing is masked.
+
+    Masks come from `poutine.mask` and from `fn.mask(m)`, also below `to_event`, where one mask value belongs to each
+    element of an event.
+    """
+    mask = as_mask(site.mask, site.value)
+    fn, event_ndims = site.fn, 0
+    event_mask = None
+    while True:
+        if isinstance(fn, dist.MaskedDistribution):
+            inner = as_mask(fn._mask, site.value)
+            if inner is not None and event_ndims and inner.ndim:
+                inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.batch_shape))
+                flat = inner.flatten(-event_ndims)
+                whole = flat.all(-1)
+                if not torch.equal(whole, flat.any(-1)):
+                    event_mask = inner
+                else:
+                    mask = whole if mask is None else mask & whole
+            elif inner is not None:
+                mask = inner if mask is None else mask & inner
+        elif isinstance(fn, torch.distributions.Independent):
+            event_ndims += fn.reinterpreted_batch_ndims
+        elif not isinstance(fn, dist.torch_distribution.ExpandedDistribution):
+            return mask, event_mask
+        fn = fn.base_dist
+
+
+def as_mask(mask: Tensor | bool | None, like: Tensor) -> Tensor | None:
+    if mask is None or mask is True:
+        return None
+    return torch.zeros((), dtype=torch.bool, device=like.device) if mask is False else mask.bool()
+
+
+def padded(tensor: Tensor, width: int) -> Tensor:
+    return tensor.reshape((1,) * (width - tensor.ndim) + tensor.shape) if tensor.ndim < width else tensor
+
+
+def stack_particles(tensors: Sequence[Tensor], width: int) -> Tensor:
+    """Put a particle axis `width` dimensions from the right."""
+    return torch.stack(torch.broadcast_tensors(*[padded(t, width) for t in tensors]), dim=-(width + 1))
+
+
+def select_particle(value: Tensor, k: int, width: int) -> Tensor:
+    """The value of particle `k` without its axis, which lies `width` dimensions from the right."""
+    if value.ndim <= width:
+        return value
+    return value.select(-(width + 1), k if value.shape[-(width + 1)] > 1 else 0)
+
+
+def leading_record(sites: Mapping[str, Site]) -> Record:
+    """From one run with a leading particle axis."""
+    record = {}
+    for name, site in sites.items():
+        mask, event_mask = find_masks(site)
+        record[name] = SiteRecord(site, site.value, site.log_prob, mask, event_mask, [site.fn])
+    return record
+
+
+def looped_record(runs: Sequence[Mapping[str, Site]], layout: Layout) -> Record:
+    """From one plain run per particle."""
+    record = {}
+    width = layout.num_plates
+    for name, first in runs[0].items():
+        sites = [run[name] for run in runs]
+        masks = [find_masks(site) for site in sites]
+        value = first.value
+        if not first.is_observed:
+            value = stack_particles([site.value for site in sites], width + first.fn.event_dim)
+        record[name] = SiteRecord(
+            first,
+            value,
+            lambda sites=sites: stack_particles([site.log_prob() for site in sites], width),  # type: ignore[misc]
+            stack_masks([mask for mask, _ in masks], value, width),
+            stack_masks([mask for _, mask in masks], value, width + first.fn.event_dim),
+            [site.fn for site in sites],
+        )
+    return record
+
+
+def stack_masks(masks: Sequence[Tensor | None], like: Tensor, width: int) -> Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    true = torch.ones((), dtype=torch.bool, device=like.device)
+    return stack_particles([true if mask is None else mask for mask in masks], width)
+
+
+def split_joint_draw(guide: Callable, sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Split the one draw of AutoDiagonalNormal into its independent parts, named as AutoNormal names its draws.
+
+    The joint site stays, without a density, so that its value can be replayed.
+    """
+    auto = unwrap(guide)
+    if not isinstance(auto, AutoDiagonalNormal):
+        return dict(sites)
+    split = dict(sites)
+    name = next(n for n in sites if n.startswith("_") and n.endswith("_latent"))
+    joint = sites[name]
+    for part in ("fn", "density"):
+        base = getattr(joint, part).base_dist
+        shape = base.batch_shape
+        values = dict((s["name"], u) for s, u in auto._unpack_latent(joint.value))
+        locs = dict((s["name"], u) for s, u in auto._unpack_latent(base.loc.expand(shape)))
+        for latent, scale in auto._unpack_latent(base.scale.expand(shape)):
+            key = latent["name"]
+            event_dim = len(auto._unconstrained_shapes[key]) - len(latent["fn"].batch_shape)
+            fn = dist.Normal(locs[key], scale).to_event(event_dim)
+            old = split.get(f"{key}_unconstrained", replace(joint, name=f"{key}_unconstrained", value=values[key]))
+            split[f"{key}_unconstrained"] = replace(old, **{part: fn})
+    split[name] = replace(joint, density=dist.Delta(joint.value, event_dim=1))
+    return split
+
+
+def latent_of(name: str, record: Record) -> str:
+    """The latent site that a draw of an autoguide belongs to; other sites are their own."""
+    latent = name.removesuffix("_unconstrained")
+    return latent if latent in record else name
+
+
+def narrow_record(record: Record, layout: Layout, start: int, length: int) -> Record:
+    """The particles `start` to `start + length` of a record."""
+    width = layout.num_plates
+
+    def narrow(tensor: Tensor, width: int) -> Tensor:
+        shared = tensor.ndim <= width or tensor.shape[-(width + 1)] == 1
+        return tensor if shared else tensor.narrow(-(width + 1), start, length)
+
+    part: Record = {}
+    for name, site in record.items():
+        narrowed = copy(site)
+        narrowed.__dict__.pop("log_prob", None)
+        narrowed._log_prob = lambda site=site: narrow(site.log_prob, width)  # type: ignore[misc]
+        if not site.is_observed:
+            narrowed.value = narrow(site.value, width + site.event_dim)
+        if site.mask is not None:
+            narrowed.mask = narrow(site.mask, width)
+        if site.event_mask is not None:
+            narrowed.event_mask = narrow(site.event_mask, width + site.event_dim)
+        part[name] = narrowed
+    return part

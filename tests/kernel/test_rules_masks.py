@@ -1,0 +1,364 @@
+"""DESIGN 5.4: a latent masked on one side is masked on both."""
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from kernel_helpers import (
+    F64,
+    assert_close,
+    assert_weights,
+    exact_pair,
+    likelihood,
+    linear_gaussian,
+    normal,
+    randn,
+    standard_normal,
+    tensor,
+    weigh,
+)
+
+from pyro_vae.errors import MaskError
+from pyro_vae.kernel import Pair
+
+ZERO = tensor(0.0)
+PARTIAL = torch.tensor([True, False, True, True, False])
+
+
+@pytest.fixture
+def linear():
+    lm, x = linear_gaussian()
+    return (lm, x, *exact_pair(lm))
+
+
+@pytest.mark.parametrize("mask", [PARTIAL, ~PARTIAL & PARTIAL, PARTIAL | ~PARTIAL, True, False])
+@pytest.mark.parametrize("side", ["model", "guide", "both"])
+@pytest.mark.parametrize("num_particles", [1, 4, 5])
+def test_masked_data(linear, mask, side, num_particles):
+    """Over the model: evidence 0 where masked. Over the guide alone: only z is masked, on both sides."""
+    lm, x, model, guide = linear
+    masked_model = poutine.mask(model, mask=mask) if side in ("model", "both") else model
+    masked_guide = poutine.mask(guide, mask=mask) if side in ("guide", "both") else guide
+    result = weigh(masked_model, masked_guide, x, K=num_particles)
+    mask = torch.as_tensor(mask).expand(5)
+    evidence = lm.log_evidence(x)
+    if side == "guide":
+        likelihood_alone = likelihood(lm, result.values["z"]).log_prob(x)
+        assert_close(result.log_weight, torch.where(mask, evidence, likelihood_alone))
+    else:
+        assert_weights(result, torch.where(mask, evidence, ZERO))
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_a_mask_on_the_latent_statement_of_the_model_alone(linear, num_particles):
+    lm, x, _, guide = linear
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=PARTIAL):
+                z = pyro.sample("z", standard_normal(lm))
+            pyro.sample("x", likelihood(lm, z), obs=x)
+
+    result = weigh(model, guide, x, K=num_particles)
+    likelihood_alone = likelihood(lm, result.values["z"]).log_prob(x)
+    assert_close(result.log_weight, torch.where(PARTIAL, lm.log_evidence(x), likelihood_alone))
+    assert_close(result.lw.prior_sites["z"][:, ~PARTIAL], torch.zeros(num_particles, 2, dtype=F64))
+    assert_close(result.lw.guide_sites["z"][:, ~PARTIAL], torch.zeros(num_particles, 2, dtype=F64))
+
+
+def test_different_masks_on_the_two_sides_are_combined(linear):
+    lm, x, model, guide = linear
+    ours = torch.tensor([True, True, False, True, False])
+    result = weigh(poutine.mask(model, mask=PARTIAL), poutine.mask(guide, mask=ours), x)
+    assert_close(result.lw.guide_sites["z"][:, ~(ours & PARTIAL)], torch.zeros(4, 3, dtype=F64))
+    assert_close(result.lw.prior_sites["z"][:, ~(ours & PARTIAL)], torch.zeros(4, 3, dtype=F64))
+    assert_close(result.log_weight[:, PARTIAL & ours], lm.log_evidence(x)[PARTIAL & ours].expand(4, 2))
+
+
+@pytest.mark.parametrize("num_particles", [1, 4, 5])
+def test_masks_change_between_calls(linear, num_particles):
+    """Also after a first call in which all was there, and with NaN under the mask."""
+    lm, x, model, guide = linear
+    pair = Pair(
+        lambda x, mask: poutine.mask(model, mask=mask)(x),
+        lambda x, mask: guide(torch.nan_to_num(x)),
+    )
+    for mask in (PARTIAL | ~PARTIAL, PARTIAL, ~PARTIAL):
+        data = torch.where(mask[:, None], x, torch.nan)
+        result = weigh(None, None, data, mask, pair=pair, K=num_particles)
+        assert_weights(result, torch.where(mask, lm.log_evidence(x), ZERO))
+
+
+def test_a_mask_inside_a_nested_plate():
+    """Missing pixels: evidence of the ones that are there."""
+    num_data, parts, s = 4, 3, 0.6
+    x = randn(num_data, parts)
+    seen = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool()
+
+    def model(x):
+        with pyro.plate("data", num_data, dim=-2):
+            z = pyro.sample("z", dist.Normal(ZERO, 1.0))
+            with pyro.plate("parts", parts, dim=-1), poutine.mask(mask=seen):
+                pyro.sample("x", dist.Normal(z, s), obs=x)
+
+    def guide(x):
+        precision = 1 + seen.to(F64).sum(-1, keepdim=True) / s**2
+        with pyro.plate("data", num_data, dim=-2):
+            mean = torch.where(seen, x, ZERO).sum(-1, keepdim=True) / s**2 / precision
+            pyro.sample("z", dist.Normal(mean, precision**-0.5))
+
+    expected = []
+    for row, mask in zip(x, seen, strict=True):
+        n = int(mask.sum())
+        covariance = 1 + s**2 * torch.eye(n, dtype=F64)
+        zero = torch.zeros(n, dtype=F64)
+        expected.append(dist.MultivariateNormal(zero, covariance).log_prob(row[mask]) if n else ZERO)
+    for data in (x, torch.where(seen, x, torch.nan)):
+        for num_particles in (1, 3, 4):
+            assert_weights(weigh(model, guide, data, K=num_particles), torch.stack(expected))
+
+
+SEEN = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0]]).bool()
+
+
+@pytest.mark.parametrize("fill", [None, 3.0, torch.nan])
+def test_masked_elements_of_an_observed_event(linear, fill):
+    """fn.mask(m).to_event(1) on an observed site: only what is seen counts or is looked at."""
+    lm, x, _, _ = linear
+    data = x if fill is None else torch.where(SEEN, x, torch.as_tensor(fill, dtype=F64))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_normal(lm))
+            mean = z @ lm.weight.T + lm.bias
+            pyro.sample("x", dist.Normal(mean, lm.variance.sqrt()).mask(SEEN).to_event(1), obs=x)
+
+    locs, trils = [], []
+    for row, mask in zip(x, SEEN, strict=True):
+        w = lm.weight[mask]
+        precision = torch.eye(2, dtype=F64) + w.T @ w / lm.variance
+        trils.append(torch.linalg.cholesky(precision.inverse()))
+        locs.append(torch.linalg.solve(precision, w.T @ (row - lm.bias)[mask] / lm.variance))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(torch.stack(locs), scale_tril=torch.stack(trils)))
+
+    expected = []
+    for row, mask in zip(x, SEEN, strict=True):
+        n, w = int(mask.sum()), lm.weight[mask]
+        covariance = w @ w.T + lm.variance * torch.eye(n, dtype=F64)
+        expected.append(dist.MultivariateNormal(lm.bias[mask], covariance).log_prob(row[mask]) if n else ZERO)
+    assert_weights(weigh(model, guide, data), torch.stack(expected))
+
+
+def test_masked_elements_may_lie_outside_the_support():
+    """Missing pixels coded as -1 under a masked Bernoulli."""
+    x = torch.where(SEEN, (randn(5, 3) > 0).to(F64), tensor(-1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z).mask(SEEN).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1))
+
+    result = weigh(model, guide, x)
+    log_p = torch.nn.functional.logsigmoid(torch.where(x == 1, 1.0, -1.0) * result.values["z"])
+    assert_close(result.log_weight, torch.where(SEEN, log_p, ZERO).sum(-1))
+
+
+EVENT = torch.tensor([[True, False]] * 5)
+ROWS = torch.stack([PARTIAL, PARTIAL], -1)
+
+
+def event_masked(lm, model_mask, guide_mask, loc):
+    def masked(fn, mask):
+        return (fn if mask is None else fn.mask(mask)).to_event(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", masked(dist.Normal(torch.zeros(5, 2, dtype=F64), 1.0), model_mask))
+            pyro.sample("x", likelihood(lm, z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", masked(dist.Normal(loc, 0.5), guide_mask))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("num_particles", [1, 4, 5])
+def test_the_same_mask_inside_a_latent_event_on_both_sides(linear, num_particles):
+    lm, x, _, _ = linear
+    loc = lm.posterior(x).loc
+    result = weigh(*event_masked(lm, EVENT, EVENT, loc), x, K=num_particles)
+    z = result.values["z"]
+    assert_close(result.lw.log_prior, normal(z[..., 0], 0.0, 1.0))
+    assert_close(result.lw.log_guide, normal(z[..., 0], loc[:, 0], 0.5))
+
+
+@pytest.mark.parametrize("sides", [(EVENT, None), (None, EVENT), (EVENT, ~EVENT)])
+def test_a_mask_inside_a_latent_event_on_one_side_is_refused(linear, sides):
+    lm, x, _, _ = linear
+    with pytest.raises(MaskError, match="'z' is masked inside its event"):
+        weigh(*event_masked(lm, *sides, lm.posterior(x).loc), x)
+
+
+@pytest.mark.parametrize("sides", [(ROWS, None), (None, ROWS), (ROWS, ROWS)])
+def test_a_mask_that_is_constant_over_the_event_is_carried_over(linear, sides):
+    lm, x, _, _ = linear
+    loc = lm.posterior(x).loc
+    result = weigh(*event_masked(lm, *sides, loc), x)
+    z = result.values["z"]
+    ratio = (normal(z, 0.0, 1.0) - normal(z, loc, 0.5)).sum(-1)
+    expected = torch.where(PARTIAL, ratio, ZERO) + likelihood(lm, z).log_prob(x)
+    assert_close(result.log_weight, expected)
+
+
+def test_a_mask_on_a_hierarchy():
+    """The lower of two latents masked by the model alone."""
+    x = randn(5)
+
+    def model(x):
+        with pyro.plate("data", 5):
+            z2 = pyro.sample("z2", dist.Normal(ZERO, 1.0))
+            with poutine.mask(mask=PARTIAL):
+                z1 = pyro.sample("z1", dist.Normal(z2, 0.5))
+                pyro.sample("x", dist.Normal(z1, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 5):
+            z2 = pyro.sample("z2", dist.Normal(x, 0.8))
+            pyro.sample("z1", dist.Normal(z2 + x, 0.9))
+
+    result = weigh(model, guide, x)
+    z1, z2 = result.values["z1"], result.values["z2"]
+    masked = normal(z1, z2, 0.5) + normal(x, z1, 1.0) - normal(z1, z2 + x, 0.9)
+    assert_close(
+        result.log_weight, normal(z2, 0.0, 1.0) - normal(z2, x, 0.8) + torch.where(PARTIAL, masked, ZERO)
+    )
+
+
+def test_a_mask_that_depends_on_the_particle():
+    """A gate drawn by the guide masks a likelihood."""
+    x = randn(5)
+
+    def model(x):
+        with pyro.plate("data", 5):
+            z = pyro.sample("z", dist.Normal(ZERO, 1.0))
+            with poutine.mask(mask=z > 0):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 5):
+            pyro.sample("z", dist.Normal(ZERO, 1.0))
+
+    result = weigh(model, guide, x, K=6)
+    z = result.values["z"]
+    assert_close(result.log_weight, torch.where(z > 0, normal(x, z, 1.0), ZERO))
+
+
+@pytest.mark.parametrize("masked_side", ["model", "guide"])
+def test_masks_under_an_autoguide(masked_side):
+    """The draw of an AutoNormal, named differently, is masked with its latent."""
+    x = randn(5)
+
+    def plain(x):
+        with pyro.plate("data", 5):
+            z = pyro.sample("z", dist.Gamma(tensor(2.0), tensor(1.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    masked = poutine.mask(plain, mask=PARTIAL)
+    auto = pyro.infer.autoguide.AutoNormal(masked if masked_side == "guide" else plain, init_scale=0.5)
+    auto(x)
+    result = weigh(masked, auto, x)
+    assert_close(result.log_weight[:, ~PARTIAL], torch.zeros(4, 2, dtype=F64))
+    z = result.values["z"]
+    loc, scale = auto.locs.z.detach(), auto.scales.z.detach()
+    log_q = normal(z.log(), loc, scale) - z.log()
+    log_p = normal(x, z, 1.0) + z.log() - z
+    assert_close(result.log_weight[:, PARTIAL], (log_p - log_q)[:, PARTIAL], atol=1e-6)
+
+
+def test_masks_under_auto_diagonal_normal():
+    x = randn(5)
+
+    def plain(x):
+        with pyro.plate("data", 5):
+            z = pyro.sample("z", dist.Gamma(tensor(2.0), tensor(1.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    auto = pyro.infer.autoguide.AutoDiagonalNormal(plain, init_scale=0.5)
+    auto(x)
+    result = weigh(poutine.mask(plain, mask=PARTIAL), auto, x)
+    assert_close(result.log_weight[:, ~PARTIAL], torch.zeros(4, 2, dtype=F64))
+
+
+@pytest.mark.parametrize("side", ["model", "both"])
+@pytest.mark.parametrize("with_continuous", [False, True])
+def test_a_masked_datum_with_an_enumerated_site_has_evidence_zero(side, with_continuous):
+    x = randn(5)
+    p = tensor([0.2, 0.5, 0.3])
+
+    def model(x):
+        with pyro.plate("data", 5):
+            k = pyro.sample("k", dist.Categorical(p))
+            z = pyro.sample("z", dist.Normal(ZERO, 1.0)) if with_continuous else 0.0
+            pyro.sample("x", dist.Normal(k.to(F64) + z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 5):
+            pyro.sample("k", dist.Categorical(p.flip(0)), infer={"enumerate": "parallel"})
+            if with_continuous:
+                pyro.sample("z", dist.Normal(x, 0.5))
+
+    masked_guide = poutine.mask(guide, mask=PARTIAL) if side == "both" else guide
+    result = weigh(poutine.mask(model, mask=PARTIAL), masked_guide, x)
+    zero = torch.zeros(4, 2, dtype=F64)
+    assert_close(result.log_weight[:, ~PARTIAL], zero)
+    assert_close(result.elbo[:, ~PARTIAL], zero)
+    plain = weigh(model, guide, x)
+    assert_close(result.log_weight[:, PARTIAL], plain.log_weight[:, PARTIAL])
+    assert_close(result.elbo[:, PARTIAL], plain.elbo[:, PARTIAL])
+
+
+def test_a_masked_datum_with_a_site_enumerated_in_the_model_has_evidence_zero():
+    x = randn(5)
+    p = tensor([0.2, 0.5, 0.3])
+
+    def model(x):
+        with pyro.plate("data", 5):
+            k = pyro.sample("k", dist.Categorical(p), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(k.to(F64), 1.0), obs=x)
+
+    result = weigh(poutine.mask(model, mask=PARTIAL), lambda x: None, x)
+    table = torch.stack([p[k].log() + normal(x, float(k), 1.0) for k in range(3)]).logsumexp(0)
+    assert_weights(result, torch.where(PARTIAL, table, ZERO))
+
+
+def test_a_mask_is_seen_by_the_vectorised_execution(linear):
+    """`cat` with an argument of B rows: no leading axis; the mask must still be read."""
+    x, y = randn(5), randn(5, 2)
+    weight = randn(3)
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(tensor([0.0]), 1.0).to_event(1))
+            with poutine.mask(mask=PARTIAL):
+                pyro.sample("x", dist.Normal(torch.cat([z, y], -1) @ weight, 0.5), obs=x)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)), poutine.mask(mask=PARTIAL.roll(1)):
+            pyro.sample("z", dist.Normal(x[:, None], 0.5).to_event(1))
+
+    result = weigh(model, guide, x, y)
+    assert result.executions[1] != "leading"
+    z = result.values["z"][..., 0]
+    log_p = normal(x, z * weight[0] + y @ weight[1:], 0.5)
+    ratio = normal(z, 0.0, 1.0) - normal(z, x, 0.5)
+    expected = torch.where(PARTIAL, log_p, ZERO) + torch.where(PARTIAL.roll(1), ratio, ZERO)
+    assert_close(result.log_weight, expected)
