@@ -1,0 +1,115 @@
+"""Importance sampling with the guide as it is: the IWAE-K estimate, per datum and with its error."""
+
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError, UnreliableEvidenceWarning
+from ..estimates import Evidence
+from ..kernel import GUIDE, INFER, Call, Pair
+from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_k_threshold, pareto_smooth
+
+
+class ImportanceSampling:
+    r"""log p(x) by importance sampling from the guide as it is.
+
+        log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k given x),   z_k ~ q(z given x)
+
+    A lower bound in expectation, tight as K grows (Burda, Grosse and Salakhutdinov, 2016,
+    https://arxiv.org/abs/1509.00519). With an amortized guide it is often more than a nat short at any K that people
+    pay for, and its Monte Carlo error does not show it: `AdaptiveImportanceSampling` is the better default.
+
+    :param model: any Pyro model whose data lie in one plate.
+    :param guide: its guide, with the same latent sites.
+    :param num_particles: K, weights per datum.
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
+        whole call one datum.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param check_support: raise on observations outside the support of their likelihood.
+
+    Called with the model's own arguments; returns `Evidence` for the B data of the call. Memory does not grow with K, but
+    for (K, B) numbers.
+
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch.
+    :raises OptionError: for `num_particles` below 1.
+
+    Example::
+
+        evidence = pv.ImportanceSampling(model, guide, num_particles=5000)(x)
+        print(evidence)
+        evidence.log_evidence       # (B,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        num_particles: int = 5000,
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        self.num_particles = checked_count("num_particles", num_particles)
+        self.seed = seed
+        self._pair = Pair(
+            model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support
+        )
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
+        with self._pair.open(args, kwargs, self.seed) as call:
+            log_weight, elbo = call.log_weights(self.num_particles, GUIDE)
+            evidence = summarise(call, log_weight, elbo)
+        warn_if_unreliable(evidence, "use AdaptiveImportanceSampling, which fits the proposal to each datum first")
+        return evidence
+
+
+def checked_count(name: str, value: int, lowest: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise OptionError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+    return value
+
+
+def summarise(call: Call, log_weight: Tensor, elbo: Tensor) -> Evidence:
+    """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record."""
+    smoothed, pareto_k = pareto_smooth(log_weight)
+    return Evidence(
+        log_evidence=log_mean_exp(log_weight, 0),
+        std_error=log_mean_exp_std_error(log_weight),
+        elbo=elbo.mean(0),
+        elbo_std_error=mean_std_error(elbo),
+        ess=effective_sample_size(log_weight),
+        pareto_k=pareto_k,
+        smoothed=log_mean_exp(smoothed, 0),
+        bound="lower",
+        num_particles=len(log_weight),
+        cost=call.cost,
+        index=call.index,
+        stripped_scales=call.structure.stripped_scales,
+        support_checked=call.check_support,
+    )
+
+
+def mean_std_error(terms: Tensor) -> Tensor:
+    """Monte Carlo error of the mean over K terms, (K, B) to (B,); nan for K = 1."""
+    if len(terms) == 1:
+        return torch.full_like(terms[0], torch.nan)
+    return terms.std(0) / len(terms) ** 0.5
+
+
+def warn_if_unreliable(evidence: Evidence, remedy: str) -> None:
+    if count := int(evidence.unreliable.sum()):
+        warnings.warn(
+            f"the weights of {count} of {len(evidence)} data have a Pareto k above "
+            f"{pareto_k_threshold(evidence.num_particles):.2f}: their log p(x) is likely too low, by more than the stated "
+            f"error. Raise num_particles, or {remedy}",
+            UnreliableEvidenceWarning,
+            stacklevel=3,
+        )

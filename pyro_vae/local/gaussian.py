@@ -1,0 +1,163 @@
+"""A full-covariance Gaussian fitted to each datum's posterior, and log-weights drawn from it with a share of the prior.
+
+The curvature costs nothing beyond the gradients of the fit: near its centre m a log joint has gradients
+g(u) ~ c - H (u - m), so a regression of the gradients on the points where they were taken gives the precision H averaged
+over the proposal, and its maximum is the next centre. No Hessian, no learning rate.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernel import FIT, NOISE_BLOCK, PROPOSAL
+from .space import LatentSpace
+
+PRIOR_BLOCK = 10  # the prior's draws run the decoder as they are drawn, so their noise blocks are small
+PRIOR_SHARE = 0.02  # bounds the weights by max likelihood / share
+FADE = 0.95  # weight of a gradient per round of age
+RIDGE, ANCHOR_RIDGE = 1.0, 2.0  # pseudo-gradients behind the anchor, and behind the starting precision within it
+PRECISION_RANGE = (0.2, 5.0)  # factor by which a precision may change in one round
+
+
+@dataclass(frozen=True)
+class GaussianProposal:
+    """N(loc, tril tril') per datum over the unconstrained latents; `loc` (B, D), `tril` (B, D, D)."""
+
+    loc: Tensor
+    tril: Tensor
+
+    def whitened(self, u: Tensor) -> Tensor:
+        """(K, B, D) to standard coordinates, (B, D, K)."""
+        return torch.linalg.solve_triangular(self.tril, (u - self.loc).permute(1, 2, 0), upper=False)
+
+    def coloured(self, noise: Tensor) -> Tensor:
+        """(B, D, K) standard coordinates to u, (K, B, D)."""
+        return (self.loc.unsqueeze(-1) + self.tril @ noise).permute(2, 0, 1)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """(K, B)."""
+        log_det = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
+        return -0.5 * self.whitened(u).square().sum(1).T - log_det
+
+    def widened(self, factor: float) -> "GaussianProposal":
+        return GaussianProposal(self.loc, self.tril * factor)
+
+
+def num_gradients_for(num_particles: int, dim: int) -> int:
+    """Enough to see a full covariance of `dim` latents; beyond 40 + 5 `dim` more gradients gained nothing."""
+    return max(20 + 2 * dim, min(round(0.35 * num_particles), 40 + 5 * dim))
+
+
+def fit_gaussian(space: LatentSpace, loc: Tensor, scale: Tensor, num_gradients: int) -> GaussianProposal:
+    """Fit from the start N(loc, scale^2), (B, D) each: half of the gradients in antithetic pairs, half in a last batch."""
+    proposal = GaussianProposal(loc, torch.diag_embed(scale))
+    last = num_gradients // 2
+    pair = 2 * max(1, round((num_gradients - last) / 120))
+    sizes = [pair] * ((num_gradients - last) // pair) + [last + (num_gradients - last) % pair]
+    points = gradients = ages = None
+    for round_, size in enumerate(sizes):
+        space.call.set_noise(FIT, round_)
+        noise = torch.randn(*loc.shape, (size + 1) // 2, dtype=loc.dtype, device=loc.device)
+        u = proposal.coloured(torch.cat([noise, -noise], -1)[..., :size])
+        g = gradient_of(space, u)
+        age = torch.full((size,), float(round_), dtype=loc.dtype, device=loc.device)
+        points = u if points is None else torch.cat([points, u])
+        gradients = g if gradients is None else torch.cat([gradients, g])
+        ages = age if ages is None else torch.cat([ages, age])
+        proposal = newton_step(proposal, points, gradients, FADE ** (round_ - ages), scale)
+    return proposal
+
+
+def gradient_of(space: LatentSpace, u: Tensor) -> Tensor:
+    """Gradient of log p(x, u) for each particle, (K, B, D), in pieces of bounded memory; nan where it is not finite."""
+    parts = []
+    for first, length in space.call.chunks(len(u)):
+        with torch.enable_grad():
+            piece = u[first : first + length].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(space.log_joint(piece).sum(), piece)
+        parts.append(gradient)
+    return torch.cat(parts)
+
+
+def newton_step(
+    proposal: GaussianProposal, points: Tensor, gradients: Tensor, weights: Tensor, start_scale: Tensor
+) -> GaussianProposal:
+    """Regress gradients on points, (K, B, D) each, and move to the Gaussian that explains them.
+
+    In coordinates whitened by the present proposal: minimise sum_k w_k |v_k - c + H u_k|^2 + ridge |H - anchor|^2 over
+    symmetric H. The anchor is diagonal, from a regression per coordinate; without one the fit can diverge.
+    """
+    dim = proposal.loc.shape[-1]
+    usable = gradients.isfinite().all(-1).T.unsqueeze(1)  # (B, 1, K)
+    z = (points - proposal.loc).permute(1, 2, 0)  # (B, D, K)
+    g = torch.where(usable, gradients.permute(1, 2, 0), torch.zeros_like(z))
+    u, v = proposal.whitened(points), proposal.tril.mT @ g
+    far = (u.square().mean(1, keepdim=True) - 1).clamp(min=0)  # gradients far from the present proposal count little
+    w = weights * usable / (1 + far) ** 2
+    total = w.sum(-1, keepdim=True).clamp(min=1e-6)
+
+    def centred(a: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (a * w).sum(-1, keepdim=True) / total
+        return mean, a - mean
+
+    (_, z), (_, g), (u_mean, u), (v_mean, v) = centred(z), centred(g), centred(u), centred(v)
+    start_variance = start_scale.square()
+    ratio = (ANCHOR_RIDGE - (w * g * z).sum(-1)) / ((w * z * z).sum(-1) / start_variance + ANCHOR_RIDGE)
+    anchor = (proposal.tril.mT * (ratio.clamp(0.01, 100) / start_variance).unsqueeze(1)) @ proposal.tril
+    # The normal equations of a symmetric H are a Lyapunov equation, H A + A H = R + R'.
+    second_moment = (u * w) @ u.mT + RIDGE * torch.eye(dim, dtype=u.dtype, device=u.device)
+    right = RIDGE * anchor - (v * w) @ u.mT
+    a, basis = torch.linalg.eigh(second_moment)
+    rotated = basis.mT @ (right + right.mT) @ basis
+    precision = basis @ (rotated / (a.unsqueeze(-1) + a.unsqueeze(-2))) @ basis.mT
+    factors, axes = torch.linalg.eigh(0.5 * (precision + precision.mT))
+    factors = factors.clamp(*PRECISION_RANGE)
+    step = axes @ ((axes.mT @ v_mean) / factors.unsqueeze(-1)) + u_mean
+    longest = max(0.5 * math.sqrt(dim), 2.5)
+    step = step * (longest / step.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+    upper = torch.linalg.qr((proposal.tril @ (axes * factors.rsqrt().unsqueeze(-2))).mT)[1]
+    signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(u.dtype)
+    loc = proposal.loc + (proposal.tril @ step).squeeze(-1)
+    tril = upper.mT * signs.unsqueeze(-2)
+    good = loc.isfinite().all(-1) & tril.isfinite().all(-1).all(-1)
+    return GaussianProposal(
+        torch.where(good.unsqueeze(-1), loc, proposal.loc), torch.where(good.reshape(-1, 1, 1), tril, proposal.tril)
+    )
+
+
+def proposal_log_weights(space: LatentSpace, proposal: GaussianProposal, num_particles: int) -> Tensor:
+    """(K, B) log-weights from the proposal, widened by 1 + 0.35 / sqrt(D), and a share of the prior.
+
+    How many draws each part gets is fixed; each is weighed by the whole mixture, so their mean is unbiased for p(x).
+    """
+    proposal = proposal.widened(1 + 0.35 / math.sqrt(space.dim))
+    num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
+    num_fitted = num_particles - num_prior
+    parts = []
+
+    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> None:
+        log_fitted = proposal.log_prob(u) + math.log(num_fitted / num_particles)
+        log_mixture = log_fitted
+        if num_prior:
+            log_mixture = torch.logaddexp(log_fitted, log_prior + math.log(num_prior / num_particles))
+        parts.append(log_joint - log_mixture)
+
+    for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
+        size = min(NOISE_BLOCK, num_fitted - start)
+        space.call.set_noise(PROPOSAL, block)
+        noise = torch.randn(*proposal.loc.shape, size, dtype=proposal.loc.dtype, device=proposal.loc.device)
+        u = proposal.coloured(noise)
+        for first, length in space.call.chunks(size):
+            piece = u[first : first + length]
+            values, log_det = space.unpack(piece)
+            weigh(piece, *space.densities(space.call.score(values, length), piece, log_det))
+    for block, start in enumerate(range(0, num_prior, PRIOR_BLOCK), start=num_fitted):
+        size = min(PRIOR_BLOCK, num_prior - start)
+        space.call.set_noise(PROPOSAL, block)
+        u, log_joint, log_prior = space.draw_prior(size)
+        weigh(u, log_joint, log_prior)
+    log_weight = torch.cat(parts)
+    space.call.check_finite(log_weight)
+    return log_weight

@@ -1,0 +1,154 @@
+"""All continuous latents of a datum as one unconstrained vector u of D numbers, and the log joint as a function of it."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
+
+from ..errors import LocalFitError
+from ..kernel import Call, LogWeights, Record, reduce_to_datum
+
+REMEDY = "Use ImportanceSampling, which needs no fit"
+
+
+class LatentSpace:
+    """The bijection between latent values by site, (K, *plates, *event), and vectors u, (K, B, D).
+
+    A masked latent enters no density. It is given a standard normal one here, which integrates to one and so leaves p(x)
+    alone, but keeps the space proper.
+
+    :ivar dim: D.
+    :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site, for
+        a support that depends on another latent.
+    """
+
+    def __init__(self, call: Call, guide: Record, model: Record) -> None:
+        """`guide` is any draw of the guide and `model` what the model did with it; they carry the masks."""
+        self.call, self.layout = call, call.layout
+        self._guide = call.first_particle(guide)
+        values = call.latent_values(guide)
+        self._transforms = find_transforms(call)
+        self._shapes: dict[str, torch.Size] = {}
+        for name, value in values.items():
+            width = self.layout.num_plates + self.layout.event_dims[name]
+            if value.ndim != width + 1:
+                raise LocalFitError(f"the latent site '{name}' depends on an enumerated site. {REMEDY}")
+            self._shapes[name] = self._transforms[name].inv(value).shape[1:]
+        self.dim = sum(shape.numel() for shape in self._shapes.values()) // self.layout.batch_size
+        self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
+
+    def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Values by site to (u, log |d values / d u|), shapes (K, B, D) and (K, B)."""
+        vectors, log_det = [], torch.zeros((), device=self.call.device)
+        for name in self._shapes:
+            u = self._transforms[name].inv(values[name])
+            log_det = log_det + self._log_det(name, u, values[name])
+            vectors.append(self._flat(u))
+        return torch.cat(vectors, -1), log_det
+
+    def unpack(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The inverse of `pack`, with the same log-Jacobian."""
+        values, log_det, start = {}, torch.zeros((), device=self.call.device), 0
+        for name, shape in self._shapes.items():
+            size = shape.numel() // self.layout.batch_size
+            part = self._unflat(u[..., start : start + size], shape)
+            values[name] = self._transforms[name](part)
+            log_det = log_det + self._log_det(name, part, values[name])
+            start += size
+        return values, log_det
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """log p(x, u), shape (K, B), the Jacobian included."""
+        values, log_det = self.unpack(u)
+        log_joint, _ = self.densities(self.call.score(values, len(u)), u, log_det)
+        return log_joint
+
+    def draw_prior(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor]:
+        """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""
+        model = self.call.draw_prior(num_particles)
+        u, log_det = self.pack({name: model[name].value for name in self._shapes})
+        if self.masked is not None:
+            u = torch.where(self.masked, torch.randn_like(u), u)
+        return u, *self.densities(model, u, log_det)
+
+    def densities(self, model: Record, u: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        """(log p(x, u), log p(u)), shape (K, B) each, from what the model did at u."""
+        weights = self.call.weigh(self._guide, model, len(u))
+        log_prior = log_det + sum(weights.prior_sites[name] for name in self._shapes)
+        log_joint = weights.log_joint + log_det
+        if self.masked is not None:
+            filler = -0.5 * (u.square() + math.log(2 * math.pi))
+            filler = torch.where(self.masked, filler, torch.zeros_like(filler)).sum(-1)
+            log_joint, log_prior = log_joint + filler, log_prior + filler
+        return log_joint, log_prior
+
+    def _masked_dims(self, weights: LogWeights) -> Tensor | None:
+        """(B, D), true where a latent is masked on either side, or `None`."""
+        masks = {name: weights.joint_mask(name) for name in self._shapes}
+        if all(mask is None for mask in masks.values()):
+            return None
+        flags = []
+        for name, shape in self._shapes.items():
+            kept = masks[name]
+            masked = torch.zeros(1, dtype=torch.bool, device=self.call.device) if kept is None else ~kept
+            if bool((masked != masked[:1]).any()):
+                raise LocalFitError(f"the mask of the latent site '{name}' depends on drawn values. {REMEDY}")
+            if kept is not None and self._transforms[name] != identity_transform:
+                raise LocalFitError(f"the latent site '{name}' is masked and constrained. {REMEDY}")
+            event_dim = len(shape) - self.layout.num_plates
+            masked = masked[:1].reshape((1,) * (self.layout.num_plates + 1 - masked.ndim) + masked[:1].shape)
+            flags.append(self._flat(masked.reshape(masked.shape + (1,) * event_dim).expand(1, *shape)))
+        return torch.cat(flags, -1)[0]
+
+    def _flat(self, u: Tensor) -> Tensor:
+        if self.layout.datum_dim is None:
+            return u.reshape(len(u), 1, -1)
+        return u.movedim(1 + self.layout.num_plates + self.layout.datum_dim, 1).flatten(2)
+
+    def _unflat(self, part: Tensor, shape: torch.Size) -> Tensor:
+        if self.layout.datum_dim is None:
+            return part.reshape(len(part), *shape)
+        axis = self.layout.num_plates + self.layout.datum_dim
+        moved = torch.Size((shape[axis], *shape[:axis], *shape[axis + 1 :]))
+        return part.reshape(len(part), *moved).movedim(1, 1 + axis)
+
+    def _log_det(self, name: str, u: Tensor, value: Tensor) -> Tensor:
+        transform = self._transforms[name]
+        if transform == identity_transform:
+            return torch.zeros((), dtype=u.dtype, device=u.device)
+        log_det = transform.log_abs_det_jacobian(u, value)
+        extra = log_det.ndim - 1 - self.layout.num_plates
+        return reduce_to_datum(log_det.flatten(-extra).sum(-1) if extra else log_det, self.layout)
+
+
+def find_transforms(call: Call) -> dict[str, Transform]:
+    """The bijection of each latent site, from plain runs of the model under its prior."""
+    call.cost += 1
+    sites = call.model.run()
+    transforms = {}
+    for name in call.structure.latents:
+        support = sites[name].fn.support
+        if support.is_discrete:
+            raise LocalFitError(f"the latent site '{name}' is discrete: enumerate it, or {REMEDY[0].lower()}{REMEDY[1:]}")
+        transforms[name] = bijection(support)
+    if all(transform == identity_transform for transform in transforms.values()):
+        return transforms
+    call.cost += 1
+    again = call.model.run()
+    for name, transform in transforms.items():
+        u = transform.inv(sites[name].value)
+        if not torch.allclose(transform(u), bijection(again[name].fn.support)(u)):
+            raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")
+    return transforms
+
+
+def bijection(support: Constraint) -> Transform:
+    """`biject_to`, with the identity recognised under the wrappers that `to_event` leaves."""
+    transform = inner = biject_to(support)
+    while isinstance(inner, IndependentTransform):
+        inner = inner.base_transform
+    return identity_transform if inner == identity_transform else transform
