@@ -1,12 +1,15 @@
 """Any estimator over a whole data set."""
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from .errors import EmptyBatchError
+from .errors import ConvergenceWarning, EmptyBatchError, UnreliableEvidenceWarning
+from .estimates import warn_about
 from .kernel import batch_noise, kept_random_state
 
 
@@ -43,13 +46,21 @@ def evaluate(
     """
     results = []
     for number, batch in enumerate(tqdm(loader, desc=type(estimator).__name__, unit="batch", disable=not progress)):
-        with batch_noise(number):
-            if seed is None:
-                results.append(estimator(*args(batch)))
-                continue
-            with kept_random_state():
+        with batch_noise(number), quiet(), kept_random_state() if seed is not None else nullcontext():
+            if seed is not None:
                 torch.manual_seed(seed)
-                results.append(estimator(*args(batch)))
+            results.append(estimator(*args(batch)))
     if not results:
         raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
-    return type(results[0]).cat(results)
+    joined = type(results[0]).cat(results)
+    warn_about(joined, stacklevel=2)
+    return joined
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the warnings about single batches; the joined record speaks for all."""
+    with warnings.catch_warnings():
+        for category in (UnreliableEvidenceWarning, ConvergenceWarning):
+            warnings.simplefilter("ignore", category)
+        yield

@@ -1,15 +1,14 @@
 """The split of log p(x) - ELBO into what the encoder and what the family leaves behind."""
 
-import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 
-from .errors import ConvergenceWarning, SubsamplingError
-from .estimates import Evidence, Gaps
+from .errors import SubsamplingError
+from .estimates import Evidence, Gaps, warn_about
 from .evidence.adaptive import fitted_log_weights
-from .evidence.importance import checked_count, mean_std_error, summarise, warn_if_unreliable
+from .evidence.importance import checked_count, mean_std_error, summarise
 from .kernel import GUIDE, INFER, Call, Pair
 from .local import fit_offsets
 
@@ -68,9 +67,7 @@ class InferenceGaps:
         self.num_particles = checked_count("num_particles", num_particles, lowest=2)
         self.num_steps = checked_count("num_steps", num_steps)
         self.seed = seed
-        self._pair = Pair(
-            model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support
-        )
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
         self._estimator = None if evidence is None else evidence(model, guide)
 
     @torch.no_grad()
@@ -79,19 +76,14 @@ class InferenceGaps:
             offsets = fit_offsets(call, num_steps=self.num_steps)
             _, bound = call.log_weights(self.num_particles, GUIDE)
             _, optimal = call.log_weights(self.num_particles, GUIDE, adjust=offsets.adjust)
-            cost = call.cost
-            evidence = self._fitted_evidence(call) if self._estimator is None else self._estimator(*args, **kwargs)
+            if self._estimator is None:
+                evidence = summarise(call, *fitted_log_weights(call, self.num_particles, None))
+                cost = evidence.cost  # of the whole call so far
+            else:
+                evidence = self._estimator(*args, **kwargs)
+                cost = call.cost + evidence.cost
         check_same_data(call, evidence)
-        cost += evidence.cost - (cost if self._estimator is None else 0)
-        if not bool(offsets.converged.all()):
-            warnings.warn(
-                f"the optimum q* of {int((~offsets.converged).sum())} of {len(offsets.converged)} data had not settled: "
-                "their amortization gap is too small and their approximation gap too large. Raise num_steps",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        warn_if_unreliable(evidence, "look at these data with annealed importance sampling")
-        return Gaps(
+        gaps = Gaps(
             elbo=bound.mean(0),
             optimal_elbo=optimal.mean(0),
             log_evidence=evidence.log_evidence,
@@ -111,10 +103,8 @@ class InferenceGaps:
             num_particles=self.num_particles,
             cost=cost,
         )
-
-    def _fitted_evidence(self, call: Call) -> Evidence:
-        elbo, log_weight = fitted_log_weights(call, self.num_particles, None)
-        return summarise(call, log_weight, elbo)
+        warn_about(gaps, stacklevel=3)  # past torch.no_grad, to the caller
+        return gaps
 
 
 def check_same_data(call: Call, evidence: Evidence) -> None:

@@ -1,25 +1,39 @@
-"""Data and latents drawn from the user's own model."""
+"""Data drawn from the user's own model, and the user's data as the model gives them back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .kernel import INFER, simulate_sites
+from .kernel import INFER, reconstruct_sites, simulate_sites
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """One joint draw from a model.
+    """One joint draw from a model. B data, event shapes X and D.
 
     :ivar observed: drawn values of the observed sites by name, (B, X).
     :ivar latents: the latent values behind them by name, (B, D): exact draws from the posterior given `observed`.
+    :ivar means: the mean of the likelihood at those latents by observed site, (B, X), where it has one.
     """
 
     observed: dict[str, Tensor]
     latents: dict[str, Tensor]
+    means: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Data and what the model makes of one posterior draw for each. B data, event shape X.
+
+    :ivar observed: the data by observed site, (B, X).
+    :ivar means: the mean of the likelihood at one draw of the guide, (B, X), where it has one.
+    """
+
+    observed: dict[str, Tensor]
+    means: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -35,14 +49,50 @@ def simulate(
     :param seed: fixes the draw and leaves the caller's random state alone.
     :param datum_plate: as everywhere; needed where two plates are common to all sites.
 
-    :returns: a `Simulation` with `.observed` and `.latents`.
+    :returns: a `Simulation` with `.observed`, `.latents` and `.means`.
 
     Example::
 
-        sim = pv.simulate(vae.model, torch.zeros(1000, 64), seed=0)
+        sim = pv.simulate(model, torch.zeros(1000, 64), seed=0)
         sim.observed["obs"]     # (1000, 64)
     """
     sites = simulate_sites(model, args, kwargs, datum_plate=datum_plate, seed=seed)
-    observed = {n: s.value for n, s in sites.items() if s.is_observed and not s.is_factor}
     latents = {n: s.value for n, s in sites.items() if not s.is_observed}
-    return Simulation(observed=observed, latents=latents)
+    return Simulation(observed=observed_in(sites), latents=latents, means=means_in(sites))
+
+
+@torch.no_grad()
+def reconstruct(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    seed: int | None = None,
+    datum_plate: str | None = INFER,
+    **kwargs: Any,
+) -> Reconstruction:
+    """Encode, draw once, decode: the mean of the likelihood at one draw of the guide per datum.
+
+    :param model: a Pyro model.
+    :param guide: its guide.
+    :param args: the model's arguments.
+    :param seed: fixes the draw and leaves the caller's random state alone.
+    :param datum_plate: as everywhere; needed where two plates are common to all sites.
+
+    :returns: a `Reconstruction` with `.observed` and `.means`.
+    """
+    sites = reconstruct_sites(model, guide, args, kwargs, datum_plate=datum_plate, seed=seed)
+    return Reconstruction(observed=observed_in(sites), means=means_in(sites))
+
+
+def observed_in(sites: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {n: s.value for n, s in sites.items() if s.is_observed and not s.is_factor}
+
+
+def means_in(sites: Mapping[str, Any]) -> dict[str, Tensor]:
+    means = {}
+    for name in observed_in(sites):
+        try:
+            means[name] = sites[name].fn.mean
+        except NotImplementedError:
+            continue  # a Cauchy, a flow
+    return means

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..estimates import Evidence
+from ..estimates import Evidence, warn_about
 from ..kernel import GUIDE, INFER, Call, Pair
 from ..local import LatentSpace, fit_gaussian, num_gradients_for, proposal_log_weights
-from .importance import checked_count, summarise, warn_if_unreliable
+from .importance import checked_count, summarise
 
 ELBO_PARTICLES = 20
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
@@ -69,21 +69,18 @@ class AdaptiveImportanceSampling:
         self.num_particles = checked_count("num_particles", num_particles)
         self.num_gradients = None if num_gradients is None else checked_count("num_gradients", num_gradients, lowest=2)
         self.seed = seed
-        self._pair = Pair(
-            model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support
-        )
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
-            elbo, log_weight = fitted_log_weights(call, self.num_particles, self.num_gradients)
-            evidence = summarise(call, log_weight, elbo)
-        warn_if_unreliable(evidence, "look at these data with annealed importance sampling")
+            evidence = summarise(call, *fitted_log_weights(call, self.num_particles, self.num_gradients))
+        warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
 
 
 def fitted_log_weights(call: Call, num_particles: int, num_gradients: int | None) -> tuple[Tensor, Tensor]:
-    """(ELBO terms of the guide, (K', B); log-weights of the fitted proposals, (K, B))."""
+    """(Log-weights of the fitted proposals, (K, B); ELBO terms of the guide, (K', B))."""
     call.set_noise(GUIDE, 0)
     guide = call.draw(ELBO_PARTICLES)
     model = call.score(call.latent_values(guide), ELBO_PARTICLES)
@@ -92,7 +89,5 @@ def fitted_log_weights(call: Call, num_particles: int, num_gradients: int | None
     space = LatentSpace(call, guide, model)
     call.set_noise(GUIDE, 1)
     u, _ = space.pack(call.latent_values(call.draw(START_PARTICLES)))
-    proposal = fit_gaussian(
-        space, u.mean(0), u.std(0), num_gradients or num_gradients_for(num_particles, space.dim)
-    )
-    return elbo, proposal_log_weights(space, proposal, num_particles)
+    proposal = fit_gaussian(space, u.mean(0), u.std(0), num_gradients or num_gradients_for(num_particles, space.dim))
+    return proposal_log_weights(space, proposal, num_particles), elbo

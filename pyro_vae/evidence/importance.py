@@ -1,16 +1,15 @@
 """Importance sampling with the guide as it is: the IWAE-K estimate, per datum and with its error."""
 
-import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, UnreliableEvidenceWarning
-from ..estimates import Evidence
+from ..errors import OptionError
+from ..estimates import Evidence, warn_about
 from ..kernel import GUIDE, INFER, Call, Pair
-from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_k_threshold, pareto_smooth
+from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 
 
 class ImportanceSampling:
@@ -58,16 +57,14 @@ class ImportanceSampling:
     ) -> None:
         self.num_particles = checked_count("num_particles", num_particles)
         self.seed = seed
-        self._pair = Pair(
-            model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support
-        )
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
             log_weight, elbo = call.log_weights(self.num_particles, GUIDE)
             evidence = summarise(call, log_weight, elbo)
-        warn_if_unreliable(evidence, "use AdaptiveImportanceSampling, which fits the proposal to each datum first")
+        warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
 
 
@@ -102,14 +99,3 @@ def mean_std_error(terms: Tensor) -> Tensor:
     if len(terms) == 1:
         return torch.full_like(terms[0], torch.nan)
     return terms.std(0) / len(terms) ** 0.5
-
-
-def warn_if_unreliable(evidence: Evidence, remedy: str) -> None:
-    if count := int(evidence.unreliable.sum()):
-        warnings.warn(
-            f"the weights of {count} of {len(evidence)} data have a Pareto k above "
-            f"{pareto_k_threshold(evidence.num_particles):.2f}: their log p(x) is likely too low, by more than the stated "
-            f"error. Raise num_particles, or {remedy}",
-            UnreliableEvidenceWarning,
-            stacklevel=3,
-        )

@@ -1,10 +1,12 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
-from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call, Pair, simulate_sites
+from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call
 from .isolation import batch_noise, kept_random_state
 from .log_weights import LogWeights, reduce_to_datum
+from .pairs import Pair, reconstruct_sites, simulate_sites
+from .plates import INFER
 from .records import Record, SiteRecord
-from .structure import INFER, Structure
+from .structure import Structure
 
 __all__ = [
     "FIT",
@@ -20,6 +22,7 @@ __all__ = [
     "Structure",
     "batch_noise",
     "kept_random_state",
+    "reconstruct_sites",
     "reduce_to_datum",
     "simulate_sites",
 ]

@@ -18,7 +18,6 @@ from .programs import Program, Values, draw, score
 from .records import Record
 from .structure import Structure
 
-
 READS = {"__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "__array__", "__contains__"}
 
 
@@ -128,9 +127,9 @@ def agree(reference: Record, candidate: Record, structure: Structure, num_partic
         return False
     for name, ours in reference.items():
         theirs = candidate[name]
-        if not ours.is_observed and name not in layout.enumerated:
-            if ours.value.shape != theirs.value.shape or not close(ours.value, theirs.value):
-                return False
+        drawn = not ours.is_observed and name not in layout.enumerated
+        if drawn and (ours.value.shape != theirs.value.shape or not close(ours.value, theirs.value)):
+            return False
         a, b = (masked_sum(s.log_prob, s.mask, layout) for s in (ours, theirs))
         if a.ndim < 2 or b.shape[-2:-1] not in ((num_particles,), (1,)):
             return False

@@ -1,24 +1,19 @@
-"""A (model, guide) pair and one call of it: structure looked up or found, data checked, noise and subsample fixed."""
+"""One call of a (model, guide) pair: data checked, noise and subsample fixed, cost counted."""
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
-from pyro.poutine import unwrap
 from torch import Tensor
 
-from ..errors import ArgumentError, EmptyBatchError, NonFiniteError, StructureError
+from ..errors import NonFiniteError
 from . import isolation
-from .agreement import choose_executions, values_for_model, values_of
-from .data import bounds_of, check_observed, rows
+from .agreement import values_for_model, values_of
+from .data import check_observed, rows
 from .log_weights import LogWeights
 from .programs import Program, draw, score
-from .recorder import Adjust, Layout, Site
+from .recorder import Adjust, Layout
 from .records import Record, leading_record, narrow_record
-from .structure import INFER, Structure, analyse, find_layout, kept_guide_sites, refuse_guide
+from .structure import Structure
 
 # Streams of noise within one call, so that no two uses share their draws.
 PROBE, SUBSAMPLE, SIMULATION, GUIDE, FIT, PROPOSAL = range(6)
@@ -113,171 +108,7 @@ class Call:
             )
 
 
-class Pair:
-    """Any Pyro model and guide, and what is known about them for the shapes they were called with so far."""
-
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        for name, program in (("model", model), ("guide", guide)):
-            if not callable(program):
-                raise ArgumentError(f"{name} must be callable, got {type(program).__name__}")
-        self.model, self.guide = model, guide
-        self.datum_plate, self.prior_sites, self.check_support = datum_plate, tuple(prior_sites), check_support
-        self._known: dict[Any, tuple[Structure, frozenset[str], frozenset[str], str, str]] = {}
-
-    @contextmanager
-    def open(self, args: tuple, kwargs: Mapping[str, Any], seed: int | None) -> Iterator[Call]:
-        """Everything inside runs isolated: no store, buffer, mode, setting or (with a seed) random state changes."""
-        for name, program in (("model", self.model), ("guide", self.guide)):
-            check_signature(name, program, args, kwargs)
-        refuse_guide(self.guide, self.datum_plate)
-        seed = isolation.fresh_seed() if seed is None else seed
-        modules = isolation.modules_of(self.model, self.guide)
-        devices = devices_of((args, kwargs), modules)
-        with isolation.isolated(self.model, self.guide, devices=devices):
-            indices: dict[str, Tensor] = {}
-
-            def draw_indices(name: str, fn: Any) -> Tensor:
-                if fn.subsample_size is None or fn.subsample_size >= fn.size:
-                    return torch.arange(fn.size, device=fn.device)
-                generator = torch.Generator().manual_seed(isolation.noise_seed(seed, SUBSAMPLE, len(indices)))
-                return torch.randperm(fn.size, generator=generator)[: fn.subsample_size].to(fn.device)
-
-            guide, model = (
-                Program(fn, args, kwargs, indices=indices, draw_indices=draw_indices) for fn in (self.guide, self.model)
-            )
-            key = (signature_of((args, kwargs)), tuple(m.training for top in modules for m in top.modules()))
-            if key not in self._known:
-                self._known[key] = self._find_out(guide, model, seed)
-            structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
-            guide.layout = model.layout = structure.layout
-            yield Call(guide, model, structure, seed, devices[0], self.check_support)
-
-    def _find_out(
-        self, guide: Program, model: Program, seed: int
-    ) -> tuple[Structure, frozenset[str], frozenset[str], str, str]:
-        torch.manual_seed(isolation.noise_seed(seed, PROBE, 0))
-        guide_sites, model_sites = self._probe(guide, model)
-        kept = kept_guide_sites(self.guide, guide_sites, model_sites)
-        structure = analyse(self.guide, kept, model_sites, layout=guide.layout, prior_sites=self.prior_sites)
-        guide.layout = model.layout = structure.layout
-        guide.names, model.names = frozenset(guide_sites), frozenset(model_sites)
-        values = [*guide_sites.values(), *model_sites.values()]
-        sizes = {size for s in values for size in (*s.value.shape, *s.fn.shape())} | {structure.layout.batch_size}
-        latent_supports = choose_executions(guide, model, structure, sizes)
-        structure = replace(structure, latent_supports=latent_supports)
-        return structure, guide.names, model.names, guide.execution, model.execution
-
-    @torch.no_grad()
-    def _probe(self, guide: Program, model: Program) -> tuple[dict[str, Site], dict[str, Site]]:
-        """One plain run of each; a second one where the size of the datum plate shows only in the data."""
-        with isolation.LayerWatch():
-            for _ in range(2):
-                try:
-                    guide_sites = guide.run()
-                    model_sites = self._probe_model(model, guide_sites)
-                except ZeroDivisionError as error:
-                    raise EmptyBatchError("the batch is empty: pass at least one datum") from error
-                layout = self._layout(guide_sites, model_sites)
-                known = guide.layout.batch_size
-                guide.layout = model.layout = layout
-                if not layout.unsized or known == layout.batch_size:
-                    break
-        # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
-        record = leading_record(model_sites)
-        movable = {name for name, site in record.items() if bounds_of(getattr(site.fns[0], "support", None))}
-        check_data(record, layout, self.check_support, movable)
-        return guide_sites, model_sites
-
-    def _probe_model(self, model: Program, guide_sites: Mapping[str, Site]) -> dict[str, Site]:
-        """The model at the guide's values. Where it fails there, see whether the guide's sites do not fit."""
-        try:
-            return model.run(values={n: s.value for n, s in guide_sites.items() if not s.is_observed})
-        except (RuntimeError, ValueError, IndexError) as error:
-            if isinstance(error, StructureError):
-                raise
-            model_sites = model.run()
-            kept = kept_guide_sites(self.guide, guide_sites, model_sites)
-            analyse(
-                self.guide,
-                kept,
-                model_sites,
-                layout=self._layout(guide_sites, model_sites),
-                prior_sites=self.prior_sites,
-            )
-            raise
-
-    def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
-        kept = kept_guide_sites(self.guide, guide_sites, model_sites)
-        return find_layout(self.guide, kept, model_sites, self.datum_plate)
-
-
-def simulate_sites(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
-) -> dict[str, Site]:
-    """One plain run of the model that draws its observed sites too."""
-    check_signature("model", model, args, kwargs)
-    seed = isolation.fresh_seed() if seed is None else seed
-    devices = devices_of((args, kwargs), isolation.modules_of(model))
-    with isolation.isolated(model, devices=devices):
-        torch.manual_seed(isolation.noise_seed(seed, SIMULATION, 0))
-        program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample())
-        program.layout = find_layout(model, {}, program.run(), datum_plate)
-        return program.run(redraw_observed=True)
-
-
-def check_data(
-    record: Record, layout: Layout, check_support: bool, latent_supports: Collection[str] = frozenset()
-) -> None:
+def check_data(record: Record, layout: Layout, check_support: bool, latent_supports: Collection[str] = frozenset()) -> None:
     for site in record.values():
         if site.is_observed and site.value.numel():  # a factor has an empty value
             check_observed(site, layout, check_support and site.name not in latent_supports)
-
-
-def check_signature(name: str, program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    try:
-        core = unwrap(program)
-        signature = inspect.signature(core.forward if isinstance(core, torch.nn.Module) else core)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ArgumentError(
-            f"the {name} takes {signature} but was called with {len(args)} positional and {sorted(kwargs)} keyword "
-            f"arguments ({error}): model and guide must accept the same arguments"
-        ) from error
-
-
-def devices_of(tree: Any, modules: Sequence[torch.nn.Module]) -> list[torch.device]:
-    """Where the arguments and parameters lie, the arguments first."""
-    found = [t.device for t in tensors_in(tree)] + [p.device for m in modules for p in m.parameters()]
-    return list(dict.fromkeys(found)) or [torch.get_default_device()]
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, Mapping):
-        yield from tensors_in(list(tree.values()))
-
-
-def signature_of(tree: Any) -> Any:
-    """A hashable description of arguments: shapes of tensors, values of plain Python objects."""
-    if isinstance(tree, Tensor):
-        return tree.shape, tree.dtype, tree.device
-    if isinstance(tree, (tuple, list)):
-        return tuple(signature_of(item) for item in tree)
-    if isinstance(tree, Mapping):
-        return tuple((key, signature_of(value)) for key, value in tree.items())
-    return tree if isinstance(tree, (bool, int, float, str, type(None))) else id(tree)

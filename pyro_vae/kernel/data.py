@@ -9,8 +9,7 @@ from torch.distributions.constraints import Constraint
 
 from ..errors import InvalidDataError, SupportError
 from .recorder import Layout
-from .records import SiteRecord, padded
-from .structure import innermost
+from .records import SiteRecord, innermost, padded
 
 
 def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MaskError
-from .records import Record, latent_of, padded
 from .recorder import Layout
+from .records import Record, latent_of, padded
 from .structure import Structure
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,8 +134,7 @@ def vmapped_record(program: Program, values: Values, num_particles: int) -> Reco
     for name, output in outputs.items():
         # Moved by hand: a negative `out_dims` crashes the process where an output does not depend on the inputs.
         moved = {key: tensor.movedim(0, -(width + 1)) for key, tensor in output.items()}
-        site = seen[name]
+        site, mask = seen[name], moved.get("mask")
         value = site.value if site.is_observed else expanded.get(name, site.value)
-        log_prob = moved["log_prob"]
-        record[name] = SiteRecord(replace(site, value=value), value, lambda lp=log_prob: lp, moved.get("mask"))
+        record[name] = SiteRecord(replace(site, value=value), value, partial(moved.__getitem__, "log_prob"), mask)
     return record

@@ -100,9 +100,10 @@ class Recorder(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self._answer_subsample(msg)
-        elif not msg["infer"].get("_deterministic"):
-            if not msg["is_observed"] or (self.redraw_observed and not site_is_factor(msg)):
-                self._answer(msg)
+        elif msg["infer"].get("_deterministic"):
+            return
+        elif not msg["is_observed"] or (self.redraw_observed and not site_is_factor(msg)):
+            self._answer(msg)
 
     def _answer_subsample(self, msg: Any) -> None:
         """Guide and model, and all runs of a call, look at the same data."""
@@ -182,5 +183,3 @@ class Recorder(Messenger):
             is_observed=msg["is_observed"],
             infer=dict(msg["infer"]),
         )
-
-

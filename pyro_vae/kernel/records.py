@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.poutine import unwrap
 from torch import Tensor
@@ -46,6 +47,13 @@ class SiteRecord:
 Record = dict[str, SiteRecord]
 
 
+def innermost(fn: Any) -> Any:
+    """The distribution under masks, events and expansions."""
+    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
 def find_masks(site: Site) -> tuple[Tensor | None, Tensor | None]:
     """The mask of a site as (per batch element, per event element where that says more), `None` where nothing is masked.
 
@@ -70,7 +78,7 @@ def find_masks(site: Site) -> tuple[Tensor | None, Tensor | None]:
                 mask = inner if mask is None else mask & inner
         elif isinstance(fn, torch.distributions.Independent):
             event_ndims += fn.reinterpreted_batch_ndims
-        elif not isinstance(fn, dist.torch_distribution.ExpandedDistribution):
+        elif not isinstance(fn, ExpandedDistribution):
             return mask, event_mask
         fn = fn.base_dist
 
@@ -148,8 +156,8 @@ def split_joint_draw(guide: Callable, sites: Mapping[str, Site]) -> dict[str, Si
     for part in ("fn", "density"):
         base = getattr(joint, part).base_dist
         shape = base.batch_shape
-        values = dict((s["name"], u) for s, u in auto._unpack_latent(joint.value))
-        locs = dict((s["name"], u) for s, u in auto._unpack_latent(base.loc.expand(shape)))
+        values = {s["name"]: u for s, u in auto._unpack_latent(joint.value)}
+        locs = {s["name"]: u for s, u in auto._unpack_latent(base.loc.expand(shape))}
         for latent, scale in auto._unpack_latent(base.scale.expand(shape)):
             key = latent["name"]
             event_dim = len(auto._unconstrained_shapes[key]) - len(latent["fn"].batch_shape)

@@ -1,6 +1,7 @@
 """The guide's own family, freed per datum: offsets added to its parameters in unconstrained space."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,7 +12,9 @@ from torch.distributions import transform_to
 from ..errors import LocalFitError
 from ..kernel import FIT, Call
 
-LEARNING_RATE, FIT_PARTICLES, MAX_ROUNDS = 0.1, 4, 4
+LEARNING_RATE, FIT_PARTICLES = 0.1, 4
+LAST_LEVEL, MAX_ROUNDS = 3, 7
+SMALL_GAIN = 0.5
 CHECK_PARTICLES, TOLERANCE = 50, 0.05  # nats that a whole round may still gain for a datum to count as settled
 # Of parameters that say the same thing twice, the one that is left alone.
 REDUNDANT = {"probs", "covariance_matrix", "precision_matrix"}
@@ -52,12 +55,12 @@ class GuideOffsets:
                 f"the guide's site '{name}' ({innermost(fn)}) has no reparameterised draws, so it cannot be fitted per "
                 "datum: enumerate it if it is discrete, or use ImportanceSampling, which needs no fit"
             )
-        moving = rebuilt(fn, lambda *a: self._shifted(name, *a), fn.batch_shape)
-        still = rebuilt(fn, lambda *a: self._shifted(name, *a, detach=True), fn.batch_shape)
+        moving = rebuilt(fn, partial(self._shifted, name, False), fn.batch_shape)
+        still = rebuilt(fn, partial(self._shifted, name, True), fn.batch_shape)
         return moving, still
 
     def _shifted(
-        self, site: str, parameter: str, value: Tensor, event_dim: int, unit: Tensor | None, detach: bool = False
+        self, site: str, detach: bool, parameter: str, value: Tensor, event_dim: int, unit: Tensor | None
     ) -> Tensor:
         key = (site, parameter)
         if key not in self._tensors:
@@ -143,22 +146,26 @@ def fit_offsets(call: Call, *, num_steps: int = 50) -> GuideOffsets:
     """Maximise the ELBO of every datum over its own offsets, all data of the batch at once.
 
     Rounds of `num_steps` Adam steps with sticking-the-landing gradients (Roeder, Wu and Duvenaud, 2017,
-    https://arxiv.org/abs/1703.09194); a round ends at the average of the iterates of its second half, and the next has
-    twice the particles and half the rate. After each round the gain is measured per datum on common noise: a datum that
-    lost more than 0.05 nats is put back, one that gained less than that has settled. Stops when all have, or after four rounds.
+    https://arxiv.org/abs/1703.09194); a round ends at the average of the iterates of its second half. After each round
+    the gain is measured per datum on common noise: a datum that lost more than 0.05 nats is put back, one that gained less
+    than that has settled. Once most data gain under half a nat, the next round has twice the particles and half the rate.
+    Stops when all have settled with at least 16 particles, or after seven rounds.
     """
     offsets = GuideOffsets(call)
     bound = check_bound(call, offsets)  # also creates the offsets, at zero
+    level = 0
     for round_ in range(MAX_ROUNDS):
         before = offsets.state()
-        ascend(call, offsets, round_, num_steps)
+        ascend(call, offsets, level, num_steps, first_block=1 + round_ * num_steps)
         gain = check_bound(call, offsets) - bound
         lost = ~(gain >= -TOLERANCE)  # ~ rather than <, so that NaN is put back too
         offsets.restore(before, lost)
         offsets.converged = gain <= TOLERANCE
         bound = torch.where(lost, bound, bound + gain)
-        if bool(offsets.converged.all()):
+        if level >= LAST_LEVEL - 1 and bool(offsets.converged.all()):
             break
+        if bool(gain.median() < SMALL_GAIN):
+            level = min(level + 1, LAST_LEVEL)
     return offsets
 
 
@@ -167,13 +174,13 @@ def check_bound(call: Call, offsets: GuideOffsets) -> Tensor:
     return call.log_weights(CHECK_PARTICLES, FIT, adjust=offsets.adjust)[1].mean(0)
 
 
-def ascend(call: Call, offsets: GuideOffsets, round_: int, num_steps: int) -> None:
-    num_particles = FIT_PARTICLES * 2**round_
-    optimizer = torch.optim.Adam(offsets.tensors, lr=LEARNING_RATE / 2**round_, betas=(0.9, 0.99))
+def ascend(call: Call, offsets: GuideOffsets, level: int, num_steps: int, first_block: int) -> None:
+    num_particles = FIT_PARTICLES * 2**level
+    optimizer = torch.optim.Adam(offsets.tensors, lr=LEARNING_RATE / 2**level, betas=(0.9, 0.99))
     average = [torch.zeros_like(tensor) for tensor in offsets.tensors]
     averaged = (num_steps + 1) // 2
     for step in range(num_steps):
-        call.set_noise(FIT, 1 + round_ * num_steps + step)
+        call.set_noise(FIT, first_block + step)
         with torch.enable_grad():
             guide = call.draw(num_particles, adjust=offsets.adjust)
             model = call.score(call.latent_values(guide), num_particles)

@@ -1,6 +1,6 @@
 """Mean log p(x) of the shared BDMC model on `test[::20]` (500 images) against cost in decoder evaluations per image.
 
-    python tests/benchmarks/evidence_bdmc.py ../shared/data [--guide 5000 50000] [--seeds 0 1]
+python tests/benchmarks/evidence_bdmc.py ../shared/data [--guide 5000 50000] [--seeds 0 1]
 """
 
 import argparse

@@ -60,9 +60,7 @@ def weigh(model, guide, *args, K=4, seed=0, kwargs=None, pair=None, **options):
 def assert_weights(result, log_evidence, atol=1e-10):
     """Every particle gives the same weight: that is what an exact guide does."""
     expected = log_evidence.expand(result.log_weight.shape)
-    assert torch.allclose(result.log_weight, expected, rtol=0, atol=atol), (
-        (result.log_weight - expected).abs().max()
-    )
+    assert torch.allclose(result.log_weight, expected, rtol=0, atol=atol), (result.log_weight - expected).abs().max()
     assert torch.allclose(result.elbo, expected, rtol=0, atol=atol)
 
 
@@ -114,8 +112,4 @@ def exact_pair(lm):
 def normal(value, loc, scale):
     """Elementwise log-density, by the formula."""
     loc, scale = torch.as_tensor(loc, dtype=value.dtype), torch.as_tensor(scale, dtype=value.dtype)
-    return (
-        -0.5 * ((value - loc) / scale) ** 2
-        - scale.log()
-        - 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=value.dtype))
-    )
+    return -0.5 * ((value - loc) / scale) ** 2 - scale.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=value.dtype))

@@ -36,9 +36,7 @@ def model(x):
 
 def log_joint(values, x):
     z, s, p = values["z"], values["s"], values["p"]
-    log_prior = (
-        normal(z, 0.0, 1.0).sum(-1) + s.log() - s + torch.log(tensor(2.0))
-    )  # Gamma(2, 1), Dirichlet(1, 1, 1)
+    log_prior = normal(z, 0.0, 1.0).sum(-1) + s.log() - s + torch.log(tensor(2.0))  # Gamma(2, 1), Dirichlet(1, 1, 1)
     mean = z.sum(-1) + p[..., 0]
     return log_prior + normal(x, mean, s)
 
@@ -214,9 +212,7 @@ def test_auto_normal_messenger_does_not_count_the_observations(x):
         result = weigh(gaussian, guide, x, K=num_particles)
         z = result.values["z"]
         assert_close(result.lw.log_guide, normal(z, loc, scale), atol=1e-8)
-        assert_close(
-            result.log_weight, normal(x, z, 1.0) + normal(z, 0.0, 1.0) - normal(z, loc, scale), atol=1e-8
-        )
+        assert_close(result.log_weight, normal(x, z, 1.0) + normal(z, 0.0, 1.0) - normal(z, loc, scale), atol=1e-8)
 
 
 def test_auto_normal_messenger_on_constrained_latents(x):
@@ -243,9 +239,7 @@ def test_auto_normal_messenger_on_a_model_with_a_factor(x):
     loc, scale = guide.locs.z.detach(), guide.scales.z.detach()
     result = weigh(with_factor, guide, x)
     z = result.values["z"]
-    assert_close(
-        result.log_weight, normal(x, z, 1.0) + normal(z, 0.0, 1.0) - normal(z, loc, scale), atol=1e-8
-    )
+    assert_close(result.log_weight, normal(x, z, 1.0) + normal(z, 0.0, 1.0) - normal(z, loc, scale), atol=1e-8)
 
 
 def test_auto_hierarchical_normal_messenger(x):
@@ -317,9 +311,7 @@ def test_a_list_of_auto_normals(x):
     result = weigh(pair_of_latents, guide, x)
     log_q = 0
     for part, name in zip(guide, "uz", strict=True):
-        log_q = log_q + normal(
-            result.values[name], getattr(part.locs, name).detach(), getattr(part.scales, name).detach()
-        )
+        log_q = log_q + normal(result.values[name], getattr(part.locs, name).detach(), getattr(part.scales, name).detach())
     assert_close(result.log_weight, log_joint_of_pair(result.values, x) - log_q, atol=1e-8)
 
 
@@ -363,9 +355,7 @@ def test_a_list_with_a_function(x):
     guide(x)
     try:
         result = weigh(pair_of_latents, guide, x)
-    except (
-        StructureError
-    ) as error:  # a refusal by name is as good: its sites cannot be told from an autoguide's
+    except StructureError as error:  # a refusal by name is as good: its sites cannot be told from an autoguide's
         assert "AutoCallable" in str(error)
         return
     log_q = normal(result.values["u"], guide[0].locs.u.detach(), guide[0].scales.u.detach())

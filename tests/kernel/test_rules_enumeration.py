@@ -31,9 +31,7 @@ def q_of(x):
 @pytest.mark.parametrize("how", ["guide", "both", "config_guide", "config_both", "sequential"])
 @pytest.mark.parametrize("num_particles", [1, 3, 4])
 def test_a_class_enumerated_in_the_guide(x, how, num_particles):
-    in_guide = (
-        {"enumerate": "sequential"} if how == "sequential" else PARALLEL if how in ("guide", "both") else {}
-    )
+    in_guide = {"enumerate": "sequential"} if how == "sequential" else PARALLEL if how in ("guide", "both") else {}
     in_model = PARALLEL if how == "both" else {}
 
     def model(x):
@@ -318,9 +316,7 @@ def test_three_sites_two_in_the_guide_one_in_the_model_and_a_continuous_one(x, n
         log_pl = torch.nn.functional.logsigmoid(sign * z[k])
         log_ql = torch.nn.functional.logsigmoid(-sign * z[k])
         log_p = P[k].log() + normal(z[k], MEANS[k], 0.7) + log_pl
-        log_p = log_p + torch.stack(
-            [P2[k, j].log() + normal(x, z[k] + 1.5 * j - b, 1.0) for j in range(2)]
-        ).logsumexp(0)
+        log_p = log_p + torch.stack([P2[k, j].log() + normal(x, z[k] + 1.5 * j - b, 1.0) for j in range(2)]).logsumexp(0)
         log_qz = normal(z[k], x + SHIFT[k], 0.9)
         evidence.append(log_p - log_qz)
         elbo = elbo + q[k] * log_ql.exp() * (log_p - log_qz - q[k].log() - log_ql)
@@ -347,8 +343,7 @@ def test_equal_sizes_of_classes_particles_and_data():
     result = weigh(model, guide, x, K=3)
     z = result.values["z"]
     terms = [
-        P[k].log() + normal(z[k], MEANS[k], 0.7) + normal(x, z[k], 1.0) - normal(z[k], x + SHIFT[k], 0.9)
-        for k in range(3)
+        P[k].log() + normal(z[k], MEANS[k], 0.7) + normal(x, z[k], 1.0) - normal(z[k], x + SHIFT[k], 0.9) for k in range(3)
     ]
     assert_close(result.log_weight, torch.stack(terms).logsumexp(0))
 

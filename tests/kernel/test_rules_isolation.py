@@ -135,7 +135,7 @@ def test_the_parameter_store_is_the_same_and_so_are_its_tensors(linear):
     pyro.param("loc", p.loc)
     pyro.param("tril", p.scale_tril, constraint=dist.constraints.lower_cholesky)
     store = pyro.get_param_store()
-    before = {name: store._params[name] for name in store.keys()}
+    before = {name: store._params[name] for name in store}
     handle = pyro.param("tril").unconstrained()
 
     def guide(x):

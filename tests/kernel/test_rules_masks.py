@@ -238,9 +238,7 @@ def test_a_mask_on_a_hierarchy():
     result = weigh(model, guide, x)
     z1, z2 = result.values["z1"], result.values["z2"]
     masked = normal(z1, z2, 0.5) + normal(x, z1, 1.0) - normal(z1, z2 + x, 0.9)
-    assert_close(
-        result.log_weight, normal(z2, 0.0, 1.0) - normal(z2, x, 0.8) + torch.where(PARTIAL, masked, ZERO)
-    )
+    assert_close(result.log_weight, normal(z2, 0.0, 1.0) - normal(z2, x, 0.8) + torch.where(PARTIAL, masked, ZERO))
 
 
 def test_a_mask_that_depends_on_the_particle():

@@ -343,9 +343,7 @@ def test_a_batch_dimension_that_no_plate_declares_is_refused():
         with pyro.plate("data", len(x), dim=-2):
             pyro.sample("z", dist.Normal(torch.zeros(5, 2, dtype=F64), 1.0))
 
-    with pytest.raises(
-        StructureError, match=r"batch dimension -1 of size 2 that no plate declares.*to_event"
-    ):
+    with pytest.raises(StructureError, match=r"batch dimension -1 of size 2 that no plate declares.*to_event"):
         weigh(model, guide, x)
 
 

@@ -202,9 +202,7 @@ def test_a_guide_site_marked_auxiliary_is_refused_too(linear):
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            a = pyro.sample(
-                "a", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1), infer={"is_auxiliary": True}
-            )
+            a = pyro.sample("a", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Delta(a.sin(), event_dim=1))
 
     with pytest.raises(AuxiliarySiteError):

@@ -1,0 +1,141 @@
+"""The record of log p(x) per datum."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnreliableEvidenceWarning
+from ..ops import pareto_k_threshold
+from .joining import check_same, concatenated, mean_cost, to_plain
+from .mean import LEVEL, Estimate, normal_quantile, student_quantile
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """log p(x) per datum, as an estimator returned it. B data; nats; larger is better.
+
+    :ivar log_evidence: (B,) estimate of log p(x).
+    :ivar std_error: (B,) its Monte Carlo error (delta method); too small where `pareto_k` is high.
+    :ivar elbo: (B,) L[q] of the user's own guide, whatever the estimator.
+    :ivar elbo_std_error: (B,) Monte Carlo error of `elbo`.
+    :ivar ess: (B,) effective sample size, between 1 and `num_particles`.
+    :ivar pareto_k: (B,) tail index of the weights; nan below 100 particles.
+    :ivar smoothed: (B,) the same estimate with Pareto-smoothed weights; only the upper end of the interval reads it.
+    :ivar bound: "lower" (at most log p(x) in expectation), "upper", "exact" or "consistent".
+    :ivar num_particles: K, the weights behind each value.
+    :ivar cost: decoder evaluations per datum; a gradient counts as three.
+    :ivar index: (B,) indices into a subsampled plate, or `None`.
+    :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
+    :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
+        not log p(x).
+    """
+
+    log_evidence: Tensor
+    std_error: Tensor
+    elbo: Tensor
+    elbo_std_error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    smoothed: Tensor
+    bound: str
+    num_particles: int
+    cost: float
+    index: Tensor | None = None
+    stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
+    support_checked: bool = True
+
+    @classmethod
+    def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
+        """Join the results of several batches in their order; they must come from the same estimator."""
+        check_same(records, ("bound", "num_particles", "support_checked"))
+        per_datum = ("log_evidence", "std_error", "elbo", "elbo_std_error", "ess", "pareto_k", "smoothed", "index")
+        return cls(
+            **concatenated(records, per_datum),
+            bound=records[0].bound,
+            num_particles=records[0].num_particles,
+            cost=mean_cost(records),
+            stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
+            support_checked=records[0].support_checked,
+        )
+
+    def __len__(self) -> int:
+        return len(self.log_evidence)
+
+    def mean(self) -> Estimate:
+        """The mean of log p(x) over the data."""
+        return Estimate.over_data(self.log_evidence, self.std_error)
+
+    @property
+    def unreliable(self) -> Tensor:
+        """(B,) true where Pareto k is above min(1 - 1/log10 K, 0.7)."""
+        return self.pareto_k > pareto_k_threshold(self.num_particles)
+
+    def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
+        """Monte Carlo interval per datum, two tensors (B,).
+
+        From 100 particles on [v - z s, max(v, v_PSIS) + z s / (1 - k)]: weights with a heavy tail (k > 0) miss on the
+        low side, so only the upper end is widened. Below that, where no tail index can be fitted, Student's t. An
+        interval cannot see a mode that the proposal never visits.
+        """
+        if self.bound == "exact":
+            return self.log_evidence, self.log_evidence
+        v, s = self.log_evidence, self.std_error
+        if self.num_particles < 100:
+            quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
+            return v - quantile * s, v + quantile * s
+        quantile = normal_quantile(level)
+        return v - quantile * s, self._highest() + quantile * s * self._widening()
+
+    def mean_confidence_interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """The same interval for the mean over these data; errors of different data are independent."""
+        estimate = self.mean()
+        low, high = estimate.confidence_interval(level)
+        if self.bound == "exact" or self.num_particles < 100:
+            return low, high
+        half = normal_quantile(level) * float((self.std_error * self._widening()).square().sum().sqrt()) / len(self)
+        return low, float(self._highest().mean()) + half
+
+    def _highest(self) -> Tensor:
+        """The larger of the raw and the Pareto-smoothed estimate."""
+        return torch.fmax(self.log_evidence, self.smoothed)
+
+    def _widening(self) -> Tensor:
+        """1 / (1 - k), at most 20: beyond that the tail is not known from these weights."""
+        return 1 / (1 - self.pareto_k.nan_to_num(nan=0.0).clamp(0.0, 0.95))
+
+    def warnings(self) -> list[Warning]:
+        """What is doubtful about these estimates; estimators raise it, `evaluate` once for all batches."""
+        count = int(self.unreliable.sum())
+        if not count:
+            return []
+        return [
+            UnreliableEvidenceWarning(
+                f"the weights of {count} of {len(self)} data have a Pareto k above "
+                f"{pareto_k_threshold(self.num_particles):.2f}: their log p(x) is likely too low, by more than the stated "
+                "error. Raise num_particles; where the guide was used as it is, AdaptiveImportanceSampling fits the "
+                "proposal to each datum first"
+            )
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        scales = {n: s.tolist() if isinstance(s, Tensor) else s for n, s in self.stripped_scales.items()}
+        return {**to_plain(self), "stripped_scales": scales}
+
+    def __str__(self) -> str:
+        elbo = Estimate.over_data(self.elbo, self.elbo_std_error)
+        name = "log p(x)" if self.support_checked else "score (not log p(x): values outside the support)"
+        lines = [
+            f"Evidence of {len(self)} data, K = {self.num_particles}, cost {self.cost:g} decoder evaluations per datum",
+            f"  {name:<10} {self.mean()}, bound: {self.bound}",
+            f"  {'ELBO':<10} {elbo}",
+            f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}; "
+            f"Pareto k above threshold: {int(self.unreliable.sum())} of {len(self)}",
+        ]
+        if self.stripped_scales:
+            lines.append(f"  scales left out: {dict(self.stripped_scales)}")
+        return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""The record of the gaps between ELBO and log p(x) per datum."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConvergenceWarning
+from .evidence import Evidence
+from .joining import check_same, concatenated, mean_cost, to_plain
+from .mean import LEVEL, Estimate
+
+GAPS = ("amortization", "approximation", "inference")
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """The gaps between ELBO and log p(x) per datum, as `InferenceGaps` returned them. B data, nats.
+
+    :ivar elbo: (B,) L[q] of the user's guide.
+    :ivar optimal_elbo: (B,) L[q*] of the optimum per datum in a family that contains the guide, on fresh draws.
+    :ivar log_evidence: (B,) log p(x), estimated from below.
+    :ivar std_errors: Monte Carlo errors (B,) of the above and of the gaps, by name; differences are paired. "contrast" is
+        that of amortization minus approximation.
+    :ivar converged: (B,) whether the fit of q* settled; where not, amortization is too small.
+    :ivar evidence: the `Evidence` behind `log_evidence`, with its ESS and Pareto k.
+    :ivar family: what was freed per datum.
+    :ivar num_particles: K behind L[q] and L[q*].
+    :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
+    """
+
+    elbo: Tensor
+    optimal_elbo: Tensor
+    log_evidence: Tensor
+    std_errors: Mapping[str, Tensor]
+    converged: Tensor
+    evidence: Evidence
+    family: str
+    num_particles: int
+    cost: float
+
+    @property
+    def amortization(self) -> Tensor:
+        """(B,) L[q*] - L[q]."""
+        return self.optimal_elbo - self.elbo
+
+    @property
+    def approximation(self) -> Tensor:
+        """(B,) log p(x) - L[q*]; biased low, because log p(x) is estimated from below."""
+        return self.log_evidence - self.optimal_elbo
+
+    @property
+    def inference(self) -> Tensor:
+        """(B,) log p(x) - L[q]; biased low, because log p(x) is estimated from below."""
+        return self.log_evidence - self.elbo
+
+    @classmethod
+    def cat(cls, records: Sequence["Gaps"]) -> "Gaps":
+        """Join the results of several batches in their order; they must come from the same estimator."""
+        check_same(records, ("family", "num_particles"))
+        return cls(
+            **concatenated(records, ("elbo", "optimal_elbo", "log_evidence", "converged")),
+            std_errors={n: torch.cat([r.std_errors[n] for r in records]) for n in records[0].std_errors},
+            evidence=Evidence.cat([r.evidence for r in records]),
+            family=records[0].family,
+            num_particles=records[0].num_particles,
+            cost=mean_cost(records),
+        )
+
+    def __len__(self) -> int:
+        return len(self.elbo)
+
+    def summary(self) -> dict[str, Estimate]:
+        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps."""
+        names = ("elbo", "optimal_elbo", "log_evidence", *GAPS)
+        return {name: Estimate.over_data(getattr(self, name), self.std_errors[name]) for name in names}
+
+    def verdict(self, level: float = LEVEL) -> str:
+        """One sentence about the mean gaps of these data that claims no more than the Monte Carlo intervals allow."""
+        summary = self.summary()
+        contrast = Estimate.over_data(self.amortization - self.approximation, self.std_errors["contrast"])
+        low, high = contrast.confidence_interval(level)
+        # log p(x) may be higher than its mean says: let the family's share grow to the upper end of its interval.
+        low -= max(
+            self.evidence.mean_confidence_interval(level)[1] - summary["log_evidence"].confidence_interval(level)[1], 0
+        )
+        sizes = {n: f"{float(summary[n].value):.2f} +- {float(summary[n].std_error):.2f}" for n in GAPS}
+        split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
+        unsettled = int((~self.converged).sum())
+        if unsettled > 0.05 * len(self):
+            return f"Not decided: the per-datum optimum of {unsettled} of {len(self)} data had not settled ({split})."
+        if low > 0:
+            return f"The larger part of the gap is the encoder's (amortization): {split}."
+        if high < 0:
+            return f"The larger part of the gap is the family's (approximation): {split}."
+        return f"Which part of the gap is larger is not decided by this budget: {split}."
+
+    def warnings(self) -> list[Warning]:
+        """What is doubtful about these estimates; the estimator raises it, `evaluate` once for all batches."""
+        doubts = self.evidence.warnings()
+        if count := int((~self.converged).sum()):
+            doubts.append(
+                ConvergenceWarning(
+                    f"the optimum q* of {count} of {len(self)} data had not settled: their amortization gap is too small "
+                    "and their approximation gap too large. Raise num_steps"
+                )
+            )
+        return doubts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        plain = to_plain(self)
+        plain["std_errors"] = {name: value.tolist() for name, value in self.std_errors.items()}
+        return {**plain, **{n: getattr(self, n).tolist() for n in GAPS}, "evidence": self.evidence.to_dict()}
+
+    def __str__(self) -> str:
+        titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": "log p(x), lower bound"}
+        lines = [f"{f'Gaps of {len(self)} data, nats per datum':<40}{'mean':>10}{'Monte Carlo':>14}{'sampling':>12}"]
+        for name, e in self.summary().items():
+            title = titles.get(name, f"  {name} gap")
+            lines.append(f"{title:<40}{float(e.value):>10.3f}{float(e.std_error):>14.3f}{float(e.sampling_error):>12.3f}")
+        lines += [
+            f"Pareto k above threshold: {int(self.evidence.unreliable.sum())} of {len(self)}; "
+            f"fits settled: {int(self.converged.sum())} of {len(self)}; "
+            f"cost: {self.cost:g} decoder evaluations per datum",
+            f"q*: {self.family}",
+            self.verdict(),
+        ]
+        return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""A mean over data with its two errors, and the quantiles behind intervals."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over data with its two errors, which answer different questions.
+
+    :ivar value: the mean, 0-d tensor, nats.
+    :ivar std_error: **Monte Carlo** error: how far another seed would move the value *for these data*.
+    :ivar sampling_error: error of the mean as a draw of data from a population; contains the Monte Carlo noise. NaN for
+        one datum.
+    """
+
+    value: Tensor
+    std_error: Tensor
+    sampling_error: Tensor
+
+    @classmethod
+    def over_data(cls, values: Tensor, std_errors: Tensor) -> "Estimate":
+        """From values and Monte Carlo errors per datum, shape (B,), independent between data."""
+        num_data = values.shape[0]
+        sampling = values.std() / math.sqrt(num_data) if num_data > 1 else torch.full_like(values[0], math.nan)
+        return cls(values.mean(), std_errors.square().sum().sqrt() / num_data, sampling)
+
+    def confidence_interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """The Monte Carlo interval of the mean for these data."""
+        half = normal_quantile(level) * float(self.std_error)
+        return float(self.value) - half, float(self.value) + half
+
+    def __str__(self) -> str:
+        return (
+            f"{float(self.value):.3f} nats (Monte Carlo error {float(self.std_error):.3f}, "
+            f"sampling error {float(self.sampling_error):.3f})"
+        )
+
+
+def normal_quantile(level: float) -> float:
+    """Two-sided: 1.96 for 0.95."""
+    return math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
+
+
+def student_quantile(level: float, df: int) -> float:
+    """Two-sided quantile of Student's t, by Hill (1970, Algorithm 396); exact for one and two degrees of freedom."""
+    tail = 1 - level
+    if df == 1:
+        return 1 / math.tan(tail * math.pi / 2)
+    if df == 2:
+        return math.sqrt(2 / (tail * (2 - tail)) - 2)
+    a = 1 / (df - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * math.sqrt(a * math.pi / 2) * df
+    y = (d * tail) ** (2 / df)
+    if y > 0.05 + a:
+        x = -normal_quantile(level)
+        y = x * x
+        if df < 5:
+            c += 0.3 * (df - 4.5) * (x + 0.6)
+        c = (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b + c
+        y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
+        y = math.expm1(a * y * y)
+    else:
+        y = ((1 / (((df + 6) / (df * y) - 0.089 * d - 0.822) * (df + 2) * 3) + 0.5 / (df + 4)) * y - 1) * (df + 1) / (
+            df + 2
+        ) + 1 / y
+    return math.sqrt(df * y)
