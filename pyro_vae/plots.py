@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,7 +74,7 @@ def plot_reconstructions(reconstruction: Reconstruction, ax: Axes | None = None,
     :param num_images: how many of the data.
     """
     ax = _axes(ax)
-    name = next(iter(reconstruction.means))
+    name = _first_site(reconstruction.means)
     data, means = (_images(side[name])[:num_images] for side in (reconstruction.observed, reconstruction.means))
     _show(ax, torch.cat([data, means]), num_columns=len(data))
     ax.set(title="data (top), reconstructions (bottom)")
@@ -88,10 +89,16 @@ def plot_samples(simulation: Simulation, ax: Axes | None = None, *, num_images: 
     :param num_images: how many of the draws.
     """
     ax = _axes(ax)
-    images = _images(next(iter(simulation.means.values())))[:num_images]
+    images = _images(simulation.means[_first_site(simulation.means)])[:num_images]
     _show(ax, images, num_columns=math.ceil(len(images) / 2))
     ax.set(title="samples from the model")
     return ax
+
+
+def _first_site(means: Mapping[str, Tensor]) -> str:
+    if not means:
+        raise ValueError("no observed site has a likelihood with a mean, so there is nothing to draw")
+    return next(iter(means))
 
 
 def _images(data: Tensor) -> Tensor:

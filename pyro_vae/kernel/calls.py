@@ -1,6 +1,8 @@
 """One call of a (model, guide) pair: data checked, noise and subsample fixed, cost counted."""
 
 from collections.abc import Collection, Iterator, Mapping
+from copy import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,9 +49,18 @@ class Call:
     def draw(self, num_particles: int, *, adjust: Adjust | None = None) -> Record:
         return draw(self.guide, num_particles, adjust=adjust)
 
-    def draw_prior(self, num_particles: int) -> Record:
+    def draw_prior(self, num_particles: int) -> tuple[dict[str, Tensor], Record]:
+        """Latent values from the prior, and the model at them. Enumerated sites are drawn first and summed out then."""
         self.cost += num_particles
-        return self._checked(draw(self.model, num_particles))
+        if not self.layout.enumerated:
+            record = self._checked(draw(self.model, num_particles))
+            return {name: record[name].value for name in self.structure.latents}, record
+        ancestral = copy(self.model)
+        ancestral.layout = replace(self.layout, enumerated=())
+        values = {
+            name: site.value for name, site in draw(ancestral, num_particles).items() if name in self.structure.latents
+        }
+        return values, self.score(values, num_particles)
 
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
         """The model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""

@@ -122,6 +122,12 @@ class LogWeights:
         return self._per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
 
     @cached_property
+    def log_marginal_prior(self) -> Tensor:
+        """log p(z) of the sampled latents, shape (K, B): enumerated sites are summed out."""
+        total = self._with_all_axes(self.log_prior)
+        return self._per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
+
+    @cached_property
     def log_weight(self) -> Tensor:
         sampled = self.log_guide
         for name in self.structure.guide_enumerated:

@@ -190,7 +190,7 @@ def check_enumerated(site: Site, layout: Layout) -> None:
         site.fn.enumerate_support(expand=False)
     except NotImplementedError:
         raise EnumerationError(
-            f"site '{site.name}' is marked for enumeration but has no list of values: remove infer={{'enumerate': ...}}"
+            f"site '{site.name}' is marked for enumeration but its values cannot be listed: drop infer={{'enumerate': ...}}"
         ) from None
     shape = site.fn.batch_shape
     inner = [shape[dim] for dim in range(-len(shape), 0) if dim != layout.datum_dim and shape[dim] != 1]

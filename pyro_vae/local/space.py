@@ -69,8 +69,8 @@ class LatentSpace:
 
     def draw_prior(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor]:
         """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""
-        model = self.call.draw_prior(num_particles)
-        u, log_det = self.pack({name: model[name].value for name in self._shapes})
+        values, model = self.call.draw_prior(num_particles)
+        u, log_det = self.pack(values)
         if self.masked is not None:
             u = torch.where(self.masked, torch.randn_like(u), u)
         return u, *self.densities(model, u, log_det)
@@ -78,8 +78,7 @@ class LatentSpace:
     def densities(self, model: Record, u: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(x, u), log p(u)), shape (K, B) each, from what the model did at u."""
         weights = self.call.weigh(self._guide, model, len(u))
-        log_prior = log_det + sum(weights.prior_sites[name] for name in self._shapes)
-        log_joint = weights.log_joint + log_det
+        log_joint, log_prior = weights.log_joint + log_det, weights.log_marginal_prior + log_det
         if self.masked is not None:
             filler = -0.5 * (u.square() + math.log(2 * math.pi))
             filler = torch.where(self.masked, filler, torch.zeros_like(filler)).sum(-1)

@@ -222,8 +222,8 @@ def test_data_are_checked_when_drawn_from_the_prior():
     pair = Pair(*exact_pair(lm))
     with torch.no_grad(), pair.open((x,), {}, 0) as call:
         call.set_noise(1, 0)
-        record = call.draw_prior(3)
-    z = record["z"].value
+        values, record = call.draw_prior(3)
+    z = values["z"]
     assert z.shape == (3, B, 2)
     mean = z @ lm.weight.T + lm.bias
     assert_close(record["x"].log_prob, normal(x, mean, lm.variance.sqrt()).sum(-1))
