@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import torch
 from pyro.poutine import unwrap
 from torch import Tensor
@@ -190,11 +191,17 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def signature_of(tree: Any) -> Any:
-    """A hashable description of arguments: shapes of tensors, values of plain Python objects."""
+    """A hashable description of arguments: shapes of arrays, other objects themselves."""
     if isinstance(tree, Tensor):
         return tree.shape, tree.dtype, tree.device
     if isinstance(tree, (tuple, list)):
         return tuple(signature_of(item) for item in tree)
     if isinstance(tree, Mapping):
         return tuple((key, signature_of(value)) for key, value in tree.items())
-    return tree if isinstance(tree, (bool, int, float, str, type(None))) else id(tree)
+    if isinstance(tree, numpy.ndarray):
+        return tree.shape, tree.dtype
+    try:
+        hash(tree)
+    except TypeError:
+        return id(tree)
+    return tree

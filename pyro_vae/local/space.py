@@ -106,7 +106,8 @@ class LatentSpace:
     def _flat(self, u: Tensor) -> Tensor:
         if self.layout.datum_dim is None:
             return u.reshape(len(u), 1, -1)
-        return u.movedim(1 + self.layout.num_plates + self.layout.datum_dim, 1).flatten(2)
+        moved = u.movedim(1 + self.layout.num_plates + self.layout.datum_dim, 1)
+        return moved.reshape(*moved.shape[:2], -1)
 
     def _unflat(self, part: Tensor, shape: torch.Size) -> Tensor:
         if self.layout.datum_dim is None:
