@@ -122,9 +122,7 @@ def test_optimal_diagonal_is_where_gradient_descent_ends():
     x = make_data(model)
     loc = torch.zeros(BATCH, LATENT, dtype=torch.float64, requires_grad=True)
     log_scale = torch.zeros(BATCH, LATENT, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [loc, log_scale], max_iter=500, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
+    optimizer = torch.optim.LBFGS([loc, log_scale], max_iter=500, tolerance_change=1e-14, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()

@@ -1,0 +1,108 @@
+"""The docs are complete, and the README's example and commands are what the package does. Needs no Sphinx."""
+
+import configparser
+import contextlib
+import io
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+
+import pyro_vae
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in DOCS.rglob("*.md") if "_build" not in path.parts}
+API = "\n".join(text for name, text in PAGES.items() if name.startswith("api/"))
+PARTS = sorted(
+    {path.relative_to(ROOT / "pyro_vae").parts[0].removesuffix(".py") for path in (ROOT / "pyro_vae").rglob("*.py")}
+)
+
+
+def block(language: str) -> str:
+    """The one fenced block of the README in this language."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    assert len(blocks) == 1, f"the README has {len(blocks)} blocks of {language}"
+    return blocks[0]
+
+
+def mentions(text: str, name: str) -> bool:
+    return re.search(rf"\bpyro_vae\.{name}\b", text) is not None
+
+
+@pytest.mark.parametrize("name", pyro_vae.__all__)
+def test_every_public_name_is_on_an_api_page(name):
+    assert mentions(API, name), f"add pyro_vae.{name} to a page in docs/api"
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if not part.startswith("_")])
+def test_every_module_is_in_the_docs(part):
+    assert any(mentions(text, part) for text in PAGES.values()), f"say in docs/ what pyro_vae.{part} is"
+
+
+def test_api_pages_name_nothing_that_does_not_exist():
+    for name in re.findall(r"^\.\. auto\w+:: pyro_vae\.(\S+)", API, re.M):
+        obj = pyro_vae
+        for part in name.split("."):
+            if not hasattr(obj, part):  # a module that the package does not import by itself
+                __import__(f"pyro_vae.{name}")
+            obj = getattr(obj, part)
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [(DOCS / name, text) for name, text in PAGES.items()]
+    pages += [(ROOT / name, (ROOT / name).read_text()) for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    for path, text in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_page_is_in_a_table_of_contents():
+    for name in PAGES:
+        folder, _, page = name.rpartition("/")
+        index = PAGES[f"{folder}/index.md" if folder and page != "index.md" else "index.md"]
+        entry = name.removesuffix(".md") if page == "index.md" else page.removesuffix(".md")
+        assert name == "index.md" or re.search(rf"^{re.escape(entry)}$", index, re.M), f"{name} is in no toctree"
+
+
+def test_files_that_the_readme_runs_exist_and_its_extras_too():
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    commands = re.findall(r"^```sh\n(.*?)^```$", README, re.M | re.S)
+    assert len(commands) == 2
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:5] == ["pip", "install", "-c", "constraints.txt", "-e"]
+        assert words[5][2:-1] in setup["options.extras_require"]
+        for word in words:
+            assert not word.endswith((".py", ".txt")) or (ROOT / word).exists(), f"the README names {word}"
+
+
+def test_the_example_of_the_readme_runs():
+    """Smoke run: a few training steps and data instead of all of them; the table must have the rows that are printed."""
+    code = block("python")
+    shorter = {"range(2000)": "range(5)", "num_steps=100": "num_steps=2", "digits[1500:]": "digits[1500:1508]"}
+    for full, few in shorter.items():
+        assert code.count(full) == 1, f"the example no longer says {full}: change it here as well"
+        code = code.replace(full, few)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        for category in (pyro_vae.errors.ConvergenceWarning, pyro_vae.errors.UnreliableEvidenceWarning):
+            warnings.simplefilter("ignore", category)  # two steps settle nothing
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    labels = [re.match(r"\D*", line)[0].split("  ")[0] for line in printed.getvalue().splitlines()]
+    expected = [re.match(r"\D*", line)[0].split("  ")[0] for line in block("text").splitlines()]
+    assert labels[:-1] == expected[:-1]  # the last line is the verdict, which may be another one
+
+
+def test_the_numbers_of_the_readme_add_up():
+    """L[q] + amortization + approximation = log p(x), as printed."""
+    rows = dict(re.findall(r"^\s*([A-Za-z][A-Za-z() ,]*?)\s{2,}(-?\d+\.\d+)", block("text"), re.M))
+    elbo, optimal, top = (float(rows[name]) for name in ("ELBO", "optimal ELBO", "log p(x), lower bound"))
+    assert float(rows["amortization gap"]) == pytest.approx(optimal - elbo, abs=2e-3)
+    assert float(rows["approximation gap"]) == pytest.approx(top - optimal, abs=2e-3)
+    assert float(rows["inference gap"]) == pytest.approx(top - elbo, abs=2e-3)

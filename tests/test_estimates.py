@@ -1,0 +1,302 @@
+"""The records: their errors, intervals, sentences and plain form, from numbers whose answers are known."""
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from pair_helpers import F64, make_evidence, make_gaps
+
+import pyro_vae as pv
+from pyro_vae.estimates.mean import normal_quantile, student_quantile
+
+INF, NAN = math.inf, math.nan
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=F64)
+
+
+# Estimate
+
+
+def test_the_two_errors_of_a_mean():
+    """Monte Carlo: sqrt(sum s^2) / N. Sampling: sd of the values / sqrt(N)."""
+    estimate = pv.Estimate.over_data(tensor(1.0, 2.0, 6.0), tensor(0.3, 0.4, 1.2))
+    assert float(estimate.value) == pytest.approx(3.0)
+    assert float(estimate.std_error) == pytest.approx(1.3 / 3)
+    assert float(estimate.sampling_error) == pytest.approx(math.sqrt(7.0) / math.sqrt(3))
+    low, high = estimate.confidence_interval(0.95)
+    assert low == pytest.approx(3 - 1.959964 * 1.3 / 3, rel=1e-6)
+    assert high == pytest.approx(3 + 1.959964 * 1.3 / 3, rel=1e-6)
+
+
+def test_one_datum_has_no_sampling_error():
+    estimate = pv.Estimate.over_data(tensor(1.0), tensor(0.5))
+    assert float(estimate.std_error) == 0.5
+    assert math.isnan(float(estimate.sampling_error))
+
+
+def test_both_errors_are_labelled_in_print():
+    text = str(pv.Estimate.over_data(tensor(1.0, 2.0), tensor(0.3, 0.4)))
+    assert "1.500 nats" in text
+    assert "Monte Carlo error 0.250" in text
+    assert "sampling error 0.500" in text
+
+
+@pytest.mark.parametrize(
+    ("level", "df", "value"),
+    [
+        (0.95, 1, 12.7062),
+        (0.95, 2, 4.30265),
+        (0.95, 4, 2.77645),
+        (0.95, 9, 2.26216),
+        (0.95, 99, 1.98422),
+        (0.99, 4, 4.60409),
+        (0.9, 30, 1.69726),
+        (0.5, 6, 0.717558),
+    ],
+)
+def test_student_quantile_against_tables(level, df, value):
+    assert student_quantile(level, df) == pytest.approx(value, rel=2e-4)
+
+
+def test_student_quantile_against_scipy():
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not a dependency")
+    for df in (*range(1, 30), 50, 98, 99, 1000):
+        for level in (0.5, 0.8, 0.9, 0.95, 0.99, 0.999):
+            expected = float(stats.t.ppf(0.5 + level / 2, df))
+            assert student_quantile(level, df) == pytest.approx(expected, rel=1e-3), (df, level)
+
+
+@pytest.mark.parametrize(("level", "value"), [(0.95, 1.959964), (0.99, 2.575829), (0.6826895, 1.0)])
+def test_normal_quantile(level, value):
+    assert normal_quantile(level) == pytest.approx(value, rel=1e-6)
+
+
+# Evidence
+
+
+def test_intervals_widen_the_upper_end_with_the_tail_index():
+    evidence = make_evidence(
+        [-10.0, -10.0, -10.0, -10.0, -10.0, -10.0],
+        0.1,
+        pareto_k=tensor(-0.3, 0.0, 0.5, 0.999, INF, NAN),
+        smoothed=tensor(-10.0, -9.9, -9.8, -10.2, -10.0, -10.0),
+    )
+    low, high = evidence.confidence_interval(0.95)
+    z = 1.959964 * 0.1
+    assert torch.allclose(low, tensor(*[-10 - z] * 6), atol=1e-6)
+    expected = tensor(-10 + z, -9.9 + z, -9.8 + 2 * z, -10 + 20 * z, -10 + 20 * z, -10 + z)
+    assert torch.allclose(high, expected, atol=1e-5)
+
+
+def test_below_a_hundred_particles_intervals_are_students():
+    evidence = make_evidence([-10.0], 0.1, num_particles=5, pareto_k=tensor(NAN))
+    low, high = evidence.confidence_interval(0.95)
+    assert float(low) == pytest.approx(-10 - 0.277645, rel=1e-4)
+    assert float(high) == pytest.approx(-10 + 0.277645, rel=1e-4)
+    at_99 = make_evidence([-10.0], 0.1, num_particles=99).confidence_interval(0.95)[1]
+    at_100 = make_evidence([-10.0], 0.1, num_particles=100).confidence_interval(0.95)[1]
+    assert float(at_99) == pytest.approx(-10 + 0.198447, rel=1e-3)
+    assert float(at_100) == pytest.approx(-10 + 0.195996, rel=1e-3)
+
+
+def test_one_particle_has_no_interval():
+    low, high = make_evidence([-10.0], NAN, num_particles=1).confidence_interval()
+    assert bool(low.isnan())
+    assert bool(high.isnan())
+
+
+def test_an_exact_value_has_an_interval_of_no_width():
+    evidence = make_evidence([-10.0, -11.0], 0.0, bound="exact", pareto_k=tensor(NAN, NAN))
+    low, high = evidence.confidence_interval()
+    assert torch.equal(low, evidence.log_evidence)
+    assert torch.equal(high, evidence.log_evidence)
+
+
+def test_the_interval_of_the_mean():
+    evidence = make_evidence([-10.0, -12.0], 0.1, pareto_k=tensor(0.5, 0.0), smoothed=tensor(-9.8, -12.0))
+    low, high = evidence.mean_confidence_interval(0.95)
+    z = 1.959964
+    assert low == pytest.approx(-11 - z * 0.1 * math.sqrt(2) / 2, abs=1e-6)
+    assert high == pytest.approx(-10.9 + z * math.hypot(0.2, 0.1) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("num_particles", "threshold"), [(100, 0.5), (1000, 0.6667), (2200, 0.7), (100_000, 0.7)])
+def test_unreliable_is_above_the_threshold_for_k(num_particles, threshold):
+    k = tensor(threshold - 0.01, threshold + 0.01, -INF, INF, NAN)
+    flags = make_evidence([-10.0] * 5, num_particles=num_particles, pareto_k=k).unreliable
+    assert flags.tolist() == [False, True, False, True, False]
+
+
+def test_cat_joins_in_order_and_averages_the_cost():
+    parts = [make_evidence([-1.0, -2.0], 0.1, cost=10), make_evidence([-3.0], 0.2, cost=40)]
+    joined = pv.Evidence.cat(parts)
+    assert joined.log_evidence.tolist() == [-1.0, -2.0, -3.0]
+    assert joined.std_error.tolist() == [0.1, 0.1, 0.2]
+    assert joined.cost == 20
+    assert len(joined) == 3
+    assert joined.index is None
+    indexed = [dataclasses.replace(p, index=torch.arange(len(p)) + 10 * i) for i, p in enumerate(parts)]
+    assert pv.Evidence.cat(indexed).index.tolist() == [0, 1, 10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"num_particles": 50}, "num_particles"), ({"bound": "upper"}, "bound"), ({"support_checked": False}, "support_checked")],
+)
+def test_cat_refuses_results_of_other_estimators(changes, name):
+    first = make_evidence([-1.0])
+    with pytest.raises(ValueError, match=name):
+        pv.Evidence.cat([first, dataclasses.replace(first, **changes)])
+
+
+@pytest.mark.parametrize("record", [pv.Evidence, pv.Gaps])
+def test_cat_of_nothing_is_named(record):
+    with pytest.raises(ValueError, match=r"at least one record.*loader"):
+        record.cat([])
+
+
+def records():
+    return {
+        "evidence": make_evidence([-1.0, -2.0], pareto_k=tensor(0.2, 0.9), stripped_scales={"x": 2.0}),
+        "gaps": make_gaps(1.0, 0.1, num_data=2),
+    }
+
+
+@pytest.mark.parametrize("name", ["evidence", "gaps"])
+def test_to_dict_is_json(name):
+    record = records()[name]
+    plain = json.loads(json.dumps(record.to_dict()))
+    assert {field.name for field in dataclasses.fields(record)} <= plain.keys()
+    assert plain["log_evidence"] == record.log_evidence.tolist()
+    if name == "gaps":
+        for gap in ("amortization", "approximation", "inference"):
+            assert plain[gap] == getattr(record, gap).tolist()
+        assert plain["evidence"]["cost"] == 1000
+        assert plain["std_errors"]["contrast"] == [0.01, 0.01]
+    else:
+        assert plain["stripped_scales"] == {"x": 2.0}
+
+
+@pytest.mark.parametrize("name", ["evidence", "gaps"])
+def test_records_are_frozen_and_can_be_copied(name):
+    record = records()[name]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.log_evidence = None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del record.cost
+    for other in (copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
+        assert str(other) == str(record)
+
+
+def test_an_estimate_is_frozen():
+    estimate = make_evidence([-1.0, -2.0]).mean()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        estimate.value = None
+
+
+def test_evidence_prints_both_errors_of_both_means_and_its_diagnostics():
+    text = str(make_evidence([-1.0, -3.0], 0.3, pareto_k=tensor(0.2, 0.9), stripped_scales={"x": 2.0}))
+    assert text.count("Monte Carlo error") == text.count("sampling error") == 2
+    for part in ("log p(x)", "-2.000", "ELBO", "-3.000", "K = 1000", "cost 1000", "bound: lower", "1 of 2", "{'x': 2.0}"):
+        assert part in text, part
+
+
+def test_a_score_is_not_called_evidence():
+    text = str(make_evidence([-1.0, -3.0], support_checked=False))
+    assert "score (not log p(x): values outside the support)" in text
+    text = str(make_evidence([-1.0, -3.0]))
+    assert "score" not in text
+
+
+def test_the_elbo_of_the_record_is_untouched_by_the_mean():
+    evidence = make_evidence([-1.0, -3.0], 0.3)
+    estimate = evidence.mean()
+    assert float(estimate.value) == -2.0
+    assert float(estimate.std_error) == pytest.approx(0.3 / math.sqrt(2))
+    assert float(estimate.sampling_error) == pytest.approx(1.0)
+
+
+# Gaps
+
+
+def test_gaps_add_up_and_have_their_signs():
+    gaps = make_gaps(0.7, 0.2)
+    assert torch.equal(gaps.amortization, gaps.optimal_elbo - gaps.elbo)
+    assert torch.equal(gaps.approximation, gaps.log_evidence - gaps.optimal_elbo)
+    assert torch.allclose(gaps.inference, gaps.amortization + gaps.approximation, atol=1e-12)
+    summary = gaps.summary()
+    assert float(summary["amortization"].value) == pytest.approx(0.7)
+    assert float(summary["approximation"].value) == pytest.approx(0.2)
+    assert float(summary["inference"].value) == pytest.approx(0.9)
+    assert set(summary) == {"elbo", "optimal_elbo", "log_evidence", "amortization", "approximation", "inference"}
+
+
+ENCODER = "The larger part of the gap is the encoder's (amortization)"
+FAMILY = "The larger part of the gap is the family's (approximation)"
+UNDECIDED = "not decided by this budget"
+
+
+@pytest.mark.parametrize(
+    ("amortization", "approximation", "options", "sentence"),
+    [
+        (1.0, 0.1, {}, ENCODER),
+        (0.1, 1.0, {}, FAMILY),
+        (0.500, 0.501, {}, UNDECIDED),
+        (1.0, 0.1, {"std_error": 5.0}, UNDECIDED),
+        (0.1, 1.0, {"std_error": 5.0}, UNDECIDED),
+        # log p(x) may be much higher than it was measured: the family's part could be the larger one
+        (1.0, 0.1, {"std_error": 0.3, "pareto_k": torch.tensor(0.95, dtype=F64).expand(50)}, UNDECIDED),
+        (0.1, 1.0, {"std_error": 0.3, "pareto_k": torch.tensor(0.95, dtype=F64).expand(50)}, FAMILY),
+        (1.0, 0.1, {"smoothed": torch.tensor(-97.0, dtype=F64).expand(50)}, UNDECIDED),
+        # unsettled fits understate what the encoder leaves behind
+        (0.1, 1.0, {"converged": torch.arange(50) > 10}, "Not decided: the per-datum optimum of 11 of 50 data"),
+        (1.0, 0.1, {"converged": torch.arange(50) > 10}, "had not settled"),
+        (1.0, 0.1, {"converged": torch.arange(50) > 0}, ENCODER),
+        (1.0, 0.1, {"std_error": NAN}, UNDECIDED),
+        (0.1, 1.0, {"std_error": NAN}, UNDECIDED),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_intervals(amortization, approximation, options, sentence):
+    gaps = make_gaps(amortization, approximation, **options)
+    verdict = gaps.verdict()
+    assert sentence in verdict
+    for other in {ENCODER, FAMILY, UNDECIDED} - {sentence}:
+        assert other not in verdict
+    assert verdict in str(gaps)
+    assert verdict.count("nats") >= 1
+    assert "\n" not in verdict
+
+
+def test_no_winner_is_named_beside_unreliable_evidence_without_saying_so():
+    """All weights have a heavy tail: log p(x) is biased low by more than its error, and the page says how many."""
+    gaps = make_gaps(1.0, 0.1, pareto_k=torch.tensor(0.9, dtype=F64).expand(50))
+    assert "Pareto k above threshold: 50 of 50" in str(gaps)
+
+
+def test_gaps_print_a_table_with_both_errors():
+    text = str(make_gaps(0.7, 0.2))
+    header = text.splitlines()[0]
+    assert "Monte Carlo" in header
+    assert "sampling" in header
+    assert "nats" in header
+    for part in ("ELBO", "log p(x), lower bound", "amortization gap", "approximation gap", "inference gap"):
+        assert part in text, part
+    for part in ("fits settled: 50 of 50", "cost: 4000", "q*: the guide's own family", "Pareto k above threshold: 0 of 50"):
+        assert part in text, part
+
+
+def test_gaps_cat():
+    a, b = make_gaps(1.0, 0.1, num_data=2), make_gaps(0.5, 0.2, num_data=3)
+    joined = pv.Gaps.cat([a, b])
+    assert torch.equal(joined.amortization, torch.cat([a.amortization, b.amortization]))
+    assert all(len(error) == 5 for error in joined.std_errors.values())
+    assert len(joined) == len(joined.evidence) == 5
+    assert joined.cost == 4000
+    with pytest.raises(ValueError, match="family"):
+        pv.Gaps.cat([a, dataclasses.replace(b, family="another")])
