@@ -14,7 +14,7 @@ from .local import fit_offsets
 
 
 class InferenceGaps:
-    r"""Amortization, approximation and inference gap per datum (Cremer, Li and Duvenaud, 2018).
+    r"""Amortization, approximation and inference gap per datum (Cremer, Li and Duvenaud, 2018)::
 
         inference gap      log p(x) - L[q]     = amortization gap + approximation gap
         amortization gap   L[q*] - L[q]        what the encoder leaves behind
@@ -22,7 +22,9 @@ class InferenceGaps:
 
     q* maximises the ELBO of each datum over offsets added to the guide's own parameters, so its family contains the guide.
     L[q] and L[q*] are measured on fresh draws that share their noise, so that their difference is paired. log p(x) is
-    estimated from below: the approximation and inference gaps are therefore biased low, by as much as log p(x) is.
+    estimated from below: the approximation and inference gaps are therefore biased low, by as much as log p(x) is. The fit
+    of q* ends a little below its optimum, which moves that much from the amortization to the approximation gap (0.001 nats
+    for 3 latents, 0.03 for 50, where correlations are strong; nothing where the family contains the posterior).
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
@@ -76,12 +78,12 @@ class InferenceGaps:
             offsets = fit_offsets(call, num_steps=self.num_steps)
             _, bound = call.log_weights(self.num_particles, GUIDE)
             _, optimal = call.log_weights(self.num_particles, GUIDE, adjust=offsets.adjust)
+            cost = call.cost
             if self._estimator is None:
-                evidence = summarise(call, *fitted_log_weights(call, self.num_particles, None))
-                cost = evidence.cost  # of the whole call so far
+                log_weight, elbo = fitted_log_weights(call, self.num_particles, None)
+                evidence = summarise(call, log_weight, elbo, call.cost - cost)
             else:
                 evidence = self._estimator(*args, **kwargs)
-                cost = call.cost + evidence.cost
         check_same_data(call, evidence)
         gaps = Gaps(
             elbo=bound.mean(0),
@@ -101,7 +103,7 @@ class InferenceGaps:
             evidence=evidence,
             family=offsets.family,
             num_particles=self.num_particles,
-            cost=cost,
+            cost=cost + evidence.cost,
         )
         warn_about(gaps, stacklevel=3)  # past torch.no_grad, to the caller
         return gaps

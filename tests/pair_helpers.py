@@ -54,10 +54,45 @@ def guide_of(family, plate=None):
     return guide
 
 
+def posterior_moments(lm):
+    """A function of x that returns mean (B, D) and Cholesky factor (D, D) of the posterior.
+
+    Unlike `lm.posterior` it reads no value of a tensor, which would make the kernel run the guide once per particle.
+    """
+    dim = lm.weight.shape[1]
+    precision = torch.eye(dim, dtype=F64) + (lm.weight.T @ lm.weight / lm.variance).to(F64)
+    covariance = torch.linalg.inv(precision)
+    gain = (covariance @ (lm.weight.T / lm.variance).to(F64)).to(lm.weight.dtype)
+    root = torch.linalg.cholesky(covariance).to(lm.weight.dtype)
+
+    def moments(x):
+        return (x - lm.bias) @ gain.T, root
+
+    return moments
+
+
 def exact_family(lm):
+    return shifted_family(lm, lambda x: 0.0)
+
+
+def scaled_family(lm, factor, shift=0.0):
+    """Independent normals with the marginal standard deviations of the posterior times `factor`."""
+    moments = posterior_moments(lm)
+    stddev = moments(lm.bias)[1].square().sum(-1).sqrt()
+
     def family(x):
-        posterior = lm.posterior(x)
-        return dist.MultivariateNormal(posterior.loc, scale_tril=posterior.scale_tril)
+        return dist.Normal(moments(x)[0] + shift * stddev, factor * stddev).to_event(1)
+
+    return family
+
+
+def shifted_family(lm, shift):
+    """The exact posterior, its mean moved by `shift(x)`, (B, D)."""
+    moments = posterior_moments(lm)
+
+    def family(x):
+        loc, root = moments(x)
+        return dist.MultivariateNormal(loc + shift(x), scale_tril=root)
 
     return family
 
@@ -66,22 +101,13 @@ def exact_pair(lm):
     return model_of(lm), guide_of(exact_family(lm))
 
 
-def shifted_family(lm, shift):
-    """The exact posterior, its mean moved by `shift(x)`, (B, D)."""
-
-    def family(x):
-        posterior = lm.posterior(x)
-        return dist.MultivariateNormal(posterior.loc + shift(x), scale_tril=posterior.scale_tril)
-
-    return family
-
-
 def diagonal_family(lm, mean_shift=0.0, factor=1.0):
     """The best diagonal Gaussian, moved and stretched."""
+    moments = posterior_moments(lm)
+    scale = lm.optimal_diagonal(lm.bias).base_dist.scale
 
     def family(x):
-        best = lm.optimal_diagonal(x).base_dist
-        return dist.Normal(best.loc + mean_shift, factor * best.scale).to_event(1)
+        return dist.Normal(moments(x)[0] + mean_shift, factor * scale).to_event(1)
 
     return family
 

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64, diagonal_family, exact_pair, guide_of, linear_gaussian, model_of, quiet
+from pair_helpers import F64, diagonal_family, exact_pair, guide_of, linear_gaussian, model_of, quiet, scaled_family
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
@@ -174,7 +174,7 @@ def test_the_progress_bar(progress, capsys):
 def test_monte_carlo_errors_average_over_batches():
     """Independent noise per batch: the stated error of the mean falls like 1 / sqrt(N), and is honest (4 errors, 6e-5)."""
     lm, x = linear_gaussian(num_data=1)
-    guide = guide_of(lambda x: dist.Normal(lm.posterior(x).mean, 1.2 * lm.posterior(x).stddev).to_event(1))
+    guide = guide_of(scaled_family(lm, 1.2))
     estimator = pv.ImportanceSampling(model_of(lm), guide, num_particles=500, seed=0)
     mean = run(estimator, [x] * 100).mean()
     assert float(mean.std_error) < 0.003

@@ -20,7 +20,7 @@ class AdaptiveImportanceSampling:
 
     Starting at the guide, a full-covariance Gaussian over all latents of a datum, in unconstrained space, is fitted by
     regressing gradients of log p(x, z) on the points where they were taken (an averaged Newton step, see
-    `pyro_vae.local`). Then
+    `pyro_vae.local`). Then::
 
         log p(x) ~ log 1/K sum_k p(x, z_k) / r(z_k),    z_k ~ r = 0.98 N(m, 1.05^2 S) + 0.02 p(z)
 
@@ -74,7 +74,8 @@ class AdaptiveImportanceSampling:
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
-            evidence = summarise(call, *fitted_log_weights(call, self.num_particles, self.num_gradients))
+            log_weight, elbo = fitted_log_weights(call, self.num_particles, self.num_gradients)
+            evidence = summarise(call, log_weight, elbo, call.cost)
         warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
 
@@ -84,8 +85,11 @@ def fitted_log_weights(call: Call, num_particles: int, num_gradients: int | None
     call.set_noise(GUIDE, 0)
     guide = call.draw(ELBO_PARTICLES)
     model = call.score(call.latent_values(guide), ELBO_PARTICLES)
-    elbo = call.weigh(guide, model, ELBO_PARTICLES).elbo
+    weights = call.weigh(guide, model, ELBO_PARTICLES)
+    elbo = weights.elbo
     call.check_finite(elbo)
+    if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself, and there is nothing to fit
+        return weights.log_weight, elbo
     space = LatentSpace(call, guide, model)
     call.set_noise(GUIDE, 1)
     u, _ = space.pack(call.latent_values(call.draw(START_PARTICLES)))

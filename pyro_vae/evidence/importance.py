@@ -13,7 +13,7 @@ from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, p
 
 
 class ImportanceSampling:
-    r"""log p(x) by importance sampling from the guide as it is.
+    r"""log p(x) by importance sampling from the guide as it is::
 
         log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k given x),   z_k ~ q(z given x)
 
@@ -63,7 +63,7 @@ class ImportanceSampling:
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
             log_weight, elbo = call.log_weights(self.num_particles, GUIDE)
-            evidence = summarise(call, log_weight, elbo)
+            evidence = summarise(call, log_weight, elbo, call.cost)
         warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
 
@@ -74,7 +74,7 @@ def checked_count(name: str, value: int, lowest: int = 1) -> int:
     return value
 
 
-def summarise(call: Call, log_weight: Tensor, elbo: Tensor) -> Evidence:
+def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float) -> Evidence:
     """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record."""
     smoothed, pareto_k = pareto_smooth(log_weight)
     return Evidence(
@@ -87,7 +87,7 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor) -> Evidence:
         smoothed=log_mean_exp(smoothed, 0),
         bound="lower",
         num_particles=len(log_weight),
-        cost=call.cost,
+        cost=cost,
         index=call.index,
         stripped_scales=call.structure.stripped_scales,
         support_checked=call.check_support,

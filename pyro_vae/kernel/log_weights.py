@@ -44,7 +44,7 @@ class LogWeights:
     """Log-densities of K particles for B data, kept per site and summed on demand; nats, unscaled.
 
     `log_likelihood`, `log_prior` and `log_guide` have shape (*E, K, B), with one axis E per enumerated site, `log_weight`
-    and `elbo` have shape (K, B):
+    and `elbo` have shape (K, B)::
 
         log_weight = log sum_e p(x, z, e) / q(z given e)        (evidence: any enumerated site is summed out)
         elbo       = sum_e q(e) [log p(x, z, e) - log q(z, e)]  (guide-enumerated axes are averaged under q)

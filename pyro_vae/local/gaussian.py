@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernel import FIT, NOISE_BLOCK, PROPOSAL
-from .space import LatentSpace
+from .space import LatentSpace, differentiable
 
 PRIOR_BLOCK = 10  # the prior's draws run the decoder as they are drawn, so their noise blocks are small
 PRIOR_SHARE = 0.02  # bounds the weights by max likelihood / share
@@ -74,7 +74,7 @@ def gradient_of(space: LatentSpace, u: Tensor) -> Tensor:
     """Gradient of log p(x, u) for each particle, (K, B, D), in pieces of bounded memory; nan where it is not finite."""
     parts = []
     for first, length in space.call.chunks(len(u)):
-        with torch.enable_grad():
+        with differentiable():
             piece = u[first : first + length].detach().requires_grad_()
             (gradient,) = torch.autograd.grad(space.log_joint(piece).sum(), piece)
         parts.append(gradient)

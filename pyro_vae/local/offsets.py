@@ -8,9 +8,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import transform_to
+from torch.distributions.transforms import identity_transform
 
 from ..errors import LocalFitError
 from ..kernel import FIT, Call
+from .space import bijection, differentiable
 
 LEARNING_RATE, FIT_PARTICLES = 0.1, 4
 LAST_LEVEL, MAX_ROUNDS = 3, 7
@@ -113,7 +115,7 @@ def rebuilt(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int = 0) 
         n = fn.reinterpreted_batch_ndims
         inner_shape = batch_shape + fn.base_dist.batch_shape[len(fn.base_dist.batch_shape) - n :]
         return rebuilt(fn.base_dist, shift, inner_shape, event_dim + n).to_event(n)
-    if isinstance(fn, torch.distributions.TransformedDistribution):
+    if type(fn) in (dist.TransformedDistribution, torch.distributions.TransformedDistribution):
         base = rebuilt(fn.base_dist, shift, batch_shape, event_dim)
         return dist.TransformedDistribution(base, fn.transforms)
     return rebuilt_leaf(fn, shift, batch_shape, event_dim)
@@ -137,9 +139,22 @@ def rebuilt_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int)
                 f"{type(fn).__name__} has a parameter '{name}' without a free space ({constraint}): use another family "
                 "in the guide, or ImportanceSampling, which needs no fit"
             ) from error
-        unit = fn.stddev.expand(value.shape) if name == "loc" else None
-        parameters[name] = transform(shift(name, transform.inv(value), event_dim + own_event, unit))
-    return type(fn)(**parameters)
+        parameters[name] = transform(shift(name, transform.inv(value), event_dim + own_event, unit_of(fn, name, value)))
+    try:
+        return type(fn)(**parameters)
+    except (TypeError, NotImplementedError) as error:
+        raise LocalFitError(
+            f"{type(fn).__name__} cannot be rebuilt from its parameters {sorted(parameters)}: use another family in the "
+            "guide, or ImportanceSampling, which needs no fit"
+        ) from error
+
+
+def unit_of(fn: Any, name: str, value: Tensor) -> Tensor | None:
+    """The scale of a distribution on the real line, in which its location is measured."""
+    if name != "loc" or bijection(fn.support) != identity_transform:
+        return None
+    unit = fn.scale if hasattr(fn, "scale") else fn.stddev
+    return unit.expand(value.shape)
 
 
 def fit_offsets(call: Call, *, num_steps: int = 50) -> GuideOffsets:
@@ -147,41 +162,48 @@ def fit_offsets(call: Call, *, num_steps: int = 50) -> GuideOffsets:
 
     Rounds of `num_steps` Adam steps with sticking-the-landing gradients (Roeder, Wu and Duvenaud, 2017,
     https://arxiv.org/abs/1703.09194); a round ends at the average of the iterates of its second half. After each round
-    the gain is measured per datum on common noise: a datum that lost more than 0.05 nats is put back, one that gained less
-    than that has settled. Once most data gain under half a nat, the next round has twice the particles and half the rate.
-    Stops when all have settled with at least 16 particles, or after seven rounds.
+    the gain is measured per datum on common noise: a datum that lost more than 0.05 nats (and three errors) is put back,
+    one that gained less than that has settled. Once most data gain under half a nat, the next round has twice the
+    particles and a rate lower by the root of two. Stops when all have settled with 32 particles, or after seven rounds.
+
+    What is left to gain then is 0.001 nats for 3 latents and 0.03 for 50, measured on linear-Gaussian posteriors with
+    strong correlations and a diagonal guide; where the family contains the posterior, nothing.
     """
     offsets = GuideOffsets(call)
-    bound = check_bound(call, offsets)  # also creates the offsets, at zero
+    terms = check_terms(call, offsets)  # also creates the offsets, at zero
+    if not offsets.tensors:
+        raise LocalFitError("the guide draws no continuous latent that could be freed per datum, so no gap can be split")
     level = 0
     for round_ in range(MAX_ROUNDS):
         before = offsets.state()
         ascend(call, offsets, level, num_steps, first_block=1 + round_ * num_steps)
-        gain = check_bound(call, offsets) - bound
-        lost = ~(gain >= -TOLERANCE)  # ~ rather than <, so that NaN is put back too
+        new_terms = check_terms(call, offsets)
+        gain = (new_terms - terms).mean(0)
+        noise = (new_terms - terms).std(0) / CHECK_PARTICLES**0.5
+        lost = ~(gain >= -TOLERANCE - 3 * noise)  # ~ rather than <, so that NaN is put back too
         offsets.restore(before, lost)
-        offsets.converged = gain <= TOLERANCE
-        bound = torch.where(lost, bound, bound + gain)
-        if level >= LAST_LEVEL - 1 and bool(offsets.converged.all()):
+        offsets.converged = ~lost & (gain <= TOLERANCE)
+        terms = torch.where(lost, terms, new_terms)
+        if level == LAST_LEVEL and bool(offsets.converged.all()):
             break
         if bool(gain.median() < SMALL_GAIN):
             level = min(level + 1, LAST_LEVEL)
     return offsets
 
 
-def check_bound(call: Call, offsets: GuideOffsets) -> Tensor:
-    """The ELBO per datum at the present offsets, (B,), always on the same noise."""
-    return call.log_weights(CHECK_PARTICLES, FIT, adjust=offsets.adjust)[1].mean(0)
+def check_terms(call: Call, offsets: GuideOffsets) -> Tensor:
+    """ELBO terms at the present offsets, (K, B), always on the same noise."""
+    return call.log_weights(CHECK_PARTICLES, FIT, adjust=offsets.adjust)[1]
 
 
 def ascend(call: Call, offsets: GuideOffsets, level: int, num_steps: int, first_block: int) -> None:
     num_particles = FIT_PARTICLES * 2**level
-    optimizer = torch.optim.Adam(offsets.tensors, lr=LEARNING_RATE / 2**level, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(offsets.tensors, lr=LEARNING_RATE / 2 ** (level / 2), betas=(0.9, 0.99))
     average = [torch.zeros_like(tensor) for tensor in offsets.tensors]
     averaged = (num_steps + 1) // 2
     for step in range(num_steps):
         call.set_noise(FIT, first_block + step)
-        with torch.enable_grad():
+        with differentiable():
             guide = call.draw(num_particles, adjust=offsets.adjust)
             model = call.score(call.latent_values(guide), num_particles)
             loss = -call.weigh(guide, model, num_particles).elbo.mean(0).sum()

@@ -18,7 +18,9 @@ from pair_helpers import (
     guide_of,
     linear_gaussian,
     model_of,
+    posterior_moments,
     quiet,
+    scaled_family,
     shifted_family,
 )
 from pyro import poutine
@@ -51,9 +53,11 @@ def subsampled(lm, x):
             likelihood = dist.Normal(z @ lm.weight.T + lm.bias, lm.variance.sqrt())
             pyro.sample("x", likelihood.to_event(1), obs=x[rows])
 
+    family = exact_family(lm)
+
     def guide(x):
         with pyro.plate("data", len(x), subsample_size=len(x) // 2) as rows:
-            pyro.sample("z", exact_family(lm)(x[rows]))
+            pyro.sample("z", family(x[rows]))
 
     return model, guide, (x,), lm.log_evidence(x)
 
@@ -89,13 +93,13 @@ def masked_data(lm, x):
                 likelihood = dist.Normal(z @ lm.weight.T + lm.bias, lm.variance.sqrt())
                 pyro.sample("x", likelihood.to_event(1), obs=x)
 
+    moments = posterior_moments(lm)
+
     def family(x):
-        posterior = lm.posterior(x)
-        loc = torch.where(seen.unsqueeze(-1), posterior.loc, torch.zeros_like(posterior.loc))
+        loc, root = moments(x)
+        loc = torch.where(seen.unsqueeze(-1), loc, torch.zeros_like(loc))
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype)
-        return dist.MultivariateNormal(
-            loc, scale_tril=torch.where(seen.reshape(-1, 1, 1), posterior.scale_tril, eye)
-        )
+        return dist.MultivariateNormal(loc, scale_tril=torch.where(seen.reshape(-1, 1, 1), root, eye))
 
     return model, guide_of(family), (x,), torch.where(seen, lm.log_evidence(x), torch.zeros(len(x), dtype=F64))
 
@@ -112,7 +116,7 @@ def masked_pixels(lm, x):
             with pyro.plate("pixels", x.shape[1], dim=-2), poutine.mask(mask=seen.unsqueeze(-1)):
                 pyro.sample("x", dist.Normal(loc, lm.variance.sqrt()), obs=x.T)
 
-    guide = guide_of(lambda x: exact_family(rest)(x[:, 1:]))
+    guide = guide_of(lambda x, family=exact_family(rest): family(x[:, 1:]))
     return model, guide, (x,), rest.log_evidence(x[:, 1:])
 
 
@@ -227,7 +231,7 @@ def test_the_elbo_of_the_record_is_that_of_the_guide():
 def test_z_scores_and_coverage_where_the_tail_is_light():
     """600 data; sd of z within 4 standard errors (6e-5) of one, coverage of 95% within 4 (6e-5)."""
     lm, x = linear_gaussian(num_data=600)
-    guide = guide_of(lambda x: dist.Normal(lm.posterior(x).mean, 1.3 * lm.posterior(x).stddev).to_event(1))
+    guide = guide_of(scaled_family(lm, 1.3))
     result = pv.ImportanceSampling(model_of(lm), guide, num_particles=1000, seed=0)(x)
     assert result.pareto_k.max() < 0.5
     truth = lm.log_evidence(x)
@@ -247,7 +251,7 @@ def test_z_scores_and_coverage_where_the_tail_is_light():
 def test_small_k_intervals_use_students_t():
     """K = 10, 2,000 data: the normal quantile would cover 92% at best."""
     lm, x = linear_gaussian(num_data=2000)
-    guide = guide_of(lambda x: dist.Normal(lm.posterior(x).mean, 1.05 * lm.posterior(x).stddev).to_event(1))
+    guide = guide_of(scaled_family(lm, 1.05))
     result = pv.ImportanceSampling(model_of(lm), guide, num_particles=10, seed=0)(x)
     assert bool(result.pareto_k.isnan().all())
     truth = lm.log_evidence(x)
@@ -263,9 +267,7 @@ def test_the_interval_is_widened_where_weights_have_a_tail(tail_index, at_least,
     """q = N(m, (1 - k) v): tail index k. The plain interval covers 90% and 66% (DESIGN, 7); 3,000 data, error below 1%."""
     lm = LinearGaussian(torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64), torch.tensor(1.0, dtype=F64))
     x = torch.randn(3000, 1, dtype=F64)
-    guide = guide_of(
-        lambda x: dist.Normal(lm.posterior(x).mean, math.sqrt(1 - tail_index) * lm.posterior(x).stddev).to_event(1)
-    )
+    guide = guide_of(scaled_family(lm, math.sqrt(1 - tail_index)))
     with quiet():
         result = pv.ImportanceSampling(model_of(lm), guide, num_particles=1000, seed=0)(x)
     truth = lm.log_evidence(x)
@@ -280,7 +282,7 @@ def test_the_interval_is_widened_where_weights_have_a_tail(tail_index, at_least,
 
 def test_a_heavy_tail_raises_a_warning_with_count_and_remedy():
     lm, x = linear_gaussian(num_data=30)
-    guide = guide_of(lambda x: dist.Normal(lm.posterior(x).mean, 0.2 * lm.posterior(x).stddev).to_event(1))
+    guide = guide_of(scaled_family(lm, 0.2))
     with pytest.warns(UnreliableEvidenceWarning) as caught:
         result = pv.ImportanceSampling(model_of(lm), guide, num_particles=1000, seed=0)(x)
     count = int((result.pareto_k > 0.6667).sum())
@@ -295,7 +297,7 @@ def test_a_heavy_tail_raises_a_warning_with_count_and_remedy():
 
 def test_the_warning_points_at_the_callers_line():
     lm, x = linear_gaussian(num_data=30)
-    guide = guide_of(lambda x: dist.Normal(lm.posterior(x).mean, 0.2 * lm.posterior(x).stddev).to_event(1))
+    guide = guide_of(scaled_family(lm, 0.2))
     with pytest.warns(UnreliableEvidenceWarning) as caught:
         pv.ImportanceSampling(model_of(lm), guide, num_particles=1000, seed=0)(x)
     assert caught[0].filename == __file__

@@ -1,0 +1,264 @@
+"""`LatentSpace`: a bijection between latent values and vectors whose density integrates to the same p(x)."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pair_helpers import F64, exact_pair, linear_gaussian
+from pyro import poutine
+
+from pyro_vae.errors import LocalFitError
+from pyro_vae.kernel import Pair
+from pyro_vae.local import LatentSpace
+
+PRIORS = {
+    "real": dist.Normal(torch.tensor(0.3, dtype=F64), 2.0),
+    "positive": dist.Gamma(torch.tensor(2.0, dtype=F64), 1.5),
+    "log normal": dist.LogNormal(torch.tensor(0.3, dtype=F64), 0.5),
+    "unit": dist.Beta(torch.tensor(2.0, dtype=F64), 3.0),
+    "interval": dist.Uniform(torch.tensor(-1.0, dtype=F64), 3.0),
+    "vector": dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1),
+    "matrix": dist.Gamma(torch.ones(2, 3, dtype=F64), 1.0).to_event(2),
+    "simplex": dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=F64)),
+    "joint": dist.MultivariateNormal(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64) + 0.5),
+}
+DIMS = {"vector": 3, "matrix": 6, "simplex": 3, "joint": 2}
+
+
+def pair_with(priors, num_data=4, plate=True):
+    """Latents drawn from their prior on both sides, and an observation that sees none of them."""
+
+    def latents():
+        for name, prior in priors.items():
+            pyro.sample(name, prior)
+
+    def model(x):
+        with pyro.plate("data", num_data):
+            latents()
+            pyro.sample("x", dist.Normal(x.new_zeros(()), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", num_data):
+            latents()
+
+    return model, guide, torch.zeros(num_data, dtype=F64)
+
+
+class Opened:
+    """An open call with its space; used as a context manager."""
+
+    def __init__(self, model, guide, *args, seed=0, num_particles=3, **options):
+        self.opened = Pair(model, guide, **options).open(args, {}, seed)
+        self.num_particles = num_particles
+
+    def __enter__(self):
+        with torch.no_grad():
+            call = self.opened.__enter__()
+            call.set_noise(1, 0)
+            drawn = call.draw(self.num_particles)
+            values = call.latent_values(drawn)
+            scored = call.score(values, self.num_particles)
+            return call, LatentSpace(call, drawn, scored), values, call.weigh(drawn, scored, self.num_particles)
+
+    def __exit__(self, *error):
+        return self.opened.__exit__(*error)
+
+
+@pytest.mark.parametrize("name", sorted(PRIORS))
+def test_pack_and_unpack_are_inverse(name):
+    model, guide, x = pair_with({name: PRIORS[name]})
+    with Opened(model, guide, x) as (_, space, values, _):
+        u, log_det = space.pack(values)
+        assert space.dim == DIMS.get(name, 1)
+        assert u.shape == (3, 4, space.dim)
+        back, again = space.unpack(u)
+        assert back.keys() == values.keys()
+        assert torch.allclose(back[name], values[name], atol=1e-10)
+        assert torch.allclose(again, log_det, atol=1e-10)
+
+
+def test_sites_of_all_kinds_side_by_side():
+    model, guide, x = pair_with(PRIORS)
+    with Opened(model, guide, x) as (_, space, values, _):
+        u, log_det = space.pack(values)
+        assert space.dim == sum(DIMS.get(name, 1) for name in PRIORS)
+        assert u.shape == (3, 4, space.dim)
+        back, again = space.unpack(u)
+        for name in PRIORS:
+            assert torch.allclose(back[name], values[name], atol=1e-10), name
+        assert torch.allclose(again, log_det, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", sorted(PRIORS))
+def test_the_volume_element_is_that_of_the_map(name):
+    """Against the determinant of the Jacobian by autograd."""
+    model, guide, x = pair_with({name: PRIORS[name]})
+    with Opened(model, guide, x) as (_, space, values, _):
+        u, log_det = space.pack(values)
+        event = PRIORS[name].event_shape
+
+        def forward(vector):
+            value = space.unpack(vector.expand(3, 4, -1))[0][name][0, 0].reshape(-1)
+            return value[: space.dim]  # the last entry of a simplex is no coordinate
+
+        with torch.enable_grad():
+            jacobian = torch.autograd.functional.jacobian(forward, u[0, 0].clone())
+        assert jacobian.shape == (space.dim, space.dim)
+        assert torch.linalg.slogdet(jacobian)[1] == pytest.approx(float(log_det.expand(3, 4)[0, 0]), abs=1e-8)
+        assert values[name].shape[2:] == event
+
+
+@pytest.mark.parametrize("name", ["real", "positive", "log normal", "unit", "interval"])
+def test_the_density_integrates_to_p_of_x(name):
+    """The trapezium rule over u: the observation does not depend on the latent, so the integral is p(x) itself."""
+    model, guide, x = pair_with({name: PRIORS[name]})
+    grid = torch.linspace(-25, 25, 4001, dtype=F64)
+    with Opened(model, guide, x) as (_, space, _, _):
+        log_joint = space.log_joint(grid.reshape(-1, 1, 1).expand(-1, 4, 1).clone())
+    assert log_joint.shape == (4001, 4)
+    integral = log_joint.logsumexp(0) + math.log(50 / 4000)
+    assert torch.allclose(integral, dist.Normal(0.0, 1.0).log_prob(x), atol=1e-6)
+
+
+def test_log_joint_is_that_of_the_kernel_plus_the_volume_element():
+    lm, x = linear_gaussian()
+    with Opened(*exact_pair(lm), x) as (_, space, values, weights):
+        u, log_det = space.pack(values)
+        assert torch.allclose(space.log_joint(u), weights.log_joint + log_det, atol=1e-12)
+
+
+def test_log_joint_is_differentiable_per_particle_and_datum():
+    lm, x = linear_gaussian()
+    with Opened(*exact_pair(lm), x) as (_, space, values, _):
+        with torch.enable_grad():
+            u = space.pack(values)[0].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(space.log_joint(u).sum(), u)
+        posterior = lm.posterior(x)
+        precision = torch.linalg.inv(posterior.covariance_matrix)
+        expected = -torch.einsum("bij,kbj->kbi", precision, u.detach() - posterior.mean)
+    assert torch.allclose(gradient, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(PRIORS))
+def test_prior_draws_come_with_their_densities(name):
+    """log p(x, u) - log p(u) is the likelihood; E f(u) under the prior by its own density on new draws (5 errors)."""
+    model, guide, x = pair_with({name: PRIORS[name]})
+    with Opened(model, guide, x) as (call, space, _, _), torch.no_grad():
+        call.set_noise(2, 0)
+        u, log_joint, log_prior = space.draw_prior(7)
+        assert u.shape == (7, 4, space.dim)
+        assert log_joint.shape == log_prior.shape == (7, 4)
+        likelihood = dist.Normal(0.0, 1.0).log_prob(x).expand(7, 4)
+        assert torch.allclose(log_joint - log_prior, likelihood, atol=1e-9)
+        assert torch.allclose(space.log_joint(u), log_joint, atol=1e-9)
+        assert len(u.flatten(0, 1).unique(dim=0)) == 28
+
+
+@pytest.mark.parametrize("inner", [-1, -2])
+def test_inner_plates_belong_to_the_datum(inner):
+    """Latents of shape (steps, data, event) or (data, steps, event) become rows of one datum."""
+    data_dim = -3 - inner
+
+    def program(x, observe):
+        data, steps = pyro.plate("data", 4, dim=data_dim), pyro.plate("steps", 3, dim=inner)
+        with data:
+            pyro.sample("a", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            with steps:
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                if observe:
+                    pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x if inner == -2 else x.T)
+
+    x = torch.zeros(3, 4, dtype=F64)
+    pair = (lambda x: program(x, True)), (lambda x: program(x, False))
+    with Opened(*pair, x, datum_plate="data") as (_, space, values, weights):
+        u, log_det = space.pack(values)
+        assert space.dim == 8
+        assert u.shape == (3, 4, 8)
+        back, _ = space.unpack(u)
+        for name in values:
+            assert torch.equal(back[name], values[name])
+        assert torch.allclose(space.log_joint(u), weights.log_joint + log_det, atol=1e-10)
+        moved = u.clone()
+        moved[:, 2] += 1.0  # one datum moves, the others stay
+        changed = (space.log_joint(moved) - space.log_joint(u)).abs() > 1e-9
+        assert changed.any(0).tolist() == [False, False, True, False]
+
+
+def test_the_whole_call_as_one_datum():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(x.new_tensor(2.0), 1.0))
+            pyro.sample("x", dist.Normal(z + w.sum(-1, keepdim=True), 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(x.new_tensor(2.0), 1.0))
+
+    with Opened(model, guide, torch.ones(5, dtype=F64), datum_plate=None) as (_, space, values, weights):
+        u, log_det = space.pack(values)
+        assert space.dim == 7
+        assert u.shape == (3, 1, 7)
+        assert torch.allclose(space.unpack(u)[0]["z"], values["z"], atol=1e-12)
+        assert torch.allclose(space.log_joint(u), weights.log_joint + log_det, atol=1e-10)
+
+
+def test_a_masked_latent_gets_a_standard_normal_in_its_place():
+    seen = torch.tensor([True, False, True])
+
+    def program(x, observe):
+        with pyro.plate("data", 3), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Normal(x.new_full((2,), 5.0), 3.0).to_event(1))
+            if observe:
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    x = torch.zeros(3, dtype=F64)
+    with Opened(lambda x: program(x, True), lambda x: program(x, False), x) as (_, space, values, _):
+        assert space.masked.tolist() == [[False] * 2, [True] * 2, [False] * 2]
+        u, _ = space.pack(values)
+        standard = dist.Normal(0.0, 1.0).log_prob(u[:, 1]).sum(-1)
+        assert torch.allclose(space.log_joint(u)[:, 1], standard, atol=1e-6)
+        drawn, log_joint, log_prior = space.draw_prior(500)
+        assert float(drawn[:, 1].mean().abs()) < 0.2  # 4.5 errors of 1,000 standard normals
+        assert torch.allclose(log_joint[:, 1], log_prior[:, 1])
+
+
+def test_a_masked_and_constrained_latent_is_refused():
+    seen = torch.tensor([True, False])
+
+    def program(x, observe):
+        with pyro.plate("data", 2), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Gamma(x.new_tensor(2.0), 1.0))
+            if observe:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    opened = Opened(lambda x: program(x, True), lambda x: program(x, False), torch.zeros(2, dtype=F64))
+    with pytest.raises(LocalFitError, match="'z' is masked and constrained.*ImportanceSampling"), opened:
+        pass
+
+
+def test_a_latent_that_depends_on_an_enumerated_site_is_refused():
+    def program(x, observe):
+        with pyro.plate("data", 3):
+            infer = {} if observe else {"enumerate": "parallel"}
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.3)), infer=infer)
+            z = pyro.sample("z", dist.Normal(c, 1.0))
+            if observe:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    opened = Opened(lambda x: program(x, True), lambda x: program(x, False), torch.zeros(3, dtype=F64))
+    with pytest.raises(LocalFitError, match="'z' depends on an enumerated site.*ImportanceSampling"), opened:
+        pass
+
+
+def test_float32_and_float64_are_kept():
+    for dtype in (torch.float32, F64):
+        lm, x = linear_gaussian(dtype=dtype)
+        with Opened(*exact_pair(lm), x) as (_, space, values, _):
+            u, log_det = space.pack(values)
+            assert u.dtype == dtype
+            assert space.log_joint(u).dtype == dtype
+            assert (u.new_zeros(()) + log_det).dtype == dtype
