@@ -44,12 +44,14 @@ def evaluate(
         result = pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), DataLoader(TensorDataset(x), 100), seed=0)
         print(result)
     """
+    kept = nullcontext if seed is None else kept_random_state
     results = []
-    for number, batch in enumerate(tqdm(loader, desc=type(estimator).__name__, unit="batch", disable=not progress)):
-        with batch_noise(number), quiet(), kept_random_state() if seed is not None else nullcontext():
-            if seed is not None:
-                torch.manual_seed(seed)
-            results.append(estimator(*args(batch)))
+    with kept():  # a DataLoader draws too when it is iterated
+        for number, batch in enumerate(tqdm(loader, desc=type(estimator).__name__, unit="batch", disable=not progress)):
+            with batch_noise(number), quiet(), kept():
+                if seed is not None:
+                    torch.manual_seed(seed)
+                results.append(estimator(*args(batch)))
     if not results:
         raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
     joined = type(results[0]).cat(results)

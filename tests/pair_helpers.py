@@ -16,7 +16,7 @@ from pyro_vae.exact import LinearGaussian
 F64 = torch.float64
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
-# Two-sided tail of the normal beyond 4.5 standard errors: a test of N independent numbers fails by chance N times as often.
+# Two-sided tail beyond 4.5 standard errors; a test of N independent numbers fails N times as often.
 SIGMAS, FALSE_ALARM = 4.5, 7e-6
 
 
@@ -57,7 +57,7 @@ def guide_of(family, plate=None):
 def posterior_moments(lm):
     """A function of x that returns mean (B, D) and Cholesky factor (D, D) of the posterior.
 
-    Unlike `lm.posterior` it reads no value of a tensor, which would make the kernel run the guide once per particle.
+    Unlike `lm.posterior` it reads no value of a tensor, for which the kernel would loop over particles.
     """
     dim = lm.weight.shape[1]
     precision = torch.eye(dim, dtype=F64) + (lm.weight.T @ lm.weight / lm.variance).to(F64)
@@ -113,7 +113,7 @@ def diagonal_family(lm, mean_shift=0.0, factor=1.0):
 
 
 def assert_near(estimate, truth, std_error, largest_error, sigmas=SIGMAS):
-    """Per element within `sigmas` standard errors, and the standard errors small enough to notice a wrong number."""
+    """Per element within `sigmas` standard errors, which are small enough to notice a wrong number."""
     assert estimate.shape == truth.shape == std_error.shape, (estimate.shape, truth.shape, std_error.shape)
     assert bool(estimate.isfinite().all()), estimate
     assert float(std_error.max()) <= largest_error, f"blunt: {float(std_error.max()):.4g} > {largest_error}"

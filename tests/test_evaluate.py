@@ -8,7 +8,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64, diagonal_family, exact_pair, guide_of, linear_gaussian, model_of, quiet, scaled_family
+from pair_helpers import (
+    F64,
+    diagonal_family,
+    exact_pair,
+    guide_of,
+    linear_gaussian,
+    model_of,
+    quiet,
+    scaled_family,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
@@ -51,15 +60,20 @@ def test_data_order_and_a_ragged_last_batch(make):
         whole = whole(x)
     assert torch.allclose(result.elbo, whole.elbo, atol=1e-10)
     assert type(result) is type(whole)
-    assert result.cost == whole.cost
+    if not isinstance(result, pv.Gaps):  # the rounds of a fit depend on its batch
+        assert result.cost == whole.cost
     assert torch.allclose(result.log_evidence, truth, atol=0.2)
 
 
 def test_batches_have_noise_of_their_own_also_under_a_seed(make):
-    """The same rows twice: identical noise would give identical numbers, and errors that do not average out."""
+    """The same rows twice: the same noise would give the same numbers, whose errors do not average out."""
     _, x, model, guide = setting(4)
     loader = [x, x]
-    for estimator, seed in ((make(model, guide, seed=7), None), (make(model, guide), 7), (make(model, guide, seed=1), 7)):
+    for estimator, seed in (
+        (make(model, guide, seed=7), None),
+        (make(model, guide), 7),
+        (make(model, guide, seed=1), 7),
+    ):
         result = run(estimator, loader, seed=seed)
         assert not torch.isclose(result.elbo[:4], result.elbo[4:], atol=1e-9).any()
         assert not torch.isclose(result.log_evidence[:4], result.log_evidence[4:], atol=1e-9).any()
@@ -76,12 +90,15 @@ def test_a_seed_makes_it_repeatable(make):
     assert torch.equal(built[0].elbo, built[1].elbo)
 
 
-def test_the_random_state_is_left_alone_with_a_seed(make):
+@pytest.mark.parametrize("kind", ["list", "DataLoader"])
+def test_the_random_state_is_left_alone_with_a_seed(make, kind):
+    """A DataLoader itself draws a number when it is iterated."""
     _, x, model, guide = setting()
-    loader = [x[:4], x[4:]]
+    loader = [x[:4], x[4:]] if kind == "list" else DataLoader(TensorDataset(x), 4)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     run(make(model, guide), loader, seed=3)
-    run(make(model, guide, seed=3), loader)
+    if kind == "list":
+        run(make(model, guide, seed=3), loader)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]
@@ -172,7 +189,7 @@ def test_the_progress_bar(progress, capsys):
 
 
 def test_monte_carlo_errors_average_over_batches():
-    """Independent noise per batch: the stated error of the mean falls like 1 / sqrt(N), and is honest (4 errors, 6e-5)."""
+    """Independent noise per batch: the error of the mean falls like 1 / sqrt(N) (4 errors, 6e-5)."""
     lm, x = linear_gaussian(num_data=1)
     guide = guide_of(scaled_family(lm, 1.2))
     estimator = pv.ImportanceSampling(model_of(lm), guide, num_particles=500, seed=0)

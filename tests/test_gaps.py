@@ -1,4 +1,4 @@
-"""`InferenceGaps` against the closed forms of linear-Gaussian models. Statistical tests: 3 standard errors (0.3%), seeds fixed."""
+"""`InferenceGaps` against the closed forms of linear-Gaussian models. 3 standard errors: 0.3%."""
 
 import functools
 import math
@@ -89,7 +89,7 @@ def test_a_diagonal_family_cannot_reach_correlations():
 
 
 def test_amortization_is_not_negative_beyond_its_error_where_the_guide_is_optimal():
-    """A fit that starts at the optimum may only lose: what it loses must stay below the 0.001 nats that the docs state."""
+    """A fit that starts at the optimum may only lose: the loss stays below the 0.001 nats of the docs."""
     lm, x = linear_gaussian(3, 6, num_data=200)
     summary = gaps_of(model_of(lm), guide_of(diagonal_family(lm)), x, num_particles=500).summary()
     amortization = summary["amortization"]
@@ -115,7 +115,7 @@ def test_both_gaps_at_once_and_the_verdict():
 
 
 def two_layers(shift_1=0.0, shift_2=0.0, variance=0.379, num_data=200):
-    """z2 -> z1 -> x with var(z1 | x) = var(z2 | z1) = variance; the guide q(z1 | x) q(z2 | z1) is exact but for the shifts.
+    """z2 -> z1 -> x with var(z1 | x) = var(z2 | z1) = variance; q is exact but for the shifts.
 
     A shift d of either mean costs KL = d^2 / (2 variance).
     """
@@ -141,7 +141,7 @@ def two_layers(shift_1=0.0, shift_2=0.0, variance=0.379, num_data=200):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("shift_1", "shift_2"), [(0.05, 0.0), (0.0, 0.05), (0.0, 0.0)])
 def test_a_hierarchical_guide_with_one_layer_shifted(shift_1, shift_2, num_particles, seed):
-    """Amortization gap 0.05^2 / (2 x 0.379) = 0.0033, or nothing; where parameters are replaced outright it is -0.7."""
+    """Amortization gap 0.05^2 / (2 x 0.379) = 0.0033, or 0; parameters replaced outright give -0.7."""
     model, guide, x, truth = two_layers(shift_1, shift_2)
     gaps = gaps_of(model, guide, x, num_particles=num_particles, seed=seed)
     gap = (shift_1**2 + shift_2**2) / (2 * 0.379)
@@ -162,7 +162,7 @@ def test_a_large_shift_in_a_hierarchical_guide():
 
 
 def test_errors_are_paired():
-    """Common draws: the error of the difference is far below that of its terms; and honest over data (sd of z near 1)."""
+    """Common draws: the error of a difference is below that of its terms, and honest (sd of z near 1)."""
     lm, x = linear_gaussian(3, 6, num_data=300)
     family = diagonal_family(lm, 0.05, 1.1)
     gaps = gaps_of(model_of(lm), guide_of(family), x, num_particles=500)
@@ -181,10 +181,18 @@ def test_the_elbo_is_that_of_the_users_guide():
     gaps = gaps_of(model_of(lm), guide_of(family), x)
     truth = lm.elbo(x, torch.distributions.Independent(family(x).base_dist, 1))
     estimate = gaps.summary()["elbo"]
-    assert_gap(pv.Estimate(estimate.value, estimate.std_error, estimate.sampling_error), float(truth.mean()), 0.01, 0.05, 4)
+    assert_gap(
+        pv.Estimate(estimate.value, estimate.std_error, estimate.sampling_error),
+        float(truth.mean()),
+        0.01,
+        0.05,
+        4,
+    )
     optimal = lm.elbo(x, lm.optimal_diagonal(x))
     z = (gaps.optimal_elbo - optimal) / gaps.std_errors["optimal_elbo"]
-    assert abs(float(z.mean())) < 4 / math.sqrt(len(x)) + 0.3  # the fit may fall short by a fraction of an error
+    assert (
+        abs(float(z.mean())) < 4 / math.sqrt(len(x)) + 0.3
+    )  # the fit may fall short by a fraction of an error
 
 
 @pytest.mark.parametrize("kind", ["importance", "adaptive"])
@@ -229,10 +237,14 @@ def test_chunk_size_changes_no_draw(monkeypatch):
     results = []
     for size in (1, 1500, 2**40):
         monkeypatch.setattr(calls, "CHUNK_BYTES", {"cpu": size, "cuda": size})
-        results.append(gaps_of(model_of(lm), guide_of(diagonal_family(lm, 0.1)), x, num_particles=150, num_steps=5))
+        results.append(
+            gaps_of(model_of(lm), guide_of(diagonal_family(lm, 0.1)), x, num_particles=150, num_steps=5)
+        )
     for result in results[:-1]:
         for name in ("elbo", "optimal_elbo", "log_evidence"):
-            assert torch.allclose(getattr(result, name), getattr(results[-1], name), rtol=1e-9, atol=1e-9), name
+            assert torch.allclose(getattr(result, name), getattr(results[-1], name), rtol=1e-9, atol=1e-9), (
+                name
+            )
 
 
 def test_seeds_and_random_state():
@@ -309,9 +321,15 @@ def test_a_gamma_guide_reaches_a_gamma_posterior():
     posterior, q = dist.Gamma(2 + x, x.new_tensor(2.5)), dist.Gamma(x.new_tensor(2.0), 1.0).expand(x.shape)
     truth = torch.distributions.kl_divergence(q, posterior)
     summary = gaps.summary()
-    assert abs(float(summary["inference"].value - truth.mean())) < 0.05 + 4 * float(summary["inference"].std_error)
+    assert abs(float(summary["inference"].value - truth.mean())) < 0.05 + 4 * float(
+        summary["inference"].std_error
+    )
     assert abs(float(summary["approximation"].value)) < 0.03
-    assert set(gaps.family.split("(")[1].rstrip(")").replace(",", "").split()) == {"z:", "concentration", "rate"}
+    assert set(gaps.family.split("(")[1].rstrip(")").replace(",", "").split()) == {
+        "z:",
+        "concentration",
+        "rate",
+    }
 
 
 @pytest.mark.parametrize("name", ["half normal", "log normal", "weibull"])
@@ -433,7 +451,9 @@ def test_discrete_guides_are_refused_by_name():
         with pyro.plate("data", len(x)):
             pyro.sample("c", dist.Bernoulli(x.sigmoid()))
 
-    with pytest.raises(LocalFitError, match="'c'.*no reparameterised draws.*enumerate it.*ImportanceSampling"):
+    with pytest.raises(
+        LocalFitError, match="'c'.*no reparameterised draws.*enumerate it.*ImportanceSampling"
+    ):
         gaps_of(model, guide, torch.randn(4, dtype=F64))
 
 

@@ -116,7 +116,8 @@ class Gaps:
         return {**plain, **{n: getattr(self, n).tolist() for n in GAPS}, "evidence": self.evidence.to_dict()}
 
     def __str__(self) -> str:
-        titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": "log p(x), lower bound"}
+        top = "log p(x), lower bound" if self.evidence.support_checked else "score (data outside the support)"
+        titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": top}
         lines = [f"{f'Gaps of {len(self)} data, nats per datum':<40}{'mean':>10}{'Monte Carlo':>14}{'sampling':>12}"]
         for name, e in self.summary().items():
             title = titles.get(name, f"  {name} gap")

@@ -1,6 +1,7 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
 from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call
+from .data import bounds_of
 from .isolation import batch_noise, kept_random_state
 from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, reconstruct_sites, simulate_sites
@@ -21,6 +22,7 @@ __all__ = [
     "SiteRecord",
     "Structure",
     "batch_noise",
+    "bounds_of",
     "kept_random_state",
     "reconstruct_sites",
     "reduce_to_datum",

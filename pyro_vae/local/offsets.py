@@ -11,7 +11,7 @@ from torch.distributions import transform_to
 from torch.distributions.transforms import identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import FIT, Call
+from ..kernel import FIT, Call, bounds_of
 from .space import bijection, differentiable
 
 LEARNING_RATE, FIT_PARTICLES = 0.1, 4
@@ -122,6 +122,11 @@ def rebuilt(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int = 0) 
 
 
 def rebuilt_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int) -> Any:
+    if bounds_of(fn.support):
+        raise LocalFitError(
+            f"the support of {type(fn).__name__} moves with its parameters: use another family in the guide, or "
+            "ImportanceSampling, which needs no fit"
+        )
     parameters = {}
     for name, constraint in fn.arg_constraints.items():
         if name in REDUNDANT:
@@ -132,13 +137,7 @@ def rebuilt_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int)
             continue
         own_event = value.ndim - len(fn.batch_shape)
         value = value.expand(batch_shape + value.shape[len(fn.batch_shape) :])
-        try:
-            transform = transform_to(constraint)
-        except NotImplementedError as error:
-            raise LocalFitError(
-                f"{type(fn).__name__} has a parameter '{name}' without a free space ({constraint}): use another family "
-                "in the guide, or ImportanceSampling, which needs no fit"
-            ) from error
+        transform = transform_to(constraint)
         parameters[name] = transform(shift(name, transform.inv(value), event_dim + own_event, unit_of(fn, name, value)))
     try:
         return type(fn)(**parameters)

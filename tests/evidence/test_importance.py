@@ -1,4 +1,4 @@
-"""`ImportanceSampling` against closed forms: exact guides at any K, the known bias and error of IWAE, honest intervals."""
+"""`ImportanceSampling` against closed forms: exact guides, IWAE bias, honest intervals."""
 
 import contextlib
 import json
@@ -101,7 +101,12 @@ def masked_data(lm, x):
         eye = torch.eye(loc.shape[-1], dtype=loc.dtype)
         return dist.MultivariateNormal(loc, scale_tril=torch.where(seen.reshape(-1, 1, 1), root, eye))
 
-    return model, guide_of(family), (x,), torch.where(seen, lm.log_evidence(x), torch.zeros(len(x), dtype=F64))
+    return (
+        model,
+        guide_of(family),
+        (x,),
+        torch.where(seen, lm.log_evidence(x), torch.zeros(len(x), dtype=F64)),
+    )
 
 
 def masked_pixels(lm, x):
@@ -116,7 +121,8 @@ def masked_pixels(lm, x):
             with pyro.plate("pixels", x.shape[1], dim=-2), poutine.mask(mask=seen.unsqueeze(-1)):
                 pyro.sample("x", dist.Normal(loc, lm.variance.sqrt()), obs=x.T)
 
-    guide = guide_of(lambda x, family=exact_family(rest): family(x[:, 1:]))
+    family = exact_family(rest)
+    guide = guide_of(lambda x: family(x[:, 1:]))
     return model, guide, (x,), rest.log_evidence(x[:, 1:])
 
 
@@ -171,7 +177,7 @@ def test_a_subsampled_plate_gives_the_rows_it_looked_at():
 
 
 def toy(num_data, dim=20, seed=0):
-    """Rainforth et al. (2018): z ~ N(0, I), x ~ N(z, I), q = N(x/2, 2/3 I); the posterior has variance 1/2."""
+    """Rainforth et al. (2018): z ~ N(0, I), x ~ N(z, I), q = N(x/2, 2/3 I); posterior variance 1/2."""
     lm = LinearGaussian(torch.eye(dim, dtype=F64), torch.zeros(dim, dtype=F64), torch.tensor(1.0, dtype=F64))
     x = math.sqrt(2) * torch.randn(num_data, dim, generator=torch.Generator().manual_seed(seed), dtype=F64)
     guide = guide_of(lambda x: dist.Normal(x / 2, math.sqrt(2 / 3)).to_event(1))
@@ -221,7 +227,9 @@ def test_the_elbo_of_the_record_is_that_of_the_guide():
         result = pv.ImportanceSampling(model_of(lm), guide_of(family), num_particles=400, seed=0)(x)
     q = torch.distributions.Independent(family(x).base_dist, 1)
     truth = lm.elbo(x, q)
-    z = (result.elbo - truth) / result.elbo_std_error  # squares of normals: too skewed for a bound on each one
+    z = (
+        result.elbo - truth
+    ) / result.elbo_std_error  # squares of normals: too skewed for a bound on each one
     assert abs(float(z.std()) - 1) < 4 / math.sqrt(2 * len(x))
     mean_error = float(result.elbo_std_error.square().sum().sqrt()) / len(x)
     assert mean_error < 0.006
@@ -264,7 +272,7 @@ def test_small_k_intervals_use_students_t():
 
 @pytest.mark.parametrize(("tail_index", "at_least", "plain_at_most"), [(0.5, 0.94, 0.93), (0.7, 0.88, 0.8)])
 def test_the_interval_is_widened_where_weights_have_a_tail(tail_index, at_least, plain_at_most):
-    """q = N(m, (1 - k) v): tail index k. The plain interval covers 90% and 66% (DESIGN, 7); 3,000 data, error below 1%."""
+    """q = N(m, (1 - k) v): tail index k. The plain interval covers 90% and 66%; 3,000 data."""
     lm = LinearGaussian(torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64), torch.tensor(1.0, dtype=F64))
     x = torch.randn(3000, 1, dtype=F64)
     guide = guide_of(scaled_family(lm, math.sqrt(1 - tail_index)))

@@ -9,12 +9,20 @@ import torch
 from pair_helpers import F64, guide_of, linear_gaussian, model_of
 
 from pyro_vae.kernel import Pair
-from pyro_vae.local import GaussianProposal, LatentSpace, fit_gaussian, num_gradients_for, proposal_log_weights
+from pyro_vae.local import (
+    GaussianProposal,
+    LatentSpace,
+    fit_gaussian,
+    num_gradients_for,
+    proposal_log_weights,
+)
 from pyro_vae.local.gaussian import newton_step
 
 
 def random_proposal(num_data=4, dim=3):
-    root = torch.randn(num_data, dim, dim, dtype=F64).tril(-1) + torch.diag_embed(0.5 + torch.rand(num_data, dim, dtype=F64))
+    root = torch.randn(num_data, dim, dim, dtype=F64).tril(-1) + torch.diag_embed(
+        0.5 + torch.rand(num_data, dim, dtype=F64)
+    )
     return GaussianProposal(torch.randn(num_data, dim, dtype=F64), root)
 
 
@@ -79,7 +87,8 @@ def test_broken_gradients_are_ignored():
 
 
 @pytest.mark.parametrize(
-    ("num_particles", "dim", "expected"), [(500, 50, 175), (500, 2, 50), (10, 2, 24), (10_000, 50, 290), (500, 100, 220), (1, 1, 22)]
+    ("num_particles", "dim", "expected"),
+    [(500, 50, 175), (500, 2, 50), (10, 2, 24), (10_000, 50, 290), (500, 100, 220), (1, 1, 22)],
 )
 def test_default_number_of_gradients(num_particles, dim, expected):
     """max(20 + 2 D, min(0.35 K, 40 + 5 D)), as documented."""
@@ -143,7 +152,7 @@ def test_weights_are_bounded_by_the_prior_share():
 
 
 def test_one_datum_does_not_move_another():
-    """Same noise per datum: a batch of two and the first of them alone differ by noise alone, not in quality."""
+    """The first of two data is fitted alike, wherever the second one lies."""
     lm, x = linear_gaussian(2, 4, num_data=2)
     far = x.clone()
     far[1] = 1e4

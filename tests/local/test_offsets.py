@@ -25,11 +25,14 @@ DISTRIBUTIONS = {
     "independent": lambda: dist.Normal(torch.zeros(3, 2, dtype=F64), 0.5).to_event(1),
     "two events": lambda: dist.Normal(torch.zeros(3, 2, 2, dtype=F64), 0.5).to_event(2),
     "masked": lambda: dist.Normal(f64(0.1, 0.2, 0.3), 0.5).mask(torch.tensor([True, False, True])),
-    "masked inside": lambda: dist.Normal(torch.zeros(3, 2, dtype=F64), 1.0).mask(torch.tensor([True, False])).to_event(1),
+    "masked inside": lambda: (
+        dist.Normal(torch.zeros(3, 2, dtype=F64), 1.0).mask(torch.tensor([True, False])).to_event(1)
+    ),
     "expanded": lambda: dist.Normal(f64(0.0).squeeze(), 0.5).expand([3]),
     "wrapped and expanded": lambda: dist.Normal(torch.zeros(2, dtype=F64), 0.5).to_event(1).expand([3]),
     "transformed": lambda: dist.TransformedDistribution(
-        dist.Normal(f64(0.1, 0.2, 0.3), 0.5), [dist.transforms.AffineTransform(1.0, 2.0), dist.transforms.ExpTransform()]
+        dist.Normal(f64(0.1, 0.2, 0.3), 0.5),
+        [dist.transforms.AffineTransform(1.0, 2.0), dist.transforms.ExpTransform()],
     ),
     "log normal": lambda: dist.LogNormal(f64(0.1, 0.2, 0.3), 0.5),
     "joint": lambda: dist.MultivariateNormal(torch.zeros(3, 2, dtype=F64), torch.eye(2, dtype=F64) + 0.3),
@@ -91,7 +94,9 @@ def wrapped_pair(wrap):
     return lm, x, model_of(lm), guide_of(lambda x: wrap(family(x)))
 
 
-@pytest.mark.parametrize("wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)])
+@pytest.mark.parametrize(
+    "wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)]
+)
 def test_without_a_fit_the_offsets_change_nothing(wrap):
     _, x, model, guide = wrapped_pair(wrap)
     with torch.no_grad(), opened(model, guide, x) as call:
@@ -103,7 +108,9 @@ def test_without_a_fit_the_offsets_change_nothing(wrap):
     assert "z: loc, scale" in offsets.family
 
 
-@pytest.mark.parametrize("wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)])
+@pytest.mark.parametrize(
+    "wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)]
+)
 def test_the_fit_reaches_the_best_of_the_family(wrap):
     lm, x, model, guide = wrapped_pair(wrap)
     with torch.no_grad(), opened(model, guide, x) as call:
@@ -198,7 +205,7 @@ def test_offsets_in_nested_plates(data_dim):
 
 
 def test_hierarchical_guides_keep_their_dependence():
-    """The offset of z2 | z1 is added to a mean that depends on the draw of z1: the family contains the guide."""
+    """The offset of a | b is added to a mean that depends on the draw of b: the family has the guide."""
     x = torch.randn(6, dtype=F64)
 
     def model(x):

@@ -60,7 +60,12 @@ class Opened:
             drawn = call.draw(self.num_particles)
             values = call.latent_values(drawn)
             scored = call.score(values, self.num_particles)
-            return call, LatentSpace(call, drawn, scored), values, call.weigh(drawn, scored, self.num_particles)
+            return (
+                call,
+                LatentSpace(call, drawn, scored),
+                values,
+                call.weigh(drawn, scored, self.num_particles),
+            )
 
     def __exit__(self, *error):
         return self.opened.__exit__(*error)
@@ -112,7 +117,7 @@ def test_the_volume_element_is_that_of_the_map(name):
 
 @pytest.mark.parametrize("name", ["real", "positive", "log normal", "unit", "interval"])
 def test_the_density_integrates_to_p_of_x(name):
-    """The trapezium rule over u: the observation does not depend on the latent, so the integral is p(x) itself."""
+    """The trapezium rule over u: the observation ignores the latent, so the integral is p(x) itself."""
     model, guide, x = pair_with({name: PRIORS[name]})
     grid = torch.linspace(-25, 25, 4001, dtype=F64)
     with Opened(model, guide, x) as (_, space, _, _):
@@ -143,7 +148,7 @@ def test_log_joint_is_differentiable_per_particle_and_datum():
 
 @pytest.mark.parametrize("name", sorted(PRIORS))
 def test_prior_draws_come_with_their_densities(name):
-    """log p(x, u) - log p(u) is the likelihood; E f(u) under the prior by its own density on new draws (5 errors)."""
+    """log p(x, u) - log p(u) is the likelihood, and the draws differ."""
     model, guide, x = pair_with({name: PRIORS[name]})
     with Opened(model, guide, x) as (call, space, _, _), torch.no_grad():
         call.set_noise(2, 0)
