@@ -10,7 +10,7 @@ from torch import Tensor
 from .kernel import INFER, reconstruct_sites, simulate_sites
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Simulation:
     """One joint draw from a model. B data, event shapes X and D.
 
@@ -24,7 +24,7 @@ class Simulation:
     means: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reconstruction:
     """Data and what the model makes of one posterior draw for each. B data, event shape X.
 

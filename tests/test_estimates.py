@@ -126,9 +126,7 @@ def test_the_interval_of_the_mean():
     assert high == pytest.approx(-10.9 + z * math.hypot(0.2, 0.1) / 2, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("num_particles", "threshold"), [(100, 0.5), (1000, 0.6667), (2200, 0.7), (100_000, 0.7)]
-)
+@pytest.mark.parametrize(("num_particles", "threshold"), [(100, 0.5), (1000, 0.6667), (2200, 0.7), (100_000, 0.7)])
 def test_unreliable_is_above_the_threshold_for_k(num_particles, threshold):
     k = tensor(threshold - 0.01, threshold + 0.01, -INF, INF, NAN)
     flags = make_evidence([-10.0] * 5, num_particles=num_particles, pareto_k=k).unreliable

@@ -190,9 +190,7 @@ def test_the_elbo_is_that_of_the_users_guide():
     )
     optimal = lm.elbo(x, lm.optimal_diagonal(x))
     z = (gaps.optimal_elbo - optimal) / gaps.std_errors["optimal_elbo"]
-    assert (
-        abs(float(z.mean())) < 4 / math.sqrt(len(x)) + 0.3
-    )  # the fit may fall short by a fraction of an error
+    assert abs(float(z.mean())) < 4 / math.sqrt(len(x)) + 0.3  # the fit may fall short by a fraction of an error
 
 
 @pytest.mark.parametrize("kind", ["importance", "adaptive"])
@@ -237,14 +235,10 @@ def test_chunk_size_changes_no_draw(monkeypatch):
     results = []
     for size in (1, 1500, 2**40):
         monkeypatch.setattr(calls, "CHUNK_BYTES", {"cpu": size, "cuda": size})
-        results.append(
-            gaps_of(model_of(lm), guide_of(diagonal_family(lm, 0.1)), x, num_particles=150, num_steps=5)
-        )
+        results.append(gaps_of(model_of(lm), guide_of(diagonal_family(lm, 0.1)), x, num_particles=150, num_steps=5))
     for result in results[:-1]:
         for name in ("elbo", "optimal_elbo", "log_evidence"):
-            assert torch.allclose(getattr(result, name), getattr(results[-1], name), rtol=1e-9, atol=1e-9), (
-                name
-            )
+            assert torch.allclose(getattr(result, name), getattr(results[-1], name), rtol=1e-9, atol=1e-9), name
 
 
 def test_seeds_and_random_state():
@@ -321,9 +315,7 @@ def test_a_gamma_guide_reaches_a_gamma_posterior():
     posterior, q = dist.Gamma(2 + x, x.new_tensor(2.5)), dist.Gamma(x.new_tensor(2.0), 1.0).expand(x.shape)
     truth = torch.distributions.kl_divergence(q, posterior)
     summary = gaps.summary()
-    assert abs(float(summary["inference"].value - truth.mean())) < 0.05 + 4 * float(
-        summary["inference"].std_error
-    )
+    assert abs(float(summary["inference"].value - truth.mean())) < 0.05 + 4 * float(summary["inference"].std_error)
     assert abs(float(summary["approximation"].value)) < 0.03
     assert set(gaps.family.split("(")[1].rstrip(")").replace(",", "").split()) == {
         "z:",
@@ -451,9 +443,7 @@ def test_discrete_guides_are_refused_by_name():
         with pyro.plate("data", len(x)):
             pyro.sample("c", dist.Bernoulli(x.sigmoid()))
 
-    with pytest.raises(
-        LocalFitError, match="'c'.*no reparameterised draws.*enumerate it.*ImportanceSampling"
-    ):
+    with pytest.raises(LocalFitError, match="'c'.*no reparameterised draws.*enumerate it.*ImportanceSampling"):
         gaps_of(model, guide, torch.randn(4, dtype=F64))
 
 

@@ -33,9 +33,7 @@ def raises(error, *parts):
 def test_nan_and_infinite_data_are_named_by_row(make, value):
     lm, x = linear_gaussian(num_data=20)
     x[3, 1] = x[17, 0] = value
-    with raises(
-        errors.InvalidDataError, "site 'x'", r"data \[3, 17\]", "NaN or infinite", "remove those rows", "mask"
-    ):
+    with raises(errors.InvalidDataError, "site 'x'", r"data \[3, 17\]", "NaN or infinite", "remove those rows", "mask"):
         make(*exact_pair(lm))(x)
 
 
@@ -167,9 +165,7 @@ def test_a_guide_that_misses_an_argument(make):
         "model and guide must accept the same arguments",
     ):
         make(conditional, guide)(x, x)
-    with raises(
-        errors.ArgumentError, r"the model takes \(x, y\)", "1 positional", "missing a required argument: 'y'"
-    ):
+    with raises(errors.ArgumentError, r"the model takes \(x, y\)", "1 positional", "missing a required argument: 'y'"):
         make(conditional, guide)(x)
     with raises(errors.ArgumentError, r"the model takes \(x\)", r"\['z'\] keyword"):
         make(model, guide)(x, z=1)

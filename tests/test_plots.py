@@ -27,7 +27,7 @@ def gaps_record(num_data=5):
         elbo=zeros - 14.0,
         optimal_elbo=zeros - 11.0,
         log_evidence=zeros - 10.0,
-        std_errors={name: zeros + 0.1 for name in names},
+        std_errors=dict.fromkeys(names, zeros + 0.1),
         converged=zeros == 0,
         evidence=evidence,
         family="the guide's own",

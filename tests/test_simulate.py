@@ -38,9 +38,7 @@ def test_latents_are_exact_draws_from_the_posterior():
     posterior = lm.posterior(sim.observed["x"])
     z = sim.latents["z"]
     assert z.shape == (num_data, 2)
-    residual = torch.linalg.solve_triangular(
-        posterior.scale_tril, (z - posterior.mean).unsqueeze(-1), upper=False
-    )
+    residual = torch.linalg.solve_triangular(posterior.scale_tril, (z - posterior.mean).unsqueeze(-1), upper=False)
     residual = residual.squeeze(-1)
     assert residual.mean(0).abs().max() < 5 / math.sqrt(num_data)
     second = residual.T @ residual / num_data - torch.eye(2, dtype=F64)

@@ -199,9 +199,7 @@ def test_the_numbers_agree(trained):
     assert error.max() < 0.05
     assert ((plain.log_evidence - fitted.log_evidence).abs() / error).max() < 4.5
     with torch.no_grad():
-        losses = torch.tensor(
-            [Trace_ELBO(num_particles=100).loss(vae.model, vae.guide, x) for _ in range(10)]
-        )
+        losses = torch.tensor([Trace_ELBO(num_particles=100).loss(vae.model, vae.guide, x) for _ in range(10)])
     own = -losses / len(x)
     error = float(own.std()) / 10**0.5 + float(plain.elbo_std_error.square().sum().sqrt()) / len(x)
     assert error < 0.03

@@ -14,7 +14,7 @@ from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate, normal_quantile, student_quantile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """log p(x) per datum, as an estimator returned it. B data; nats; larger is better.
 

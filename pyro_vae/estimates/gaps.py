@@ -15,7 +15,7 @@ from .mean import LEVEL, Estimate
 GAPS = ("amortization", "approximation", "inference")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaps:
     """The gaps between ELBO and log p(x) per datum, as `InferenceGaps` returned them. B data, nats.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 LEVEL = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """A mean over data with its two errors, which answer different questions.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..estimates import Evidence, warn_about
 from ..kernel import GUIDE, INFER, Call, Pair
 from ..local import LatentSpace, fit_gaussian, num_gradients_for, proposal_log_weights
-from .importance import checked_count, summarise
+from .importance import checked_count, mean_std_error, summarise
 
 ELBO_PARTICLES = 20
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
@@ -32,7 +32,7 @@ class AdaptiveImportanceSampling:
     :param guide: its guide, with the same latent sites; the start of the fits, and what `elbo` is about.
     :param num_particles: K, weights per datum.
     :param num_gradients: gradients per datum for the fit, each counted as three decoder evaluations; by default
-        `max(20 + 2 D, min(0.35 K, 40 + 5 D))` for D latents.
+        `max(20 + 3 D, min(0.35 K, 40 + 5 D))` for D latents.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
         whole call one datum.
@@ -93,5 +93,7 @@ def fitted_log_weights(call: Call, num_particles: int, num_gradients: int | None
     space = LatentSpace(call, guide, model)
     call.set_noise(GUIDE, 1)
     u, _ = space.pack(call.latent_values(call.draw(START_PARTICLES)))
-    proposal = fit_gaussian(space, u.mean(0), u.std(0), num_gradients or num_gradients_for(num_particles, space.dim))
+    floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1
+    num_gradients = num_gradients or num_gradients_for(num_particles, space.dim)
+    proposal = fit_gaussian(space, u.mean(0), u.std(0), num_gradients, floor)
     return proposal_log_weights(space, proposal, num_particles), elbo

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine import unwrap
 from torch import Tensor
 
-from ..errors import ArgumentError, EmptyBatchError, StructureError
+from ..errors import ArgumentError, EmptyBatchError, OptionError, StructureError
 from . import isolation
 from .agreement import choose_executions
 from .autoguides import refuse_guide
@@ -49,7 +49,7 @@ class Pair:
         for name, program in (("model", self.model), ("guide", self.guide)):
             check_signature(name, program, args, kwargs)
         refuse_guide(self.guide, self.datum_plate)
-        seed = isolation.fresh_seed() if seed is None else seed
+        seed = checked_seed(seed)
         modules = isolation.modules_of(self.model, self.guide)
         devices = devices_of((args, kwargs), modules)
         with isolation.isolated(self.model, self.guide, devices=devices):
@@ -135,7 +135,7 @@ def simulate_sites(
 ) -> dict[str, Site]:
     """One plain run of the model that draws its observed sites too."""
     check_signature("model", model, args, kwargs)
-    seed = isolation.fresh_seed() if seed is None else seed
+    seed = checked_seed(seed)
     devices = devices_of((args, kwargs), isolation.modules_of(model))
     with isolation.isolated(model, devices=devices):
         torch.manual_seed(isolation.noise_seed(seed, SIMULATION, 0))
@@ -157,6 +157,14 @@ def reconstruct_sites(
     with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
         call.set_noise(GUIDE, 0)
         return call.model.run(values={n: s.value for n, s in call.guide.run().items() if not s.is_observed})
+
+
+def checked_seed(seed: int | None) -> int:
+    if seed is None:
+        return isolation.fresh_seed()
+    if not isinstance(seed, int) or seed < 0:
+        raise OptionError(f"seed must be a whole number of at least 0, or None, got {seed!r}")
+    return seed
 
 
 def check_signature(name: str, program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:

@@ -41,18 +41,31 @@ class GaussianProposal:
         log_det = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
         return -0.5 * self.whitened(u).square().sum(1).T - log_det
 
+    def where(self, chosen: Tensor, other: "GaussianProposal") -> "GaussianProposal":
+        """This one for the data where `chosen`, (B,), is true, the other elsewhere."""
+        return GaussianProposal(
+            torch.where(chosen.unsqueeze(-1), self.loc, other.loc),
+            torch.where(chosen.reshape(-1, 1, 1), self.tril, other.tril),
+        )
+
     def widened(self, factor: float) -> "GaussianProposal":
         return GaussianProposal(self.loc, self.tril * factor)
 
 
 def num_gradients_for(num_particles: int, dim: int) -> int:
     """Enough to see a full covariance of `dim` latents; beyond 40 + 5 `dim` more gradients gained nothing."""
-    return max(20 + 2 * dim, min(round(0.35 * num_particles), 40 + 5 * dim))
+    return max(20 + 3 * dim, min(round(0.35 * num_particles), 40 + 5 * dim))
 
 
-def fit_gaussian(space: LatentSpace, loc: Tensor, scale: Tensor, num_gradients: int) -> GaussianProposal:
-    """Fit from the start N(loc, scale^2), (B, D) each: half of the gradients in antithetic pairs, half in a last batch."""
-    proposal = GaussianProposal(loc, torch.diag_embed(scale))
+def fit_gaussian(
+    space: LatentSpace, loc: Tensor, scale: Tensor, num_gradients: int, floor: Tensor | float = -math.inf
+) -> GaussianProposal:
+    """Fit from the start N(loc, scale^2), (B, D) each: half of the gradients in antithetic pairs, half in a last batch.
+
+    `floor`, (B,), is a bound on log p(x) that the guide is sure to reach. A datum whose fit ends clearly below it has run
+    away and keeps the start.
+    """
+    proposal = start = GaussianProposal(loc, torch.diag_embed(scale))
     last = num_gradients // 2
     pair = 2 * max(1, round((num_gradients - last) / 120))
     sizes = [pair] * ((num_gradients - last) // pair) + [last + (num_gradients - last) % pair]
@@ -61,24 +74,28 @@ def fit_gaussian(space: LatentSpace, loc: Tensor, scale: Tensor, num_gradients: 
         space.call.set_noise(FIT, round_)
         noise = torch.randn(*loc.shape, (size + 1) // 2, dtype=loc.dtype, device=loc.device)
         u = proposal.coloured(torch.cat([noise, -noise], -1)[..., :size])
-        g = gradient_of(space, u)
+        log_joint, g = value_and_gradient(space, u)
         age = torch.full((size,), float(round_), dtype=loc.dtype, device=loc.device)
         points = u if points is None else torch.cat([points, u])
         gradients = g if gradients is None else torch.cat([gradients, g])
         ages = age if ages is None else torch.cat([ages, age])
+        bound = log_joint - proposal.log_prob(u)
         proposal = newton_step(proposal, points, gradients, FADE ** (round_ - ages), scale)
-    return proposal
+    highest = bound.mean(0) + 3 * bound.std(0, correction=0) / size**0.5
+    return start.where(highest < floor, proposal)
 
 
-def gradient_of(space: LatentSpace, u: Tensor) -> Tensor:
-    """Gradient of log p(x, u) for each particle, (K, B, D), in pieces of bounded memory; nan where it is not finite."""
-    parts = []
+def value_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x, u), (K, B), and its gradient per particle, (K, B, D), in pieces of bounded memory."""
+    values: list[Tensor] = []
+    gradients: list[Tensor] = []
     for first, length in space.call.chunks(len(u)):
         with differentiable():
             piece = u[first : first + length].detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(space.log_joint(piece).sum(), piece)
-        parts.append(gradient)
-    return torch.cat(parts)
+            value = space.log_joint(piece)
+            gradients += torch.autograd.grad(value.sum(), piece)
+        values.append(value.detach())
+    return torch.cat(values), torch.cat(gradients)
 
 
 def newton_step(
@@ -122,9 +139,7 @@ def newton_step(
     loc = proposal.loc + (proposal.tril @ step).squeeze(-1)
     tril = upper.mT * signs.unsqueeze(-2)
     good = loc.isfinite().all(-1) & tril.isfinite().all(-1).all(-1)
-    return GaussianProposal(
-        torch.where(good.unsqueeze(-1), loc, proposal.loc), torch.where(good.reshape(-1, 1, 1), tril, proposal.tril)
-    )
+    return GaussianProposal(loc, tril).where(good, proposal)
 
 
 def proposal_log_weights(space: LatentSpace, proposal: GaussianProposal, num_particles: int) -> Tensor:

@@ -54,9 +54,7 @@ def crude(dim, loc=0.0, scale=1.0):
 # Linear-Gaussian
 
 
-@pytest.mark.parametrize(
-    ("dim", "num_particles", "largest"), [(1, 500, 0.02), (2, 500, 0.03), (5, 500, 0.05)]
-)
+@pytest.mark.parametrize(("dim", "num_particles", "largest"), [(1, 500, 0.02), (2, 500, 0.03), (5, 500, 0.05)])
 @pytest.mark.parametrize("start", ["prior", "diagonal", "exact"])
 def test_linear_gaussian(dim, num_particles, largest, start):
     lm, x = linear_gaussian(dim, dim + 3, num_data=50)
@@ -299,9 +297,7 @@ def log_normal():
     def model(x):
         with pyro.plate("data", len(x)):
             rate = pyro.sample("rate", dist.LogNormal(x.new_tensor([0.2]), 0.8).to_event(1))
-            pyro.sample(
-                "x", dist.Exponential(1 / rate).expand_by([]).expand([*rate.shape[:-1], 2]).to_event(1), obs=x
-            )
+            pyro.sample("x", dist.Exponential(1 / rate).expand_by([]).expand([*rate.shape[:-1], 2]).to_event(1), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -352,9 +348,7 @@ def uniform_prior():
     )
 
 
-@pytest.mark.parametrize(
-    "case", [gamma_poisson, beta_binomial, log_normal, dirichlet_multinomial, uniform_prior]
-)
+@pytest.mark.parametrize("case", [gamma_poisson, beta_binomial, log_normal, dirichlet_multinomial, uniform_prior])
 def test_constrained_latents(case):
     model, guide, x, truth = case()
     with quiet():
@@ -393,9 +387,7 @@ def test_a_support_that_depends_on_another_latent_is_refused():
             a = pyro.sample("a", dist.LogNormal(x.new_zeros(len(x)), 1.0))
             pyro.sample("b", dist.Uniform(x.new_zeros(()), a))
 
-    with pytest.raises(
-        LocalFitError, match="support of the latent site 'b' depends on another latent.*ImportanceSampling"
-    ):
+    with pytest.raises(LocalFitError, match="support of the latent site 'b' depends on another latent.*ImportanceSampling"):
         adaptive(model, guide)(torch.randn(4, dtype=F64))
 
 
@@ -519,9 +511,7 @@ def test_an_enumerated_site_beside_a_continuous_one(side):
 
     def model(x):
         with pyro.plate("data", len(x)):
-            c = pyro.sample(
-                "c", dist.Categorical(x.new_tensor(probs)), infer=infer if side == "model" else {}
-            )
+            c = pyro.sample("c", dist.Categorical(x.new_tensor(probs)), infer=infer if side == "model" else {})
             z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
             pyro.sample("x", dist.Normal(w * z + x.new_tensor(locs)[c], s), obs=x)
 
@@ -547,9 +537,7 @@ def test_a_continuous_latent_whose_prior_depends_on_an_enumerated_one(side):
 
     def model(x):
         with pyro.plate("data", len(x)):
-            c = pyro.sample(
-                "c", dist.Categorical(x.new_tensor(probs)), infer=infer if side == "model" else {}
-            )
+            c = pyro.sample("c", dist.Categorical(x.new_tensor(probs)), infer=infer if side == "model" else {})
             z = pyro.sample("z", dist.Normal(x.new_tensor(locs)[c], 1.0))
             pyro.sample("x", dist.Normal(w * z, s), obs=x)
 
@@ -592,9 +580,7 @@ def test_masked_data_have_no_evidence(layout):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", standard(x, 2))
             with poutine.mask(mask=seen):
-                pyro.sample(
-                    "x", dist.Normal(z @ lm.weight.T + lm.bias, lm.variance.sqrt()).to_event(1), obs=x
-                )
+                pyro.sample("x", dist.Normal(z @ lm.weight.T + lm.bias, lm.variance.sqrt()).to_event(1), obs=x)
 
     guide = guide_of(diagonal_family(lm, 0.1, 1.2))
     if layout != "model only":
@@ -901,9 +887,7 @@ def test_a_missed_mode_is_beyond_the_diagnostics_as_the_docs_say():
         result = adaptive(model, guide, num_particles=2000)(x)
 
     def log_joint(z):
-        return (dist.Normal(0, 3.0).log_prob(z) + dist.Normal(z.square(), 0.5).log_prob(x[0])).sum(
-            -1, keepdim=True
-        )
+        return (dist.Normal(0, 3.0).log_prob(z) + dist.Normal(z.square(), 0.5).log_prob(x[0])).sum(-1, keepdim=True)
 
     loc, scale = torch.full((1, 1), 3.0, dtype=F64), torch.full((1, 1), 0.15, dtype=F64)
     one_mode = exact.quadrature_log_evidence(lambda z: log_joint(z)[:, 0], 1, loc=loc, scale=scale)
@@ -947,9 +931,7 @@ def test_chunk_size_changes_no_draw(num_particles, monkeypatch):
         results.append(adaptive(model_of(lm), crude(2), num_particles=num_particles)(x))
     for result in results[:-1]:
         for field in ("log_evidence", "elbo", "ess"):
-            assert torch.allclose(
-                getattr(result, field), getattr(results[-1], field), rtol=1e-9, atol=1e-9
-            ), field
+            assert torch.allclose(getattr(result, field), getattr(results[-1], field), rtol=1e-9, atol=1e-9), field
 
 
 def test_seeds_and_random_state():
@@ -1017,3 +999,26 @@ def test_at_equal_cost_it_beats_the_guide_on_mnist():
     assert float(fitted.mean().std_error) < 0.02
     assert float(fitted.mean().value - plain.mean().value) > 1.8
     assert torch.equal(fitted.log_evidence.isfinite(), torch.ones(100, dtype=torch.bool))
+
+
+def test_a_fit_that_runs_away_keeps_the_start():
+    """On a log scale a Newton step can overshoot for good; the start, wide as it is, still finds the posterior."""
+    x = torch.tensor([0.5, 1.0, 3.0, 5.0, 8.0], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.HalfNormal(x.new_tensor(2.0)))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(x.new_zeros(len(x)), 1.0))
+
+    grid = torch.linspace(1e-4, 20, 200_001, dtype=F64).unsqueeze(-1)
+    log_joint = dist.HalfNormal(grid.new_tensor(2.0)).log_prob(grid) + dist.Normal(grid, 0.5).log_prob(x)
+    truth = log_joint.logsumexp(0) + math.log(20 / 200_000)
+    with quiet():
+        evidence = pv.AdaptiveImportanceSampling(model, guide, seed=0)(x)
+    low, high = evidence.confidence_interval(0.999)
+    assert bool(((low <= truth) & (truth <= high)).all())
+    assert (evidence.log_evidence - truth).abs().max() < 0.5  # -6 where the fit is let go

@@ -227,9 +227,7 @@ def test_the_elbo_of_the_record_is_that_of_the_guide():
         result = pv.ImportanceSampling(model_of(lm), guide_of(family), num_particles=400, seed=0)(x)
     q = torch.distributions.Independent(family(x).base_dist, 1)
     truth = lm.elbo(x, q)
-    z = (
-        result.elbo - truth
-    ) / result.elbo_std_error  # squares of normals: too skewed for a bound on each one
+    z = (result.elbo - truth) / result.elbo_std_error  # squares of normals: too skewed for a bound on each one
     assert abs(float(z.std()) - 1) < 4 / math.sqrt(2 * len(x))
     mean_error = float(result.elbo_std_error.square().sum().sqrt()) / len(x)
     assert mean_error < 0.006

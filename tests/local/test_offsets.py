@@ -25,9 +25,7 @@ DISTRIBUTIONS = {
     "independent": lambda: dist.Normal(torch.zeros(3, 2, dtype=F64), 0.5).to_event(1),
     "two events": lambda: dist.Normal(torch.zeros(3, 2, 2, dtype=F64), 0.5).to_event(2),
     "masked": lambda: dist.Normal(f64(0.1, 0.2, 0.3), 0.5).mask(torch.tensor([True, False, True])),
-    "masked inside": lambda: (
-        dist.Normal(torch.zeros(3, 2, dtype=F64), 1.0).mask(torch.tensor([True, False])).to_event(1)
-    ),
+    "masked inside": lambda: dist.Normal(torch.zeros(3, 2, dtype=F64), 1.0).mask(torch.tensor([True, False])).to_event(1),
     "expanded": lambda: dist.Normal(f64(0.0).squeeze(), 0.5).expand([3]),
     "wrapped and expanded": lambda: dist.Normal(torch.zeros(2, dtype=F64), 0.5).to_event(1).expand([3]),
     "transformed": lambda: dist.TransformedDistribution(
@@ -94,9 +92,7 @@ def wrapped_pair(wrap):
     return lm, x, model_of(lm), guide_of(lambda x: wrap(family(x)))
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)]
-)
+@pytest.mark.parametrize("wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)])
 def test_without_a_fit_the_offsets_change_nothing(wrap):
     _, x, model, guide = wrapped_pair(wrap)
     with torch.no_grad(), opened(model, guide, x) as call:
@@ -108,9 +104,7 @@ def test_without_a_fit_the_offsets_change_nothing(wrap):
     assert "z: loc, scale" in offsets.family
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)]
-)
+@pytest.mark.parametrize("wrap", [lambda fn: fn, lambda fn: fn.mask(True), lambda fn: fn.expand(fn.batch_shape)])
 def test_the_fit_reaches_the_best_of_the_family(wrap):
     lm, x, model, guide = wrapped_pair(wrap)
     with torch.no_grad(), opened(model, guide, x) as call:
