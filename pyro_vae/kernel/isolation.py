@@ -88,6 +88,12 @@ def kept_traces(*programs: Callable) -> Iterator[None]:
             guide.__dict__["trace"] = trace
 
 
+def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
+    """Before its buffers move, in every run: a module in a closure may be switched to train mode between two calls."""
+    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+        raise BatchCouplingError(BATCH_NORM)
+
+
 @contextmanager
 def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
     """All of the above, with the argument checks of distributions off (the kernel checks data and results itself)."""
@@ -99,6 +105,7 @@ def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]
         stack.enter_context(kept_random_state(devices))
         stack.enter_context(kept_traces(*programs))
         stack.enter_context(pyro.validation_enabled(False))
+        stack.callback(register_module_forward_pre_hook(refuse_batch_norm).remove)
         yield
 
 
@@ -119,8 +126,8 @@ def noise_seed(seed: int, stream: int, block: int) -> int:
 class LayerWatch(TorchFunctionMode):
     """Watches the layers that run inside: those that change themselves or are random have no place in an evaluation.
 
-    Batch norm in train mode is refused before its buffers move; dropout is switched off and remembered; buffers that
-    move all the same are put back and named.
+    Functional batch norm in train mode is refused; dropout is switched off and remembered; buffers that move are put back
+    and named.
     """
 
     def __init__(self) -> None:
@@ -145,8 +152,6 @@ class LayerWatch(TorchFunctionMode):
             )
 
     def _look_at(self, module: torch.nn.Module, args: Any) -> None:
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
-            raise BatchCouplingError(BATCH_NORM)
         for name, buffer in module.named_buffers(recurse=False):
             self._before.setdefault(id(buffer), (f"{type(module).__name__}.{name}", buffer, buffer.detach().clone()))
 

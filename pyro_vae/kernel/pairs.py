@@ -212,4 +212,4 @@ def signature_of(tree: Any) -> Any:
         hash(tree)
     except TypeError:
         return id(tree)
-    return tree
+    return type(tree), tree

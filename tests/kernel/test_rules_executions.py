@@ -637,3 +637,15 @@ def test_enumerated_sites_and_a_decoder_that_needs_vmap():
         assert_close(result.log_weight, base + terms.logsumexp(0), atol=1e-9)
         q = p.flip(0)[:, None, None]
         assert_close(result.elbo, base + (q * (terms - q.log())).sum(0), atol=1e-9)
+
+
+def test_batch_norm_in_a_closure_switched_to_train_mode_between_two_calls():
+    norm = nn.BatchNorm1d(X).eval()
+    net = nn.Linear(D, X)
+    pair = Pair(*pair_of(lambda z: norm(net(z))))
+    x = randn(B, X)
+    weigh(None, None, x, pair=pair, K=3)
+    norm.train()
+    with pytest.raises(BatchCouplingError, match="eval"):
+        weigh(None, None, x, pair=pair, K=3)
+    assert int(norm.num_batches_tracked) == 0
