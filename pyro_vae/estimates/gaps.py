@@ -86,7 +86,7 @@ class Gaps:
         low -= max(
             self.evidence.mean_confidence_interval(level)[1] - summary["log_evidence"].confidence_interval(level)[1], 0
         )
-        sizes = {n: f"{float(summary[n].value):.2f} +- {float(summary[n].std_error):.2f}" for n in GAPS}
+        sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
         split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
         unsettled = int((~self.converged).sum())
         if unsettled > 0.05 * len(self):
