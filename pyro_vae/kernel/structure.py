@@ -148,6 +148,12 @@ def match_sites(
             f"the model's latent site '{name}' has no counterpart in the guide (guide sites: {quoted(guide_sites)})."
             f"{hint} Add it to the guide under the same name, or pass prior_sites=['{name}'] to draw it from the prior"
         )
+    for name, site in model_sites.items():
+        if not site.is_observed and isinstance(innermost(site.fn), dist.Delta):
+            raise StructureError(
+                f"the model's latent site '{name}' is a Delta, a point mass without a density: use pyro.deterministic for a "
+                "computed value"
+            )
     for name, site in guide_sites.items():
         partner = model_sites.get(name)
         if partner is None or partner.is_observed:

@@ -23,8 +23,8 @@ class LatentSpace:
     alone, but keeps the space proper.
 
     :ivar dim: D.
-    :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site, for
-        a support that depends on another latent.
+    :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site or
+        are masked inside their event, for a support that depends on another latent.
     """
 
     def __init__(self, call: Call, guide: Record, model: Record) -> None:
@@ -38,6 +38,8 @@ class LatentSpace:
             width = self.layout.num_plates + self.layout.event_dims[name]
             if value.ndim != width + 1:
                 raise LocalFitError(f"the latent site '{name}' depends on an enumerated site. {REMEDY}")
+            if guide[name].event_mask is not None or model[name].event_mask is not None:
+                raise LocalFitError(f"the latent site '{name}' is masked inside its event. {REMEDY}")
             self._shapes[name] = self._transforms[name].inv(value).shape[1:]
         self.dim = sum(shape.numel() for shape in self._shapes.values()) // self.layout.batch_size
         self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))

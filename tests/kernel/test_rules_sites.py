@@ -757,3 +757,21 @@ def test_an_imputed_value_that_the_guide_does_provide_is_matched():
     result = weigh(model, guide, x)
     assert_weights(result, torch.where(seen, normal(x, 0.0, 2**0.5), ZERO))
     assert result.structure.prior_sites == ()
+
+
+def test_a_latent_delta_of_the_model_is_refused():
+    """Its value would be its own whatever the guide draws, and log q would count against nothing."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            y = pyro.sample("y", dist.Delta(2 * z))
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x, 1.0))
+            pyro.sample("y", dist.Normal(2 * z, 1.0))
+
+    with pytest.raises(StructureError, match="'y' is a Delta.*pyro.deterministic"):
+        weigh(model, guide, torch.randn(4))
