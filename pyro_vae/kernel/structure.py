@@ -16,6 +16,7 @@ from ..errors import (
     ObservedInGuideError,
     OptionError,
     SiteMismatchError,
+    StructureError,
     quoted,
 )
 from .autoguides import auto_sites
