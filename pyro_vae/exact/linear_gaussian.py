@@ -1,25 +1,14 @@
-"""Closed forms and exact sums: what every estimator of this package is judged by.
-
-Three families where ``log p(x)`` is known: the linear-Gaussian model, models with few discrete latents
-(enumeration) and models with one or two continuous latents (quadrature). Everything is in nats. Shapes: ``B``
-data, ``D`` latent dimensions, ``X`` data dimensions, ``N`` quadrature nodes. Nothing here knows Pyro; use
-float64 where digits count.
-"""
+"""The linear-Gaussian model, probabilistic PCA: evidence, posterior, gaps, rate, distortion and fit in closed form."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from torch.distributions import LowRankMultivariateNormal as LowRankNormal
-
-# numpy's Gauss-Hermite weights leave the range of float64 from 360 nodes on.
-MAX_QUADRATURE_NODES = 300
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ class LinearGaussian:
 
     :param weight: ``W``, shape ``(X, D)``.
     :param bias: ``b``, shape ``(X,)``.
-    :param variance: ``s^2``, a positive tensor without dimensions.
+    :param variance: ``s^2``, a positive number or tensor without dimensions.
     :raises ValueError: if the shapes do not fit together or the variance is not positive.
 
     >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), torch.tensor(0.5))
@@ -58,6 +47,8 @@ class LinearGaussian:
     variance: Tensor
 
     def __post_init__(self) -> None:
+        variance = torch.as_tensor(self.variance, dtype=self.weight.dtype, device=self.weight.device)
+        object.__setattr__(self, "variance", variance)
         shapes = [tuple(field.shape) for field in (self.weight, self.bias, self.variance)]
         if self.weight.dim() != 2 or shapes[1:] != [shapes[0][:1], ()]:
             raise ValueError(
@@ -242,111 +233,6 @@ def scalar_posterior(x: Tensor, w: float | Tensor, s: float | Tensor) -> Normal:
     """
     total = torch.as_tensor(w**2 + s**2, dtype=x.dtype, device=x.device)
     return Normal(w * x / total, s / total.sqrt())
-
-
-def enumerate_log_joint(log_joint: Callable[..., Tensor], supports: Sequence[Tensor]) -> Tensor:
-    r"""Calls ``log_joint(z_1, ..., z_n)`` once, on all combinations of values of ``n`` discrete latents.
-
-    ``supports[i]`` ``(S_i, *event_i)`` lists the values of latent ``i``, which arrive with their own axis:
-    ``(1, ..., S_i, ..., 1, 1, *event_i)``, ``n`` axes of latents, then one of data. The log joint must
-    broadcast over them and return ``(S_1, ..., S_n, B)``, nats; that goes to `enumerate_log_evidence`.
-
-    :raises ValueError: if the log joint returns another shape.
-
-    >>> coin, x = torch.tensor([0.0, 1.0]), torch.tensor([0.3, 2.0])
-    >>> log_joint = lambda z: Normal(z, 1.0).log_prob(x) - math.log(2)
-    >>> enumerate_log_evidence(enumerate_log_joint(log_joint, [coin]), 1)
-    tensor([-1.0589, -1.9107])
-    """
-    num_latents = len(supports)
-    values = [
-        support.reshape((1,) * i + support.shape[:1] + (1,) * (num_latents - i) + support.shape[1:])
-        for i, support in enumerate(supports)
-    ]
-    result = log_joint(*values)
-    sizes = tuple(len(support) for support in supports)
-    if tuple(result.shape[:-1]) != sizes:
-        raise ValueError(
-            f"enumerate_log_joint expects a log joint of {sizes} + (B,), but got {tuple(result.shape)}. "
-            "Sum over the dimensions of each datum, and let the axes of the latents broadcast."
-        )
-    return result
-
-
-def enumerate_log_evidence(log_joint: Tensor, num_latents: int = 1) -> Tensor:
-    r"""``log sum_z p(x, z)`` over ``num_latents`` leading axes: ``(S_1, ..., S_n, B)`` gives ``(B,)``, nats.
-
-    :raises ValueError: if there are fewer axes than latents.
-
-    >>> enumerate_log_evidence(torch.tensor([[0.1, 0.2], [0.3, 0.4]]).log())
-    tensor([-0.9163, -0.5108])
-    """
-    if not 1 <= num_latents <= log_joint.dim():
-        raise ValueError(
-            f"enumerate_log_evidence expects a log joint with an axis per latent, here {num_latents}, and at "
-            f"least one, but got shape {tuple(log_joint.shape)}. Build it with enumerate_log_joint."
-        )
-    return log_joint.logsumexp(tuple(range(num_latents)))
-
-
-def quadrature_log_evidence(
-    log_joint: Callable[[Tensor], Tensor],
-    num_latents: int,
-    num_nodes: int = 200,
-    loc: Tensor | None = None,
-    scale: Tensor | None = None,
-    chunk_size: int = 10_000,
-) -> Tensor:
-    r"""``log int p(x, z) dz`` over one or two continuous latents by Gauss-Hermite quadrature: ``(B,)``, nats.
-
-    ``(sqrt(2) scale)^D sum_i w_i exp(t_i^2) p(x, z_i)`` with ``z_i = loc + sqrt(2) scale t_i``, summed in
-    logs; nodes ``t`` and weights ``w`` of Golub and Welsch (1969,
-    https://doi.org/10.1090/S0025-5718-69-99647-1), centred per datum as in Liu and Pierce (1994,
-    https://doi.org/10.1093/biomet/81.3.624).
-
-    The nodes lie about ``pi / sqrt(num_nodes)`` of a ``scale`` apart and must resolve the posterior: with 200
-    and the default ``N(0, 1)`` a Gaussian posterior of standard deviation 0.3 still comes out to 1e-8, one of
-    0.1 does not. Centre sharper ones at ``loc`` with a ``scale`` near, better above, theirs, and check that
-    more nodes change nothing.
-
-    :param log_joint: takes ``z`` of shape ``(N, 1, D)``, or ``(N, B, D)`` if centred, and returns ``(N, B)``.
-    :param num_latents: ``D``.
-    :param num_nodes: nodes per dimension, so that ``N = num_nodes ** D``.
-    :param loc: centre ``(B, D)``, zero by default. ``z`` has its dtype and device; else float64 on the CPU.
-    :param scale: width ``(B, D)``, positive, one by default.
-    :param chunk_size: nodes per call of ``log_joint``, to bound its memory.
-    :raises ValueError: for other numbers of latents, over 300 nodes, or a result of the wrong shape.
-
-    >>> x = torch.tensor([0.5, 2.0], dtype=torch.float64)
-    >>> log_joint = lambda z: (Normal(0, 1).log_prob(z) + Normal(z, 1.0).log_prob(x.unsqueeze(-1))).sum(-1)
-    >>> quadrature_log_evidence(log_joint, 1)  # N(0, 2)
-    tensor([-1.3280, -2.2655], dtype=torch.float64)
-    """
-    if num_latents not in (1, 2):
-        raise ValueError(
-            f"quadrature_log_evidence expects 1 or 2 latent dimensions, but got {num_latents}. "
-            "The nodes grow like num_nodes ** D: use an importance-sampling or annealed estimator instead."
-        )
-    if not 1 <= num_nodes <= MAX_QUADRATURE_NODES:
-        raise ValueError(
-            f"quadrature_log_evidence expects num_nodes in 1..{MAX_QUADRATURE_NODES}, but got {num_nodes}. "
-            "Where that is too coarse, pass loc and scale of the posterior."
-        )
-    points, point_weights = np.polynomial.hermite.hermgauss(num_nodes)
-    t = torch.cartesian_prod(*[torch.from_numpy(points)] * num_latents).reshape(-1, 1, num_latents)
-    log_w = torch.from_numpy(np.log(point_weights) + points**2 + 0.5 * math.log(2))
-    log_w = torch.cartesian_prod(*[log_w] * num_latents).reshape(-1, 1, num_latents).sum(-1)
-
-    loc = t.new_zeros(1, num_latents) if loc is None else loc
-    scale = torch.ones_like(loc) if scale is None else scale.to(loc)
-    z = loc + math.sqrt(2) * scale * t.to(loc)
-    values = torch.cat([log_joint(chunk) for chunk in z.split(chunk_size)])
-    if values.dim() != 2 or len(values) != len(z) or z.shape[1] not in (1, values.shape[1]):
-        raise ValueError(
-            f"quadrature_log_evidence expects a log joint (N, B) for z {tuple(z.shape)}, but got "
-            f"{tuple(values.shape)}. Sum over the dimensions of datum and latent, not over nodes or data."
-        )
-    return (values + log_w.to(loc)).logsumexp(0) + scale.log().sum(-1)
 
 
 def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
