@@ -173,6 +173,8 @@ def test_errors_are_paired():
     assert abs(float(z.std()) - 1) < 4 / math.sqrt(2 * len(x)) + 0.1
     z = (gaps.approximation - truth.approximation) / gaps.std_errors["approximation"]
     assert 0.7 < float(z.std()) < 1 + 4 / math.sqrt(2 * len(x))
+    contrast = (gaps.amortization - gaps.approximation) - (truth.amortization - truth.approximation)
+    assert abs(float((contrast / gaps.std_errors["contrast"]).std()) - 1) < 4 / math.sqrt(2 * len(x))
 
 
 def test_the_elbo_is_that_of_the_users_guide():

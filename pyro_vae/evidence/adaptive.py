@@ -52,6 +52,7 @@ class AdaptiveImportanceSampling:
 
         evidence = pv.AdaptiveImportanceSampling(model, guide, num_particles=500)(x)
         print(evidence)
+        evidence.log_evidence       # (B,)
     """
 
     def __init__(

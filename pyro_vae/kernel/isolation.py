@@ -39,16 +39,20 @@ def isolated_store() -> Iterator[None]:
     """Let programs read the parameter store; what they add to it is gone at the end.
 
     Swaps the store's dictionaries: its own `scope(get_state())` drops the `unconstrained` handles of parameters that
-    the user may hold.
+    the user may hold. Handles that a run hangs on a module's parameters are taken off: they cannot be pickled.
     """
     store = pyro.get_param_store()
     names = ("_params", "_param_to_name", "_constraints")
     saved = {name: getattr(store, name) for name in names}
+    had_handle = {id(param) for param in store._params.values() if "unconstrained" in vars(param)}
     for name in names:
         setattr(store, name, dict(saved[name]))
     try:
         yield
     finally:
+        for param in store._params.values():
+            if id(param) not in had_handle:
+                vars(param).pop("unconstrained", None)
         for name in names:
             setattr(store, name, saved[name])
 

@@ -1,0 +1,100 @@
+"""What all public names have in common: how they are built, documented, copied and pickled."""
+
+import copy
+import inspect
+import io
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pair_helpers import quiet
+from torch import nn
+
+import pyro_vae as pv
+
+ESTIMATORS = [pv.ImportanceSampling, pv.AdaptiveImportanceSampling, pv.InferenceGaps]
+SHARED = {"seed": None, "prior_sites": (), "check_support": True}
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(2, 4)
+
+    def forward(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+
+class Guide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4, 2)
+
+    def forward(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.7).to_event(1))
+
+
+@pytest.mark.parametrize("name", [n for n in pv.__all__ if not inspect.ismodule(getattr(pv, n))])
+def test_every_public_name_says_what_it_is(name):
+    doc = inspect.getdoc(getattr(pv, name))
+    assert doc and len(doc.splitlines()) > 3, name
+
+
+@pytest.mark.parametrize("name", pv.plots.__all__)
+def test_every_plot_takes_a_result_and_an_ax_and_returns_the_ax(name):
+    parameters = list(inspect.signature(getattr(pv.plots, name)).parameters.values())
+    assert parameters[1].name == "ax" and parameters[1].default is None
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_estimators_are_built_alike_and_documented_in_full(estimator):
+    parameters = inspect.signature(estimator).parameters
+    assert list(parameters)[:2] == ["model", "guide"]
+    options = {n: p for n, p in parameters.items() if n not in ("model", "guide")}
+    assert all(p.kind is p.KEYWORD_ONLY for p in options.values())
+    assert {n: options[n].default for n in SHARED} == SHARED
+    doc = inspect.getdoc(estimator)
+    for name in parameters:
+        assert f":param {name}:" in doc, name
+    for part in ("log p(x)", "(B,)", "K", ":raises", "https://", "Example::"):
+        assert part in doc, part
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save"])
+def test_copies_give_the_same_numbers_and_share_nothing(estimator, copied):
+    original = estimator(Model(), Guide(), num_particles=20, seed=0)
+    x = torch.randn(3, 4)
+    with quiet():
+        before = original(x)
+        if copied == "deepcopy":
+            other = copy.deepcopy(original)
+        elif copied == "pickle":
+            other = pickle.loads(pickle.dumps(original))
+        else:
+            file = io.BytesIO()
+            torch.save(original, file)
+            file.seek(0)
+            other = torch.load(file, weights_only=False)
+        assert torch.equal(other(x).log_evidence, before.log_evidence)
+        with torch.no_grad():
+            other._pair.model.decoder.bias += 1.0
+        assert torch.equal(original(x).log_evidence, before.log_evidence)
+        assert not torch.equal(other(x).log_evidence, before.log_evidence)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_results_are_pickled_and_join(estimator):
+    with quiet():
+        record = estimator(Model(), Guide(), num_particles=20, seed=0)(torch.randn(3, 4))
+    again = pickle.loads(pickle.dumps(record))
+    assert again.to_dict() == record.to_dict() or str(again) == str(record)  # NaN is not equal to itself
+    assert len(type(record).cat([record, again])) == 6
