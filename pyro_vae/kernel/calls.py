@@ -1,5 +1,6 @@
 """One call of a (model, guide) pair: data checked, noise and subsample fixed, cost counted."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
@@ -82,7 +83,7 @@ class Call:
 
     def log_weights(self, num_particles: int, stream: int, *, adjust: Adjust | None = None) -> tuple[Tensor, Tensor]:
         """Log-weights and ELBO terms of K draws of the guide, two tensors (K, B); nothing larger is kept."""
-        parts = []
+        kept = None
         for block, start in enumerate(range(0, num_particles, NOISE_BLOCK)):
             size = min(NOISE_BLOCK, num_particles - start)
             self.set_noise(stream, block)
@@ -90,15 +91,20 @@ class Call:
             for first, length in self.chunks(size):
                 part = narrow_record(guide, self.layout, first, length)
                 weights = self.weigh(part, self.score(self.latent_values(part), length), length)
-                parts.append((weights.log_weight, weights.elbo))
-        log_weight, elbo = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+                if kept is None:  # at once: small tensors kept between large ones would break the memory into pieces
+                    kept = weights.log_weight.new_empty(2, num_particles, self.batch_size)
+                kept[0, start + first : start + first + length] = weights.log_weight
+                kept[1, start + first : start + first + length] = weights.elbo
+        assert kept is not None
+        log_weight, elbo = kept
         self.check_finite(log_weight)
         return log_weight, elbo
 
     def chunks(self, num_particles: int) -> Iterator[tuple[int, int]]:
-        """Cut a noise block into pieces of bounded memory. Sites drawn while scoring need their block whole."""
-        size = CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cuda"]) // max(self.structure.bytes_per_particle, 1)
-        size = num_particles if self.structure.prior_sites else min(max(size, 1), num_particles)
+        """Cut a noise block into even pieces of bounded memory. Sites drawn while scoring need their block whole."""
+        largest = CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cuda"]) // max(self.structure.bytes_per_particle, 1)
+        num_chunks = 1 if self.structure.prior_sites else math.ceil(num_particles / max(largest, 1))
+        size = math.ceil(num_particles / num_chunks)
         for first in range(0, num_particles, size):
             yield first, min(size, num_particles - first)
 
