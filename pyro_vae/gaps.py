@@ -29,7 +29,7 @@ class InferenceGaps:
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
     :param num_particles: K, draws per datum behind L[q], behind L[q*], and weights behind log p(x).
-    :param num_steps: gradient steps per round of the fit of q*; there are at most four rounds.
+    :param num_steps: gradient steps per round of the fit of q*; there are at most seven rounds.
     :param evidence: maps (model, guide) to an estimator of log p(x), e.g.
         `functools.partial(pv.ImportanceSampling, num_particles=5000)`; by default `AdaptiveImportanceSampling`.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.

@@ -94,8 +94,12 @@ class Evidence:
         """The same interval for the mean over these data; errors of different data are independent."""
         estimate = self.mean()
         low, high = estimate.confidence_interval(level)
-        if self.bound == "exact" or self.num_particles < 100:
+        if self.bound == "exact":
             return low, high
+        if self.num_particles < 100:
+            quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
+            half = quantile * float(estimate.std_error)
+            return float(estimate.value) - half, float(estimate.value) + half
         half = normal_quantile(level) * float((self.std_error * self._widening()).square().sum().sqrt()) / len(self)
         return low, float(self._highest().mean()) + half
 

@@ -89,8 +89,13 @@ class Gaps:
         sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
         split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
         unsettled = int((~self.converged).sum())
+        doubtful = self.evidence.num_particles < 100 or int(self.evidence.unreliable.sum()) > 0.05 * len(self)
         if unsettled > 0.05 * len(self):
             return f"Not decided: the per-datum optimum of {unsettled} of {len(self)} data had not settled ({split})."
+        if low > 0 and doubtful and self.evidence.bound != "exact":
+            return f"Not decided: log p(x) is not known well enough from these weights ({split})."
+        if high < 0 and unsettled:
+            return f"Not decided: {unsettled} fits had not settled, and their part of the gap is not the family's ({split})."
         if low > 0:
             return f"The larger part of the gap is the encoder's (amortization): {split}."
         if high < 0:

@@ -1,13 +1,13 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
 from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call
-from .data import bounds_of
 from .isolation import batch_noise, kept_random_state
 from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, reconstruct_sites, simulate_sites
 from .plates import INFER
 from .records import Record, SiteRecord
 from .structure import Structure
+from .supports import bounds_of, innermost
 
 __all__ = [
     "FIT",
@@ -23,6 +23,7 @@ __all__ = [
     "Structure",
     "batch_noise",
     "bounds_of",
+    "innermost",
     "kept_random_state",
     "reconstruct_sites",
     "reduce_to_datum",

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.constraints import Constraint
 
 from ..errors import InvalidDataError, SupportError
 from .recorder import Layout
-from .records import SiteRecord, innermost, padded
+from .records import SiteRecord, padded
+from .supports import bounds_of, innermost
 
 
 def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> None:
@@ -22,7 +22,7 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
                 "mask what is missing (poutine.mask or obs_mask) and fill it with any finite number"
             )
     if check_support and site.fns:
-        inside, event_dim = inside_support(site.value, site.fns, layout)
+        inside, event_dim = inside_for_any(site.value, site.fns, layout)
         bad = bad_data(~inside, site, layout, event_dim)
         if bool(bad.any()):
             fn = site.fns[0]
@@ -34,7 +34,7 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
             )
 
 
-def inside_support(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[Tensor, int]:
+def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[Tensor, int]:
     """True where at least one particle gives the value a density, (*plates, *event), and how many dims are event.
 
     The check is made below `to_event`, where single elements of an event may be masked.
@@ -80,11 +80,3 @@ def bounds_vary(fns: Sequence[Any]) -> bool:
     """Whether the support of an observed site differs between particles that were run one by one."""
     bounds = [bounds_of(fn.support) for fn in fns if hasattr(fn, "support")]
     return any(not torch.equal(a, b) for other in bounds[1:] for a, b in zip(bounds[0], other, strict=True))
-
-
-def bounds_of(constraint: Any) -> list[Tensor]:
-    """The tensors that a constraint is made of."""
-    parts = list(vars(constraint).values()) if hasattr(constraint, "__dict__") else []
-    parts = [item for part in parts for item in (part if isinstance(part, (list, tuple)) else [part])]
-    found = [part for part in parts if isinstance(part, Tensor)]
-    return found + [t for part in parts if isinstance(part, Constraint) for t in bounds_of(part)]

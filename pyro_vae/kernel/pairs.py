@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy
+import pyro
 import torch
 from pyro.poutine import unwrap
 from torch import Tensor
@@ -16,12 +17,12 @@ from . import isolation
 from .agreement import choose_executions
 from .autoguides import refuse_guide
 from .calls import GUIDE, PROBE, SIMULATION, SUBSAMPLE, Call, check_data
-from .data import bounds_of
 from .plates import INFER, find_layout
 from .programs import Program
 from .recorder import Layout, Site
 from .records import leading_record
 from .structure import Structure, analyse, kept_guide_sites
+from .supports import bounds_of
 
 
 class Pair:
@@ -64,7 +65,11 @@ class Pair:
             guide, model = (
                 Program(fn, args, kwargs, indices=indices, draw_indices=draw_indices) for fn in (self.guide, self.model)
             )
-            key = (signature_of((args, kwargs)), tuple(m.training for top in modules for m in top.modules()))
+            # What the checks found may hold no longer once the parameters have changed.
+            parameters = [*(p for m in modules for p in m.parameters()), *pyro.get_param_store()._params.values()]
+            versions = tuple((id(p), p._version) for p in parameters)
+            modes = tuple(m.training for top in modules for m in top.modules())
+            key = (signature_of((args, kwargs)), modes, versions)
             if key not in self._known:
                 self._known[key] = self._find_out(guide, model, seed)
             structure, guide.names, model.names, guide.execution, model.execution = self._known[key]

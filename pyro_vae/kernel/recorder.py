@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from ..errors import DatumPlateError, StructureError, SubsamplingError
+from .supports import has_edges, inside_support
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]
 
@@ -49,6 +50,7 @@ class Site:
     frames: tuple[Any, ...]
     is_observed: bool
     infer: Mapping[str, Any]
+    is_given: bool = False  # the value was not drawn from this very distribution
 
     @property
     def is_factor(self) -> bool:
@@ -64,6 +66,10 @@ class Site:
             log_prob = self.density.log_density
         else:
             log_prob = self.density.log_prob(self.value)
+            if self.is_given and has_edges(self.density):
+                # Some densities go on beyond their support when argument checks are off.
+                outside = ~inside_support(self.density, self.value)
+                log_prob = torch.where(outside, log_prob.new_full((), -torch.inf), log_prob)
         return log_prob.float() if log_prob.dtype in (torch.float16, torch.bfloat16) else log_prob
 
 
@@ -182,4 +188,5 @@ class Recorder(Messenger):
             frames=msg["cond_indep_stack"],
             is_observed=msg["is_observed"],
             infer=dict(msg["infer"]),
+            is_given=name not in self.drawn and name not in self.layout.enumerated,
         )

@@ -47,13 +47,6 @@ class SiteRecord:
 Record = dict[str, SiteRecord]
 
 
-def innermost(fn: Any) -> Any:
-    """The distribution under masks, events and expansions."""
-    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
 def find_masks(site: Site) -> tuple[Tensor | None, Tensor | None]:
     """The mask of a site as (per batch element, per event element where that says more), `None` where nothing is masked.
 
@@ -70,7 +63,9 @@ def find_masks(site: Site) -> tuple[Tensor | None, Tensor | None]:
                 inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.batch_shape))
                 flat = inner.flatten(-event_ndims)
                 whole = flat.all(-1)
-                if not torch.equal(whole, flat.any(-1)):
+                with torch._C.DisableTorchFunction():  # our own look at the mask is not the program's
+                    same = torch.equal(whole, flat.any(-1))
+                if not same:
                     event_mask = inner
                 else:
                     mask = whole if mask is None else mask & whole

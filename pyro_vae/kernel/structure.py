@@ -22,7 +22,7 @@ from ..errors import (
 from .autoguides import auto_sites
 from .plates import batch_shape, check_plates
 from .recorder import Layout, Site
-from .records import innermost
+from .supports import has_edges, innermost, inside_support
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def match_sites(
                 f"the guide's site '{name}' is a Delta, a point mass without a density over a continuous latent: use a "
                 "distribution with a density (a TransformedDistribution for a transformed draw)"
             )
+        check_reach(name, site, partner)
         if site.fn.event_dim != partner.fn.event_dim or squeezed(site) != squeezed(partner):
             raise SiteMismatchError(
                 f"site '{name}' differs in shape: guide batch {tuple(site.fn.batch_shape)} event "
@@ -183,6 +184,18 @@ def match_sites(
             ours, theirs = (s.fn.enumerate_support(expand=False).shape[0] for s in (site, partner))
             if ours != theirs:
                 raise EnumerationError(f"site '{name}' has {ours} values in the guide and {theirs} in the model")
+
+
+def check_reach(name: str, guide: Site, model: Site) -> None:
+    """The guide must be able to draw what the prior can: what it never draws is missing from log p(x), without a trace."""
+    if isinstance(innermost(guide.fn), dist.Delta) or not has_edges(guide.fn) or guide.fn.event_dim:
+        return
+    if not bool(inside_support(guide.fn, model.fn.sample(torch.Size([100]))).all()):
+        raise SiteMismatchError(
+            f"the guide's site '{name}' cannot draw all values that its prior can ({type(innermost(guide.fn)).__name__} "
+            f"against {type(innermost(model.fn)).__name__}), so log p(x) would come out too low: use a family with the "
+            "support of the prior"
+        )
 
 
 def squeezed(site: Site) -> torch.Size:

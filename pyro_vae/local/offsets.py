@@ -37,6 +37,7 @@ class GuideOffsets:
         self._units: dict[tuple[str, str], Tensor | None] = {}  # offsets of locations count in the guide's own sd
         self._event_dims: dict[tuple[str, str], int] = {}
         self.converged = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
+        self.usable = torch.ones((), dtype=torch.bool, device=call.device)  # no gradient of the round was NaN
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -54,7 +55,7 @@ class GuideOffsets:
         """The distribution to draw from, and the same with its offsets detached: sticking-the-landing log q."""
         if not fn.has_rsample:
             raise LocalFitError(
-                f"the guide's site '{name}' ({innermost(fn)}) has no reparameterised draws, so it cannot be fitted per "
+                f"the guide's site '{name}' ({family_of(fn)}) has no reparameterised draws, so it cannot be fitted per "
                 "datum: enumerate it if it is discrete, or use ImportanceSampling, which needs no fit"
             )
         moving = rebuilt(fn, partial(self._shifted, name, False), fn.batch_shape)
@@ -95,7 +96,7 @@ class GuideOffsets:
             tensor.detach().copy_(torch.where(flags, old, tensor.detach()))
 
 
-def innermost(fn: Any) -> str:
+def family_of(fn: Any) -> str:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__
@@ -175,13 +176,14 @@ def fit_offsets(call: Call, *, num_steps: int = 50) -> GuideOffsets:
     level = 0
     for round_ in range(MAX_ROUNDS):
         before = offsets.state()
+        offsets.usable = torch.ones_like(offsets.usable)
         ascend(call, offsets, level, num_steps, first_block=1 + round_ * num_steps)
         new_terms = check_terms(call, offsets)
         gain = (new_terms - terms).mean(0)
         noise = (new_terms - terms).std(0) / CHECK_PARTICLES**0.5
         lost = ~(gain >= -TOLERANCE - 3 * noise)  # ~ rather than <, so that NaN is put back too
         offsets.restore(before, lost)
-        offsets.converged = ~lost & (gain <= TOLERANCE)
+        offsets.converged = ~lost & (gain <= TOLERANCE) & offsets.usable
         terms = torch.where(lost, terms, new_terms)
         if level == LAST_LEVEL and bool(offsets.converged.all()):
             break
@@ -209,6 +211,7 @@ def ascend(call: Call, offsets: GuideOffsets, level: int, num_steps: int, first_
             gradients = torch.autograd.grad(loss, offsets.tensors)
         for tensor, gradient in zip(offsets.tensors, gradients, strict=True):
             tensor.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+            offsets.usable = offsets.usable & gradient.isfinite().all()
         optimizer.step()
         if step >= num_steps - averaged:
             average = [a + t.detach() / averaged for a, t in zip(average, offsets.tensors, strict=True)]

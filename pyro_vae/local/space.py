@@ -11,7 +11,7 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import Call, LogWeights, Record, reduce_to_datum
+from ..kernel import Call, LogWeights, Record, innermost, reduce_to_datum
 
 REMEDY = "Use ImportanceSampling, which needs no fit"
 
@@ -147,15 +147,26 @@ def find_transforms(call: Call) -> dict[str, Transform]:
     sites = call.model.run()
     transforms = {}
     for name in call.structure.latents:
-        support = sites[name].fn.support
+        base = innermost(sites[name].fn)
+        if "VonMises" in type(base).__name__ or type(base).__name__.startswith("Sine"):
+            raise LocalFitError(f"the latent site '{name}' is an angle: its space has no ends to unbound. {REMEDY}")
+        mixture = isinstance(base, torch.distributions.MixtureSameFamily)
+        support = base.component_distribution.support if mixture else sites[name].fn.support
         if support.is_discrete:
             raise LocalFitError(f"the latent site '{name}' is discrete: enumerate it, or {REMEDY[0].lower()}{REMEDY[1:]}")
-        transforms[name] = bijection(support)
+        try:
+            transforms[name] = bijection(support)
+        except NotImplementedError as error:
+            raise LocalFitError(
+                f"the support of the latent site '{name}' has no bijection to the reals. {REMEDY}"
+            ) from error
     if all(transform == identity_transform for transform in transforms.values()):
         return transforms
     call.cost += 1
     again = call.model.run()
     for name, transform in transforms.items():
+        if transform == identity_transform:
+            continue
         u = transform.inv(sites[name].value)
         if not torch.allclose(transform(u), bijection(again[name].fn.support)(u)):
             raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")

@@ -1,0 +1,53 @@
+"""Where a distribution has a density: found below the wrappers that masks, events and transforms put around it."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution under masks, events and expansions."""
+    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
+
+
+def has_edges(fn: Any) -> bool:
+    """Whether the support of a continuous distribution may end somewhere."""
+    base = innermost(fn)
+    if type(base) in TRANSFORMED:
+        return True
+    support: Any = getattr(base, "support", None)
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is not None and not support.is_discrete and support is not torch.distributions.constraints.real
+
+
+def inside_support(fn: Any, value: Tensor) -> Tensor:
+    """True where the value has a density, shape (*batch); transforms are undone, for they hide the support below."""
+    base = innermost(fn)
+    below = base.base_dist if type(base) in TRANSFORMED else base
+    event_dim = max(len(fn.event_shape) - len(below.event_shape), 0)
+    try:
+        if below is not base:
+            for transform in reversed(base.transforms):
+                value = transform.inv(value)
+        inside = inside_support(below, value) if below is not base else base.support.check(value)
+    except NotImplementedError:  # a transform without an inverse, a distribution that does not say
+        return torch.ones((), dtype=torch.bool, device=value.device)
+    return inside.flatten(-event_dim).all(-1) if event_dim else inside
+
+
+def bounds_of(constraint: Any) -> list[Tensor]:
+    """The tensors that a constraint is made of."""
+    parts = list(vars(constraint).values()) if hasattr(constraint, "__dict__") else []
+    parts = [item for part in parts for item in (part if isinstance(part, (list, tuple)) else [part])]
+    found = [part for part in parts if isinstance(part, Tensor)]
+    return found + [t for part in parts if isinstance(part, Constraint) for t in bounds_of(part)]
