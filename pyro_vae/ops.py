@@ -148,8 +148,7 @@ def pareto_smooth(log_weights: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 
     k = k.masked_fill(count < MIN_EXCEEDANCES, math.inf)
     # Under an exact guide log weights differ by rounding alone, measured at up to 120 eps of their size.
-    spread = top - columns.amin(-1, keepdim=True)
-    k = k.masked_fill(spread <= 200 * eps * (1 + top.abs()), -math.inf)
+    k = k.masked_fill(top - next_one <= 200 * eps * (1 + top.abs()), -math.inf)
     k = k.masked_fill(top.isnan() | (top == math.inf), math.nan)
 
     rank = torch.arange(tail_size, dtype=columns.dtype, device=columns.device) - (tail_size - count) + 0.5
