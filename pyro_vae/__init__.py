@@ -5,10 +5,15 @@ from .estimates import Estimate, Evidence, Gaps
 from .evaluate import evaluate
 from .evidence import AdaptiveImportanceSampling, ImportanceSampling
 from .gaps import InferenceGaps
+from .objectives import BetaTrace_ELBO, BetaTraceEnum_ELBO, BetaTraceGraph_ELBO, BetaTraceMeanField_ELBO, Terms
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
 
 __all__ = [
     "AdaptiveImportanceSampling",
+    "BetaTraceEnum_ELBO",
+    "BetaTraceGraph_ELBO",
+    "BetaTraceMeanField_ELBO",
+    "BetaTrace_ELBO",
     "Estimate",
     "Evidence",
     "Gaps",
@@ -16,6 +21,7 @@ __all__ = [
     "InferenceGaps",
     "Reconstruction",
     "Simulation",
+    "Terms",
     "errors",
     "evaluate",
     "exact",

@@ -20,6 +20,7 @@ __all__ = [
     "NonFiniteError",
     "ObservedInGuideError",
     "OptionError",
+    "ScheduleWarning",
     "SiteMismatchError",
     "StructureError",
     "SubsamplingError",
@@ -118,3 +119,7 @@ class ConvergenceWarning(UserWarning):
 
 class DropoutWarning(UserWarning):
     """Dropout is active: the numbers describe a randomly thinned network."""
+
+
+class ScheduleWarning(UserWarning):
+    """A schedule is not doing what it was made for: it stands still, or the training ends before it does."""

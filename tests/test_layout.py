@@ -33,7 +33,7 @@ ARROWS = {
     "latent": {"kernel", "evidence", "objectives", "exact", "estimates"},
     "nn": set(),
     "models": {"nn", "exact"},
-    "monitor": {"estimates"},
+    "monitor": {"estimates", "schedules"},
     "evaluate": {"kernel", "estimates"},  # of the kernel, the noise of one batch
     "report": {"gaps", "latent", "evidence", "evaluate", "plots"},
     "plots": {"estimates", "simulate"},  # their records

@@ -1,5 +1,6 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
+from .beta import Beta, Betas, WeighedTraces, beta_at, weigh_traces
 from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call
 from .isolation import batch_noise, kept_random_state
 from .log_weights import LogWeights, reduce_to_datum
@@ -15,17 +16,22 @@ __all__ = [
     "INFER",
     "NOISE_BLOCK",
     "PROPOSAL",
+    "Beta",
+    "Betas",
     "Call",
     "LogWeights",
     "Pair",
     "Record",
     "SiteRecord",
     "Structure",
+    "WeighedTraces",
     "batch_noise",
+    "beta_at",
     "bounds_of",
     "innermost",
     "kept_random_state",
     "reconstruct_sites",
     "reduce_to_datum",
     "simulate_sites",
+    "weigh_traces",
 ]

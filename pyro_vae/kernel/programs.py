@@ -121,7 +121,7 @@ def vmapped_record(program: Program, values: Values, num_particles: int) -> Reco
         seen.update(sites)
         outputs = {}
         for name, site in sites.items():
-            mask, event_mask = find_masks(site)
+            mask, event_mask = find_masks(site.fn, site.mask, site.value)
             if event_mask is not None:
                 raise StructureError(f"site '{name}' is masked inside its event: not read under vmap")
             outputs[name] = {"log_prob": padded(site.log_prob(), width)}

@@ -47,18 +47,18 @@ class SiteRecord:
 Record = dict[str, SiteRecord]
 
 
-def find_masks(site: Site) -> tuple[Tensor | None, Tensor | None]:
+def find_masks(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The mask of a site as (per batch element, per event element where that says more), `None` where nothing is masked.
 
     Masks come from `poutine.mask` and from `fn.mask(m)`, also below `to_event`, where one mask value belongs to each
     element of an event.
     """
-    mask = as_mask(site.mask, site.value)
-    fn, event_ndims = site.fn, 0
+    mask = as_mask(site_mask, value)
+    event_ndims = 0
     event_mask = None
     while True:
         if isinstance(fn, dist.MaskedDistribution):
-            inner = as_mask(fn._mask, site.value)
+            inner = as_mask(fn._mask, value)
             if inner is not None and event_ndims and inner.ndim:
                 inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.batch_shape))
                 flat = inner.flatten(-event_ndims)
@@ -104,7 +104,7 @@ def leading_record(sites: Mapping[str, Site]) -> Record:
     """From one run with a leading particle axis."""
     record = {}
     for name, site in sites.items():
-        mask, event_mask = find_masks(site)
+        mask, event_mask = find_masks(site.fn, site.mask, site.value)
         record[name] = SiteRecord(site, site.value, site.log_prob, mask, event_mask, [site.fn])
     return record
 
@@ -115,7 +115,7 @@ def looped_record(runs: Sequence[Mapping[str, Site]], layout: Layout) -> Record:
     width = layout.num_plates
     for name, first in runs[0].items():
         sites = [run[name] for run in runs]
-        masks = [find_masks(site) for site in sites]
+        masks = [find_masks(site.fn, site.mask, site.value) for site in sites]
         value = first.value
         if not first.is_observed:
             value = stack_particles([site.value for site in sites], width + first.fn.event_dim)

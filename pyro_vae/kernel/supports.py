@@ -8,12 +8,23 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
+WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)
+
 
 def innermost(fn: Any) -> Any:
     """The distribution under masks, events and expansions."""
-    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)):
+    while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
+
+
+def has_own_mask(fn: Any) -> bool:
+    """Whether `fn.mask(m)` was used, also below `to_event`."""
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
 
 
 TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)

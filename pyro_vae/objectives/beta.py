@@ -1,0 +1,188 @@
+"""What the beta-ELBOs share: beta and its schedule, the count of updates, and the terms of the last call."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.elbo import ELBOModule
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from ..errors import OptionError, ScheduleWarning
+from ..kernel import Beta, Betas, WeighedTraces, weigh_traces
+from .terms import Density, Pass, Terms, common_plates, terms_of
+
+Schedule = Callable[[int], Beta]
+Weight = Beta | Schedule
+CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
+
+
+class BetaELBO(ELBO):
+    """What all beta-ELBOs share; comes before a class of Pyro, whose `_get_trace` it wraps."""
+
+    _betas: Betas
+    _passes: list[Pass]
+    _terms: Terms | None
+
+    def __init__(self, beta: Weight | Mapping[str, Weight] = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
+            raise OptionError(f"num_particles must be a whole number >= 1, got {self.num_particles!r}")
+        self.beta = beta
+        self.num_updates = 0
+        self._calls_since_update = 0
+        self._forget()
+
+    @property
+    def beta(self) -> Weight | Mapping[str, Weight]:
+        return self._beta
+
+    @beta.setter
+    def beta(self, beta: Weight | Mapping[str, Weight]) -> None:
+        for weight in beta.values() if isinstance(beta, Mapping) else (beta,):
+            check_weight(weight)
+        self._beta = dict(beta) if isinstance(beta, Mapping) else beta
+
+    @property
+    def num_updates(self) -> int:
+        return self._num_updates
+
+    @num_updates.setter
+    def num_updates(self, num_updates: int) -> None:
+        if isinstance(num_updates, bool) or not isinstance(num_updates, int) or num_updates < 0:
+            raise OptionError(f"num_updates must be a whole number >= 0, got {num_updates!r}")
+        self._num_updates = num_updates
+        self._calls_since_update = 0
+
+    @property
+    def terms(self) -> Terms | None:
+        """The parts of the last call, computed when asked for; None before the first."""
+        if self._terms is None and self._passes:
+            self._terms = terms_of(self._passes, self.num_particles, self._betas)
+        return self._terms
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        loss: float = super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
+        self.num_updates += 1
+        return loss
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[misc]
+        self._warn_if_schedule_stands_still()
+        return loss
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ObjectiveModule:
+        for program in (model, guide):
+            if isinstance(getattr(program, "__self__", None), nn.Module):
+                raise OptionError(
+                    f"{program} is a method, so the parameters of its module would not be seen: pass nn.Modules "
+                    "whose forward is the program (as vae.model and vae.guide of pv.VAE), or train with SVI"
+                )
+        return ObjectiveModule(model, guide, self)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num_updates": self.num_updates}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.num_updates = state["num_updates"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_passes": [], "_terms": None}
+
+    def _forget(self) -> None:
+        self._betas = 1.0
+        self._passes = []
+        self._terms = None
+
+    def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
+        self._forget()
+        self._betas = self._betas_now()
+        yield from super()._get_traces(model, guide, args, kwargs)
+
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        get_trace = super()._get_trace  # type: ignore[safe-super]
+        traces = weigh_traces(get_trace, model, guide, args, kwargs, self._betas)
+        self._passes.append(self._measure(traces))
+        return traces.model, traces.guide
+
+    def _measure(self, traces: WeighedTraces) -> Pass:
+        return densities_of(traces)
+
+    def _betas_now(self) -> Betas:
+        if isinstance(self._beta, Mapping):
+            return {name: value_of(weight, self.num_updates) for name, weight in self._beta.items()}
+        return value_of(self._beta, self.num_updates)
+
+    def _warn_if_schedule_stands_still(self) -> None:
+        weights = self._beta.values() if isinstance(self._beta, Mapping) else (self._beta,)
+        if not torch.is_grad_enabled() or not any(callable(w) and not isinstance(w, Tensor) for w in weights):
+            return
+        self._calls_since_update += 1
+        if self._calls_since_update == CALLS_BEFORE_WARNING:
+            warnings.warn(
+                f"beta follows a schedule, but num_updates has been {self.num_updates} for {CALLS_BEFORE_WARNING} calls: "
+                "only SVI advances it by itself. Set objective.num_updates = step after each optimiser step",
+                ScheduleWarning,
+                stacklevel=4,
+            )
+
+
+class ObjectiveModule(ELBOModule):
+    """A pair under an objective as one `nn.Module` that returns the loss; its state holds `num_updates` too."""
+
+    elbo: BetaELBO
+
+    def get_extra_state(self) -> dict[str, int]:
+        return self.elbo.state_dict()
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.elbo.load_state_dict(state)
+
+
+def densities_of(traces: WeighedTraces) -> Pass:
+    """The densities of one run, their scales without beta."""
+
+    def density(site: Any, scale: Beta) -> Density:
+        return Density(detach_provenance(site["unscaled_log_prob"].detach()), scale, site["mask"])
+
+    def side(sites: Mapping[str, Any], names: tuple[str, ...]) -> list[Density]:
+        return [density(sites[n], traces.scales[n]) for n in names if n in sites]
+
+    model, guide = traces.model_sites, traces.guide_sites
+    observed = [s for s in model.values() if s["is_observed"]]
+    others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]
+    return Pass(
+        observed=[density(s, s["scale"]) for s in observed],
+        kl={name: (side(guide, names), side(model, names)) for name, names in traces.groups.items()},
+        others=[density(s, s["scale"]) for s in others],
+        plates=common_plates(list(model.values())),
+    )
+
+
+def value_of(weight: Weight, num_updates: int) -> Beta:
+    if isinstance(weight, Tensor) or not callable(weight):
+        return weight
+    value: Beta = weight(num_updates)
+    if isinstance(value, Tensor) and not value.dim():
+        return value  # taken on trust: to look at it would stop the device at every step
+    check_weight(value)
+    return value
+
+
+def check_weight(weight: Weight) -> None:
+    if isinstance(weight, Tensor):
+        if weight.dim():
+            raise OptionError(f"beta must be a number or a tensor without dimensions, got shape {tuple(weight.shape)}")
+        weight = float(weight.detach())
+    elif callable(weight):
+        return
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise OptionError(f"beta must be a number, a tensor without dimensions or a schedule step -> float, got {weight!r}")
+    if not (math.isfinite(weight) and weight >= 0):
+        raise OptionError(f"beta must be finite and >= 0, got {weight}")

@@ -1,0 +1,144 @@
+"""What one call of an objective was made of: reconstruction, KL per site, the true ELBO, the loss and beta."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from ..errors import DatumPlateError, quoted
+from ..kernel import Beta, Betas, beta_at
+
+PARTICLES = "num_particles_vectorized"  # what Pyro calls the plate of vectorised particles
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    r"""The parts of one loss, detached tensors without dimensions, in nats.
+
+    ``loss = -reconstruction + sum over sites of beta * kl``, ``elbo = reconstruction - kl_sum``: the true ELBO,
+    whatever beta is. Sums over the data with the scale of their plate (N/B under subsampling), averaged over particles.
+
+    :ivar reconstruction: ``E_q log p(x|z)``; minus the distortion D.
+    :ivar kl: ``E_q[log q(z|x) - log p(z)]`` by latent site, the rate R of each; analytic in the mean-field objective.
+        Latents that an autoguide draws jointly stand under one name, joined by ``+``.
+    :ivar kl_sum: the sum of `kl`, the rate R.
+    :ivar elbo: ``-(D + R)``.
+    :ivar loss: what the objective returned.
+    :ivar beta: the weight of the KL in this call, or the weights by site.
+    """
+
+    reconstruction: Tensor
+    kl: Mapping[str, Tensor]
+    kl_sum: Tensor
+    elbo: Tensor
+    loss: Tensor
+    beta: Betas
+    plates: Mapping[str, int]
+
+    def per_datum(self, plate: str | None = None) -> Terms:
+        """The same terms divided by the number of data: the full size N of the plate that all sites share.
+
+        :param plate: its name; needed where the sites share several plates.
+        :raises DatumPlateError: if the sites share no plate, or several and none is named.
+        """
+        if plate is None and len(self.plates) != 1:
+            raise DatumPlateError(
+                f"per_datum() divides by the size of the one plate common to all sites, but they share "
+                f"{quoted(self.plates)}: name it with per_datum(plate=...)"
+            )
+        if plate is not None and plate not in self.plates:
+            raise DatumPlateError(f"the sites do not share a plate '{plate}'; they share {quoted(self.plates)}")
+        count = self.plates[plate] if plate is not None else next(iter(self.plates.values()))
+        return replace(
+            self,
+            reconstruction=self.reconstruction / count,
+            kl={name: kl / count for name, kl in self.kl.items()},
+            kl_sum=self.kl_sum / count,
+            elbo=self.elbo / count,
+            loss=self.loss / count,
+            plates={},
+        )
+
+
+class Summable(Protocol):
+    """A part of the loss that is not added up until somebody asks."""
+
+    def sum(self) -> Tensor: ...
+
+
+class Density(NamedTuple):
+    """The log-density of one site, kept as it is: no arithmetic in the way of the gradient."""
+
+    log_prob: Tensor
+    scale: Beta = 1.0
+    mask: Tensor | bool | None = None
+
+    def sum(self) -> Tensor:
+        return scale_and_mask(self.log_prob, self.scale, self.mask).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """The densities of one run of guide and model.
+
+    :ivar observed: of the observed sites of the model.
+    :ivar kl: by KL, the densities that enter it with plus (log q) and with minus (log p).
+    :ivar others: factors of the guide that are no part of log q; they enter the loss alone.
+    :ivar plates: the sizes of the plates common to all sites.
+    """
+
+    observed: Sequence[Summable]
+    kl: Mapping[str, tuple[Sequence[Summable], Sequence[Summable]]]
+    others: Sequence[Summable]
+    plates: Mapping[str, int]
+
+
+def terms_of(passes: Sequence[Pass], num_particles: int, betas: Betas) -> Terms:
+    with torch.no_grad():
+        reconstruction = total(d for one in passes for d in one.observed) / num_particles
+        kl = {
+            name: total(d for one in passes for d in one.kl[name][0]) / num_particles
+            - total(d for one in passes for d in one.kl[name][1]) / num_particles
+            for name in passes[0].kl
+        }
+        others = total(d for one in passes for d in one.others) / num_particles
+        kl_sum = reduce(operator.add, kl.values(), torch.zeros_like(reconstruction))
+        weighed = reduce(operator.add, (beta_at(betas, n) * k for n, k in kl.items()), torch.zeros_like(reconstruction))
+        return Terms(
+            reconstruction=reconstruction,
+            kl=kl,
+            kl_sum=kl_sum,
+            elbo=reconstruction - kl_sum,
+            loss=weighed - reconstruction + others,
+            beta=betas,
+            plates=passes[0].plates,
+        )
+
+
+def total(densities: Iterable[Summable]) -> Tensor:
+    sums = [density.sum() for density in densities]
+    return reduce(operator.add, sums) if sums else torch.zeros(())
+
+
+def common_plates(sites: Sequence[Any]) -> dict[str, int]:
+    """Full sizes of the plates that all sites lie in; of an unsized plate, the size its sites have."""
+    shared = None
+    for site in sites:
+        names = {frame.name for frame in site["cond_indep_stack"]}
+        shared = names if shared is None else shared & names
+    sizes = {}
+    for frame in sites[0]["cond_indep_stack"] if sites else ():
+        if frame.name in (shared or ()) and frame.name != PARTICLES:
+            size = frame.size if frame.full_size is None else frame.full_size
+            if size < 0:
+                shapes = [s["fn"].batch_shape for s in sites]
+                size = max(shape[frame.dim] if len(shape) >= -frame.dim else 1 for shape in shapes)
+            sizes[frame.name] = size
+    return sizes
