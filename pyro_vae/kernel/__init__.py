@@ -1,6 +1,6 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
-from .beta import Beta, Betas, WeighedTraces, beta_at, weigh_traces
+from .beta import Beta, Betas, WeighedTraces, beta_at, trace_pair, weigh_traces
 from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call
 from .isolation import batch_noise, kept_random_state
 from .log_weights import LogWeights, reduce_to_datum
@@ -33,5 +33,6 @@ __all__ = [
     "reconstruct_sites",
     "reduce_to_datum",
     "simulate_sites",
+    "trace_pair",
     "weigh_traces",
 ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace, unwrap
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from ..errors import (
@@ -81,7 +85,10 @@ def weigh_traces(
     kwargs: Mapping[str, Any],
     betas: Betas,
 ) -> WeighedTraces:
-    """Run the pair through an ELBO's own `_get_trace` with beta in the scales, and refuse what beta has no meaning for."""
+    """Run the pair through an ELBO's own `_get_trace` with beta in the scales, and refuse what beta has no meaning for.
+
+    Masks may have been carried from one side to the other: have the traces compute their log-densities again.
+    """
     on_model, on_guide = BetaMessenger(betas), BetaMessenger(betas)
     model_trace, guide_trace = get_trace(on_model(model), on_guide(guide), args, kwargs)
     model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
@@ -97,6 +104,26 @@ def weigh_traces(
     share_masks(model_trace, guide_trace, groups)
     scales = {**on_model.scales, **on_guide.scales}
     return WeighedTraces(model_trace, guide_trace, model_sites, guide_sites, scales, groups)
+
+
+def trace_pair(
+    max_plate_nesting: int, model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Trace, Trace]:
+    """Pyro's `get_importance_trace` without the log-densities, for a loss that does not need them all."""
+    if isinstance(unwrap(guide), GuideMessenger):
+        guide(*args, **kwargs)
+        model_trace, guide_trace = unwrap(guide).get_traces()  # type: ignore[attr-defined]
+    else:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    if is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
+    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+    if is_validation_enabled():
+        for site in (*sample_sites(model_trace).values(), *sample_sites(guide_trace).values()):
+            as_if_scored: Any = {**site, "log_prob": SimpleNamespace(shape=site["fn"].batch_shape)}
+            check_site_shape(as_if_scored, max_plate_nesting)
+    return model_trace, guide_trace
 
 
 def sample_sites(trace: Trace) -> dict[str, Any]:
@@ -118,8 +145,7 @@ def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: li
                 f"its prior would enter the loss without a log q. Remedy: {remedy}"
             )
         latents.remove(name)
-        recompute(site, mask=False)
-    model_trace.compute_log_prob()
+        set_mask(site, False)
 
 
 def check_guide(guide_sites: Mapping[str, Any], latents: list[str]) -> None:
@@ -206,13 +232,11 @@ def share_masks(model_trace: Trace, guide_trace: Trace, groups: Mapping[str, tup
         for other in masks:
             mask = other if mask is None else mask if other is None else mask & other
         for site in sites:
-            recompute(site, mask)
-    model_trace.compute_log_prob()
-    guide_trace.compute_score_parts()
+            set_mask(site, mask)
 
 
-def recompute(site: Any, mask: Tensor | bool | None) -> None:
-    """Give a site another mask and forget its log-densities, which the trace then computes again."""
+def set_mask(site: Any, mask: Tensor | bool | None) -> None:
+    """Give a site another mask and forget its log-densities, which the trace computes again when asked."""
     site["mask"] = mask
     for key in ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts", "packed"):
         site.pop(key, None)

@@ -106,12 +106,16 @@ class BetaELBO(ELBO):
         yield from super()._get_traces(model, guide, args, kwargs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        get_trace = super()._get_trace  # type: ignore[safe-super]
-        traces = weigh_traces(get_trace, model, guide, args, kwargs, self._betas)
+        traces = weigh_traces(self._run_pair, model, guide, args, kwargs, self._betas)
         self._passes.append(self._measure(traces))
         return traces.model, traces.guide
 
+    def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return super()._get_trace(model, guide, args, kwargs)  # type: ignore[safe-super]
+
     def _measure(self, traces: WeighedTraces) -> Pass:
+        traces.model.compute_log_prob()
+        traces.guide.compute_score_parts()
         return densities_of(traces)
 
     def _betas_now(self) -> Betas:
@@ -145,8 +149,8 @@ class ObjectiveModule(ELBOModule):
         self.elbo.load_state_dict(state)
 
 
-def densities_of(traces: WeighedTraces) -> Pass:
-    """The densities of one run, their scales without beta."""
+def densities_of(traces: WeighedTraces, analytic: Mapping[str, Tensor] | None = None) -> Pass:
+    """The densities of one run, their scales without beta; a KL with a formula takes the place of its densities."""
 
     def density(site: Any, scale: Beta) -> Density:
         return Density(detach_provenance(site["unscaled_log_prob"].detach()), scale, site["mask"])
@@ -154,12 +158,17 @@ def densities_of(traces: WeighedTraces) -> Pass:
     def side(sites: Mapping[str, Any], names: tuple[str, ...]) -> list[Density]:
         return [density(sites[n], traces.scales[n]) for n in names if n in sites]
 
+    analytic = analytic or {}
     model, guide = traces.model_sites, traces.guide_sites
     observed = [s for s in model.values() if s["is_observed"]]
     others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]
+    known: dict[str, tuple[list[Density], list[Density]]] = {
+        n: ([Density(kl.detach(), traces.scales[n], guide[n]["mask"])], []) for n, kl in analytic.items()
+    }
+    sampled = {n: names for n, names in traces.groups.items() if n not in known}
     return Pass(
         observed=[density(s, s["scale"]) for s in observed],
-        kl={name: (side(guide, names), side(model, names)) for name, names in traces.groups.items()},
+        kl={**known, **{n: (side(guide, names), side(model, names)) for n, names in sampled.items()}},
         others=[density(s, s["scale"]) for s in others],
         plates=common_plates(list(model.values())),
     )

@@ -38,6 +38,8 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
     """
 
     def _measure(self, traces: WeighedTraces) -> Pass:
+        traces.model.compute_log_prob()
+        traces.guide.compute_score_parts()
         if any("packed" not in s for s in (*traces.model_sites.values(), *traces.guide_sites.values())):
             traces.guide.pack_tensors()  # masks were carried over, so log-densities changed
             traces.model.pack_tensors(traces.guide.plate_to_symbol)

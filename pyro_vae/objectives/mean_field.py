@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
 import pyro.distributions as dist
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.rejector import Rejector
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..errors import StructureError
-from ..kernel import WeighedTraces, innermost
+from ..kernel import WeighedTraces, innermost, trace_pair
 from .beta import BetaELBO, densities_of
-from .terms import Density, Pass
+from .terms import Pass
 
 
 class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
@@ -62,23 +65,30 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         costs, self._costs = self._costs, []
         return reduce(operator.add, costs)
 
+    def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = trace_pair(self.max_plate_nesting, model, guide, args, kwargs)
+        if is_validation_enabled():
+            _check_mean_field_requirement(model_trace, guide_trace)
+        return model_trace, guide_trace
+
     def _measure(self, traces: WeighedTraces) -> Pass:
-        measured = densities_of(traces)
-        kl: dict[str, Any] = dict(measured.kl)
-        costs = [-s["log_prob_sum"] for s in traces.model_sites.values() if s["is_observed"]]
-        costs += [s["log_prob_sum"] for n, s in traces.guide_sites.items() if s["is_observed"] and n not in traces.scales]
-        for name, sites in traces.groups.items():
-            check_reparameterised(traces, sites)
-            analytic = analytic_kl(traces, sites)
-            if analytic is None:
-                costs += [traces.guide_sites[s]["log_prob_sum"] for s in sites if s in traces.guide_sites]
-                costs += [-traces.model_sites[s]["log_prob_sum"] for s in sites if s in traces.model_sites]
-            else:
-                site = traces.guide_sites[name]
-                costs.append(scale_and_mask(analytic, site["scale"], site["mask"]).sum())
-                kl[name] = ([Density(analytic.detach(), traces.scales[name], site["mask"])], [])
-        self._costs = costs
-        return Pass(measured.observed, kl, measured.others, measured.plates)
+        model, guide = traces.model_sites, traces.guide_sites
+        check_reparameterised(guide)
+        analytic = {name: analytic_kl(traces, sites) for name, sites in traces.groups.items()}
+        known = {name: kl for name, kl in analytic.items() if kl is not None}
+        sampled = {s for name, sites in traces.groups.items() if name not in known for s in sites}
+        # Where the KL has a formula, log p(z) and log q(z|x) are never computed: they would only cost time.
+        traces.model.compute_log_prob(lambda name, site: site["is_observed"] or name in sampled)
+        traces.guide.compute_log_prob(lambda name, site: site["is_observed"] or name in sampled)
+        others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]
+        self._costs = [
+            *(-s["log_prob_sum"] for s in model.values() if s["is_observed"]),
+            *(s["log_prob_sum"] for s in others),
+            *(guide[n]["log_prob_sum"] for n in sampled if n in guide),
+            *(-model[n]["log_prob_sum"] for n in sampled if n in model),
+            *(scale_and_mask(kl, guide[n]["scale"], guide[n]["mask"]).sum() for n, kl in known.items()),
+        ]
+        return densities_of(traces, known)
 
 
 def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
@@ -93,13 +103,12 @@ def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
     return kl.expand(q.batch_shape)
 
 
-def check_reparameterised(traces: WeighedTraces, sites: tuple[str, ...]) -> None:
-    for name in sites:
-        site = traces.guide_sites.get(name)
-        if site is None or (site["fn"].has_rsample and is_identically_zero(site["score_parts"].score_function)):
-            continue
-        raise StructureError(
-            f"the guide's site '{name}' ({type(innermost(site['fn'])).__name__}) is not reparameterised, so the gradient of "
-            "the reconstruction would be missing: use BetaTrace_ELBO, BetaTraceGraph_ELBO or, with enumeration, "
-            "BetaTraceEnum_ELBO"
-        )
+def check_reparameterised(guide_sites: Mapping[str, Any]) -> None:
+    for name, site in guide_sites.items():
+        fn = innermost(site["fn"])
+        if not site["is_observed"] and (not fn.has_rsample or isinstance(fn, Rejector)):
+            raise StructureError(
+                f"the guide's site '{name}' ({type(fn).__name__}) is not reparameterised, so the gradient of the "
+                "reconstruction would be missing: use BetaTrace_ELBO, BetaTraceGraph_ELBO or, with enumeration, "
+                "BetaTraceEnum_ELBO"
+            )

@@ -20,9 +20,8 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
         loss = -sum over data of E_q[ log p(x|z) + sum over latents of beta (log p(z) - log q(z|x)) ]    (nats)
 
     (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl; a point on the rate-distortion curve: Alemi et al.,
-    2018, https://arxiv.org/abs/1711.00464; annealed Bowman et al., 2016, https://arxiv.org/abs/1511.06349). At beta = 1 it is
-    minus the ELBO, at beta > 1 it is above that, so still minus a lower bound of log p(x); below 1 it bounds nothing, at 0
-    it is an autoencoder's reconstruction loss. Averaged over K particles, the scale of a plate (N/B) outside.
+    minus the ELBO, at beta > 1 it is above that, so still minus a lower bound of log p(x); below 1 it bounds nothing, at
+    0 it is the reconstruction loss of an autoencoder. Averaged over K particles, the scale of a plate (N/B) outside.
 
     beta multiplies the log-densities of all unobserved sites of model and guide, auxiliary draws of autoguides included,
     also in the score-function terms of draws that are not reparameterised. Factors of the guide count as log q with
