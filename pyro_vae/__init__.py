@@ -1,11 +1,14 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
-from . import errors, exact, plots
-from .estimates import Estimate, Evidence, Gaps
+from . import errors, exact, nn, plots, schedules
+from .estimates import Estimate, Evidence, Gaps, TrainingHistory
 from .evaluate import evaluate
 from .evidence import AdaptiveImportanceSampling, ImportanceSampling
 from .gaps import InferenceGaps
+from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
+from .monitor import Monitor
 from .objectives import BetaTrace_ELBO, BetaTraceEnum_ELBO, BetaTraceGraph_ELBO, BetaTraceMeanField_ELBO, Terms
+from .schedules import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, SigmoidAnnealing
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
 
 __all__ = [
@@ -14,18 +17,32 @@ __all__ = [
     "BetaTraceGraph_ELBO",
     "BetaTraceMeanField_ELBO",
     "BetaTrace_ELBO",
+    "ConditionalVAE",
+    "CosineAnnealing",
+    "CyclicalAnnealing",
     "Estimate",
     "Evidence",
     "Gaps",
     "ImportanceSampling",
     "InferenceGaps",
+    "LinearAnnealing",
+    "LinearVAE",
+    "Monitor",
     "Reconstruction",
+    "SigmoidAnnealing",
     "Simulation",
     "Terms",
+    "TrainingHistory",
+    "VAE",
+    "conv_vae",
     "errors",
     "evaluate",
     "exact",
+    "mlp_conditional_vae",
+    "mlp_vae",
+    "nn",
     "plots",
     "reconstruct",
+    "schedules",
     "simulate",
 ]

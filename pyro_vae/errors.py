@@ -14,12 +14,14 @@ __all__ = [
     "GlobalLatentError",
     "HiddenRandomnessError",
     "InvalidDataError",
+    "LatentsError",
     "LazyGuideError",
     "LocalFitError",
     "MaskError",
     "NonFiniteError",
     "ObservedInGuideError",
     "OptionError",
+    "ParameterStoreWarning",
     "ScheduleWarning",
     "SiteMismatchError",
     "StructureError",
@@ -38,7 +40,7 @@ class ArgumentError(ValueError):
 
 
 class OptionError(ValueError):
-    """An option of an estimator is out of range."""
+    """An option of an estimator, an objective or a part of a model is out of range or of the wrong kind."""
 
 
 class InvalidDataError(ValueError):
@@ -47,6 +49,10 @@ class InvalidDataError(ValueError):
 
 class SupportError(InvalidDataError):
     """Observed values lie outside the support of their likelihood."""
+
+
+class LatentsError(InvalidDataError):
+    """Latents that are no posterior draws: they do not fit the model, or did not produce the data."""
 
 
 class EmptyBatchError(InvalidDataError):
@@ -123,3 +129,7 @@ class DropoutWarning(UserWarning):
 
 class ScheduleWarning(UserWarning):
     """A schedule is not doing what it was made for: it stands still, or the training ends before it does."""
+
+
+class ParameterStoreWarning(UserWarning):
+    """Pyro's parameter store held other values under a program's names: the program keeps its own."""

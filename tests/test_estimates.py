@@ -1,6 +1,7 @@
 """The records: their errors, intervals, sentences and plain form, from numbers whose answers are known."""
 
 import copy
+import csv
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ import torch
 from pair_helpers import F64, make_evidence, make_gaps
 
 import pyro_vae as pv
+from pyro_vae.estimates import TrainingHistory
 from pyro_vae.estimates.mean import normal_quantile, student_quantile
 
 INF, NAN = math.inf, math.nan
@@ -331,3 +333,100 @@ def test_gaps_cat():
     assert joined.cost == 4000
     with pytest.raises(ValueError, match="family"):
         pv.Gaps.cat([a, dataclasses.replace(b, family="another")])
+
+
+# TrainingHistory
+
+
+def make_history(**changes):
+    """Three steps, two sites; every number its own."""
+    numbers = {
+        "step": torch.arange(3),
+        "loss": tensor(30.0, 20.5, 13.25),
+        "elbo": tensor(-33.0, -24.0, -15.0),
+        "distortion": tensor(28.0, 18.0, 11.0),
+        "rate": tensor(5.0, 6.0, 4.0),
+        "kl": {"z": tensor(4.0, 5.5, 3.75), "w, too": tensor(1.0, 0.5, 0.25)},
+        "beta": tensor(0.0, 1 / 3, 0.5),
+        "per_datum": True,
+    }
+    return TrainingHistory(**{**numbers, **changes})
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    return dict(zip(rows[0], ([float(v) for v in column] for column in zip(*rows[1:], strict=True)), strict=True))
+
+
+def test_a_training_history_as_csv_keeps_every_digit(tmp_path):
+    history = make_history()
+    history.to_csv(tmp_path / "history.csv")
+    table = read_csv(tmp_path / "history.csv")
+    assert list(table) == ["step", "loss", "elbo", "distortion", "rate", "kl[z]", "kl[w, too]", "beta"]
+    for name in ("step", "loss", "elbo", "distortion", "rate", "beta"):
+        assert table[name] == getattr(history, name).tolist()
+    assert table["kl[z]"] == [4.0, 5.5, 3.75] and table["kl[w, too]"] == [1.0, 0.5, 0.25]
+
+
+def test_totals_have_other_names_in_csv(tmp_path):
+    beta = {"z": tensor(0.0, 0.5, 1.0), "w, too": tensor(1.0, 1.0, 1.0)}
+    make_history(per_datum=False, beta=beta).to_csv(str(tmp_path / "history.csv"))
+    names = list(read_csv(tmp_path / "history.csv"))
+    assert names[1:5] == ["loss_total", "elbo_total", "distortion_total", "rate_total"]
+    assert names[5:] == ["kl_total[z]", "kl_total[w, too]", "beta[z]", "beta[w, too]"]
+
+
+def test_a_broken_step_stays_in_csv_and_is_named_in_print(tmp_path):
+    history = make_history(elbo=tensor(-33.0, NAN, -15.0), loss=tensor(30.0, 20.5, INF))
+    history.to_csv(tmp_path / "history.csv")
+    table = read_csv(tmp_path / "history.csv")
+    assert math.isnan(table["elbo"][1]) and table["loss"][2] == INF
+    assert history.not_finite.tolist() == [False, True, True]
+    assert "2 of 3 steps have values that are not finite; the first is step 1" in str(history)
+    assert "not finite" not in str(make_history())
+
+
+def test_a_training_history_prints_first_last_and_mean():
+    rows = {line[:44].strip(): line[44:].split() for line in str(make_history()).splitlines()}
+    assert rows.pop("Training history of 3 steps, nats per datum") == ["first", "last", "mean", "of", "last", "3"]
+    assert rows == {
+        "ELBO": ["-33.000", "-15.000", "-24.000"],
+        "distortion": ["28.000", "11.000", "19.000"],
+        "rate": ["5.000", "4.000", "5.000"],
+        "of z": ["4.000", "3.750", "4.417"],
+        "of w, too": ["1.000", "0.250", "0.583"],
+        "loss": ["30.000", "13.250", "21.250"],
+        "beta": ["0.000", "0.500", "0.278"],
+    }
+
+
+def test_the_mean_in_print_is_that_of_the_last_hundred_steps():
+    many = {n: torch.arange(250.0, dtype=F64) for n in ("step", "loss", "elbo", "distortion", "rate", "beta")}
+    text = str(make_history(**many, kl={"z": many["rate"]}))
+    assert "mean of last 100" in text and "199.500" in text and "of z" not in text
+
+
+def test_totals_and_betas_of_sites_are_labelled_in_print():
+    text = str(make_history(per_datum=False, beta={"z": tensor(0.0, 0.5, 1.0)}))
+    assert "3 steps, nats, totals" in text and "beta of z" in text and "per datum" not in text
+
+
+def test_an_empty_training_history(tmp_path):
+    none = tensor()
+    history = make_history(step=torch.arange(0), loss=none, elbo=none, distortion=none, rate=none, kl={}, beta={})
+    assert len(history) == 0 and str(history) == "Training history without a step"
+    history.to_csv(tmp_path / "history.csv")
+    assert (tmp_path / "history.csv").read_text().splitlines() == ["step,loss,elbo,distortion,rate"]
+
+
+def test_a_training_history_in_plain_form_and_pickled():
+    for beta in (tensor(0.0, 0.5, 1.0), {"z": tensor(0.0, 0.5, 1.0)}):
+        history = make_history(beta=beta)
+        plain = json.loads(json.dumps(history.to_dict()))
+        assert set(plain) == {f.name for f in dataclasses.fields(history)}
+        assert plain["kl"] == {"z": [4.0, 5.5, 3.75], "w, too": [1.0, 0.5, 0.25]} and plain["step"] == [0, 1, 2]
+        assert plain["beta"] in ([0.0, 0.5, 1.0], {"z": [0.0, 0.5, 1.0]})
+        assert pickle.loads(pickle.dumps(history)).to_dict() == copy.deepcopy(history).to_dict() == plain
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        history.elbo = None

@@ -48,6 +48,7 @@ OUTSIDE = {
     "kernel": {"numpy"},
     "exact": {"numpy"},
     "evaluate": {"tqdm"},
+    "evidence": {"tqdm"},
     "plots": {"numpy", "matplotlib"},
     "monitor": {"numpy", "matplotlib", "tqdm"},
     "report": {"numpy", "matplotlib"},

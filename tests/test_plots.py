@@ -1,11 +1,16 @@
 """Pictures carry the numbers of their records and draw where they are told."""
 
+import math
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.plots import plot_gaps, plot_reconstructions, plot_samples
+from pyro_vae.errors import OptionError
+from pyro_vae.estimates import TrainingHistory
+from pyro_vae.plots import plot_gaps, plot_reconstructions, plot_samples, plot_training
 
 
 def gaps_record(num_data=5):
@@ -82,3 +87,150 @@ def test_what_is_no_image_is_refused():
 def test_a_likelihood_without_a_mean_is_refused():
     with pytest.raises(ValueError, match="mean"):
         plot_samples(pv.Simulation(observed={}, latents={}, means={}))
+
+
+# Training curves
+
+
+def history_record(num_steps=200, sites=("z",), beta=None, **changes):
+    """Distortion 100 to 80, rate 0 to 20 shared by the sites, ELBO -100 throughout."""
+    step = torch.arange(num_steps)
+    rate = torch.linspace(0, 20, num_steps, dtype=torch.float64)
+    numbers = {
+        "step": step,
+        "loss": 100 - 0.5 * rate,
+        "elbo": torch.full_like(rate, -100),
+        "distortion": 100 - rate,
+        "rate": rate,
+        "kl": {site: rate / len(sites) for site in sites},
+        "beta": torch.full_like(rate, 0.5) if beta is None else beta,
+        "per_datum": True,
+    }
+    return TrainingHistory(**{**numbers, **changes})
+
+
+def named_curves(ax):
+    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def panel_of(ax):
+    (panel,) = [other for other in ax.figure.axes if other is not ax and other.get_shared_x_axes().joined(ax, other)]
+    return panel
+
+
+@pytest.mark.parametrize("window", [1, 4, 25])
+def test_training_curves_carry_the_numbers(window):
+    """The curves are straight, so a running mean of any width stays on them, but for half a window at the ends."""
+    history = history_record()
+    curves = named_curves(plot_training(history, window=window))
+    expected = {"$-$ELBO": -history.elbo, "distortion": history.distortion, "rate": history.rate}
+    assert set(curves) == set(expected)
+    slope = 20 / 199
+    for name, values in expected.items():
+        x, y = (np.asarray(side) for side in curves[name].get_data())
+        offsets = np.abs(y - values.numpy()[x])
+        inner = (x >= window) & (x < 200 - window)
+        assert inner.sum() > 5 and x[0] == 0 and x[-1] > 195
+        assert offsets[inner].max() <= slope / 2 + 1e-9  # an even window has no middle
+        assert offsets.max() <= slope * window / 4 + slope / 2
+
+
+def test_running_mean_by_hand():
+    """Window 3 of 0, 9, 0, nan, 6: (0+9)/2, 9/3, (9+0)/2, (0+6)/2, 6/1."""
+    values = torch.tensor([0.0, 9.0, 0.0, math.nan, 6.0], dtype=torch.float64)
+    history = history_record(5, distortion=values)
+    line = named_curves(plot_training(history, window=3))["distortion"]
+    assert np.asarray(line.get_ydata()).tolist() == [4.5, 3.0, 4.5, 3.0, 6.0]
+
+
+def test_the_values_themselves_stand_faint_behind():
+    history = history_record(rate=torch.rand(200, dtype=torch.float64))
+    faint = [line for line in plot_training(history).lines if line.get_color() == "0.8"]
+    assert any(np.array_equal(line.get_ydata(), history.rate.numpy()) for line in faint)
+    assert not [line for line in plot_training(history, window=1).lines if line.get_color() == "0.8"]
+
+
+def test_lines_differ_in_style_so_that_black_and_white_will_do():
+    ax = plot_training(history_record(sites=("z", "w", "y")))
+    curves = named_curves(ax)
+    assert list(curves) == ["$-$ELBO", "distortion", "rate", "rate of z", "rate of w", "rate of y"]
+    assert {line.get_color() for line in curves.values()} == {"black"}
+    assert len({str(line._unscaled_dash_pattern) for line in curves.values()}) == 6
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(curves)
+
+
+@pytest.mark.parametrize(("per_datum", "unit"), [(True, "nats per datum"), (False, "nats, totals")])
+def test_training_axes_have_units(per_datum, unit):
+    ax = plot_training(history_record(per_datum=per_datum))
+    assert ax.get_ylabel() == unit
+    assert panel_of(ax).get_xlabel() == "step" and panel_of(ax).get_ylabel() == "beta"
+
+
+def test_beta_has_a_panel_of_its_own():
+    beta = torch.linspace(0, 4, 200)
+    panel = panel_of(plot_training(history_record(beta=beta)))
+    assert np.array_equal(panel.lines[0].get_ydata(), beta.numpy())
+    assert panel.get_ylim()[0] == 0 and 4 < panel.get_ylim()[1] < 5
+    panel = panel_of(plot_training(history_record(sites=("z", "w"), beta={"z": beta, "w": 1 - beta / 4})))
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["of z", "of w"]
+    assert len({line.get_linestyle() for line in panel.lines}) == 2
+
+
+@pytest.mark.parametrize("beta", [torch.zeros(200), torch.full((200,), math.nan), {}])
+def test_a_panel_for_any_beta(beta):
+    assert panel_of(plot_training(history_record(beta=beta))).get_ylim()[0] == 0
+
+
+def test_the_first_steps_do_not_flatten_the_rest():
+    distortion = history_record().distortion
+    distortion[:5] = 1e6
+    low, high = plot_training(history_record(distortion=distortion)).get_ylim()
+    assert low < 0 and 100 < high < 140
+
+
+def test_steps_that_are_not_finite_are_marked():
+    elbo = history_record().elbo
+    elbo[[3, 70]] = torch.tensor([math.nan, -math.inf], dtype=elbo.dtype)
+    ax = plot_training(history_record(elbo=elbo))
+    marks = named_curves(ax)["not finite"]
+    assert np.asarray(marks.get_xdata()).tolist() == [3, 70]
+    assert np.isfinite(np.asarray(named_curves(ax)["$-$ELBO"].get_ydata())).all()
+    assert "not finite" not in named_curves(plot_training(history_record()))
+
+
+def test_a_history_without_a_finite_value_is_drawn():
+    nothing = torch.full((10,), math.nan, dtype=torch.float64)
+    plot_training(history_record(10, elbo=nothing, distortion=nothing, rate=nothing)).figure.canvas.draw()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 49, 51, 3000])
+def test_short_and_long_histories_are_drawn(num_steps):
+    ax = plot_training(history_record(num_steps))
+    ax.figure.canvas.draw()
+    assert len(named_curves(ax)["rate"].get_xdata()) >= min(num_steps, 500)
+
+
+def test_training_curves_stay_in_the_place_of_their_ax():
+    """In a grid with and without a layout engine, and on an ax outside any grid."""
+    for layout in (None, "constrained", "tight"):
+        figure, axes = plt.subplots(2, 2, layout=layout)
+        before = axes[0, 0].get_subplotspec().get_position(figure)
+        assert plot_training(history_record(), ax=axes[0, 0]) is axes[0, 0]
+        figure.canvas.draw()
+        boxes = [axes[0, 0].get_position(), panel_of(axes[0, 0]).get_position()]
+        if layout is None:
+            assert min(b.y0 for b in boxes) == pytest.approx(before.y0)
+            assert max(b.y1 for b in boxes) == pytest.approx(before.y1)
+        assert boxes[0].y0 > boxes[1].y1 > boxes[1].y0 > axes[1, 0].get_position().y1
+    figure = plt.figure()
+    ax = figure.add_axes((0.1, 0.2, 0.5, 0.6))
+    plot_training(history_record(), ax=ax)
+    assert ax.get_position().bounds == pytest.approx((0.1, 0.32, 0.5, 0.48))
+    assert panel_of(ax).get_position().bounds == pytest.approx((0.1, 0.2, 0.5, 0.096))
+
+
+def test_an_empty_history_and_a_window_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no step to draw"):
+        plot_training(history_record(0))
+    with pytest.raises(OptionError, match="at least 1, got 0"):
+        plot_training(history_record(), window=0)

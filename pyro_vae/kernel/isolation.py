@@ -93,9 +93,19 @@ def kept_traces(*programs: Callable) -> Iterator[None]:
 
 
 def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
-    """Before its buffers move, in every run: a module in a closure may be switched to train mode between two calls."""
-    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+    """Before its buffers move, in every run: a module in a closure may be switched to train mode between two calls.
+
+    Other modules that use statistics of the batch in train mode say so by an attribute `couples_batch`.
+    """
+    if not module.training:
+        return
+    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
         raise BatchCouplingError(BATCH_NORM)
+    if getattr(module, "couples_batch", False):
+        raise BatchCouplingError(
+            f"{module} in train mode uses statistics of the batch, so the density of a datum would depend on its neighbours: "
+            "call .eval() on the model first"
+        )
 
 
 @contextmanager

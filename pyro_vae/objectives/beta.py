@@ -28,6 +28,7 @@ class BetaELBO(ELBO):
 
     _betas: Betas
     _passes: list[Pass]
+    _complete: bool
     _terms: Terms | None
 
     def __init__(self, beta: Weight | Mapping[str, Weight] = 1.0, **options: Any) -> None:
@@ -63,7 +64,7 @@ class BetaELBO(ELBO):
     @property
     def terms(self) -> Terms | None:
         """The parts of the last call, computed when asked for; None before the first."""
-        if self._terms is None and self._passes:
+        if self._terms is None and self._complete:
             self._terms = terms_of(self._passes, self.num_particles, self._betas)
         return self._terms
 
@@ -93,17 +94,19 @@ class BetaELBO(ELBO):
         self.num_updates = state["num_updates"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_passes": [], "_terms": None}
+        return {**self.__dict__, "_passes": [], "_terms": None, "_complete": False}
 
     def _forget(self) -> None:
         self._betas = 1.0
         self._passes = []
+        self._complete = False  # until all particles have run
         self._terms = None
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
         self._forget()
         self._betas = self._betas_now()
         yield from super()._get_traces(model, guide, args, kwargs)
+        self._complete = True
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         traces = weigh_traces(self._run_pair, model, guide, args, kwargs, self._betas)

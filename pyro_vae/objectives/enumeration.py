@@ -145,8 +145,10 @@ def same(a: Beta, b: Beta) -> bool:
 
 
 def scaled(site: Any, scale: Beta) -> Tensor:
-    log_prob = detached(site["packed"]["unscaled_log_prob"])
-    return packed.scale_and_mask(log_prob, scale=scale, mask=site["packed"]["mask"])
+    # Twice, because Pyro's function forgets the scale where there is a mask.
+    masked = packed.scale_and_mask(detached(site["packed"]["unscaled_log_prob"]), mask=site["packed"]["mask"])
+    result: Tensor = packed.scale_and_mask(masked, scale=scale)
+    return result
 
 
 def dims(tensor: Any) -> str:

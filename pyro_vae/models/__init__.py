@@ -1,0 +1,16 @@
+"""Model and guide pairs: variational autoencoders that train under `SVI` and under `torch.optim`, copies included."""
+
+from .builders import conv_vae, mlp_conditional_vae, mlp_vae
+from .conditional import Concatenated, ConditionalVAE
+from .linear import LinearVAE
+from .vae import VAE
+
+__all__ = [
+    "VAE",
+    "Concatenated",
+    "ConditionalVAE",
+    "LinearVAE",
+    "conv_vae",
+    "mlp_conditional_vae",
+    "mlp_vae",
+]

@@ -1,0 +1,147 @@
+"""A VAE in one line: body, head and prior chosen so that they fit together and to the data."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ..errors import OptionError
+from ..nn import MLP, ConvNet, DeconvNet, Head, Normal, StandardNormal
+from ..nn.head import whole_number
+from .conditional import Concatenated, ConditionalVAE
+from .vae import VAE
+
+Activation = Callable[[], nn.Module]
+
+
+def mlp_vae(
+    data_dim: int,
+    latent_dim: int,
+    *,
+    likelihood: Head,
+    posterior: Head | None = None,
+    hidden: Sequence[int] = (400,),
+    activation: Activation = nn.ReLU,
+) -> VAE:
+    """A `VAE` for vectors, from multilayer perceptrons: x (B, X) and latents (B, D) under a standard normal prior.
+
+    :param data_dim: X.
+    :param latent_dim: D.
+    :param likelihood: head of the decoder, from `pyro_vae.nn`; the encoder sees x through its `input_layer()`.
+        Copied, so that one head can be passed to several VAEs.
+    :param posterior: head of the encoder; `Normal()`, a diagonal Gaussian, unless given.
+    :param hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
+    :param activation: makes the activation module between the layers.
+    :returns: a `VAE`, untrained and in train mode.
+    :raises OptionError: for a dimension or a width below 1, or a likelihood that is no head for vectors.
+
+    Example::
+
+        vae = pv.mlp_vae(64, latent_dim=8, likelihood=pv.nn.Binomial(16))
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 2e-3}), Trace_ELBO())
+        for _ in range(2000):
+            svi.step(digits[torch.randint(len(digits), (100,))])     # digits: (N, 64), whole numbers 0..16
+    """
+    likelihood, posterior = own_head("likelihood", likelihood, 1), own_head("posterior", posterior or Normal(), 1)
+    prior = StandardNormal(latent_dim)
+    width = input_shape(likelihood, (whole_number("data_dim", data_dim, lowest=1),))[0]
+    encoder = MLP(width, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
+    decoder = MLP(latent_dim, likelihood.num_outputs(data_dim), hidden=hidden[::-1], activation=activation)
+    return VAE(nn.Sequential(likelihood.input_layer(), encoder, posterior), nn.Sequential(decoder, likelihood), prior)
+
+
+def mlp_conditional_vae(
+    data_dim: int,
+    condition_dim: int,
+    latent_dim: int,
+    *,
+    likelihood: Head,
+    posterior: Head | None = None,
+    hidden: Sequence[int] = (400,),
+    activation: Activation = nn.ReLU,
+) -> ConditionalVAE:
+    """A `ConditionalVAE` for vectors x (B, X) given vectors y (B, C); the prior does not depend on y.
+
+    :param data_dim: X.
+    :param condition_dim: C; labels are passed one-hot.
+    :param latent_dim: D.
+    :returns: a `ConditionalVAE`, untrained and in train mode.
+    :raises OptionError: as in `mlp_vae`, which has the other parameters.
+
+    Example::
+
+        vae = pv.mlp_conditional_vae(64, 10, latent_dim=8, likelihood=pv.nn.Binomial(16))
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 2e-3}), Trace_ELBO())
+        svi.step(digits, torch.nn.functional.one_hot(labels, 10))
+        vae.generate(torch.eye(10))      # one digit of each kind, (10, 64)
+    """
+    likelihood, posterior = own_head("likelihood", likelihood, 1), own_head("posterior", posterior or Normal(), 1)
+    prior = StandardNormal(latent_dim)
+    whole_number("condition_dim", condition_dim, lowest=1)
+    width = input_shape(likelihood, (whole_number("data_dim", data_dim, lowest=1),))[0]
+    encoder = MLP(width + condition_dim, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
+    decoder = MLP(latent_dim + condition_dim, likelihood.num_outputs(data_dim), hidden=hidden[::-1], activation=activation)
+    return ConditionalVAE(
+        Concatenated(nn.Sequential(encoder, posterior), first=likelihood.input_layer()),
+        Concatenated(nn.Sequential(decoder, likelihood)),
+        prior,
+    )
+
+
+def conv_vae(
+    image_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    likelihood: Head,
+    posterior: Head | None = None,
+    channels: Sequence[int] = (32, 64),
+    activation: Activation = nn.ReLU,
+) -> VAE:
+    """A `VAE` for images, from strided convolutions: x (B, C, H, W), latents (B, D) under a standard normal prior.
+
+    :param image_shape: (C, H, W).
+    :param latent_dim: D.
+    :param likelihood: head of the decoder with `event_dim=3`; the encoder sees x through its `input_layer()`.
+        Copied, so that one head can be passed to several VAEs.
+    :param posterior: head of the encoder; `Normal()`, a diagonal Gaussian, unless given.
+    :param channels: of the encoder's convolutions, each of which halves the image; the decoder has them in reverse.
+    :param activation: makes the activation module between the layers.
+    :returns: a `VAE`, untrained and in train mode.
+    :raises OptionError: for images too small for that many convolutions, a dimension below 1, or a likelihood that is no
+        head for images.
+
+    Example::
+
+        vae = pv.conv_vae((1, 28, 28), latent_dim=20, likelihood=pv.nn.Bernoulli(event_dim=3))
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        svi.step(images)                 # (B, 1, 28, 28), zeros and ones
+        vae.generate(16)                 # (16, 1, 28, 28)
+    """
+    likelihood, posterior = own_head("likelihood", likelihood, 3), own_head("posterior", posterior or Normal(), 1)
+    prior = StandardNormal(latent_dim)
+    seen = input_shape(likelihood, tuple(image_shape))
+    encoder = ConvNet(seen, posterior.num_outputs(latent_dim), channels=channels, activation=activation)
+    image = (likelihood.num_outputs(image_shape[0]), *image_shape[1:])
+    decoder = DeconvNet(latent_dim, image, channels=channels[::-1], activation=activation)
+    return VAE(nn.Sequential(likelihood.input_layer(), encoder, posterior), nn.Sequential(decoder, likelihood), prior)
+
+
+def own_head(role: str, head: Head, event_dim: int) -> Head:
+    """A copy of the head for this VAE alone: what it learns is not shared with another one that it was passed to."""
+    if not isinstance(head, Head):
+        raise OptionError(
+            f"{role} must be a head of pyro_vae.nn, such as pv.nn.Normal(), got {type(head).__name__}: pass one, or build "
+            "VAE(encoder, decoder, prior) from modules of your own"
+        )
+    if head.event_dim != event_dim:
+        raise OptionError(
+            f"{role} must have event_dim={event_dim} here, got {type(head).__name__} with {head.event_dim}: pass event_dim= "
+            "to the head (1 for vectors and latents, 3 for images), or use mlp_vae for vectors and conv_vae for images"
+        )
+    return copy.deepcopy(head)
+
+
+def input_shape(likelihood: Head, data_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one datum behind the likelihood's input layer."""
+    return tuple(likelihood.input_layer()(torch.zeros(1, *data_shape)).shape[1:])

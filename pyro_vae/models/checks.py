@@ -1,0 +1,67 @@
+"""What the networks of a VAE must be and return, checked at the door with errors that name the remedy."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, EmptyBatchError, OptionError, StructureError
+
+
+def checked_network(role: str, network: Any) -> nn.Module:
+    """A network whose parameters the program can train: a module, and none of Pyro's own kind."""
+    if not isinstance(network, nn.Module):
+        remedy = "pass pv.nn.StandardNormal(latent_dim)" if role == "prior" else "pass an nn.Module"
+        raise OptionError(
+            f"the {role} must be an nn.Module that returns a distribution, so that it follows .to() and is saved with the "
+            f"rest, got {type(network).__name__}: {remedy}"
+        )
+    if any(isinstance(module, PyroModule) for module in network.modules()):
+        raise OptionError(
+            f"the {role} contains a PyroModule. Pyro stores its parameters under names that all its instances share, so "
+            "that of two VAEs only the first would learn: build the network from plain nn.Modules"
+        )
+    return network
+
+
+def num_rows(x: Any) -> int:
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError(f"x must be a tensor of data, one per row, (B, ...), got {shape}")
+    if len(x) == 0:
+        raise EmptyBatchError("x must have at least one row, got none: leave empty batches out")
+    return len(x)
+
+
+def distribution(role: str, fn: Any) -> TorchDistribution:
+    if not isinstance(fn, TorchDistributionMixin):
+        raise StructureError(
+            f"the {role} must return a distribution of pyro.distributions, got {type(fn).__name__}: end it with a head, "
+            "nn.Sequential(network, pv.nn.Normal())"
+        )
+    return fn
+
+
+def check_rows(fn: TorchDistribution, role: str, *batch_shapes: tuple[int, ...]) -> None:
+    """One independent event per row."""
+    if fn.batch_shape not in batch_shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in batch_shapes)
+        raise StructureError(
+            f"the {role} must return one distribution per row, batch shape {expected}, got batch shape "
+            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}: declare the dimensions of a row as one event "
+            "with .to_event(), and keep the leading dimensions of what comes in"
+        )
+
+
+def batch_shape_of(z: Tensor, prior: TorchDistribution) -> torch.Size:
+    """The batch shape of latents that came from the guide, which may have another event shape than the prior."""
+    cut = z.dim() - len(prior.event_shape)
+    if z.shape[cut:] != prior.event_shape:
+        raise StructureError(
+            f"latents of encoder and prior must have the same event shape, got {tuple(z.shape)} for all rows from the "
+            f"encoder and {tuple(prior.event_shape)} for one from the prior: give both the same number of dimensions"
+        )
+    return z.shape[:cut]

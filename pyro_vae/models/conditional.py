@@ -1,0 +1,107 @@
+"""The conditional VAE: the same model and guide, given another variable y."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from .checks import distribution, num_rows
+from .programs import ConditionalGuide, ConditionalModel, prior_given
+from .vae import Networks, evaluating, mean_of
+
+
+class ConditionalVAE(Networks):
+    r"""Conditional VAE: p(z given y) = prior, p(x given z, y) = decoder(z, y), q(z given x, y) = encoder(x, y)::
+
+        log p(x given y) >= E_q log p(x given z, y) - KL(q(z given x, y) to p(z given y))
+
+    Sohn, Lee and Yan (2015, https://papers.nips.cc/paper/5775). B data of shape X, latents of shape D, conditions of
+    shape C. y is given, not modelled: there is no density of it, and it cannot be missing.
+
+    :param encoder: module that maps x, (B, X), and y, (B, C), to a distribution with batch shape (B,) and event shape (D,).
+    :param decoder: module that maps z, (..., B, D), and y, (B, C), to a distribution with batch shape (..., B) and event
+        shape X; particles stand left of the data, so y has to broadcast, as in `Concatenated`.
+    :param prior: module that returns a distribution with event shape (D,). If its `forward` takes an argument, it is given
+        y (a network and a head); if it takes none (`pyro_vae.nn.StandardNormal`), the prior does not depend on y.
+    :raises OptionError: for a network that is no module, or one that contains a `PyroModule`.
+
+    `vae.model` and `vae.guide` are called with (x, y), and so is everything that is built with them; for the rest see
+    `VAE`.
+
+    Example::
+
+        vae = pv.ConditionalVAE(
+            encoder=pv.models.Concatenated(nn.Sequential(nn.Linear(64 + 10, 16), pv.nn.Normal())),
+            decoder=pv.models.Concatenated(nn.Sequential(nn.Linear(8 + 10, 64), pv.nn.Binomial(16))),
+            prior=pv.nn.StandardNormal(8),
+        )
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        svi.step(x, y)      # y: one-hot labels, (B, 10)
+        result = pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), loader, args=lambda batch: (batch[0], batch[1]))
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module) -> None:
+        super().__init__()
+        self.model = ConditionalModel(decoder, prior)
+        self.guide = ConditionalGuide(encoder)
+
+    def encode(self, x: Tensor, y: Tensor) -> TorchDistribution:
+        """q(z given x, y): a distribution with batch shape (B,) and event shape (D,)."""
+        return distribution("encoder", self.encoder(x, y))
+
+    def decode(self, z: Tensor, y: Tensor) -> TorchDistribution:
+        """p(x given z, y) for z of shape (..., B, D): a distribution with batch shape (..., B) and event shape X."""
+        return distribution("decoder", self.decoder(z, y))
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean of the likelihood at one draw of q(z given x, y) per row: (B, X) to (B, X); as `VAE.reconstruct`."""
+        with evaluating(self):
+            return mean_of(self.decode(self.encode(x, y).sample(), y))
+
+    def generate(self, y: Tensor) -> Tensor:
+        """Draw one datum for each row of y, (B, C): (B, X); otherwise as `VAE.generate`."""
+        with evaluating(self):
+            prior = prior_given(self.prior, y).expand(torch.Size((num_rows(y),)))
+            return self.decode(prior.sample(), y).sample()
+
+
+class Concatenated(nn.Module):
+    """A network of several inputs: `network(cat(inputs))`, joined along the last dimension.
+
+    Leading dimensions are broadcast: z of K particles, (K, B, D), and y, (B, C), give the network (K, B, D + C).
+
+    :param network: module of one input, whose width is the sum of those of all inputs.
+    :param first: module for the first input before it is joined (a head's `input_layer()`, say).
+    :raises ArgumentError: when called, for inputs whose rows do not correspond.
+
+    Example::
+
+        decoder = pv.models.Concatenated(nn.Sequential(nn.Linear(8 + 10, 64), pv.nn.Binomial(16)))
+        decoder(torch.randn(5, 100, 8), torch.zeros(100, 10)).batch_shape    # (5, 100)
+    """
+
+    def __init__(self, network: nn.Module, first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.first = nn.Identity() if first is None else first
+
+    def forward(self, *inputs: Tensor) -> Any:
+        inputs = (self.first(inputs[0]), *inputs[1:])
+        rows = [tensor.shape[:-1] for tensor in inputs]
+        try:
+            leading = torch.broadcast_shapes(*rows)
+        except RuntimeError:
+            leading = None
+        if leading is None or not all(rows) and any(rows):  # labels (B,) would be one condition of size B for all rows
+            raise ArgumentError(
+                "inputs that are joined must have a row for each datum, (..., B, width), got shapes "
+                f"{shapes_of(inputs)}: pass one condition per datum, labels as one-hot"
+            )
+        return self.network(torch.cat([tensor.expand(*leading, -1) for tensor in inputs], -1))
+
+
+def shapes_of(tensors: Iterable[Tensor]) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)

@@ -1,0 +1,143 @@
+"""A program's parameters in Pyro's store, under names that no other instance has, so that every copy learns."""
+
+import itertools
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro.params.param_store import ParamStoreDict, param_with_module_name
+from pyro.poutine.runtime import am_i_wrapped, apply_stack
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.parameter import is_lazy
+
+from ..errors import ParameterStoreWarning, quoted
+
+_numbers = itertools.count()
+_abandoned: list[str] = []  # store names of programs that are gone
+
+
+class Program(nn.Module):
+    """A model or guide whose parameters have names of their own in Pyro's store.
+
+    Pyro's `pyro.module` shares tensors by name: of two instances, or an instance and its copy, only the first would learn,
+    without a word. Here every instance, copies and unpickled ones included, counts up a number, and the module's own
+    tensors are the truth: `announce` corrects the store, never the module.
+
+    :param kind: "model" or "guide", the readable half of the store name.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self._take_a_name()
+
+    def _take_a_name(self) -> None:
+        self.store_name = f"vae_{self.kind}_{next(_numbers)}"
+        self._entered: dict[str, nn.Parameter] = {}  # what this program has put into the store
+        # The collector may run in the middle of anything, so it only leaves a note.
+        weakref.finalize(self, _abandoned.append, self.store_name).atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)  # Pyro's weak reference, which cannot be pickled
+        return {**vars(self), "_entered": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # called by copy, deepcopy and unpickling
+        super().__setstate__(state)
+        self._take_a_name()
+
+
+def announce(program: Program) -> None:
+    """Tell whoever listens (SVI, a trace) which parameters the program trains, and enter them into Pyro's store.
+
+    What `pyro.module` does, but that the store never decides which tensor it is. The messages carry the tensors
+    themselves, so that the store is only looked at; frozen parameters are left out.
+    """
+    if not am_i_wrapped():
+        return
+    store = pyro.get_param_store()
+    found = list(trainable(program, param_with_module_name(program.store_name, "")))
+    missing = {name: parameter for name, parameter in found if store._params.get(name) is not parameter}
+    if missing:
+        enter(program, store, missing)
+    for name, parameter in found:
+        handle = vars(parameter).get("unconstrained")
+        if handle is None or handle() is not parameter:  # a copy of a parameter brings the handle of the original
+            parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+        apply_stack(param_message(name, parameter))
+
+
+def trainable(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that take a gradient; half the time of `named_parameters`, which is spent at every step.
+
+    Temporary tensors in their place (`torch.func.functional_call`) are not parameters and stay out of the store.
+    """
+    for key, value in module._parameters.items():
+        if isinstance(value, nn.Parameter) and value.requires_grad:
+            yield prefix + key, value
+    for key, child in module._modules.items():
+        if child is not None:
+            yield from trainable(child, f"{prefix}{key}.")
+
+
+def param_message(name: str, parameter: nn.Parameter) -> Any:
+    """What `pyro.param` would send through the stack, already answered."""
+    return {
+        "type": "param",
+        "name": name,
+        "fn": pyro.get_param_store().get_param,
+        "is_observed": False,
+        "args": (name, parameter),
+        "kwargs": {"constraint": constraints.real, "event_dim": None},
+        "value": parameter,
+        "scale": 1.0,
+        "mask": None,
+        "cond_indep_stack": (),
+        "done": True,
+        "stop": False,
+        "continuation": None,
+        "infer": {},
+    }
+
+
+def enter(program: Program, store: ParamStoreDict, missing: dict[str, nn.Parameter]) -> None:
+    """Put the module's own tensors into the store, and say so where others were there that it never put there."""
+    while _abandoned:
+        prefix = param_with_module_name(_abandoned.pop(), "")
+        for name in [name for name in store._params if name.startswith(prefix)]:
+            remove(store, name)
+    foreign = []
+    for name, parameter in missing.items():
+        old = store._params.get(name)
+        if old is not None:
+            if old is not program._entered.get(name) and not same_values(old, parameter):
+                foreign.append(name)
+            remove(store, name)
+    # `store[name] = parameter` would enter a copy of a parameter whose memory is not contiguous, and train that.
+    store.set_state({"params": dict(missing), "constraints": dict.fromkeys(missing, constraints.real)})
+    program._entered.update(missing)
+    if foreign:
+        warnings.warn(
+            f"Pyro's parameter store held other values for {quoted(foreign)} than the {program.kind} itself (loaded from a "
+            "file, or set by hand). Models and guides of pyro_vae keep their own parameters, and the store has those again. "
+            "Save and restore them with vae.state_dict() and vae.load_state_dict()",
+            ParameterStoreWarning,
+            stacklevel=2,
+        )
+
+
+def same_values(old: Tensor, parameter: nn.Parameter) -> bool:
+    return not is_lazy(parameter) and old.shape == parameter.shape and torch.equal(old.to(parameter), parameter)
+
+
+def remove(store: ParamStoreDict, name: str) -> None:
+    """`del store[name]`, after which a tensor that has another name as well is known by that one."""
+    tensor = store._params.pop(name)
+    store._constraints.pop(name, None)
+    store._param_to_name.pop(tensor, None)
+    for other in [other for other, held in store._params.items() if held is tensor]:
+        store._param_to_name[tensor] = other

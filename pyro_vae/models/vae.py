@@ -1,0 +1,142 @@
+"""The variational autoencoder: an encoder, a decoder and a prior as a model and a guide."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from ..errors import StructureError
+from ..nn.head import whole_number
+from .checks import checked_network, distribution
+from .programs import ConditionalGuide, ConditionalModel, Guide, Model
+
+
+class Networks(nn.Module):
+    """What the VAEs share: `model` holds the decoder and the prior, `guide` the encoder, and each tensor is held once."""
+
+    model: Model | ConditionalModel
+    guide: Guide | ConditionalGuide
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.guide.encoder
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.decoder
+
+    @property
+    def prior(self) -> nn.Module:
+        return self.model.prior
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("encoder", "decoder", "prior"):  # nn.Module would register a second network, hidden by the property
+            setattr(self.guide if name == "encoder" else self.model, name, checked_network(name, value))
+        else:
+            super().__setattr__(name, value)
+
+
+class VAE(Networks):
+    r"""Variational autoencoder: p(z) = prior, p(x given z) = decoder(z), q(z given x) = encoder(x)::
+
+        log p(x) >= E_q log p(x given z) - KL(q(z given x) to p(z))
+
+    Kingma and Welling (2014, https://arxiv.org/abs/1312.6114). B data of shape X, latents of shape D.
+
+    :param encoder: module that maps x, (B, X), to a distribution with batch shape (B,) and event shape (D,).
+    :param decoder: module that maps z, (..., D), to a distribution with batch shape (...) and event shape X, whatever
+        the leading dimensions: particles stand left of the data.
+    :param prior: module that returns a distribution with event shape (D,) when called, such as
+        `pyro_vae.nn.StandardNormal`.
+    :raises OptionError: for a network that is no module, or one that contains a `PyroModule`.
+
+    `vae.model` and `vae.guide` are called with x. They sample "latent" and observe "obs" in the plate "data" of B rows, as
+    in Pyro's VAE tutorial, without any N/B scale: a loss is that of the batch. Both are modules, so that the two ways to
+    train in Pyro work, `SVI(vae.model, vae.guide, optim, loss)` and `loss(vae.model, vae.guide)` with `torch.optim`. Each
+    instance, and each copy of one, has names of its own in Pyro's parameter store and trains its own parameters, which
+    are the truth: save and load them with `state_dict()`, not with the store.
+
+    The networks are at `vae.encoder`, `vae.decoder` and `vae.prior`, and may be replaced there.
+
+    When called, model and guide raise `StructureError` where a network does not return one distribution per row,
+    `ArgumentError` for x of another shape than the likelihood's, `EmptyBatchError` for no rows.
+
+    Example::
+
+        vae = pv.VAE(
+            encoder=nn.Sequential(nn.Linear(64, 16), pv.nn.Normal()),
+            decoder=nn.Sequential(nn.Linear(8, 64), pv.nn.Binomial(16)),
+            prior=pv.nn.StandardNormal(8),
+        )
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        svi.step(x)
+        gaps = pv.InferenceGaps(vae.model, vae.guide, seed=0)(x)
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module) -> None:
+        super().__init__()
+        self.model = Model(decoder, prior)
+        self.guide = Guide(encoder)
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """q(z given x): a distribution with batch shape (B,) and event shape (D,)."""
+        return distribution("encoder", self.encoder(x))
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """p(x given z) for z of shape (..., D): a distribution with batch shape (...) and event shape X."""
+        return distribution("decoder", self.decoder(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of the likelihood at one draw of q(z given x) per row: (B, X) to (B, X).
+
+        One draw, as in `pyro_vae.reconstruct` and in Pyro's tutorial: it exists for every guide and is what the ELBO's
+        reconstruction term sees; the posterior mean is at `vae.decode(vae.encode(x).mean).mean`. Draws from the caller's
+        random state. The networks run in eval mode and without gradients, and are left as they were.
+
+        :raises StructureError: for a likelihood without a mean, such as a categorical one.
+        """
+        with evaluating(self):
+            return mean_of(self.decode(self.encode(x).sample()))
+
+    def generate(self, n: int) -> Tensor:
+        """Draw n data from the model, z from the prior and x from the likelihood: (n, X).
+
+        Data, with the likelihood's noise; smooth means are at `vae.decode(vae.prior().sample((n,))).mean`. Draws from
+        the caller's random state. The networks run in eval mode and without gradients, and are left as they were.
+
+        :raises OptionError: for n below 1.
+        """
+        whole_number("n", n, lowest=1)
+        with evaluating(self):
+            return self.decode(self.prior().sample((n,))).sample()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """No gradients and eval mode, in which no running statistics move; every module gets its own mode back."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def mean_of(likelihood: Any) -> Tensor:
+    """The mean, (B, X); NaN throughout is how torch says that there is none."""
+    try:
+        mean: Tensor | None = likelihood.mean
+    except NotImplementedError:
+        mean = None
+    if mean is None or bool(mean.isnan().all()):
+        name = type(getattr(likelihood, "base_dist", likelihood)).__name__
+        raise StructureError(
+            f"the likelihood, {name}, has no mean to reconstruct x with: draw from it, "
+            "vae.decode(vae.encode(x).sample()).sample()"
+        )
+    return mean

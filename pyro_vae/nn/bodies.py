@@ -1,0 +1,152 @@
+"""Networks from tensor to tensor that take any leading dimensions: (X,), (B, X), (K, B, X), ..."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, OptionError
+from .head import whole_number
+
+Activation = Callable[[], nn.Module]
+
+
+def apply_flat(network: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Tensor:
+    """Call a network that takes `(B, *event)` on `(..., *event)`."""
+    leading, event = x.shape[: x.ndim - event_dim], x.shape[x.ndim - event_dim :]
+    out = network(x.reshape(leading.numel(), *event))
+    return out.reshape(*leading, *out.shape[1:])
+
+
+class BatchApply(nn.Module):
+    """Lets a network that takes exactly `(B, *event)` take `(..., *event)`: leading dimensions are flattened and put back.
+
+    Convolutions, recurrent layers and `nn.Flatten` need it; `MLP`, `ConvNet` and `DeconvNet` do this by themselves.
+
+    :param network: maps `(B, *event)` to `(B, *out)`.
+    :param event_dim: dimensions of one input: 1 for vectors, 3 for images (C, H, W).
+
+    >>> BatchApply(nn.Conv2d(1, 8, 3), event_dim=3)(torch.zeros(5, 2, 1, 28, 28)).shape
+    torch.Size([5, 2, 8, 26, 26])
+    """
+
+    def __init__(self, network: nn.Module, *, event_dim: int = 1) -> None:
+        super().__init__()
+        self.network, self.event_dim = network, whole_number("event_dim", event_dim, lowest=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < self.event_dim:
+            raise ArgumentError(f"expected (..., *event) with {self.event_dim} event dimensions, got shape {tuple(x.shape)}")
+        return apply_flat(self.network, x, self.event_dim)
+
+
+class MLP(nn.Sequential):
+    """Linear layers with an activation between them, (..., in_features) to (..., out_features).
+
+    :param in_features: numbers of an input.
+    :param out_features: numbers of an output; for a head, `head.num_outputs(event size)`.
+    :param hidden: widths of the hidden layers; none of them makes the map linear.
+    :param activation: makes the activation module, e.g. `torch.nn.Tanh`.
+    :raises OptionError: for a width below 1.
+
+    >>> encoder = nn.Sequential(MLP(784, 2 * 50), Normal())
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        hidden: Sequence[int] = (400,),
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        widths = [whole_number("the width of a layer", width, lowest=1) for width in (in_features, *hidden, out_features)]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after), activation()]
+        super().__init__(*layers[:-1])
+
+
+class ConvNet(nn.Module):
+    """Strided convolutions and a linear layer, images (..., C, H, W) to (..., out_features).
+
+    Each convolution (kernel 4, stride 2) halves height and width, rounded down; no multiple of anything is needed.
+
+    :param image_shape: (C, H, W).
+    :param out_features: numbers of an output; for a head, `head.num_outputs(event size)`.
+    :param channels: of each convolution in turn.
+    :param activation: makes the activation module.
+    :raises OptionError: for images too small to be halved once per convolution.
+
+    >>> encoder = nn.Sequential(ConvNet((1, 28, 28), 2 * 50), Normal())
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        out_features: int,
+        *,
+        channels: Sequence[int] = (32, 64),
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.image_shape, sizes = checked_images(image_shape, channels)
+        layers: list[nn.Module] = []
+        for before, after in zip((self.image_shape[0], *channels), channels, strict=False):
+            layers += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1), activation()]
+        height, width = sizes[-1]
+        self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * height * width, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-3:]) != self.image_shape:
+            raise ArgumentError(f"expected images (..., {self.image_shape}), got shape {tuple(x.shape)}")
+        return apply_flat(self.network, x, 3)
+
+
+class DeconvNet(nn.Module):
+    """A linear layer and transposed convolutions, (..., in_features) to images (..., C, H, W): `ConvNet` backwards.
+
+    :param in_features: numbers of an input.
+    :param image_shape: (C, H, W) that come out; for a head with `event_dim=3`, C is `head.num_outputs(channels)`.
+    :param channels: of each transposed convolution's input in turn.
+    :param activation: makes the activation module.
+    :raises OptionError: for images too small to be halved once per convolution.
+
+    >>> decoder = nn.Sequential(DeconvNet(50, (1, 28, 28)), Bernoulli(event_dim=3))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        image_shape: Sequence[int],
+        *,
+        channels: Sequence[int] = (64, 32),
+        activation: Activation = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.image_shape, sizes = checked_images(image_shape, channels)
+        height, width = sizes.pop()
+        layers: list[nn.Module] = [
+            nn.Linear(in_features, channels[0] * height * width),
+            nn.Unflatten(1, (channels[0], height, width)),
+        ]
+        for before, after in zip(channels, (*channels[1:], self.image_shape[0]), strict=True):
+            height, width = sizes.pop()
+            odd = (height % 2, width % 2)  # halving rounded down: what was left over comes back
+            deconv = nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1, output_padding=odd)
+            layers += [activation(), deconv]
+        self.network = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return apply_flat(self.network, z, 1)
+
+
+def checked_images(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """The image shape, and (height, width) before the first and after each halving."""
+    shape = tuple(image_shape)
+    if len(shape) != 3 or min(shape) < 1 or not channels or min(shape[1:]) < 2 ** len(channels):
+        raise OptionError(
+            f"image_shape must be (channels, height, width) with sides of at least {2 ** max(len(channels), 1)} for "
+            f"{len(channels)} convolutions (at least one), each of which halves them, got {shape}: name fewer channels, or "
+            "use MLP"
+        )
+    return shape, [(shape[1] >> n, shape[2] >> n) for n in range(len(channels) + 1)]

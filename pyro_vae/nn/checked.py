@@ -1,0 +1,104 @@
+"""Densities that look at their data: at its shape always, at its support while Pyro's argument checks are on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from ..errors import SupportError
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What a head takes as data: the support of a single number, in words too, and what to do about other data."""
+
+    head: str
+    support: Constraint
+    words: str
+    remedy: str
+
+
+def finite_numbers(head: str) -> Accepts:
+    remedy = (
+        "mend or drop those rows, or fill in a finite number and mask them (poutine.mask). Latents become NaN where a "
+        "network has diverged: lower the learning rate or standardise its input"
+    )
+    return Accepts(head, constraints.real, "finite numbers", remedy)
+
+
+class CheckedIndependent(dist.Independent):
+    """`Independent` whose `log_prob` refuses data that its likelihood has no density for.
+
+    The parameters come from transforms of our own and need no check, so the base is built with `validate_args=False`; the
+    data are checked once, here. `kl_divergence` and the kernel see an `Independent`.
+    """
+
+    accepts: Accepts
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "CheckedIndependent":
+        new = super().expand(batch_shape, _instance)
+        new.accepts = self.accepts
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        check_value(value, self.event_shape, self.accepts)
+        return self.base_dist.log_prob(value).flatten(-self.reinterpreted_batch_ndims).sum(-1)
+
+
+def checked(base: Any, event_dim: int, accepts: Accepts) -> CheckedIndependent:
+    """`base` with its rightmost `event_dim` batch dimensions as one event whose data are checked."""
+    fn = CheckedIndependent(base, event_dim)
+    fn.accepts = accepts
+    return fn
+
+
+def check_value(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> None:
+    """Raise `SupportError` on data without a density; the default for checking the support is the one of this moment."""
+    found = value.shape[max(value.ndim - len(event_shape), 0) :]
+    if found != event_shape:  # costs nothing, and a silent broadcast would be a wrong number
+        raise SupportError(
+            f"the {accepts.head} head gives events of shape {tuple(event_shape)}, but the data have shape "
+            f"{tuple(value.shape)}: their last {len(event_shape)} dimensions must be the same. Reshape the data, or let the "
+            "network's last layer have head.num_outputs(event size) outputs"
+        )
+    if torch.distributions.Distribution._validate_args and not all_inside(value.detach(), accepts.support):
+        raise SupportError(describe(value.detach(), len(event_shape), accepts))
+
+
+def all_inside(value: Tensor, support: Constraint) -> bool:
+    """Whether every number lies in the support: the cheapest test that NaN fails too."""
+    if not value.numel():
+        return True
+    if isinstance(support, type(constraints.real)):
+        # NaN and infinity never leave a sum again; finite numbers whose sum overflows are looked at one by one.
+        return bool(value.sum().isfinite()) or bool(value.isfinite().all())
+    if isinstance(support, (type(constraints.boolean), constraints.integer_interval)):
+        value = value.byte() if value.dtype == torch.bool else value
+        return torch.equal(value, value.round().clamp(*bounds(support)))
+    if isinstance(support, constraints.interval):
+        (low, high), (smallest, largest) = bounds(support), value.aminmax()
+        return bool((smallest >= low) & (largest <= high))
+    return bool(support.check(value).all())
+
+
+def bounds(support: Any) -> tuple[float, float]:
+    return (0, 1) if isinstance(support, type(constraints.boolean)) else (support.lower_bound, support.upper_bound)
+
+
+def describe(value: Tensor, event_dim: int, accepts: Accepts) -> str:
+    value = value.byte() if value.dtype == torch.bool else value
+    inside = accepts.support.check(value) & value.isfinite()
+    where = ""
+    if value.ndim > event_dim:
+        rows = (~inside).flatten(-event_dim).any(-1).nonzero().squeeze(-1).tolist()
+        where = f" in rows {rows[:10]}{f' and {len(rows) - 10} more' if len(rows) > 10 else ''}"
+    numbers = value[value.isfinite()]
+    span = f"finite ones from {float(numbers.min()):g} to {float(numbers.max()):g}" if numbers.numel() else "none finite"
+    return (
+        f"the {accepts.head} head takes {accepts.words}, but {int((~inside).sum())} of {value.numel()} values are not"
+        f"{where} ({span}), so they have no density: {accepts.remedy}"
+    )

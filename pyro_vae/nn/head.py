@@ -1,0 +1,63 @@
+"""What all heads share: how many numbers they ask of a network, how they part them, what data they take."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from ..errors import ArgumentError, OptionError
+from .checked import Accepts, CheckedIndependent, checked
+
+
+class Head(nn.Module):
+    """Maps the raw numbers of a network to a distribution, so that `nn.Sequential(body, head)` maps a tensor to one.
+
+    The parameters of an event of shape `(S, ...)` are chunked along its first dimension: the network gives
+    `(..., num_params * S, ...)`, first all S of the first parameter, then those of the second.
+
+    :ivar num_params: numbers that the network gives per number of the event.
+    :ivar event_dim: dimensions of an event: 1 for vectors (X,), 3 for images (C, H, W), whose channels are chunked.
+    """
+
+    num_params = 1
+
+    def __init__(self, accepts: Accepts, *, event_dim: int = 1) -> None:
+        super().__init__()
+        self.accepts = accepts
+        self.event_dim = whole_number("event_dim", event_dim, lowest=1)
+
+    @property
+    def support(self) -> Constraint:
+        """The constraint that one event satisfies."""
+        return constraints.independent(self.accepts.support, self.event_dim)
+
+    def num_outputs(self, event_size: int) -> int:
+        """The width of a network's last layer for events of this size; for images, channels out for channels in."""
+        return self.num_params * event_size
+
+    def input_layer(self) -> nn.Module:
+        """The layer through which an encoder should see such data."""
+        return nn.Identity()
+
+    def chunks(self, raw: Tensor) -> tuple[Tensor, ...]:
+        """The raw numbers by parameter, `num_params` tensors `(..., *event)`.
+
+        :raises ArgumentError: if they cannot be shared out evenly.
+        """
+        if raw.ndim < self.event_dim or raw.shape[-self.event_dim] % self.num_params:
+            raise ArgumentError(
+                f"the {self.accepts.head} head needs {self.num_params} numbers per number of an event, chunked along "
+                f"dimension {-self.event_dim}, but its network gives shape {tuple(raw.shape)}: let its last layer have "
+                "head.num_outputs(event size) outputs"
+            )
+        return raw.chunk(self.num_params, -self.event_dim)
+
+    def checked(self, base: Any) -> CheckedIndependent:
+        return checked(base, self.event_dim, self.accepts)
+
+
+def whole_number(name: str, value: int, lowest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise OptionError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+    return value

@@ -1,0 +1,170 @@
+"""Data without a density are refused by name, at once, and by the kernel; nothing is hidden from the kernel."""
+
+import pyro
+import pytest
+import torch
+from nn_helpers import COUNTS, HEADS, Bias, in_eval_mode, raw_numbers, simulated
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+import pyro_vae as pv
+import pyro_vae.nn as nn
+from pyro_vae.errors import SupportError
+from pyro_vae.kernel import innermost
+
+every_head = pytest.mark.parametrize("name", HEADS)
+INNERMOST = {
+    "Bernoulli": "Bernoulli",
+    "ContinuousBernoulli": "ContinuousBernoulli",
+    "Binomial": "Binomial",
+    "Categorical": "Categorical",
+    "DiscretizedLogistic": "DiscretizedLogistic",
+}
+
+
+def bad_values(name):
+    """Numbers outside the support of a head."""
+    bad = [torch.nan, torch.inf, -torch.inf]
+    if name in COUNTS:
+        bad += [-1.0, 0.5, float(COUNTS[name]), 1e-30, 1 + 1e-6]
+    elif name == "ContinuousBernoulli":
+        bad += [-0.01, 1.01]
+    return bad
+
+
+@every_head
+def test_data_outside_the_support_are_refused_by_name(name):
+    head = in_eval_mode(name, dtype=torch.float32)
+    fn = head(raw_numbers(head, size=3, batch=(20,), dtype=torch.float32))
+    good = fn.sample().float()
+    for bad in bad_values(name):
+        x = good.clone()
+        x[2, 0] = x[7, 1] = x[7, 2] = bad
+        words = name.split("-")[0]
+        with pytest.raises(SupportError, match=rf"the {words} head takes .*3 of 60 values are not in rows \[2, 7\] .*: \w+"):
+            fn.log_prob(x)
+    fn.log_prob(good)
+
+
+def test_the_message_has_room_for_many_rows_and_for_none():
+    fn = nn.Bernoulli()(torch.zeros(40, 2))
+    with pytest.raises(SupportError, match=r"\[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] and 30 more \(finite ones from 0.5 to 0.5\)"):
+        fn.log_prob(torch.full((40, 2), 0.5))
+    with pytest.raises(SupportError, match=r"2 of 2 values are not \(none finite\).*binarise"):
+        nn.Bernoulli()(torch.zeros(2)).log_prob(torch.full((2,), torch.nan))
+    with pytest.raises(SupportError, match=r"rows \[\[0, 1\]\]"):
+        x = torch.zeros(2, 3, 4)
+        x[0, 1] = 7
+        nn.Bernoulli()(torch.zeros(2, 3, 4)).log_prob(x)
+
+
+def test_full_covariance_and_prior_refuse_nan():
+    z = torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])
+    for fn in (nn.MultivariateNormal()(torch.zeros(2, 5)), nn.StandardNormal(2)()):
+        with pytest.raises(SupportError, match=r"1 of 4 values are not in rows \[1\].*learning rate"):
+            fn.log_prob(z)
+        with pytest.raises(SupportError):
+            fn.expand((2,)).log_prob(z)
+
+
+def test_large_finite_numbers_and_whole_types_are_data():
+    """A sum of these overflows float32."""
+    nn.StandardNormal(4)().log_prob(torch.full((3, 4), 3e38))
+    for head in (nn.Bernoulli(), nn.ContinuousBernoulli(), nn.Normal(0.1)):
+        assert head(torch.zeros(0, 4)).log_prob(torch.zeros(0, 4)).shape == (0,)
+    assert nn.Binomial(3)(torch.zeros(4)).log_prob(torch.tensor([0, 1, 2, 3])).shape == ()
+    assert nn.DiscretizedLogistic(256)(torch.zeros(8)).log_prob(torch.tensor([0, 1, 2, 255], dtype=torch.uint8)).shape == ()
+    nn.Binomial(1)(torch.zeros(2)).log_prob(torch.tensor([True, False]))
+
+
+@every_head
+@pytest.mark.parametrize("validation", [True, False])
+def test_data_of_another_shape_are_refused_always(name, validation):
+    """(B, 1) against (B, X) would be stretched without a word."""
+    head = in_eval_mode(name, dtype=torch.float32)
+    with pyro.validation_enabled(validation):
+        fn = head(raw_numbers(head, size=3, batch=(5,), dtype=torch.float32))
+        for shape in ((5, 1), (5, 2), (1,), (), (3, 5)):
+            with pytest.raises(SupportError, match=rf"events of shape \(3,\).*{tuple(shape)}".replace("()", r"\(\)")):
+                fn.log_prob(torch.zeros(shape))
+        wide = head(raw_numbers(head, size=1, batch=(5,), dtype=torch.float32))
+        with pytest.raises(SupportError):
+            wide.log_prob(torch.zeros(5, 3))
+        with pytest.raises(SupportError):
+            fn.expand((2, 5)).log_prob(torch.zeros(5, 1))
+
+
+@every_head
+def test_without_argument_checks_the_support_is_not_looked_at(name):
+    head = in_eval_mode(name, dtype=torch.float32)
+    fn = head(raw_numbers(head, size=3, dtype=torch.float32))
+    x = fn.sample().float()
+    x[1] = -1.0 if name == "DiscretizedLogistic" else 0.5
+    bad = x if name in COUNTS else x + torch.nan
+    with pyro.validation_enabled(False):
+        assert fn.log_prob(bad).shape == ()
+    with pytest.raises(SupportError):  # the switch counts at this moment, not when the head was called
+        fn.log_prob(bad)
+    with pyro.validation_enabled(False):
+        fn = head(raw_numbers(head, size=3, dtype=torch.float32)).expand((2,))
+    with pytest.raises(SupportError):
+        fn.log_prob(bad)
+
+
+@every_head
+def test_the_kernel_sees_through(name):
+    head = in_eval_mode(name)
+    fn = head(raw_numbers(head, size=3))
+    assert isinstance(fn, torch.distributions.Independent)
+    assert type(innermost(fn)).__name__ == INNERMOST.get(name, "Normal")
+    assert fn.support.event_dim == 1
+    assert repr(fn.support) == repr(head.support)
+
+
+# --- in programs ---
+
+
+def pair_of(head, size):
+    """One latent, which the data do not depend on: log p(x) = log_prob(x) for every guide that equals the prior."""
+    prior, decoder = nn.StandardNormal(1), torch.nn.Sequential(Bias(head.num_outputs(size)), head)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", decoder(pyro.sample("latent", prior())), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("latent", prior())
+
+    return model, guide, decoder.eval()
+
+
+@every_head
+def test_evidence_of_a_head_is_its_density(name):
+    head = HEADS[name]()
+    x = simulated(head, num_data=5)
+    model, guide, decoder = pair_of(head, 6)
+    evidence = pv.ImportanceSampling(model, guide, num_particles=3, seed=0)(x)
+    torch.testing.assert_close(evidence.log_evidence, decoder(torch.zeros(5, 1)).log_prob(x).detach())
+
+
+@every_head
+def test_the_kernel_and_svi_refuse_such_data_too(name):
+    """The kernel runs with argument checks off and looks for itself; Pyro passes the head's words on."""
+    head = HEADS[name]()
+    x = simulated(head, num_data=5).float()
+    x[3, 2] = bad_values(name)[-1]
+    model, guide, _ = pair_of(head, 6)
+    with pytest.raises(pv.errors.InvalidDataError, match=r"'obs'.*in data \[3\]"):
+        pv.ImportanceSampling(model, guide, num_particles=3, seed=0)(x)
+    svi = SVI(model, guide, Adam({"lr": 0.1}), Trace_ELBO())
+    with pytest.raises(ValueError, match=r"site 'obs':\nthe \w+ head takes .* in rows \[3\]"):
+        svi.evaluate_loss(x)
+
+
+def test_a_pseudo_likelihood_can_still_be_evaluated_as_one():
+    x = torch.full((5, 6), 0.25)
+    model, guide, _ = pair_of(nn.Bernoulli(), 6)
+    evidence = pv.ImportanceSampling(model, guide, num_particles=3, seed=0, check_support=False)(x)
+    torch.testing.assert_close(evidence.log_evidence, torch.full((5,), -6 * torch.tensor(2.0).log()))
+    assert not evidence.support_checked
