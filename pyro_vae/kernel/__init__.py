@@ -1,7 +1,7 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
-from .beta import Beta, Betas, WeighedTraces, beta_at, trace_pair, weigh_traces
-from .calls import FIT, GUIDE, NOISE_BLOCK, PROPOSAL, Call
+from .beta import Beta, Betas, WeighedTraces, beta_at, weigh_traces
+from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
 from .isolation import batch_noise, kept_random_state
 from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, reconstruct_sites, simulate_sites
@@ -9,13 +9,17 @@ from .plates import INFER
 from .records import Record, SiteRecord
 from .structure import Structure
 from .supports import bounds_of, innermost
+from .tape import tape_pair
 
 __all__ = [
+    "ANNEAL",
     "FIT",
     "GUIDE",
     "INFER",
     "NOISE_BLOCK",
+    "PILOT",
     "PROPOSAL",
+    "REVERSE",
     "Beta",
     "Betas",
     "Call",
@@ -33,6 +37,6 @@ __all__ = [
     "reconstruct_sites",
     "reduce_to_datum",
     "simulate_sites",
-    "trace_pair",
+    "tape_pair",
     "weigh_traces",
 ]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.infer.util import is_validation_enabled
+from pyro.distributions.score_parts import ScoreParts
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace, unwrap
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
-from pyro.util import check_model_guide_match, check_site_shape
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.scale_messenger import ScaleMessenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..errors import (
@@ -29,7 +30,7 @@ from ..errors import (
 )
 from .log_weights import check_event_masks
 from .records import find_masks
-from .supports import has_own_mask, innermost
+from .supports import has_own_mask, innermost, mask_hides_score
 
 Beta = float | Tensor
 Betas = Beta | Mapping[str, Beta]
@@ -37,7 +38,9 @@ UNCONSTRAINED = "_unconstrained"  # what AutoNormal calls the draw behind a late
 
 
 def beta_at(betas: Betas, name: str) -> Beta:
-    return betas.get(name.removesuffix(UNCONSTRAINED), 1.0) if isinstance(betas, Mapping) else betas
+    if not isinstance(betas, Mapping):
+        return betas
+    return betas[name] if name in betas else betas.get(name.removesuffix(UNCONSTRAINED), 1.0)
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
@@ -46,17 +49,26 @@ def is_jacobian(site: Mapping[str, Any]) -> bool:
 
 
 class BetaMessenger(Messenger):
-    """Multiplies the scale of every unobserved site by its beta, zero included, and remembers the scale it found."""
+    """Multiplies the scale of every unobserved site by its beta, zero included, and remembers the scale without it.
 
-    def __init__(self, betas: Betas) -> None:
+    :param has_jacobians: whether factors with `has_rsample=True` are log-Jacobians, as in a guide.
+    """
+
+    def __init__(self, betas: Betas, has_jacobians: bool) -> None:
         super().__init__()
-        self.betas = betas
+        self.betas, self.has_jacobians = betas, has_jacobians
         self.scales: dict[str, Beta] = {}
 
+    def __enter__(self) -> BetaMessenger:
+        # Scales around the whole call come after ours, so that the messages do not have them yet.
+        self.outside = math.prod(m.scale for m in _PYRO_STACK if isinstance(m, ScaleMessenger))
+        super().__enter__()
+        return self
+
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or (msg["is_observed"] and not is_jacobian(msg)):
+        if site_is_subsample(msg) or (msg["is_observed"] and not (self.has_jacobians and is_jacobian(msg))):
             return
-        self.scales[msg["name"]] = msg["scale"]
+        self.scales[msg["name"]] = msg["scale"] * self.outside
         msg["scale"] = msg["scale"] * beta_at(self.betas, msg["name"])
 
 
@@ -89,13 +101,14 @@ def weigh_traces(
 
     Masks may have been carried from one side to the other: have the traces compute their log-densities again.
     """
-    on_model, on_guide = BetaMessenger(betas), BetaMessenger(betas)
+    interleaved = isinstance(unwrap(guide), GuideMessenger)  # the guide runs the model: one messenger sees both
+    on_model, on_guide = BetaMessenger(betas, False), BetaMessenger(betas, not interleaved)
     model_trace, guide_trace = get_trace(on_model(model), on_guide(guide), args, kwargs)
     model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
-    interleaved = isinstance(unwrap(guide), GuideMessenger)  # the guide ran the model: one messenger saw both
     latents = [n for n, s in model_sites.items() if not s["is_observed"]]
     drop_imputed(model_trace, guide_sites, latents)
     check_guide(guide_sites, latents)
+    make_losses_direct(guide_sites)
     if not interleaved:
         check_scales(on_model.scales, on_guide.scales)
     groups = kl_groups(guide_sites, latents)
@@ -104,26 +117,6 @@ def weigh_traces(
     share_masks(model_trace, guide_trace, groups)
     scales = {**on_model.scales, **on_guide.scales}
     return WeighedTraces(model_trace, guide_trace, model_sites, guide_sites, scales, groups)
-
-
-def trace_pair(
-    max_plate_nesting: int, model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Trace, Trace]:
-    """Pyro's `get_importance_trace` without the log-densities, for a loss that does not need them all."""
-    if isinstance(unwrap(guide), GuideMessenger):
-        guide(*args, **kwargs)
-        model_trace, guide_trace = unwrap(guide).get_traces()  # type: ignore[attr-defined]
-    else:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    if is_validation_enabled():
-        check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
-    guide_trace, model_trace = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
-    if is_validation_enabled():
-        for site in (*sample_sites(model_trace).values(), *sample_sites(guide_trace).values()):
-            as_if_scored: Any = {**site, "log_prob": SimpleNamespace(shape=site["fn"].batch_shape)}
-            check_site_shape(as_if_scored, max_plate_nesting)
-    return model_trace, guide_trace
 
 
 def sample_sites(trace: Trace) -> dict[str, Any]:
@@ -145,6 +138,8 @@ def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: li
                 f"its prior would enter the loss without a log q. Remedy: {remedy}"
             )
         latents.remove(name)
+        site["is_observed"] = True  # with a weight of zero
+        site["value"] = detach_provenance(site["value"])  # TraceGraph would look for its draw in the guide
         set_mask(site, False)
 
 
@@ -158,17 +153,35 @@ def check_guide(guide_sites: Mapping[str, Any], latents: list[str]) -> None:
                 f"the guide's site '{name}' has no latent counterpart in the model (latents: {quoted(latents)}). Rename it "
                 "to the latent it stands for, or mark it infer={'is_auxiliary': True} where that is meant"
             )
+        elif not site["fn"].has_rsample and mask_hides_score(site["fn"]):
+            raise MaskError(
+                f"the guide's site '{name}' is not reparameterised and masked by fn.mask, so its score function, which the "
+                "gradient needs, would be masked too: use poutine.mask around the site"
+            )
+
+
+def make_losses_direct(guide_sites: Mapping[str, Any]) -> None:
+    """A factor of the guide that is no log q is a loss of its own: Pyro would take it for the score of a discrete draw."""
+    for site in guide_sites.values():
+        if isinstance(site["fn"], dist.Unit) and site["is_observed"] and "score_parts" in site:
+            log_prob = site["score_parts"].log_prob
+            site["score_parts"] = ScoreParts(log_prob, 0, log_prob)  # type: ignore[arg-type]
+            site.pop("packed", None)
 
 
 def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Beta]) -> None:
     """One latent, one weight: log p(z) and log q(z) must be scaled alike, or their difference is no KL."""
     for name, theirs in guide_scales.items():
         ours = model_scales.get(name, theirs)
-        if ours is not theirs and not torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)):
+        if ours is not theirs and not torch.allclose(as_double(ours), as_double(theirs)):
             raise StructureError(
                 f"site '{name}' has scale {ours} in the model and {theirs} in the guide: log p(z) and log q(z) would be "
                 f"weighed differently. Use poutine.scale and subsampling alike on both sides, or beta={{'{name}': ...}}"
             )
+
+
+def as_double(scale: Beta) -> Tensor:
+    return torch.as_tensor(scale, dtype=torch.double)
 
 
 def kl_groups(guide_sites: Mapping[str, Any], latents: list[str]) -> dict[str, tuple[str, ...]]:
@@ -190,7 +203,7 @@ def kl_groups(guide_sites: Mapping[str, Any], latents: list[str]) -> dict[str, t
 def check_names(
     betas: Mapping[str, Beta], groups: Mapping[str, tuple[str, ...]], guide_sites: Mapping[str, Any], latents: list[str]
 ) -> None:
-    unknown = [n for n in betas if n not in latents and n not in guide_sites]
+    unknown = [n for n in betas if n not in latents and n not in groups]
     if unknown:
         raise OptionError(f"beta names {quoted(unknown)}, but the latent sites are {quoted(latents)}")
     summed_out = [n for n in betas if n not in guide_sites]
@@ -217,13 +230,16 @@ def share_masks(model_trace: Trace, guide_trace: Trace, groups: Mapping[str, tup
     for name, names in groups.items():
         sites: list[Any] = [trace.nodes[n] for trace in (model_trace, guide_trace) for n in names if n in trace.nodes]
         masks = [site["mask"] for site in sites]
-        if any(has_own_mask(site["fn"]) for site in sites):
+        own = any(has_own_mask(site["fn"]) for site in sites)
+        if own:
             found = [find_masks(site["fn"], site["mask"], site["value"]) for site in sites]
             check_event_masks(name, found[0][1], found[-1][1])
             masks = [mask for mask, _ in found]
-        if all(mask is masks[0] for mask in masks):
+        if not own and all(mask is masks[0] for mask in masks):
             continue
         if is_joint(names):
+            if same_masks(masks):
+                continue
             raise MaskError(
                 f"the guide draws '{name}' jointly, so a mask on some of it cannot be carried over to its log q: mask model "
                 "and guide alike, or use AutoNormal"
@@ -233,6 +249,11 @@ def share_masks(model_trace: Trace, guide_trace: Trace, groups: Mapping[str, tup
             mask = other if mask is None else mask if other is None else mask & other
         for site in sites:
             set_mask(site, mask)
+
+
+def same_masks(masks: list[Tensor | bool | None]) -> bool:
+    tensors = [torch.as_tensor(True if mask is None else mask) for mask in masks]
+    return all(bool((mask == tensors[0]).all()) for mask in tensors)
 
 
 def set_mask(site: Any, mask: Tensor | bool | None) -> None:

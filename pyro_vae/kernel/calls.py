@@ -19,7 +19,7 @@ from .records import Record, leading_record, narrow_record, select_particle
 from .structure import Structure
 
 # Streams of noise within one call, so that no two uses share their draws.
-PROBE, SUBSAMPLE, SIMULATION, GUIDE, FIT, PROPOSAL = range(6)
+PROBE, SUBSAMPLE, SIMULATION, GUIDE, FIT, PROPOSAL, PILOT, ANNEAL, REVERSE = range(9)
 NOISE_BLOCK = 100  # particles whose noise is drawn together; part of what a seed means, so never a tuning knob
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of the largest site: small enough for the caches of a processor
 
@@ -70,6 +70,11 @@ class Call:
         if not self.data_checked and self.model.execution == "vmap":  # which returns no distributions
             self._checked(leading_record(self.model.run(values=self.model.plain_values(values, 0))))
         return self._checked(record)
+
+    def log_guide(self, values: Mapping[str, Tensor], num_particles: int) -> Tensor:
+        """log q(z given x) at given values of the latents, (K, B); the guide runs, the decoder does not."""
+        guide = score(self.guide, values, num_particles)
+        return LogWeights(self.structure, guide, guide, num_particles).log_guide
 
     def latent_values(self, record: Record) -> dict[str, Tensor]:
         """What the guide drew for the latent sites of the model, canonical shapes (*E, K, *plates, *event)."""

@@ -103,8 +103,8 @@ def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
         raise BatchCouplingError(BATCH_NORM)
     if getattr(module, "couples_batch", False):
         raise BatchCouplingError(
-            f"{module} in train mode uses statistics of the batch, so the density of a datum would depend on its neighbours: "
-            "call .eval() on the model first"
+            f"{module} in train mode uses statistics of the batch, so the density of a datum would depend on its "
+            "neighbours: call .eval() on the model first"
         )
 
 

@@ -27,6 +27,17 @@ def has_own_mask(fn: Any) -> bool:
     return False
 
 
+def mask_hides_score(fn: Any) -> bool:
+    """Whether Pyro masks the score function of `fn.mask(m)` too: below `to_event`, and where m is `False`."""
+    below = False
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution) and (below or fn._mask is False):
+            return True
+        below = below or isinstance(fn, torch.distributions.Independent)
+        fn = fn.base_dist
+    return False
+
+
 TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pyro
 import torch
 from pyro.params.param_store import ParamStoreDict, param_with_module_name
-from pyro.poutine.runtime import am_i_wrapped, apply_stack
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK, apply_stack
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.parameter import is_lazy
@@ -57,7 +58,7 @@ def announce(program: Program) -> None:
     What `pyro.module` does, but that the store never decides which tensor it is. The messages carry the tensors
     themselves, so that the store is only looked at; frozen parameters are left out.
     """
-    if not am_i_wrapped():
+    if not any(map(listens, _PYRO_STACK)):
         return
     store = pyro.get_param_store()
     found = list(trainable(program, param_with_module_name(program.store_name, "")))
@@ -69,6 +70,17 @@ def announce(program: Program) -> None:
         if handle is None or handle() is not parameter:  # a copy of a parameter brings the handle of the original
             parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
         apply_stack(param_message(name, parameter))
+
+
+def listens(messenger: Messenger) -> bool:
+    """Whether a messenger on the stack may do something about parameters."""
+    kind = type(messenger)
+    return (
+        hasattr(kind, "_pyro_param")
+        or hasattr(kind, "_pyro_post_param")
+        or kind._process_message is not Messenger._process_message
+        or kind._postprocess_message is not Messenger._postprocess_message
+    )
 
 
 def trainable(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:

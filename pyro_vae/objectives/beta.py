@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from pyro.infer.elbo import ELBOModule
@@ -26,7 +28,8 @@ CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one updat
 class BetaELBO(ELBO):
     """What all beta-ELBOs share; comes before a class of Pyro, whose `_get_trace` it wraps."""
 
-    _betas: Betas
+    _betas: Betas  # of this call
+    _recorded: Betas  # the same, but whoever changes a tensor in place changes no record
     _passes: list[Pass]
     _complete: bool
     _terms: Terms | None
@@ -42,7 +45,7 @@ class BetaELBO(ELBO):
 
     @property
     def beta(self) -> Weight | Mapping[str, Weight]:
-        return self._beta
+        return MappingProxyType(self._beta) if isinstance(self._beta, dict) else self._beta
 
     @beta.setter
     def beta(self, beta: Weight | Mapping[str, Weight]) -> None:
@@ -65,7 +68,7 @@ class BetaELBO(ELBO):
     def terms(self) -> Terms | None:
         """The parts of the last call, computed when asked for; None before the first."""
         if self._terms is None and self._complete:
-            self._terms = terms_of(self._passes, self.num_particles, self._betas)
+            self._terms = terms_of(self._passes, self.num_particles, self._recorded)
         return self._terms
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -94,10 +97,10 @@ class BetaELBO(ELBO):
         self.num_updates = state["num_updates"]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_passes": [], "_terms": None, "_complete": False}
+        return {**self.__dict__, "_passes": [], "_terms": None, "_complete": False, "_betas": 1.0, "_recorded": 1.0}
 
     def _forget(self) -> None:
-        self._betas = 1.0
+        self._betas = self._recorded = 1.0
         self._passes = []
         self._complete = False  # until all particles have run
         self._terms = None
@@ -105,6 +108,7 @@ class BetaELBO(ELBO):
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
         self._forget()
         self._betas = self._betas_now()
+        self._recorded = snapshot(self._betas)
         yield from super()._get_traces(model, guide, args, kwargs)
         self._complete = True
 
@@ -151,12 +155,21 @@ class ObjectiveModule(ELBOModule):
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.elbo.load_state_dict(state)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        missing_keys, own = args[2], f"{prefix}_extra_state"
+        if own in missing_keys:  # the state of a module of Pyro, which has no count
+            missing_keys.remove(own)
+
 
 def densities_of(traces: WeighedTraces, analytic: Mapping[str, Tensor] | None = None) -> Pass:
     """The densities of one run, their scales without beta; a KL with a formula takes the place of its densities."""
 
     def density(site: Any, scale: Beta) -> Density:
-        return Density(detach_provenance(site["unscaled_log_prob"].detach()), scale, site["mask"])
+        log_prob = detach_provenance(site["unscaled_log_prob"].detach())
+        if isinstance(site["fn"], dist.Unit):
+            log_prob = log_prob.clone()  # it may be a parameter itself, which the optimiser changes in place
+        return Density(log_prob, scale, detach_provenance(site["mask"]))
 
     def side(sites: Mapping[str, Any], names: tuple[str, ...]) -> list[Density]:
         return [density(sites[n], traces.scales[n]) for n in names if n in sites]
@@ -177,24 +190,37 @@ def densities_of(traces: WeighedTraces, analytic: Mapping[str, Tensor] | None = 
     )
 
 
+def snapshot(betas: Betas) -> Betas:
+    if isinstance(betas, Mapping):
+        return {name: kept(beta) for name, beta in betas.items()}
+    return kept(betas)
+
+
+def kept(beta: Beta) -> Beta:
+    return beta.detach().clone() if isinstance(beta, Tensor) else beta
+
+
 def value_of(weight: Weight, num_updates: int) -> Beta:
     if isinstance(weight, Tensor) or not callable(weight):
         return weight
     value: Beta = weight(num_updates)
     if isinstance(value, Tensor) and not value.dim():
         return value  # taken on trust: to look at it would stop the device at every step
-    check_weight(value)
+    check_number(value)
     return value
 
 
 def check_weight(weight: Weight) -> None:
-    if isinstance(weight, Tensor):
-        if weight.dim():
-            raise OptionError(f"beta must be a number or a tensor without dimensions, got shape {tuple(weight.shape)}")
-        weight = float(weight.detach())
-    elif callable(weight):
-        return
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise OptionError(f"beta must be a number, a tensor without dimensions or a schedule step -> float, got {weight!r}")
-    if not (math.isfinite(weight) and weight >= 0):
-        raise OptionError(f"beta must be finite and >= 0, got {weight}")
+    if isinstance(weight, Tensor) or not callable(weight):
+        check_number(weight)
+
+
+def check_number(beta: Any) -> None:
+    if isinstance(beta, Tensor):
+        if beta.dim():
+            raise OptionError(f"beta must be a number or a tensor without dimensions, got shape {tuple(beta.shape)}")
+        beta = float(beta.detach())
+    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+        raise OptionError(f"beta must be a number, a tensor without dimensions or a schedule step -> float, got {beta!r}")
+    if not (math.isfinite(beta) and beta >= 0):
+        raise OptionError(f"beta must be finite and >= 0, got {beta}")

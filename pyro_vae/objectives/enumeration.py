@@ -15,7 +15,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import SampleRing
 from torch import Tensor
 
-from ..errors import EnumerationError, quoted
+from ..errors import EnumerationError, MaskError, quoted
 from ..kernel import Beta, WeighedTraces
 from .beta import BetaELBO
 from .terms import Pass, Summable, common_plates
@@ -124,10 +124,17 @@ def weigh_what_the_model_sums_out(traces: WeighedTraces) -> list[str]:
     sites = traces.model_sites
     enumerated = [n for n, s in sites.items() if n not in traces.guide_sites and "_enumerate_dim" in s["infer"]]
     symbols = {sites[n]["infer"]["_enumerate_symbol"] for n in enumerated}
-    others = [n for n in sites if n not in enumerated]
-    readers = [n for n in others if symbols & set(dims(sites[n]["packed"]["unscaled_log_prob"]))]
-    observed = [n for n in readers if sites[n]["is_observed"]]
-    latents = [n for n in readers if not sites[n]["is_observed"]]
+    # By the masked density, as Pyro: what a class masks depends on it.
+    readers = [n for n, s in sites.items() if n not in enumerated and symbols & set(dims(s["packed"]["log_prob"]))]
+    weightless = [n for n in readers if sites[n]["mask"] is False or sites[n]["infer"].get("_deterministic")]
+    observed = [n for n in readers if sites[n]["is_observed"] and n not in weightless]
+    latents = [n for n in readers if not sites[n]["is_observed"] and n not in weightless]
+    carried = [n for n, s in traces.guide_sites.items() if symbols & set(dims(s["packed"]["log_prob"]))]
+    if carried:
+        raise MaskError(
+            f"the model masks {quoted(carried)} by {quoted(enumerated)}, which it sums out, so the guide cannot have that "
+            "mask: enumerate it in the guide, or mask model and guide alike by data"
+        )
     weighed = [n for n in latents if not same(sites[n]["scale"], traces.scales[n])]
     if observed and weighed:
         raise EnumerationError(
@@ -135,8 +142,18 @@ def weigh_what_the_model_sums_out(traces: WeighedTraces) -> list[str]:
             "together, so beta cannot weigh the latents apart from the data: enumerate it in the guide "
             "(infer={'enumerate': 'parallel'} there), or give those latents beta = 1"
         )
+    scales = [traces.scales.get(n, sites[n]["scale"]) for n in (*enumerated, *observed, *latents)]
+    weights = [sites[n]["scale"] for n in latents]
+    if not (all(same(s, scales[0]) for s in scales) and all(same(w, weights[0]) for w in weights)):
+        raise EnumerationError(
+            f"the model sums out {quoted(enumerated)} in the densities of {quoted([*observed, *latents])}, which have one "
+            "weight inside the logarithm of a sum, but their betas or scales differ: give these latents one beta, move what "
+            "is summed out into the subsampled plate of what depends on it, or enumerate it in the guide"
+        )
+    for name in (*enumerated, *weightless):
+        sites[name]["scale"] = weights[0] if latents and not observed else scales[0]
     for name in enumerated:
-        sites[name]["scale"] = sites[latents[0]]["scale"] if latents and not observed else traces.scales[name]
+        sites[name]["packed"]["mask"] = None  # as Pyro, which sums p(c) to one under a mask too
     return [*enumerated, *readers]
 
 

@@ -13,13 +13,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..errors import StructureError
-from ..kernel import WeighedTraces, innermost, trace_pair
+from ..kernel import WeighedTraces, innermost, tape_pair
 from .beta import BetaELBO, densities_of
 from .terms import Pass
 
@@ -51,25 +50,39 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         # Without a score function the loss is its own surrogate: no scalar has to be read off the device.
-        particles = [self._particle_loss(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
+        particles = [self._particle_loss() for _ in self._get_traces(model, guide, args, kwargs)]
         loss = reduce(operator.add, particles) / self.num_particles
-        warn_if_nan(loss, "loss")
         self._warn_if_schedule_stands_still()
         return loss
 
-    def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[float, Tensor]:
-        loss = self._particle_loss(model_trace, guide_trace)
-        return loss.item(), loss
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        return self._per_particle(model, guide, args, kwargs, backward=False)
 
-    def _particle_loss(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        loss = self._per_particle(model, guide, args, kwargs, backward=True)
+        self.num_updates += 1
+        return loss
+
+    def _per_particle(self, model: Callable, guide: Callable, args: Any, kwargs: Any, backward: bool) -> float:
+        """One particle after the other, so that memory does not grow with K."""
+        total = 0.0
+        for _ in self._get_traces(model, guide, args, kwargs):
+            loss = self._particle_loss() / self.num_particles
+            if backward and loss.requires_grad:
+                loss.backward(retain_graph=self.retain_graph)
+            total += loss.item()
+        warn_if_nan(total, "loss")  # type: ignore[call-overload]
+        return total
+
+    def _particle_loss(self) -> Tensor:
         costs, self._costs = self._costs, []
         return reduce(operator.add, costs)
 
-    def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = trace_pair(self.max_plate_nesting, model, guide, args, kwargs)
+    def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        tapes = tape_pair(self.max_plate_nesting, model, guide, args, kwargs)
         if is_validation_enabled():
-            _check_mean_field_requirement(model_trace, guide_trace)
-        return model_trace, guide_trace
+            _check_mean_field_requirement(*tapes)
+        return tapes
 
     def _measure(self, traces: WeighedTraces) -> Pass:
         model, guide = traces.model_sites, traces.guide_sites
@@ -78,29 +91,42 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         known = {name: kl for name, kl in analytic.items() if kl is not None}
         sampled = {s for name, sites in traces.groups.items() if name not in known for s in sites}
         # Where the KL has a formula, log p(z) and log q(z|x) are never computed: they would only cost time.
-        traces.model.compute_log_prob(lambda name, site: site["is_observed"] or name in sampled)
-        traces.guide.compute_log_prob(lambda name, site: site["is_observed"] or name in sampled)
+        observed = [s for s in model.values() if s["is_observed"]]
         others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]
         self._costs = [
-            *(-s["log_prob_sum"] for s in model.values() if s["is_observed"]),
-            *(s["log_prob_sum"] for s in others),
-            *(guide[n]["log_prob_sum"] for n in sampled if n in guide),
-            *(-model[n]["log_prob_sum"] for n in sampled if n in model),
+            *(-score(s) for s in observed),
+            *(score(s) for s in others),
+            *(score(guide[n]) for n in sampled if n in guide),
+            *(-score(model[n]) for n in sampled if n in model),
             *(scale_and_mask(kl, guide[n]["scale"], guide[n]["mask"]).sum() for n, kl in known.items()),
         ]
         return densities_of(traces, known)
 
 
+def score(site: Any) -> Tensor:
+    """The log-density of a site, summed over its plates, with scale and mask."""
+    site["unscaled_log_prob"] = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    total: Tensor = scale_and_mask(site["unscaled_log_prob"], site["scale"], site["mask"]).sum()
+    return total
+
+
 def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
     """KL(q(z|x) || p(z)) of one latent, of the shape of its plates; None where torch knows no formula or q is a point."""
-    q, p = traces.guide_sites[sites[0]]["fn"], traces.model_sites.get(sites[0], {}).get("fn")
-    if p is None or len(sites) > 1 or isinstance(innermost(q), dist.Delta):
+    sides = [side[sites[0]]["fn"] for side in (traces.guide_sites, traces.model_sites) if sites[0] in side]
+    if len(sides) < 2 or len(sites) > 1 or isinstance(innermost(sides[0]), dist.Delta):
         return None
+    q, p = map(without_mask, sides)  # the sites have the masks of both sides by now
     try:
-        kl: Tensor = kl_divergence(q, p)
+        kl = kl_divergence(q, p)
     except NotImplementedError:
         return None
-    return kl.expand(q.batch_shape)
+    return kl.expand(q.batch_shape) if isinstance(kl, Tensor) else None
+
+
+def without_mask(fn: Any) -> Any:
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def check_reparameterised(guide_sites: Mapping[str, Any]) -> None:

@@ -103,23 +103,32 @@ class Pass:
 def terms_of(passes: Sequence[Pass], num_particles: int, betas: Betas) -> Terms:
     with torch.no_grad():
         reconstruction = total(d for one in passes for d in one.observed) / num_particles
+        # A program may have a site in some particles only.
+        names = dict.fromkeys(name for one in passes for name in one.kl)
+        sides = {name: [one.kl[name] for one in passes if name in one.kl] for name in names}
         kl = {
-            name: total(d for one in passes for d in one.kl[name][0]) / num_particles
-            - total(d for one in passes for d in one.kl[name][1]) / num_particles
-            for name in passes[0].kl
+            name: (total(d for q, _ in pairs for d in q) - total(d for _, p in pairs for d in p)) / num_particles
+            for name, pairs in sides.items()
         }
+        zero = torch.zeros_like(reconstruction)
+        # Latents that share one KL, joined by "+", have one beta.
+        weighed = [value * like(value, beta_at(betas, name.split("+")[0])) for name, value in kl.items()]
+        kl_sum = reduce(operator.add, kl.values(), zero)
         others = total(d for one in passes for d in one.others) / num_particles
-        kl_sum = reduce(operator.add, kl.values(), torch.zeros_like(reconstruction))
-        weighed = reduce(operator.add, (beta_at(betas, n) * k for n, k in kl.items()), torch.zeros_like(reconstruction))
         return Terms(
             reconstruction=reconstruction,
             kl=kl,
             kl_sum=kl_sum,
             elbo=reconstruction - kl_sum,
-            loss=weighed - reconstruction + others,
+            loss=reduce(operator.add, weighed, zero) - reconstruction + others,
             beta=betas,
             plates=passes[0].plates,
         )
+
+
+def like(value: Tensor, beta: Beta) -> Beta:
+    """beta in the precision of a KL: two tensors without dimensions would meet in the higher one."""
+    return beta.to(value.dtype) if isinstance(beta, Tensor) else beta
 
 
 def total(densities: Iterable[Summable]) -> Tensor:
@@ -130,6 +139,7 @@ def total(densities: Iterable[Summable]) -> Tensor:
 def common_plates(sites: Sequence[Any]) -> dict[str, int]:
     """Full sizes of the plates that all sites lie in; of an unsized plate, the size its sites have."""
     shared = None
+    sites = [site for site in sites if not site["infer"].get("_deterministic")]
     for site in sites:
         names = {frame.name for frame in site["cond_indep_stack"]}
         shared = names if shared is None else shared & names
