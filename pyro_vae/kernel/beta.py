@@ -173,7 +173,7 @@ def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Be
     """One latent, one weight: log p(z) and log q(z) must be scaled alike, or their difference is no KL."""
     for name, theirs in guide_scales.items():
         ours = model_scales.get(name, theirs)
-        if ours is not theirs and not torch.allclose(as_double(ours), as_double(theirs)):
+        if ours is not theirs and not torch.allclose(as_double(ours), as_double(theirs), rtol=1e-6, atol=0.0):
             raise StructureError(
                 f"site '{name}' has scale {ours} in the model and {theirs} in the guide: log p(z) and log q(z) would be "
                 f"weighed differently. Use poutine.scale and subsampling alike on both sides, or beta={{'{name}': ...}}"

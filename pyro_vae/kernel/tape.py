@@ -36,7 +36,7 @@ class Tape(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["infer"] and msg["infer"].get("_do_not_trace"):
             return
-        if msg["name"] in self.nodes and not site_is_subsample(msg):
+        if msg["name"] in self.nodes:
             raise RuntimeError(f"two sample sites of one program are named '{msg['name']}': give each its own name")
         self.nodes[msg["name"]] = msg.copy()
 

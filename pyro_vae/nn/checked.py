@@ -40,6 +40,8 @@ class CheckedIndependent(dist.Independent):
     accepts: Accepts
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "CheckedIndependent":
+        if _instance is None and torch.Size(batch_shape) == self.batch_shape:
+            return self  # plates expand everything in them; a view of every parameter would only cost time
         new = super().expand(batch_shape, _instance)
         new.accepts = self.accepts
         return new

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError, ScheduleWarning
 from ..kernel import Beta, Betas, WeighedTraces, weigh_traces
-from .terms import Density, Pass, Terms, common_plates, terms_of
+from .terms import Density, Pass, Terms, places_of, terms_of
 
 Schedule = Callable[[int], Beta]
 Weight = Beta | Schedule
@@ -186,7 +186,7 @@ def densities_of(traces: WeighedTraces, analytic: Mapping[str, Tensor] | None = 
         observed=[density(s, s["scale"]) for s in observed],
         kl={**known, **{n: (side(guide, names), side(model, names)) for n, names in sampled.items()}},
         others=[density(s, s["scale"]) for s in others],
-        plates=common_plates(list(model.values())),
+        places=places_of(model.values()),
     )
 
 

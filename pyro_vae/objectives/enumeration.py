@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import EnumerationError, MaskError, quoted
 from ..kernel import Beta, WeighedTraces
 from .beta import BetaELBO
-from .terms import Pass, Summable, common_plates
+from .terms import Pass, Summable, places_of
 
 
 class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
@@ -71,7 +71,7 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
                 sides = [kl.pop(owner) for owner in owners]
                 kl["+".join(owners)] = ([d for q, _ in sides for d in q], [prior, *(d for _, p in sides for d in p)])
         others = expected(guide, [n for n, s in guide.items() if s["is_observed"] and n not in traces.scales])
-        return Pass(observed, kl, others, common_plates(list(model.values())))
+        return Pass(observed, kl, others, places_of(model.values()))
 
 
 class Expected(NamedTuple):

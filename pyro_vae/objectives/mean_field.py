@@ -46,12 +46,15 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
     autoguides that draw in unconstrained space, whose log-Jacobian Pyro leaves out.
     """
 
-    _costs: list[Tensor]
+    _costs: list[Tensor]  # of the present particle: what stands in the loss with a plus
+    _gains: list[Tensor]  # and with a minus
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         # Without a score function the loss is its own surrogate: no scalar has to be read off the device.
         particles = [self._particle_loss() for _ in self._get_traces(model, guide, args, kwargs)]
-        loss = reduce(operator.add, particles) / self.num_particles
+        loss = reduce(operator.add, particles)
+        if self.num_particles > 1:
+            loss = loss / self.num_particles
         self._warn_if_schedule_stands_still()
         return loss
 
@@ -75,8 +78,8 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         return total
 
     def _particle_loss(self) -> Tensor:
-        costs, self._costs = self._costs, []
-        return reduce(operator.add, costs)
+        costs, self._costs, gains, self._gains = self._costs, [], self._gains, []
+        return reduce(operator.sub, gains, reduce(operator.add, costs)) if costs else -reduce(operator.add, gains)
 
     def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
         tapes = tape_pair(self.max_plate_nesting, model, guide, args, kwargs)
@@ -94,12 +97,11 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         observed = [s for s in model.values() if s["is_observed"]]
         others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]
         self._costs = [
-            *(-score(s) for s in observed),
-            *(score(s) for s in others),
-            *(score(guide[n]) for n in sampled if n in guide),
-            *(-score(model[n]) for n in sampled if n in model),
             *(scale_and_mask(kl, guide[n]["scale"], guide[n]["mask"]).sum() for n, kl in known.items()),
+            *(score(guide[n]) for n in sampled if n in guide),
+            *(score(s) for s in others),
         ]
+        self._gains = [*(score(s) for s in observed), *(score(model[n]) for n in sampled if n in model)]
         return densities_of(traces, known)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import DatumPlateError, quoted
 from ..kernel import Beta, Betas, beta_at
 
+Place = tuple[tuple[Any, ...], torch.Size]
 PARTICLES = "num_particles_vectorized"  # what Pyro calls the plate of vectorised particles
 
 
@@ -91,13 +92,13 @@ class Pass:
     :ivar observed: of the observed sites of the model.
     :ivar kl: by KL, the densities that enter it with plus (log q) and with minus (log p).
     :ivar others: factors of the guide that are no part of log q; they enter the loss alone.
-    :ivar plates: the sizes of the plates common to all sites.
+    :ivar places: the plates and the batch shapes of the model's sites.
     """
 
     observed: Sequence[Summable]
     kl: Mapping[str, tuple[Sequence[Summable], Sequence[Summable]]]
     others: Sequence[Summable]
-    plates: Mapping[str, int]
+    places: Sequence[Place]
 
 
 def terms_of(passes: Sequence[Pass], num_particles: int, betas: Betas) -> Terms:
@@ -122,7 +123,7 @@ def terms_of(passes: Sequence[Pass], num_particles: int, betas: Betas) -> Terms:
             elbo=reconstruction - kl_sum,
             loss=reduce(operator.add, weighed, zero) - reconstruction + others,
             beta=betas,
-            plates=passes[0].plates,
+            plates=common_plates(passes[0].places),
         )
 
 
@@ -136,19 +137,20 @@ def total(densities: Iterable[Summable]) -> Tensor:
     return reduce(operator.add, sums) if sums else torch.zeros(())
 
 
-def common_plates(sites: Sequence[Any]) -> dict[str, int]:
+def common_plates(places: Sequence[Place]) -> dict[str, int]:
     """Full sizes of the plates that all sites lie in; of an unsized plate, the size its sites have."""
-    shared = None
-    sites = [site for site in sites if not site["infer"].get("_deterministic")]
-    for site in sites:
-        names = {frame.name for frame in site["cond_indep_stack"]}
-        shared = names if shared is None else shared & names
+    if not places:
+        return {}
+    shared = set.intersection(*({frame.name for frame in frames} for frames, _ in places)) - {PARTICLES}
     sizes = {}
-    for frame in sites[0]["cond_indep_stack"] if sites else ():
-        if frame.name in (shared or ()) and frame.name != PARTICLES:
+    for frame in places[0][0]:
+        if frame.name in shared:
             size = frame.size if frame.full_size is None else frame.full_size
             if size < 0:
-                shapes = [s["fn"].batch_shape for s in sites]
-                size = max(shape[frame.dim] if len(shape) >= -frame.dim else 1 for shape in shapes)
+                size = max(shape[frame.dim] if len(shape) >= -frame.dim else 1 for _, shape in places)
             sizes[frame.name] = size
     return sizes
+
+
+def places_of(sites: Iterable[Any]) -> list[Place]:
+    return [(s["cond_indep_stack"], s["fn"].batch_shape) for s in sites if not s["infer"].get("_deterministic")]
