@@ -28,6 +28,7 @@ class Evidence:
     :ivar bound: "lower" (at most log p(x) in expectation), "upper", "exact" or "consistent".
     :ivar num_particles: K, the weights behind each value.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
+    :ivar acceptance: (B,) mean acceptance of the transitions of annealed chains, or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
@@ -44,6 +45,7 @@ class Evidence:
     bound: str
     num_particles: int
     cost: float
+    acceptance: Tensor | None = None
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     support_checked: bool = True
@@ -52,7 +54,17 @@ class Evidence:
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
         check_same(records, ("bound", "num_particles", "support_checked"))
-        per_datum = ("log_evidence", "std_error", "elbo", "elbo_std_error", "ess", "pareto_k", "smoothed", "index")
+        per_datum = (
+            "log_evidence",
+            "std_error",
+            "elbo",
+            "elbo_std_error",
+            "ess",
+            "pareto_k",
+            "smoothed",
+            "acceptance",
+            "index",
+        )
         return cls(
             **concatenated(records, per_datum),
             bound=records[0].bound,

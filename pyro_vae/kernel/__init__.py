@@ -1,8 +1,9 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
-from .beta import Beta, Betas, WeighedTraces, beta_at, weigh_traces
+from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
 from .isolation import batch_noise, kept_random_state
+from .latents import Beta, Betas, check_imputed
 from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, reconstruct_sites, simulate_sites
 from .plates import INFER
@@ -32,6 +33,7 @@ __all__ = [
     "batch_noise",
     "beta_at",
     "bounds_of",
+    "check_imputed",
     "innermost",
     "kept_random_state",
     "reconstruct_sites",

@@ -66,9 +66,17 @@ class LatentSpace:
 
     def log_joint(self, u: Tensor) -> Tensor:
         """log p(x, u), shape (K, B), the Jacobian included."""
+        return self.log_joint_and_prior(u)[0]
+
+    def log_joint_and_prior(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(log p(x, u), log p(u)), shape (K, B) each."""
         values, log_det = self.unpack(u)
-        log_joint, _ = self.densities(self.call.score(values, len(u)), u, log_det)
-        return log_joint
+        return self.densities(self.call.score(values, len(u)), u, log_det)
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """log q(u given x), shape (K, B), the Jacobian included."""
+        values, log_det = self.unpack(u)
+        return self._with_filler(self.call.log_guide(values, len(u)) + log_det, u)
 
     def draw_prior(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor]:
         """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""
@@ -81,12 +89,14 @@ class LatentSpace:
     def densities(self, model: Record, u: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(x, u), log p(u)), shape (K, B) each, from what the model did at u."""
         weights = self.call.weigh(self._guide, model, len(u))
-        log_joint, log_prior = weights.log_joint + log_det, weights.log_marginal_prior + log_det
-        if self.masked is not None:
-            filler = -0.5 * (u.square() + math.log(2 * math.pi))
-            filler = torch.where(self.masked, filler, torch.zeros_like(filler)).sum(-1)
-            log_joint, log_prior = log_joint + filler, log_prior + filler
-        return log_joint, log_prior
+        return self._with_filler(weights.log_joint + log_det, u), self._with_filler(weights.log_marginal_prior + log_det, u)
+
+    def _with_filler(self, log_density: Tensor, u: Tensor) -> Tensor:
+        """With the standard normal that a masked latent is given."""
+        if self.masked is None:
+            return log_density
+        filler = -0.5 * (u.square() + math.log(2 * math.pi))
+        return log_density + torch.where(self.masked, filler, torch.zeros_like(filler)).sum(-1)
 
     def _masked_dims(self, weights: LogWeights) -> Tensor | None:
         """(B, D), true where a latent is masked on either side, or `None`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -17,11 +16,10 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from ..errors import OptionError, ScheduleWarning
-from ..kernel import Beta, Betas, WeighedTraces, weigh_traces
+from ..kernel import Beta, Betas, WeighedTraces, check_imputed, weigh_traces
 from .terms import Density, Pass, Terms, places_of, terms_of
+from .weights import Weight, check_weight, snapshot, value_of
 
-Schedule = Callable[[int], Beta]
-Weight = Beta | Schedule
 CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
 
 
@@ -115,6 +113,8 @@ class BetaELBO(ELBO):
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         traces = weigh_traces(self._run_pair, model, guide, args, kwargs, self._betas)
         self._passes.append(self._measure(traces))
+        if traces.imputed:
+            check_imputed(traces.model_sites, traces.imputed)
         return traces.model, traces.guide
 
     def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -188,39 +188,3 @@ def densities_of(traces: WeighedTraces, analytic: Mapping[str, Tensor] | None = 
         others=[density(s, s["scale"]) for s in others],
         places=places_of(model.values()),
     )
-
-
-def snapshot(betas: Betas) -> Betas:
-    if isinstance(betas, Mapping):
-        return {name: kept(beta) for name, beta in betas.items()}
-    return kept(betas)
-
-
-def kept(beta: Beta) -> Beta:
-    return beta.detach().clone() if isinstance(beta, Tensor) else beta
-
-
-def value_of(weight: Weight, num_updates: int) -> Beta:
-    if isinstance(weight, Tensor) or not callable(weight):
-        return weight
-    value: Beta = weight(num_updates)
-    if isinstance(value, Tensor) and not value.dim():
-        return value  # taken on trust: to look at it would stop the device at every step
-    check_number(value)
-    return value
-
-
-def check_weight(weight: Weight) -> None:
-    if isinstance(weight, Tensor) or not callable(weight):
-        check_number(weight)
-
-
-def check_number(beta: Any) -> None:
-    if isinstance(beta, Tensor):
-        if beta.dim():
-            raise OptionError(f"beta must be a number or a tensor without dimensions, got shape {tuple(beta.shape)}")
-        beta = float(beta.detach())
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
-        raise OptionError(f"beta must be a number, a tensor without dimensions or a schedule step -> float, got {beta!r}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise OptionError(f"beta must be finite and >= 0, got {beta}")

@@ -92,7 +92,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         check_reparameterised(guide)
         analytic = {name: analytic_kl(traces, sites) for name, sites in traces.groups.items()}
         known = {name: kl for name, kl in analytic.items() if kl is not None}
-        sampled = {s for name, sites in traces.groups.items() if name not in known for s in sites}
+        sampled = [s for name, sites in traces.groups.items() if name not in known for s in sites]
         # Where the KL has a formula, log p(z) and log q(z|x) are never computed: they would only cost time.
         observed = [s for s in model.values() if s["is_observed"]]
         others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]

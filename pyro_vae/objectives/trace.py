@@ -19,9 +19,11 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
 
         loss = -sum over data of E_q[ log p(x|z) + sum over latents of beta (log p(z) - log q(z|x)) ]    (nats)
 
-    (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl; a point on the rate-distortion curve: Alemi et al.,
-    minus the ELBO, at beta > 1 it is above that, so still minus a lower bound of log p(x); below 1 it bounds nothing, at
-    0 it is the reconstruction loss of an autoencoder. Averaged over K particles, the scale of a plate (N/B) outside.
+    (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl; as a point on the rate-distortion curve Alemi et al.,
+    2018, https://arxiv.org/abs/1711.00464; annealed Bowman et al., 2016, https://arxiv.org/abs/1511.06349). At beta = 1 it
+    is minus the ELBO, at beta > 1 it is above that, so still minus a lower bound of log p(x); below 1 it bounds nothing, at
+    0 it is the reconstruction loss of an autoencoder. B data of shape X, latents of shape D; averaged over K particles, the
+    scale of a plate (N/B) outside.
 
     beta multiplies the log-densities of all unobserved sites of model and guide, auxiliary draws of autoguides included,
     also in the score-function terms of draws that are not reparameterised. Factors of the guide count as log q with
@@ -55,8 +57,9 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
             loss(x).backward()
             optimizer.step()
 
-    Where it differs from Pyro's class at beta = 1: with a mask on one side; and with draws of the guide alone that are not
-    reparameterised, whose -log q Pyro leaves out of the score-function gradient.
+    Where it differs from Pyro's class at beta = 1: with a mask on one side; with draws of the guide alone that are not
+    reparameterised, whose -log q Pyro leaves out of the score-function gradient; and with a factor of the guide that is no
+    log q (``has_rsample=False``), which is a loss of its own here, gradient included.
     """
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ import torch
 from pair_helpers import F64, linear_gaussian
 from pyro import poutine
 from pyro.infer import autoguide
+from pyro.poutine.guide import GuideMessenger
 from torch import nn
 
 import pyro_vae as pv
@@ -727,6 +728,59 @@ def mixture():
         [torch.tensor([1.0, -1.0] * 4)[:, None]],
         [a],
     )
+
+
+def coin_then_flow():
+    """c, a coin for all data; given c, u per datum is an auxiliary draw, z = exp(u) a point, the log-Jacobian a factor."""
+
+    def model(p, x):
+        c = pyro.sample("c", dist.Bernoulli(logits=p.prior))
+        with pyro.plate("data", 2 * len(x), subsample=torch.arange(len(x))):
+            z = pyro.sample("z", dist.LogNormal(tensor(0.2), 0.8))
+            pyro.sample("x", dist.Normal(p.w * z.log() + c, 1.0), obs=x)
+
+    def guide(p, x):
+        c = pyro.sample("c", dist.Bernoulli(logits=p.logit)).long()
+        with pyro.plate("data", 2 * len(x), subsample=torch.arange(len(x))):
+            u = pyro.sample("u", dist.Normal(p.gains[c] * x, p.log_scales.exp()[c]), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(u.exp()))
+            pyro.factor("z_jacobian", -u, has_rsample=True)
+
+    def hand(m, g, x):
+        q, p = torch.stack([-g.logit, g.logit]).sigmoid(), torch.stack([-m.prior, m.prior]).sigmoid()
+        locs, scales = g.gains * x[:, None], g.log_scales.exp()
+        fit = normal_fit(x[:, None], m.w * locs + torch.arange(2), (m.w * scales).square())
+        kl_u = normal_kl(locs, scales, 0.2, 0.8)
+        kl = {"c": (q * (q / p).log()).sum(), "z": 2 * (q * (kl_u + locs)).sum(), "z_jacobian": -2 * (q * locs).sum()}
+        return Hand(2 * (q * fit).sum(), kl)
+
+    return Case(
+        Program(model, prior=0.3, w=1.3),
+        Program(guide, logit=math.log(1 / 3), gains=[0.5, -0.3], log_scales=[-0.3, 0.2]),
+        hand,
+        (numbers(4),),
+        [torch.tensor([1.0, -1.0] * 4)[:, None]],
+        [torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])[:, None]],
+    )
+
+
+class CoinMessenger(GuideMessenger, nn.Module):
+    """A guide that runs the model, for the pair of `masked_coin`."""
+
+    def __init__(self, model, logits):
+        nn.Module.__init__(self)
+        GuideMessenger.__init__(self, model)
+        self.logits = nn.Parameter(logits.detach().clone())
+
+    def get_posterior(self, name, prior):
+        pyro.module("coin_messenger", self)
+        return dist.Bernoulli(logits=self.logits)
+
+
+def coin_by_messenger():
+    case = masked_coin(Masks())
+    case.guide = CoinMessenger(case.model, case.guide.logits)
+    return case
 
 
 AUTOGUIDES = {

@@ -37,6 +37,8 @@ from objective_helpers import (
     by_hand,
     categorical,
     chain_of_coins,
+    coin_by_messenger,
+    coin_then_flow,
     global_and_local,
     gradients_of,
     halving,
@@ -509,6 +511,8 @@ DISCRETE = {
     "three classes": categorical,
     "a coin for all data, then one per datum": chain_of_coins,
     "mixture as guide": mixture,
+    "a coin, then an auxiliary draw and its Jacobian": coin_then_flow,
+    "a coin that a messenger draws": coin_by_messenger,
     "a coin that masks a latent": switched,
     "a coin that masks a distribution": partial(switched, in_fn=True),
 }
@@ -628,6 +632,83 @@ def test_obs_mask_beside_draws_without_reparameterisation(objective, vectorize):
     assert_exact(partly_observed(coin=True), objective, 0.3, vectorize, forms=["loss", *GRADIENTS])
 
 
+def missing_labels(reads):
+    """b, a coin given z, is there for some data only; y reads it, or nothing does. By hand at the same noise."""
+    there, noise = torch.tensor([True, False, True, True]), numbers(3, 1, seed=4)
+    labels = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=F64)
+
+    def model(p, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            b = pyro.sample("b", dist.Bernoulli(logits=p.w * z), obs=labels, obs_mask=there)
+            pyro.sample("y", dist.Normal(p.shift * b if reads else p.shift, 1.0), obs=x)
+
+    def guide(p, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(p.g * x, p.log_t.exp()))
+
+    def hand(m, g, x):
+        loc, scale = g.g * x, g.log_t.exp()
+        z = loc + scale * noise
+        fit = (
+            torch.distributions.Bernoulli(logits=m.w * z).log_prob(labels)[:, there].sum()
+            + 3 * normal_fit(x, m.shift, 0.0).sum()
+        )
+        # At this noise: log q - log p where it is sampled.
+        sampled = torch.distributions.Normal(loc, scale).log_prob(z) - torch.distributions.Normal(tensor(0.0), 1.0).log_prob(
+            z
+        )
+        return Hand(fit / 3, {"z": sampled.sum() / 3})
+
+    params = {"g": 0.5, "log_t": -0.2}
+    draws = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    return Case(Program(model, w=1.3, shift=0.4), Program(guide, **params), hand, (numbers(4),), [noise], [draws])
+
+
+@pyro_warns_of_sites
+@sampled_objectives
+@looped_and_vectorized
+def test_missing_labels_that_nothing_reads(objective, vectorize):
+    assert_exact(missing_labels(reads=False), objective, 0.3, vectorize, forms=GRADIENTS)
+
+
+@sampled_objectives
+@looped_and_vectorized
+def test_missing_labels_that_the_guide_draws(objective, vectorize):
+    """As in semi-supervised learning: where b is there it is data, elsewhere a latent with its KL."""
+    case, there = masked_coin(Masks()), torch.tensor([True, False, True, True])
+    labels = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=F64)
+
+    def model(p, x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(logits=p.prior.expand(len(x))), obs=labels, obs_mask=there)
+            pyro.sample("x", dist.Normal(p.weight * b + p.bias, 1.0), obs=x)
+
+    def guide(p, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("b_unobserved", dist.Bernoulli(logits=p.logits))
+
+    def hand(m, g, x):
+        q, prior = g.logits.sigmoid(), m.prior.sigmoid()
+        share = torch.where(there, labels, q)  # of b = 1
+        fit = share * normal_fit(x, m.weight + m.bias, 0.0) + (1 - share) * normal_fit(x, m.bias, 0.0)
+        fit = fit + torch.where(there, labels * prior.log() + (1 - labels) * (1 - prior).log(), 0.0)
+        kl = q * (q / prior).log() + (1 - q) * ((1 - q) / (1 - prior)).log()
+        return Hand(fit.sum(), {"b_unobserved": kl[~there].sum()})
+
+    case.model.function, case.guide.function, case.hand = model, guide, hand
+    assert_exact(case, objective, 0.3, vectorize, forms=GRADIENTS)
+
+
+@pyro_warns_of_sites
+@every_objective
+def test_missing_labels_that_something_reads_are_refused(objective):
+    """Drawn from the model without a reparameterisation: the gradient of what reads them would lack their score."""
+    case = missing_labels(reads=True)
+    with pytest.raises(StructureError, match="b_unobserved"):
+        run("loss_and_grads", case.objective(OBJECTIVES[objective]), case, scripted=False)
+
+
 # What is Pyro's own
 
 
@@ -660,7 +741,7 @@ PYRO_IS_RIGHT = {
     **DISCRETE,
 }
 PYRO_IS_WRONG = {
-    "trace": ["mixture as guide"],  # the score function lacks -log q(a)
+    "trace": ["mixture as guide", "a coin, then an auxiliary draw and its Jacobian"],  # -log q(a) is not in the cost
     "graph": [],
     "mean-field": [*JOINT, "AutoNormal", "Jacobian as a factor of the guide", *DISCRETE],  # kl(Delta, q) lacks the density
 }
@@ -832,6 +913,34 @@ def test_latent_whose_own_name_ends_like_a_draw_of_autonormal(objective):
     case.model.function, case.guide.function = model, guide
     case.hand = lambda *args: Hand(hand(*args).reconstruction, {"z_unconstrained": hand(*args).kl["z"]})
     assert_exact(case, objective, {"z_unconstrained": 4.0})
+    elbo = case.objective(OBJECTIVES[objective], {"z": 4.0})
+    with pytest.raises(OptionError, match="'z'"):
+        run("loss", elbo, case, scripted=False)
+
+
+@every_objective
+def test_beta_of_a_latent_leaves_the_one_whose_name_goes_on(objective):
+    """z and z_unconstrained, both latents of the user: neither is the other's draw."""
+
+    def latents(p, x):
+        return [pyro.sample(n, dist.Normal(loc, p.scale)) for n, loc in (("z", p.loc), ("z_unconstrained", p.other))]
+
+    def model(p, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(sum(latents(p, x)), 1.0), obs=x)
+
+    def guide(p, x):
+        with pyro.plate("data", len(x)):
+            latents(p, x)
+
+    def hand(m, g, x):
+        kl = [len(x) * normal_kl(q, g.scale, prior, m.scale) for q, prior in ((g.loc, m.loc), (g.other, m.other))]
+        fit = normal_fit(x, g.loc + g.other, 2 * g.scale.square()).sum()
+        return Hand(fit, dict(zip(("z", "z_unconstrained"), kl, strict=True)))
+
+    params = {"loc": 0.3, "other": -0.4, "scale": 0.6}
+    case = Case(Program(model, loc=0.0, other=0.1, scale=1.0), Program(guide, **params), hand, (numbers(4),), signs(2, (1,)))
+    assert_exact(case, objective, {"z": 0.0}, forms=GRADIENTS)
 
 
 @every_objective

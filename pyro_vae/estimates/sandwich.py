@@ -1,0 +1,61 @@
+"""The record of log p(x) from below and from above."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .evidence import Evidence
+from .mean import Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Sandwich:
+    """log p(x) of simulated data between two bounds, as `BidirectionalMonteCarlo` returned it. B data, nats.
+
+    :ivar lower: `Evidence` with bound "lower", from chains that start before the data are known.
+    :ivar upper: `Evidence` with bound "upper", from chains that start at the latents behind the data. Its `std_error` is
+        that of the chains, given those latents.
+    """
+
+    lower: Evidence
+    upper: Evidence
+
+    @property
+    def width(self) -> Tensor:
+        """(B,) upper minus lower; not negative in expectation, but its draws may be."""
+        return self.upper.log_evidence - self.lower.log_evidence
+
+    def mean_width(self) -> Estimate:
+        """The mean width. Both errors are from its spread over the data, which contains the draw of the latents."""
+        estimate = Estimate.over_data(self.width, self.lower.std_error)
+        return Estimate(estimate.value, estimate.sampling_error, estimate.sampling_error)
+
+    @classmethod
+    def cat(cls, records: Sequence["Sandwich"]) -> "Sandwich":
+        """Join the results of several batches in their order; they must come from the same estimator."""
+        return cls(Evidence.cat([r.lower for r in records]), Evidence.cat([r.upper for r in records]))
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def warnings(self) -> list[Warning]:
+        """Those of both ends."""
+        return [*self.lower.warnings(), *self.upper.warnings()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        return {"lower": self.lower.to_dict(), "upper": self.upper.to_dict()}
+
+    def __str__(self) -> str:
+        width = self.mean_width()
+        return "\n".join(
+            [
+                f"Sandwich of {len(self)} data, {self.lower.num_particles} chains each way; cost {self.lower.cost:g} forward"
+                f" and {self.upper.cost:g} in reverse, decoder evaluations per datum",
+                f"  upper bound  {self.upper.mean()}",
+                f"  lower bound  {self.lower.mean()}",
+                f"  width        {float(width.value):.4f} +- {float(width.std_error):.4f} nats",
+            ]
+        )

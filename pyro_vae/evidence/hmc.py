@@ -1,0 +1,87 @@
+"""Hamiltonian transitions for many chains and data at once, split around a reference Gaussian that is followed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..local import GaussianProposal
+
+TARGET_ACCEPTANCE = 0.65
+ADAPTATION = 0.3  # gain of the log step size per unit of acceptance
+LONGEST_STEP = 1.5  # radians; a quarter turn swaps position and momentum, and nothing is gained beyond it
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the chains are, with both ends of the path. C chains, B data, D latents.
+
+    :ivar u: (C, B, D) unconstrained latents.
+    :ivar log_start: (C, B) log-density of the start of the path at u; `start_gradient` (C, B, D).
+    :ivar log_joint: (C, B) log p(x, u); `joint_gradient` (C, B, D).
+    """
+
+    u: Tensor
+    log_start: Tensor
+    log_joint: Tensor
+    start_gradient: Tensor
+    joint_gradient: Tensor
+
+    def log_density(self, t: Tensor) -> Tensor:
+        """(1 - t) log_start + t log_joint, (C, B), for t (B,)."""
+        return torch.lerp(self.log_start, self.log_joint, t)
+
+    def gradient(self, t: Tensor) -> Tensor:
+        return torch.lerp(self.start_gradient, self.joint_gradient, t.unsqueeze(-1))
+
+    def where(self, chosen: Tensor, other: State) -> State:
+        """This one where `chosen`, (C, B), is true, the other elsewhere."""
+        mine, others = vars(self).values(), vars(other).values()
+        return State(
+            *(torch.where(chosen if a.ndim == 2 else chosen.unsqueeze(-1), a, b) for a, b in zip(mine, others, strict=True))
+        )
+
+
+def transition(
+    state: State,
+    evaluate: Callable[[Tensor], State],
+    t: Tensor,
+    reference: GaussianProposal,
+    step_size: Tensor,
+    num_leapfrog: int,
+) -> tuple[State, Tensor]:
+    """One HMC step that leaves start^(1 - t) joint^t invariant; returns the state and the acceptance, (C, B).
+
+    The density is written as N(loc, S) exp(psi). The Gaussian part of the motion is a rotation of position and momentum and
+    is followed exactly, so that only psi is integrated: where the reference fits, steps of a radian are accepted (Beskos et
+    al., 2011, https://doi.org/10.1016/j.spa.2011.06.003). `t` and `step_size` are (B,).
+    """
+    h = step_size.reshape(-1, 1, 1)
+    cos, sin = h.cos(), h.sin()
+    v = reference.whitened(state.u)  # (B, D, C), as all of the motion
+    p = first = torch.randn_like(v)
+
+    def kick(at: State, v: Tensor) -> Tensor:
+        """Half a step along the gradient of psi."""
+        return 0.5 * h * (reference.tril.mT @ at.gradient(t).permute(1, 2, 0) + v)
+
+    moved, w = state, v
+    for _ in range(num_leapfrog):
+        p = p + kick(moved, w)
+        w, p = cos * w + sin * p, cos * p - sin * w
+        moved = evaluate(reference.coloured(w))
+        p = p + kick(moved, w)
+    # N(loc, S) is constant up to its quadratic form, which the rotation exchanges with the momentum's.
+    before = state.log_density(t) - 0.5 * first.square().sum(1).T
+    after = moved.log_density(t) - 0.5 * p.square().sum(1).T
+    acceptance = (after - before).clamp(max=0).exp().nan_to_num(nan=0.0)
+    accepted = torch.rand_like(acceptance) < acceptance
+    return moved.where(accepted, state), acceptance
+
+
+def adapted(step_size: Tensor, acceptance: Tensor) -> Tensor:
+    """Step sizes (B,) after chains (C, B) were accepted at that rate."""
+    return (step_size * (ADAPTATION * (acceptance.mean(0) - TARGET_ACCEPTANCE)).exp()).clamp(max=LONGEST_STEP)
