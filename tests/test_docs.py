@@ -22,10 +22,11 @@ PARTS = sorted(
 )
 
 
-def block(language: str) -> str:
-    """The one fenced block of the README in this language."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
-    assert len(blocks) == 1, f"the README has {len(blocks)} blocks of {language}"
+def block(language: str, section: str = "Example") -> str:
+    """The one fenced block in this language of a section of the README."""
+    text = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[0]
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    assert len(blocks) == 1, f"section {section} of the README has {len(blocks)} blocks of {language}"
     return blocks[0]
 
 
@@ -97,6 +98,18 @@ def test_the_example_of_the_readme_runs():
     labels = [re.match(r"\D*", line)[0].split("  ")[0] for line in printed.getvalue().splitlines()]
     expected = [re.match(r"\D*", line)[0].split("  ")[0] for line in block("text").splitlines()]
     assert labels[:-1] == expected[:-1]  # the last line is the verdict, which may be another one
+
+
+def test_the_training_example_of_the_readme_runs():
+    code = block("python", "Train")
+    shorter = {"range(100)": "range(1)", "100 * len(loader)": "1000"}
+    for full, few in shorter.items():
+        assert code.count(full) == 1, f"the example no longer says {full}: change it here as well"
+        code = code.replace(full, few)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "Training history of 18 steps, nats per datum" in printed.getvalue()
 
 
 def test_the_numbers_of_the_readme_add_up():

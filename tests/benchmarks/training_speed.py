@@ -2,7 +2,7 @@
 
 Measured round-robin in one process; prints the median step and its ratio to hand-written PyTorch.
 
-    python tests/benchmarks/training_speed.py [--rounds 400] [--threads 2]
+    python tests/benchmarks/training_speed.py [--rounds 400] [--threads 2] [--no-validation]
 """
 
 import argparse
@@ -95,8 +95,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-validation", action="store_true", help="as people switch it off for long runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    pyro.enable_validation(not options.no_validation)
     x = (torch.rand(B, X, generator=torch.Generator().manual_seed(1)) < 0.3).float()
     steps = {
         "hand-written PyTorch, fused Adam": by_hand(x),
@@ -113,7 +115,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - start)
     warm = {name: t[options.rounds // 10 :] for name, t in times.items()}
     first = statistics.median(next(iter(warm.values())))
-    print(f"{options.threads} threads, {options.rounds} rounds, batch {B}, {X}-{H}-{D}")
+    print(f"validation {'off' if options.no_validation else 'on'}, {options.threads} threads, {options.rounds} rounds, batch {B}, {X}-{H}-{D}")
     for name, t in warm.items():
         print(f"{name:52s} {1e3 * statistics.median(t):6.2f} ms   {statistics.median(t) / first:5.2f} of hand-written")
 
