@@ -1,9 +1,16 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
 from . import errors, exact, nn, plots, schedules
-from .estimates import Estimate, Evidence, Gaps, TrainingHistory
+from .estimates import Estimate, Evidence, Gaps, KCurve, Sandwich, SelfCheckResult, TrainingHistory
 from .evaluate import evaluate
-from .evidence import AdaptiveImportanceSampling, ImportanceSampling
+from .evidence import (
+    AdaptiveImportanceSampling,
+    AnnealedImportanceSampling,
+    BidirectionalMonteCarlo,
+    ExactEvidence,
+    ImportanceSampling,
+    SelfCheck,
+)
 from .gaps import InferenceGaps
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .monitor import Monitor
@@ -13,22 +20,29 @@ from .simulate import Reconstruction, Simulation, reconstruct, simulate
 
 __all__ = [
     "AdaptiveImportanceSampling",
+    "AnnealedImportanceSampling",
     "BetaTraceEnum_ELBO",
     "BetaTraceGraph_ELBO",
     "BetaTraceMeanField_ELBO",
     "BetaTrace_ELBO",
+    "BidirectionalMonteCarlo",
     "ConditionalVAE",
     "CosineAnnealing",
     "CyclicalAnnealing",
     "Estimate",
     "Evidence",
+    "ExactEvidence",
     "Gaps",
     "ImportanceSampling",
     "InferenceGaps",
+    "KCurve",
     "LinearAnnealing",
     "LinearVAE",
     "Monitor",
     "Reconstruction",
+    "Sandwich",
+    "SelfCheck",
+    "SelfCheckResult",
     "SigmoidAnnealing",
     "Simulation",
     "Terms",

@@ -66,6 +66,51 @@ def log_mean_exp_std_error(log_weights: Tensor, dim: int = 0) -> Tensor:
     return (excess.square().sum(dim) / (num_particles * (num_particles - 1))).sqrt()
 
 
+def jackknife_log_mean_exp(log_weights: Tensor, order: int = 1, dim: int = 0) -> tuple[Tensor, Tensor]:
+    r"""`log_mean_exp` by the jackknife: without its bias in ``1/K`` (order 1), or in ``1/K`` and ``1/K^2`` (order 2).
+
+    From the value ``L_K`` of all draws and the means ``L_K-1``, ``L_K-2`` of the values without each draw or without
+    each pair of draws (Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb)::
+
+        order 1    K L_K - (K - 1) L_K-1
+        order 2    K^2/2 L_K - (K - 1)^2 L_K-1 + (K - 2)^2/2 L_K-2
+
+    The draws must be independent and alike. The bias falls from ``O(1/K)`` to ``O(1/K^(order + 1))`` and may have either
+    sign: a jackknife is no lower bound. It takes time and memory ``O(K)``, pairs included.
+
+    Takes ``(K, ...)`` for ``dim=0`` with ``K > order``; returns two tensors ``(...)`` in nats, the value and its standard
+    error. The error is that of the pseudo-values of order 1, which to first order is right for both (2.8 % too small for
+    order 2 at ``K = 4`` and chi-squared divergence 0.9); where one weight dominates, it is as large as the correction.
+    No gradient flows through either. Both are nan where no more than ``order`` weights are positive (leaving them out
+    leaves nothing) or one is nan or ``+inf``.
+
+    :raises ValueError: for another order, or too few draws for it.
+
+    >>> value, std_error = jackknife_log_mean_exp(torch.tensor([1.0, 3.0]).log())  # 2 log 2 - (log 3 + log 1) / 2
+    >>> round(value.item(), 4), round(std_error.item(), 4)
+    (0.837, 0.5493)
+    """
+    num_particles = log_weights.shape[dim]
+    if order not in (1, 2) or num_particles <= order:
+        raise ValueError(f"the jackknife takes order 1 or 2 and more draws than that, got {order} and {num_particles}")
+    x = log_weights.detach().movedim(dim, 0)
+    top = x.amax(0, keepdim=True)
+    x = x - top
+    value = log_mean_exp(x, 0)
+    without, largest, others = _log_share_without_each(x)
+    excess = without.mean(0) - math.log1p(-1 / num_particles)  # mean of L_K-1 - L_K, and so below without cancellation
+    if order == 1:
+        value = value - (num_particles - 1) * excess
+    else:
+        pairs = 2 * _sum_over_pairs(x, without, largest, others) / (num_particles * (num_particles - 1))
+        pairs = pairs - math.log1p(-1 / (num_particles - 1) ** 2)
+        value = value - (2 * num_particles - 3) * excess + (num_particles - 2) ** 2 / 2 * pairs
+    spread = (without - without.mean(0)).square().sum(0)
+    std_error = (spread * (num_particles - 1) / num_particles).sqrt()
+    undefined = ~value.isfinite()
+    return (value + top.squeeze(0)).masked_fill(undefined, math.nan), std_error.masked_fill(undefined, math.nan)
+
+
 def fit_generalized_pareto(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     r"""Shape ``k`` and scale ``sigma`` of a generalised Pareto distribution at location zero, per column.
 
@@ -182,6 +227,31 @@ def pareto_k_threshold(num_particles: int) -> float:
     if num_particles < 2:
         return -math.inf  # the limit: no tail index is good enough
     return min(1 - 1 / math.log10(num_particles), 0.7)
+
+
+def _log_share_without_each(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log(1 - r_i) for the shares r_i of the weights along dim 0; index of the largest; ``x`` without the largest)."""
+    top, largest = x.max(0, keepdim=True)
+    others = x.scatter(0, largest, -math.inf)
+    log_rest = others.logsumexp(0, keepdim=True)  # 1 - r cancels for the largest share, and for it alone
+    log_total = torch.logaddexp(top, log_rest)
+    return (-(x - log_total).exp()).log1p().scatter(0, largest, log_rest - log_total), largest, others
+
+
+def _sum_over_pairs(x: Tensor, without: Tensor, largest: Tensor, others: Tensor) -> Tensor:
+    """Sum over i < j of log(1 - r_i - r_j) - log(1 - r_i) - log(1 - r_j) in O(K).
+
+    Pairs with the largest share are one more leave-one-out. Any other pair is log(1 - t_i t_j) with t = r / (1 - r) and
+    t_i t_j <= 1/4: a power series in which a sum over pairs is a product of sums over draws.
+    """
+    with_largest = (_log_share_without_each(others)[0] - without).scatter(0, largest, 0.0).sum(0)
+    odds = (x - x.logsumexp(0) - without).exp().scatter(0, largest, 0.0)
+    power, series = odds, torch.zeros_like(with_largest)
+    num_terms = math.ceil(-math.log2(torch.finfo(x.dtype).eps) / 2)
+    for n in range(1, num_terms + 1):
+        series = series + (power.sum(0).square() - power.square().sum(0)) / (2 * n)
+        power = power * odds
+    return with_largest - series
 
 
 def _away_from_zero(theta: Tensor, scale: Tensor) -> Tensor:

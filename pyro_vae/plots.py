@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from .errors import OptionError
-from .estimates import Gaps, TrainingHistory
+from .estimates import Gaps, KCurve, TrainingHistory
 from .simulate import Reconstruction, Simulation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_gaps", "plot_reconstructions", "plot_samples", "plot_training"]
+__all__ = ["plot_gaps", "plot_k_curve", "plot_reconstructions", "plot_samples", "plot_training"]
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -65,6 +65,44 @@ def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
         ylabel="nats per datum",
         title=f"What the ELBO leaves out, {len(gaps)} data",
     )
+    return ax
+
+
+def plot_k_curve(curve: KCurve, ax: Axes | None = None) -> Axes:
+    """The mean estimate of log p(x) against the number of weights K: has it levelled off? Nats per datum.
+
+    :param curve: `curve` of the `Evidence` that `ImportanceSampling` returned.
+    :param ax: where to draw; a new figure by default.
+
+    Bars are two Monte Carlo errors. The points share their draws, so the number at the end, what the last doubling
+    of K has brought with one Monte Carlo error of its own, is far more exact than the bars. Sizes with a block whose
+    weights are all zero, whose estimate is minus infinity, are left out.
+
+    Example::
+
+        evidence = pv.ImportanceSampling(model, guide)(x)
+        pv.plots.plot_k_curve(evidence.curve)
+    """
+    ax = _axes(ax)
+    points = [(k, float(e.value), float(e.std_error)) for k, e in zip(curve.num_particles, curve.means(), strict=True)]
+    points = [(k, value, 2 * error) for k, value, error in points if math.isfinite(value)]
+    if not points:
+        raise ValueError("the curve has no finite value to draw: for every size, some datum has a block of zero weights")
+    sizes, values, errors = zip(*points, strict=True)
+    ax.errorbar(sizes, values, yerr=errors, color="black", marker="o", markersize=4, linewidth=1.2, capsize=3)
+    ax.set_xscale("log", base=2)
+    step = math.ceil(len(sizes) / 8)  # every size has a point, about eight have a number
+    ticks = sizes[::-1][::step][::-1]
+    ax.set_xticks(ticks, [str(size) for size in ticks])
+    ax.minorticks_off()
+    rise = curve.last_difference()
+    if math.isfinite(float(rise.value)):
+        before, last = curve.num_particles[-2:]
+        error = float(rise.std_error)
+        digits = min(max(2, 1 - math.floor(math.log10(error))), 6) if error > 0 else 6
+        text = f"K from {before} to {last}:\n{float(rise.value):+.{digits}f} \u00b1 {error:.{digits}f} nats"
+        ax.annotate(text, (0.96, 0.06), xycoords="axes fraction", ha="right", va="bottom")
+    ax.set(xlabel="weights per datum, K", ylabel="log p(x), nats per datum", title=f"Estimate against K, {len(curve)} data")
     return ax
 
 

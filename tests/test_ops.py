@@ -344,3 +344,97 @@ def test_module_needs_torch_alone():
         "assert 'pyro_vae' not in sys.modules and 'pyro.ops' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, ops.__file__], check=True)
+
+
+# The jackknife
+
+
+def jackknife_by_definition(x, order):
+    """Nowozin (2018) with every subset of a column of log-weights, one logsumexp each."""
+
+    def mean_without(count):
+        subsets = itertools.combinations(range(len(x)), len(x) - count)
+        return torch.stack([x[list(subset)].logsumexp(0) - math.log(len(x) - count) for subset in subsets]).mean(0)
+
+    n = len(x)
+    if order == 1:
+        return n * mean_without(0) - (n - 1) * mean_without(1)
+    return n**2 / 2 * mean_without(0) - (n - 1) ** 2 * mean_without(1) + (n - 2) ** 2 / 2 * mean_without(2)
+
+
+@pytest.mark.parametrize("num_particles", [3, 4, 9, 20])
+@pytest.mark.parametrize("order", [1, 2])
+def test_jackknife_equals_its_definition(order, num_particles):
+    """From all but equal weights to one that outweighs the others by e^100."""
+    scale = torch.tensor([0.0, 1e-4, 0.1, 1.0, 5.0, 50.0], dtype=torch.float64)
+    x = torch.randn(num_particles, 6, dtype=torch.float64) * scale - 10
+    x[1, 1] = x[2, 1] = x[0, 1]  # ties at the top or not
+    expected = jackknife_by_definition(x, order)
+    value, _ = ops.jackknife_log_mean_exp(x, order)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ops.jackknife_log_mean_exp(x.T, order, dim=1)[0], value, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ops.jackknife_log_mean_exp(x + 500, order)[0], value + 500, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("ratio", [0.4, 0.9, 0.99, 1.0])
+def test_jackknife_where_two_or_three_weights_hold_nearly_all(order, ratio):
+    """Where leaving out cancels, and where the series of order 2 converges slowest (three equal shares)."""
+    for heavy in (2, 3):
+        x = torch.full((12,), -30.0, dtype=torch.float64)
+        x[2 : 2 + heavy] = math.log(ratio) * torch.arange(heavy)
+        value, _ = ops.jackknife_log_mean_exp(x, order)
+        torch.testing.assert_close(value, jackknife_by_definition(x, order), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_particles", [2, 3, 20])
+def test_jackknife_error_is_that_of_the_pseudo_values(num_particles):
+    x = 3 * torch.randn(num_particles, dtype=torch.float64)
+    whole = ops.log_mean_exp(x, 0)
+    left = torch.stack([ops.log_mean_exp(torch.cat([x[:i], x[i + 1 :]]), 0) for i in range(num_particles)])
+    pseudo_values = num_particles * whole - (num_particles - 1) * left
+    value, std_error = ops.jackknife_log_mean_exp(x)
+    torch.testing.assert_close(value, pseudo_values.mean())
+    torch.testing.assert_close(std_error, pseudo_values.std() / num_particles**0.5)
+    if num_particles > 2:
+        assert ops.jackknife_log_mean_exp(x, 2)[1] == std_error
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.3, 2.0, 20.0])
+def test_jackknife_in_single_precision_up_to_a_hundred_thousand_draws(order, scale):
+    """Six digits (2.9e-6 at most was seen), where differences of the definition's own terms would keep none."""
+    x = scale * torch.randn(100_000, 4)
+    value, std_error = ops.jackknife_log_mean_exp(x, order)
+    expected, expected_error = ops.jackknife_log_mean_exp(x.double(), order)
+    assert value.dtype == std_error.dtype == torch.float32
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(std_error.double(), expected_error, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_jackknife_with_one_dominating_weight(dtype):
+    """One weight e^200 above 999 equal ones, by hand. The error is as large as the correction."""
+    x = torch.zeros(1000, dtype=dtype)
+    x[3] = 200
+    log_mean = 200 - math.log(1000)
+    without_it, without_another = 0.0, 200 - math.log(999)
+    expected = 1000 * log_mean - 999 * (without_it + 999 * without_another) / 1000
+    value, std_error = ops.jackknife_log_mean_exp(x)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    assert float(std_error) == pytest.approx(999 / 1000 * (without_another - without_it), rel=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_jackknife_is_nan_where_leaving_out_leaves_nothing(order):
+    columns = [[-INF] * 4, [0.0, -INF, -INF, -INF], [0.0, 1.0, -INF, -INF], [0.0, 1.0, 2.0, -INF]]
+    broken = [[math.nan, 0.0, 0.0, 0.0], [INF, 0.0, 0.0, 0.0]]
+    value, std_error = ops.jackknife_log_mean_exp(torch.tensor(columns + broken).T, order)
+    assert value.isnan().tolist() == [True, True, order == 2, False, True, True]
+    assert std_error.isnan().tolist() == value.isnan().tolist()
+
+
+@pytest.mark.parametrize(("order", "num_particles"), [(0, 10), (3, 10), (1, 1), (2, 2)])
+def test_jackknife_refuses_other_orders_and_too_few_draws(order, num_particles):
+    with pytest.raises(ValueError, match=f"got {order} and {num_particles}"):
+        ops.jackknife_log_mean_exp(torch.zeros(num_particles), order)

@@ -9,8 +9,8 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.errors import OptionError
-from pyro_vae.estimates import TrainingHistory
-from pyro_vae.plots import plot_gaps, plot_reconstructions, plot_samples, plot_training
+from pyro_vae.estimates import KCurve, TrainingHistory
+from pyro_vae.plots import plot_gaps, plot_k_curve, plot_reconstructions, plot_samples, plot_training
 
 
 def gaps_record(num_data=5):
@@ -234,3 +234,54 @@ def test_an_empty_history_and_a_window_of_nothing_are_refused():
         plot_training(history_record(0))
     with pytest.raises(OptionError, match="at least 1, got 0"):
         plot_training(history_record(), window=0)
+
+
+# K-curves
+
+
+def curve_record(values=(-3.0, -2.0, -1.5, -1.25), errors=(0.02, 0.04, 0.06, 0.08), num_data=4):
+    sizes = tuple(2**j for j in range(len(values)))
+    values, errors = (torch.tensor(side, dtype=torch.float64) for side in (values, errors))
+    return KCurve(sizes, values.unsqueeze(1).expand(-1, num_data), errors.unsqueeze(1).expand(-1, num_data))
+
+
+def test_k_curve_carries_the_means_and_two_errors():
+    """The mean over four data halves their errors, so that bars of two errors end where a datum's own would."""
+    ax = plot_k_curve(curve_record())
+    (container,) = ax.containers
+    line, _, (bars,) = container
+    assert np.asarray(line.get_xdata()).tolist() == [1, 2, 4, 8]
+    assert np.asarray(line.get_ydata()).tolist() == [-3.0, -2.0, -1.5, -1.25]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [pytest.approx(pair) for pair in ((-3.02, -2.98), (-2.04, -1.96), (-1.56, -1.44), (-1.33, -1.17))]
+    assert ax.get_xscale() == "log" and ax.xaxis.get_transform().base == 2
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "4", "8"]
+    assert "nats per datum" in ax.get_ylabel() and "4 data" in ax.get_title()
+
+
+def test_k_curve_states_the_last_difference_to_two_digits_of_its_error():
+    """0.08^2 / sqrt 2 per datum, half of it in the mean over four."""
+    (note,) = plot_k_curve(curve_record()).texts
+    assert note.get_text() == "K from 4 to 8:\n+0.2500 \u00b1 0.0023 nats"
+    (note,) = plot_k_curve(curve_record(errors=(0.0,) * 4)).texts
+    assert "+0.250000 \u00b1 0.000000 nats" in note.get_text()
+
+
+def test_k_curve_leaves_out_what_is_not_finite():
+    _, given = plt.subplots()
+    curve = curve_record((-math.inf, -math.inf, -2.0, -1.0), (math.nan, math.nan, 0.1, 0.1))
+    ax = plot_k_curve(curve, ax=given)
+    assert ax is given
+    assert np.asarray(ax.containers[0][0].get_xdata()).tolist() == [4, 8]
+    with pytest.raises(ValueError, match="no finite value"):
+        plot_k_curve(curve_record((-math.inf, -math.inf), (math.nan, math.nan)))
+
+
+@pytest.mark.parametrize("num_particles", [1, 2, 100, 5000, 100_000])
+def test_k_curves_of_any_length_are_drawn(num_particles):
+    ax = plot_k_curve(KCurve.from_log_weights(torch.randn(num_particles, 3)))
+    ax.figure.canvas.draw()
+    labels = [text.get_text() for text in ax.get_xticklabels()]
+    assert labels[-1] == str(num_particles)
+    assert 1 <= len(labels) <= 8
+    assert len(ax.texts) == (num_particles > 1)

@@ -15,6 +15,8 @@ from torch import nn
 import pyro_vae as pv
 
 ESTIMATORS = [pv.ImportanceSampling, pv.AdaptiveImportanceSampling, pv.InferenceGaps]
+CHAINS = [pv.AnnealedImportanceSampling, pv.BidirectionalMonteCarlo, pv.ExactEvidence, pv.SelfCheck]
+OBJECTIVES = [pv.BetaTrace_ELBO, pv.BetaTraceMeanField_ELBO, pv.BetaTraceGraph_ELBO, pv.BetaTraceEnum_ELBO]
 SHARED = {"seed": None, "prior_sites": (), "check_support": True}
 
 
@@ -54,7 +56,7 @@ def test_every_plot_takes_a_result_and_an_ax_and_returns_the_ax(name):
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ESTIMATORS + CHAINS)
 def test_estimators_are_built_alike_and_documented_in_full(estimator):
     parameters = inspect.signature(estimator).parameters
     assert list(parameters)[:2] == ["model", "guide"]
@@ -64,7 +66,22 @@ def test_estimators_are_built_alike_and_documented_in_full(estimator):
     doc = inspect.getdoc(estimator)
     for name in parameters:
         assert f":param {name}:" in doc, name
-    for part in ("log p(x)", "(B,)", "K", ":raises", "https://", "Example::"):
+    size = ["K", "(B,)"] if estimator in ESTIMATORS else ["B"]
+    for part in ("log p(x)", *size, ":raises", "https://", "Example::"):
+        assert part in doc, part
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_are_documented_and_are_objectives_of_pyro(objective):
+    assert issubclass(objective, pyro.infer.ELBO)
+    doc = inspect.getdoc(objective)
+    for part in (
+        "beta",
+        "B data",
+        "nats",
+        "Example::",
+        "BetaTrace_ELBO" if objective is not pv.BetaTrace_ELBO else ":raises",
+    ):
         assert part in doc, part
 
 

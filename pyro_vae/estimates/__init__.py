@@ -1,10 +1,12 @@
 """Records of results: frozen, per datum, with their errors, and they print themselves. All values in nats."""
 
+from .curve import KCurve
 from .evidence import Evidence
 from .gaps import Gaps
 from .joining import warn_about
 from .mean import Estimate
 from .sandwich import Sandwich
+from .self_check import SelfCheckResult
 from .training import TrainingHistory
 
-__all__ = ["Estimate", "Evidence", "Gaps", "Sandwich", "TrainingHistory", "warn_about"]
+__all__ = ["Estimate", "Evidence", "Gaps", "KCurve", "Sandwich", "SelfCheckResult", "TrainingHistory", "warn_about"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
 from ..ops import pareto_k_threshold
+from .curve import KCurve
 from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate, normal_quantile, student_quantile
 
@@ -29,6 +30,7 @@ class Evidence:
     :ivar num_particles: K, the weights behind each value.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
     :ivar acceptance: (B,) mean acceptance of the transitions of annealed chains, or `None`.
+    :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
@@ -46,6 +48,7 @@ class Evidence:
     num_particles: int
     cost: float
     acceptance: Tensor | None = None
+    curve: KCurve | None = None
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     support_checked: bool = True
@@ -65,8 +68,10 @@ class Evidence:
             "acceptance",
             "index",
         )
+        curves = [r.curve for r in records if r.curve is not None]
         return cls(
             **concatenated(records, per_datum),
+            curve=KCurve.cat(curves) if len(curves) == len(records) else None,
             bound=records[0].bound,
             num_particles=records[0].num_particles,
             cost=mean_cost(records),
@@ -100,6 +105,8 @@ class Evidence:
             quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
             return v - quantile * s, v + quantile * s
         quantile = normal_quantile(level)
+        if self.bound == "upper":  # minus the log of a mean of 1 / w, whose heavy tail pushes it up
+            return torch.fmin(v, self.smoothed) - quantile * s * self._widening(), v + quantile * s
         return v - quantile * s, self._highest() + quantile * s * self._widening()
 
     def mean_confidence_interval(self, level: float = LEVEL) -> tuple[float, float]:
@@ -113,6 +120,8 @@ class Evidence:
             half = quantile * float(estimate.std_error)
             return float(estimate.value) - half, float(estimate.value) + half
         half = normal_quantile(level) * float((self.std_error * self._widening()).square().sum().sqrt()) / len(self)
+        if self.bound == "upper":
+            return float(torch.fmin(self.log_evidence, self.smoothed).mean()) - half, high
         return low, float(self._highest().mean()) + half
 
     def _highest(self) -> Tensor:
@@ -140,7 +149,8 @@ class Evidence:
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
         scales = {n: s.tolist() if isinstance(s, Tensor) else s for n, s in self.stripped_scales.items()}
-        return {**to_plain(self), "stripped_scales": scales}
+        curve = None if self.curve is None else self.curve.to_dict()
+        return {**to_plain(self), "curve": curve, "stripped_scales": scales}
 
     def __str__(self) -> str:
         elbo = Estimate.over_data(self.elbo, self.elbo_std_error)

@@ -120,10 +120,17 @@ class Annealing:
                 f"{quoted(call.structure.prior_sites)} would be drawn from the prior anew at every step of a chain: use "
                 "AdaptiveImportanceSampling, or add them to the guide"
             )
+        known = (*call.structure.latents, *call.structure.guide_enumerated)
+        hidden = [name for name in guide if name not in known]
+        if options.start == "guide" and hidden:
+            raise LocalFitError(
+                f"the guide computes its latents from {quoted(hidden)}, so log q is not known at other values: use "
+                "start='fitted'"
+            )
         self.space = LatentSpace(call, guide, model)
         self.latent_shapes = {name: value.shape[1:] for name, value in call.latent_values(guide).items()}
         call.set_noise(GUIDE, 1)
-        u, _ = self.space.pack(call.latent_values(call.draw(START_PARTICLES)))
+        u = self.space.filled(self.space.pack(call.latent_values(call.draw(START_PARTICLES)))[0])
         floor = self.elbo.mean(0) - 3 * mean_std_error(self.elbo) - 1
         fitted = fit_gaussian(self.space, u.mean(0), u.std(0), num_gradients_for(FIT_PARTICLES, self.space.dim), floor)
         if options.start == "prior":
@@ -177,7 +184,7 @@ class Annealing:
         step_size = torch.full_like(self.elbo[0], FIRST_STEP_SIZE)
         spreads, step_sizes = [], []
         for t in grid:
-            spreads.append((state.log_joint - state.log_start).std(0))
+            spreads.append(finite_spread(state.log_joint - state.log_start))
             t = t.expand_as(step_size)
             reference = self.path.reference(t)
             state, acceptance = transition(state, self.path.evaluate, t, reference, step_size, self.options.num_leapfrog)
@@ -215,7 +222,16 @@ def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     return torch.lerp(values.gather(0, right - 1), values.gather(0, right), weight.clamp(0, 1))
 
 
+def finite_spread(differences: Tensor) -> Tensor:
+    """Standard deviation over chains, (C, B) to (B,), of those that are finite: a weight of zero ends its chain."""
+    kept = differences.isfinite()
+    values = torch.where(kept, differences, torch.zeros_like(differences))
+    count = kept.sum(0).clamp(min=1)
+    centred = torch.where(kept, differences - values.sum(0) / count, torch.zeros_like(differences))
+    return (centred.square().sum(0) / (count - 1).clamp(min=1)).sqrt()
+
+
 def checked_choice(name: str, value: str, choices: Collection[str]) -> str:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value

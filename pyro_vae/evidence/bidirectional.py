@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import LatentsError, quoted
 from ..estimates import Evidence, Sandwich, warn_about
 from ..kernel import INFER, REVERSE
-from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error
+from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from .annealed import AnnealedImportanceSampling, Annealing
 from .importance import summarise
 
@@ -94,6 +94,10 @@ class BidirectionalMonteCarlo(AnnealedImportanceSampling):
             prior_sites=prior_sites,
             check_support=check_support,
         )
+        if not isinstance(latents, Mapping):
+            raise LatentsError(
+                f"latents= must map site names to tensors, as simulate(...).latents, got {type(latents).__name__}"
+            )
         self.latents = dict(latents)
 
     @torch.no_grad()
@@ -116,6 +120,10 @@ class BidirectionalMonteCarlo(AnnealedImportanceSampling):
 def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
     """The given latents as u, (1, B, D)."""
     structure = run.call.structure
+    if structure.subsampled:
+        raise LatentsError(
+            "with a subsampled plate nobody knows whose latents these are: call the model with all simulated data"
+        )
     missing = [name for name in structure.latents if name not in latents]
     summed_out = (*structure.guide_enumerated, *structure.model_enumerated)
     unknown = [name for name in latents if name not in (*structure.latents, *summed_out)]
@@ -124,11 +132,20 @@ def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
             f"latents= must hold the latent sites {quoted(structure.latents)}, got {quoted(latents)}: pass "
             "simulate(model, x).latents of the same model"
         )
+    wrong = [
+        name for name in structure.latents if not (isinstance(latents[name], Tensor) and latents[name].is_floating_point())
+    ]
+    if wrong:
+        raise LatentsError(
+            f"latents= must hold tensors of floating point, got {type(latents[wrong[0]]).__name__} for '{wrong[0]}'"
+        )
     for name, shape in run.latent_shapes.items():
         if latents[name].shape != shape:
             raise LatentsError(f"latents['{name}'] must have shape {tuple(shape)}, got {tuple(latents[name].shape)}")
-    u, _ = run.space.pack({name: latents[name].unsqueeze(0) for name in structure.latents})
-    bad = ~u.isfinite().all(-1)[0]
+    elbo = run.elbo  # of the dtype and device of the call
+    values = {name: latents[name].detach().to(elbo).unsqueeze(0) for name in structure.latents}
+    u = run.space.filled(run.space.pack(values)[0])
+    bad = ~(u.isfinite().all(-1) & run.space.supports(values))[0]
     if bool(bad.any()):
         raise LatentsError(f"the latents of {int(bad.sum())} of {len(bad)} data lie outside the support of their prior")
     return u
@@ -152,11 +169,13 @@ def check_ranks(sandwich: Sandwich, given: Tensor, reached: Tensor) -> None:
 
 def upper_bound(lower: Evidence, reverse: Tensor, cost: float) -> Evidence:
     """From reverse log-weights (C, B): the mean of exp(-log w) is unbiased for 1 / p(x)."""
+    smoothed, pareto_k = pareto_smooth(-reverse)
     return replace(
         lower,
+        pareto_k=pareto_k,
         log_evidence=-log_mean_exp(-reverse, 0),
         std_error=log_mean_exp_std_error(-reverse),
-        smoothed=-log_mean_exp(-reverse, 0),
+        smoothed=-log_mean_exp(smoothed, 0),
         ess=effective_sample_size(-reverse),
         bound="upper",
         cost=cost,

@@ -74,7 +74,10 @@ class Call:
     def log_guide(self, values: Mapping[str, Tensor], num_particles: int) -> Tensor:
         """log q(z given x) at given values of the latents, (K, B); the guide runs, the decoder does not."""
         guide = score(self.guide, values, num_particles)
-        return LogWeights(self.structure, guide, guide, num_particles).log_guide
+        weights = LogWeights(self.structure, guide, guide, num_particles)
+        # What the guide enumerates is summed out of log p, so it has no place in log q either.
+        kept = {n: s for n, s in weights.guide_sites.items() if n not in self.structure.guide_enumerated}
+        return weights._sum(kept)
 
     def latent_values(self, record: Record) -> dict[str, Tensor]:
         """What the guide drew for the latent sites of the model, canonical shapes (*E, K, *plates, *event)."""

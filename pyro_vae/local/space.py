@@ -53,6 +53,16 @@ class LatentSpace:
             vectors.append(self._flat(u))
         return torch.cat(vectors, -1), log_det
 
+    def supports(self, values: Mapping[str, Tensor]) -> Tensor:
+        """(K, B), whether the values lie inside their supports: the inverse of a bijection may clamp and not tell."""
+        outside = torch.zeros((), dtype=torch.long, device=self.call.device)
+        for name, value in values.items():
+            if self._transforms[name] != identity_transform:
+                wrong = (~self._transforms[name].codomain.check(value)).long()
+                extra = wrong.ndim - 1 - self.layout.num_plates
+                outside = outside + reduce_to_datum(wrong.flatten(-extra).sum(-1) if extra else wrong, self.layout)
+        return (outside == 0).expand(1, self.layout.batch_size)
+
     def unpack(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The inverse of `pack`, with the same log-Jacobian."""
         values, log_det, start = {}, torch.zeros((), device=self.call.device), 0
@@ -82,9 +92,12 @@ class LatentSpace:
         """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""
         values, model = self.call.draw_prior(num_particles)
         u, log_det = self.pack(values)
-        if self.masked is not None:
-            u = torch.where(self.masked, torch.randn_like(u), u)
+        u = self.filled(u)
         return u, *self.densities(model, u, log_det)
+
+    def filled(self, u: Tensor) -> Tensor:
+        """With draws of the standard normal in place of masked latents, whatever a program gave them."""
+        return u if self.masked is None else torch.where(self.masked, torch.randn_like(u), u)
 
     def densities(self, model: Record, u: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(x, u), log p(u)), shape (K, B) each, from what the model did at u."""

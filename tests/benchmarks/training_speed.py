@@ -115,7 +115,8 @@ def main() -> None:
             times[name].append(time.perf_counter() - start)
     warm = {name: t[options.rounds // 10 :] for name, t in times.items()}
     first = statistics.median(next(iter(warm.values())))
-    print(f"validation {'off' if options.no_validation else 'on'}, {options.threads} threads, {options.rounds} rounds, batch {B}, {X}-{H}-{D}")
+    validation = "off" if options.no_validation else "on"
+    print(f"validation {validation}, {options.threads} threads, {options.rounds} rounds, batch {B}, {X}-{H}-{D}")
     for name, t in warm.items():
         print(f"{name:52s} {1e3 * statistics.median(t):6.2f} ms   {statistics.median(t) / first:5.2f} of hand-written")
 

@@ -1,0 +1,115 @@
+"""The record of an estimator's trial on data whose log p(x) is known between two bounds."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UnreliableEvidenceWarning
+from .evidence import Evidence
+from .mean import LEVEL
+from .sandwich import Sandwich
+
+ALARM = 3.0  # standard errors: one false alarm in 700
+NEAR = 0.1  # nats between the bounds, on average, within which a bias would not matter
+
+
+@dataclass(frozen=True, eq=False)
+class SelfCheckResult:
+    """What `SelfCheck` found on B data simulated from the user's own model. Nats.
+
+    :ivar evidence: the `Evidence` of the estimator on trial.
+    :ivar sandwich: the `Sandwich` of the same data.
+    """
+
+    evidence: Evidence
+    sandwich: Sandwich
+
+    @property
+    def bias(self) -> tuple[float, float]:
+        """The mean of the estimate minus log p(x) lies between these two, up to `bias_std_errors`."""
+        return float(self._above().mean()), float(self._below().mean())
+
+    @property
+    def bias_std_errors(self) -> tuple[float, float]:
+        """Standard errors of both, from their spread over the data, which contains all Monte Carlo errors."""
+        above, below = self._above(), self._below()
+        root = math.sqrt(len(above)) if len(above) > 1 else math.nan
+        return float(above.std()) / root, float(below.std()) / root
+
+    def coverage(self, level: float = LEVEL) -> float:
+        """The share of data whose interval meets the sandwich, both ends widened by their errors; `level` is the aim."""
+        low, high = self.evidence.confidence_interval(level)
+        bottom, _ = self.sandwich.lower.confidence_interval(level)
+        _, top = self.sandwich.upper.confidence_interval(level)
+        return float(((high >= bottom) & (low <= top)).double().mean())
+
+    @property
+    def passed(self) -> bool:
+        """No bias seen, by bounds that are near enough to each other to show one."""
+        return not (self._too_high or self._too_low or self._apart)
+
+    def verdict(self) -> str:
+        """One sentence that claims no more than the bounds allow."""
+        least, most = self.bias
+        errors = self.bias_std_errors
+        bias = f"bias between {least:+.3f} +- {errors[0]:.3f} and {most:+.3f} +- {errors[1]:.3f} nats"
+        if self._too_high:
+            return f"The estimate is above its upper bound ({bias}): these data did not come from this model."
+        if self._apart:
+            width = float(self.sandwich.width.mean())
+            return (
+                f"Not decided: the bounds are {width:.2f} nats apart ({bias}). Raise num_steps; if they stay "
+                "apart, fit and guide miss a part of the posterior that no weight of theirs can show: try "
+                "start='prior', or a guide with several modes."
+            )
+        if self._too_low:
+            return f"The estimate is too low for this model ({bias}): AnnealedImportanceSampling comes nearer."
+        return f"No bias seen on {len(self)} simulated data ({bias}); intervals reach the bounds for {self.coverage():.0%}."
+
+    def warnings(self) -> list[Warning]:
+        return [UnreliableEvidenceWarning(self.verdict())] if not self.passed else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        return {
+            "evidence": self.evidence.to_dict(),
+            "sandwich": self.sandwich.to_dict(),
+            "bias": self.bias,
+            "bias_std_errors": self.bias_std_errors,
+            "coverage": self.coverage(),
+            "passed": self.passed,
+            "verdict": self.verdict(),
+        }
+
+    def __len__(self) -> int:
+        return len(self.evidence)
+
+    def __str__(self) -> str:
+        return f"{self.evidence}\n{self.sandwich}\n{self.verdict()}"
+
+    def _above(self) -> Tensor:
+        return self.evidence.log_evidence - self.sandwich.upper.log_evidence
+
+    def _below(self) -> Tensor:
+        return self.evidence.log_evidence - self.sandwich.lower.log_evidence
+
+    @property
+    def _too_high(self) -> bool:
+        return is_above(self._above(), 0.0)
+
+    @property
+    def _too_low(self) -> bool:
+        return is_above(-self._below(), 0.0)
+
+    @property
+    def _apart(self) -> bool:
+        return is_above(self.sandwich.width, NEAR)
+
+
+def is_above(values: Tensor, limit: float) -> bool:
+    """Whether the mean of values per datum is above a limit by more than chance."""
+    if len(values) < 2:
+        return False
+    return float(values.mean()) - limit > ALARM * float(values.std()) / math.sqrt(len(values))

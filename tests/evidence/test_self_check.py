@@ -1,0 +1,96 @@
+"""The trial on simulated data: passes what is right, names what is too low, sees a mode that no weight shows."""
+
+import functools
+import json
+import pickle
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.errors import ArgumentError, OptionError, UnreliableEvidenceWarning
+
+W = torch.tensor([[1.0, 0.4], [0.2, -1.0], [0.5, 0.5]], dtype=torch.double)
+ORACLE = pv.exact.LinearGaussian(W, torch.zeros(3, dtype=torch.double), 0.25)
+TEMPLATE = torch.zeros(100, 3, dtype=torch.double)
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ W.T, 0.5).to_event(1), obs=x)
+
+
+def guide(x, shift=0.2):
+    with pyro.plate("data", len(x)):
+        posterior = ORACLE.posterior(x)
+        scale = posterior.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+        pyro.sample("z", dist.Normal(posterior.mean + shift, 1.2 * scale).to_event(1))
+
+
+def two_modes(x):
+    """x = 3 |z| + 0.3 z + noise: two values of z explain each x, one of them with about a fifth of the mass or more."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(3 * z.abs() + 0.3 * z, 0.1), obs=x)
+
+
+def one_mode(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 3.3, 0.05))
+
+
+def test_the_default_estimator_passes_where_the_truth_is_known():
+    check = pv.SelfCheck(model, guide, num_steps=50, seed=0)(TEMPLATE)
+    assert check.passed and "No bias seen on 100" in check.verdict()
+    assert check.coverage() >= 0.9
+    least, most = check.bias
+    assert least - 5 * check.bias_std_errors[0] < 0 < most + 5 * check.bias_std_errors[1]
+    assert max(check.bias_std_errors) < 0.01  # a blunt check could not fail
+    assert float(check.sandwich.mean_width().value) < 0.01
+
+
+def test_an_estimator_that_is_too_low_is_named():
+    trial = functools.partial(pv.ImportanceSampling, num_particles=2)
+    far = functools.partial(guide, shift=1.5)
+    with pytest.warns(UnreliableEvidenceWarning):
+        check = pv.SelfCheck(model, far, evidence=trial, num_steps=50, seed=0)(TEMPLATE)
+    assert not check.passed and "too low" in check.verdict()
+    assert check.bias[1] < -0.5
+
+
+def test_a_mode_that_the_proposal_misses_is_seen():
+    x = torch.zeros(200, dtype=torch.double)
+    trial = functools.partial(pv.ImportanceSampling, num_particles=1000)
+    for seed in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            check = pv.SelfCheck(two_modes, one_mode, evidence=trial, num_steps=50, num_chains=4, seed=seed)(x)
+        assert not check.passed and "apart" in check.verdict()
+        assert any("apart" in str(warning.message) for warning in caught)
+        assert check.evidence.unreliable.double().mean() < 0.1  # the weights of hardly any datum show it
+
+
+@pytest.mark.parametrize("by", ["two arguments", "a keyword"])
+def test_arguments_that_cannot_be_guessed_are_asked_for(by):
+    def with_label(x, y):
+        return model(x)
+
+    args, kwargs = ((TEMPLATE, 0), {}) if by == "two arguments" else ((TEMPLATE,), {"y": 0})
+    with pytest.raises(ArgumentError, match="data=lambda observed"):
+        pv.SelfCheck(with_label, lambda x, y: guide(x), seed=0)(*args, **kwargs)
+    check = pv.SelfCheck(with_label, lambda x, y: guide(x), data=lambda seen: (seen["x"], 0), num_steps=20, seed=0)
+    assert check(*args, **kwargs).passed
+
+
+def test_seed_record_and_options():
+    check = pv.SelfCheck(model, guide, num_steps=10, num_chains=4, seed=3)
+    first, again = check(TEMPLATE[:5]), check(TEMPLATE[:5])
+    assert torch.equal(first.sandwich.width, again.sandwich.width)
+    json.dumps(pickle.loads(pickle.dumps(first)).to_dict())
+    assert str(first).endswith(first.verdict()) and len(first) == 5
+    with pytest.raises(OptionError):
+        pv.SelfCheck(model, guide, num_steps=0)
