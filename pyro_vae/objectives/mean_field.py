@@ -29,8 +29,8 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         loss = -sum over data of ( E_q log p(x|z) - sum over latents of beta KL(q(z|x) || p(z)) )        nats
 
     The parameters, the attributes and the errors of `BetaTrace_ELBO`, averaged over K particles; B data. The faster of the
-    two, with less noise while the KL is far from zero (Kingma and Welling, 2014, https://arxiv.org/abs/1312.6114). A KL without a
-    formula is sampled.
+    two, with less noise while the KL is far from zero (Kingma and Welling, 2014, https://arxiv.org/abs/1312.6114). A KL
+    without a formula is sampled.
 
     The KL of a site is taken given the latents drawn before it. That is right if, for every latent z, the latents that z
     depends on in the model do not depend on z in the guide: it holds where both sides sample in the same order, which

@@ -1,4 +1,4 @@
-"""Intervals cover as often as they say, by tail index of the weights; the full table is tests/benchmarks/evidence_calibration.py.
+"""Intervals cover as often as they say, by tail index of the weights; tests/benchmarks/evidence_calibration.py has more.
 
 The evidence of both targets is 1. With 500 replicates a coverage of 90% is seen below 86% once in 700 runs, and the pooled
 3,000 below 91.6% at 93% as rarely.
