@@ -284,9 +284,9 @@ def test_jumps_do_not_converge_and_are_named():
         truth_of(model, guide, torch.tensor([0.3, 1.0], dtype=F64), check_support=False)
 
 
-def test_a_posterior_far_narrower_than_its_prior_is_named():
+def test_a_spike_with_heavy_tails_is_named():
     model, guide = one_latent(lambda z: dist.StudentT(3.0, z + 0.1 * z.sin(), 1e-6))
-    with pytest.raises(NonFiniteError, match="much narrower than the prior"):
+    with pytest.raises(NonFiniteError, match="do not agree"):
         truth_of(model, guide, torch.tensor([0.3], dtype=F64))
 
 
