@@ -430,3 +430,41 @@ def test_a_training_history_in_plain_form_and_pickled():
         assert pickle.loads(pickle.dumps(history)).to_dict() == copy.deepcopy(history).to_dict() == plain
     with pytest.raises(dataclasses.FrozenInstanceError):
         history.elbo = None
+
+
+def upper_bound(k, K=400):
+    """An upper bound from chains, (B,) = (6,), whose weights have tail index k."""
+    value = torch.linspace(-10.0, -9.0, 6)
+    return pv.Evidence(
+        log_evidence=value,
+        std_error=torch.full((6,), 0.1),
+        elbo=value - 1,
+        elbo_std_error=torch.full((6,), 0.01),
+        ess=torch.full((6,), 50.0),
+        pareto_k=torch.full((6,), k),
+        smoothed=value - 0.2,
+        bound="upper",
+        num_particles=K,
+        cost=1.0,
+        acceptance=torch.linspace(0.5, 0.9, 6),
+    )
+
+
+def test_the_low_end_of_an_upper_bound_is_widened_where_its_tail_is_heavy():
+    """Minus the log of a mean of 1 / w: missed large terms leave it too high."""
+    record = upper_bound(0.5)
+    low, high = record.confidence_interval(0.95)
+    torch.testing.assert_close(low, record.log_evidence - 0.2 - 1.96 * 0.1 / 0.5, rtol=0, atol=1e-4)
+    torch.testing.assert_close(high, record.log_evidence + 1.96 * 0.1, rtol=0, atol=1e-4)
+    low, high = record.mean_confidence_interval(0.95)
+    assert low == pytest.approx(-9.5 - 0.2 - 1.96 * 0.1 / 0.5 / 6**0.5, abs=1e-4)
+    assert high == pytest.approx(-9.5 + 1.96 * 0.1 / 6**0.5, abs=1e-4)
+
+
+def test_chains_are_reported_as_chains():
+    record = upper_bound(0.9)
+    assert "acceptance of the chains 0.70, lowest 0.50" in str(record)
+    (warning,) = record.warnings()
+    assert "too high" in str(warning) and "Raise num_steps" in str(warning)
+    joined = pv.Evidence.cat([record, record])
+    assert len(joined.acceptance) == 12

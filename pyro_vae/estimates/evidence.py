@@ -137,12 +137,18 @@ class Evidence:
         count = int(self.unreliable.sum())
         if not count:
             return []
+        off = "high" if self.bound == "upper" else "low"
+        remedy = (
+            "Raise num_particles; where the guide was used as it is, AdaptiveImportanceSampling fits the proposal to each "
+            "datum first"
+        )
+        if self.acceptance is not None:
+            remedy = "Raise num_steps"
         return [
             UnreliableEvidenceWarning(
                 f"the weights of {count} of {len(self)} data have a Pareto k above "
-                f"{pareto_k_threshold(self.num_particles):.2f}: their log p(x) is likely too low, by more than the stated "
-                "error. Raise num_particles; where the guide was used as it is, AdaptiveImportanceSampling fits the "
-                "proposal to each datum first"
+                f"{pareto_k_threshold(self.num_particles):.2f}: their log p(x) is likely too {off}, by more than the stated "
+                f"error. {remedy}"
             )
         ]
 
@@ -162,6 +168,10 @@ class Evidence:
             f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}; "
             f"Pareto k above threshold: {int(self.unreliable.sum())} of {len(self)}",
         ]
+        if self.acceptance is not None:
+            lines.append(
+                f"  acceptance of the chains {float(self.acceptance.mean()):.2f}, lowest {float(self.acceptance.min()):.2f}"
+            )
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
         return "\n".join(lines)
