@@ -50,9 +50,6 @@ class Tape(Messenger):
         """Which data were drawn: replayed like a latent, but no part of the loss."""
         self.nodes = {name: site for name, site in self.nodes.items() if not site_is_subsample(site)}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.nodes
-
 
 def tape_pair(
     max_plate_nesting: int, model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]

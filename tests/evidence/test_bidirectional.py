@@ -179,7 +179,7 @@ def test_forward_chains_weigh_before_they_move(monkeypatch):
 
 
 def test_reverse_chains_from_the_prior_on_a_narrow_posterior():
-    """Posterior a tenth as wide as the prior: run in the wrong order, the upper bound is far off, as its mean shows."""
+    """Posterior a tenth as wide as the prior. The order of the steps is held by the test of the exact sequence, not here."""
     lm, model, sim, x = simulated(2, 6, num_data=300, variance=0.05)
     sandwich = bdmc(model, crude(2), sim, num_steps=60, num_chains=4, start="prior")(x)
     above = sandwich.upper.log_evidence - lm.log_evidence(x)
@@ -454,6 +454,25 @@ def test_true_latents_are_never_refused(start, num_steps):
     for dim, variance in ((1, 0.5), (2, 2.0)):
         _, model, sim, x = simulated(dim, 4, num_data=500, variance=variance)
         bdmc(model, crude(dim), sim, num_steps=num_steps, num_chains=4, start=start)(x)
+
+
+def test_a_subsampled_plate_is_refused():
+    """The latents would belong to some rows, and the call be about others."""
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=3) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=3) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.8))
+
+    x = torch.randn(8, dtype=F64)
+    with pytest.raises(LatentsError, match="subsampled plate"):
+        BidirectionalMonteCarlo(model, guide, latents={"z": x[:3]}, num_steps=2, num_chains=2)(x)
+    estimate = pv.AnnealedImportanceSampling(model, guide, num_steps=2, num_chains=2, seed=0)(x)
+    assert len(estimate) == 3 and estimate.index is not None  # which does not need to know the rows in advance
 
 
 def test_true_latents_rank_evenly():
