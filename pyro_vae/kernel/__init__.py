@@ -4,9 +4,11 @@ from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
 from .isolation import batch_noise, kept_random_state
 from .latents import Beta, Betas, check_imputed
+from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, reconstruct_sites, simulate_sites
 from .plates import INFER
+from .recorder import Cut
 from .records import Record, SiteRecord
 from .structure import Structure
 from .supports import bounds_of, innermost
@@ -24,6 +26,8 @@ __all__ = [
     "Beta",
     "Betas",
     "Call",
+    "Cut",
+    "LivePair",
     "LogWeights",
     "Pair",
     "Record",

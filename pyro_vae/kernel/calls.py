@@ -14,7 +14,7 @@ from .agreement import values_for_model, values_of
 from .data import check_observed, rows
 from .log_weights import LogWeights
 from .programs import Program, draw, score
-from .recorder import Adjust, Layout
+from .recorder import Adjust, Cut, Layout
 from .records import Record, leading_record, narrow_record, select_particle
 from .structure import Structure
 
@@ -47,8 +47,8 @@ class Call:
     def set_noise(self, stream: int, block: int) -> None:
         torch.manual_seed(isolation.noise_seed(self.seed, stream, block))
 
-    def draw(self, num_particles: int, *, adjust: Adjust | None = None) -> Record:
-        return draw(self.guide, num_particles, adjust=adjust)
+    def draw(self, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None) -> Record:
+        return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)
 
     def draw_prior(self, num_particles: int) -> tuple[dict[str, Tensor], Record]:
         """Latent values from the prior, and the model at them. Enumerated sites are drawn first and summed out then."""

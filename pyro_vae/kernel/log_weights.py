@@ -95,6 +95,10 @@ class LogWeights:
             joint = mask if joint is None else joint & mask
         return joint
 
+    def is_factor(self, name: str) -> bool:
+        """Whether a site of the guide is a `pyro.factor`: its value is empty."""
+        return not self._guide[name].value.numel()
+
     @cached_property
     def log_likelihood(self) -> Tensor:
         return self._sum(self.likelihood_sites)
@@ -113,19 +117,19 @@ class LogWeights:
             total = log_prob if total is None else total + log_prob
         if total is None:
             total = torch.zeros(1, 1, device=next(iter(self._model.values())).value.device)
-        return self._per_particle(total)
+        return self.per_particle(total)
 
     @cached_property
     def log_joint(self) -> Tensor:
         """log p(x, z), shape (K, B): enumerated sites are summed out."""
         total = self._with_all_axes(self.log_likelihood + self.log_prior)
-        return self._per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
+        return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
 
     @cached_property
     def log_marginal_prior(self) -> Tensor:
         """log p(z) of the sampled latents, shape (K, B): enumerated sites are summed out."""
         total = self._with_all_axes(self.log_prior)
-        return self._per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
+        return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
 
     @cached_property
     def log_weight(self) -> Tensor:
@@ -133,7 +137,7 @@ class LogWeights:
         for name in self.structure.guide_enumerated:
             sampled = sampled - self.guide_sites[name]
         total = self._with_all_axes(self.log_likelihood + self.log_prior - sampled)
-        return self._per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
+        return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
 
     @cached_property
     def elbo(self) -> Tensor:
@@ -150,7 +154,7 @@ class LogWeights:
             weights = self._guide_axes(log_q, num_model).exp()
             # 0 x -inf is 0 here: a value of no probability under q does not count.
             bound = torch.where(weights > 0, weights * bound, torch.zeros_like(bound)).sum(self._axes(bound))
-        return self._per_particle(bound)
+        return self.per_particle(bound)
 
     def _with_all_axes(self, tensor: Tensor) -> Tensor:
         return padded(tensor, len(self.layout.enumerated) + 2)
@@ -159,7 +163,7 @@ class LogWeights:
     def _axes(tensor: Tensor) -> tuple[int, ...]:
         return tuple(range(tensor.ndim - 2))
 
-    def _per_particle(self, tensor: Tensor) -> Tensor:
+    def per_particle(self, tensor: Tensor) -> Tensor:
         """Where nothing was sampled, all particles are alike."""
         return tensor.expand(*tensor.shape[:-2], self.num_particles, self.layout.batch_size)
 

@@ -62,9 +62,7 @@ class Pair:
                 generator = torch.Generator().manual_seed(isolation.noise_seed(seed, SUBSAMPLE, len(indices)))
                 return torch.randperm(fn.size, generator=generator)[: fn.subsample_size].to(fn.device)
 
-            guide, model = (
-                Program(fn, args, kwargs, indices=indices, draw_indices=draw_indices) for fn in (self.guide, self.model)
-            )
+            guide, model = self._programs(args, kwargs, indices, draw_indices)
             # What the checks found may hold no longer once the parameters have changed.
             parameters = [*(p for m in modules for p in m.parameters()), *pyro.get_param_store()._params.values()]
             versions = tuple((id(p), p._version) for p in parameters)
@@ -75,6 +73,14 @@ class Pair:
             structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
             guide.layout = model.layout = structure.layout
             yield Call(guide, model, structure, seed, devices[0], self.check_support)
+
+    def _programs(
+        self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor], draw_indices: Callable[[str, Any], Tensor]
+    ) -> tuple[Program, Program]:
+        guide, model = (
+            Program(fn, args, kwargs, indices=indices, draw_indices=draw_indices) for fn in (self.guide, self.model)
+        )
+        return guide, model
 
     def _find_out(
         self, guide: Program, model: Program, seed: int

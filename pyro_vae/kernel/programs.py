@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StructureError, quoted
-from .recorder import Adjust, Layout, Recorder, Site
+from .recorder import Adjust, Cut, Layout, Recorder, Site
 from .records import (
     Record,
     SiteRecord,
@@ -82,14 +82,22 @@ class Program:
         return plain
 
 
-def draw(program: Program, num_particles: int, *, adjust: Adjust | None = None) -> Record:
+def draw(
+    program: Program, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None
+) -> Record:
     """Draw K particles: values and distributions per site, log-densities computed when read.
+
+    `cuts` is filled with the cuts of each run of the program, see `Recorder`.
 
     Run on a model, this draws from the prior and records the likelihood of its observations as well.
     """
+    num_runs = 1 if program.execution == "leading" else num_particles
+    chains: list[list[Cut] | None] = [None if cuts is None else [] for _ in range(num_runs)]
+    if cuts is not None:
+        cuts.extend(chain for chain in chains if chain is not None)
     if program.execution == "leading":
-        return leading_record(split_joint_draw(program.fn, program.run(num_particles, adjust=adjust)))
-    runs = [split_joint_draw(program.fn, program.run(adjust=adjust)) for _ in range(num_particles)]
+        return leading_record(split_joint_draw(program.fn, program.run(num_particles, adjust=adjust, cuts=chains[0])))
+    runs = [split_joint_draw(program.fn, program.run(adjust=adjust, cuts=chain)) for chain in chains]
     return looped_record(runs, program.layout)
 
 

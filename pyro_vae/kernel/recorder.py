@@ -14,6 +14,7 @@ from ..errors import DatumPlateError, StructureError, SubsamplingError
 from .supports import has_edges, inside_support
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]
+Cut = tuple[Tensor, Tensor]  # a draw, and the leaf that took its place
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Recorder(Messenger):
     :param values: answers for latent sites; other latent sites are drawn.
     :param adjust: maps (name, distribution) of a drawn site to (the one to draw from, the one that is log q).
     :param redraw_observed: draw the observed sites too (`simulate`).
+    :param cuts: filled, in their order, with every reparameterised draw and the leaf that the program gets in its place:
+        log-densities then depend on the leaves, and how the draws depend on parameters stays known.
     """
 
     def __init__(
@@ -94,11 +97,12 @@ class Recorder(Messenger):
         values: Mapping[str, Tensor] | None = None,
         adjust: Adjust | None = None,
         redraw_observed: bool = False,
+        cuts: list[Cut] | None = None,
     ) -> None:
         super().__init__()
         self.layout, self.indices, self.draw_indices = layout, indices, draw_indices
         self.num_particles, self.values, self.adjust = num_particles, values or {}, adjust
-        self.redraw_observed = redraw_observed
+        self.redraw_observed, self.cuts = redraw_observed, cuts
         self.sites: dict[str, Site] = {}
         self.drawn: set[str] = set()
         self._densities: dict[str, Any] = {}
@@ -147,9 +151,16 @@ class Recorder(Messenger):
         else:
             if self.adjust is not None and not isinstance(fn, dist.Delta):
                 fn, self._densities[name] = self.adjust(name, fn)
-            msg["value"] = fn()
+            msg["value"] = fn() if isinstance(fn, dist.Delta) else self._cut(fn())
             self.drawn.add(name)
         msg["done"] = True
+
+    def _cut(self, value: Tensor) -> Tensor:
+        if self.cuts is None or not value.requires_grad:
+            return value
+        leaf = value.detach().requires_grad_()
+        self.cuts.append((value, leaf))
+        return leaf
 
     def _expanded(self, msg: Any) -> Any:
         """Give a latent site its particle axis, and its data axis where the data plate has no size."""

@@ -37,6 +37,7 @@ class SiteRecord:
     ) -> None:
         self.name, self.value, self.mask, self.event_mask = site.name, value, mask, event_mask
         self.is_observed, self.event_dim, self.fns = site.is_observed, site.fn.event_dim, fns
+        self.scale, self.frames = site.scale, site.frames
         self._log_prob = log_prob
 
     @cached_property

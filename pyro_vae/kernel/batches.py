@@ -1,0 +1,46 @@
+"""Whole data sets: a function of the model's arguments, run on one batch after the other."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+
+from ..errors import ArgumentError, EmptyBatchError
+from .isolation import batch_noise, kept_random_state
+
+T = TypeVar("T")
+
+
+def first_element(batch: Any) -> tuple[Any, ...]:
+    """The arguments of the model from a batch: its first element, or the batch itself where it is a tensor."""
+    return (batch,) if isinstance(batch, torch.Tensor) else (batch[0],)
+
+
+def over_batches(
+    run: Callable[..., T], loader: Iterable[Any], args: Callable[[Any], tuple[Any, ...]], *, seed: int | None
+) -> list[T]:
+    """What `run` returns for the arguments of every batch, in their order. Every batch gets noise of its own.
+
+    With a seed the caller's random state stays as it is, also where the loader draws from it.
+
+    :raises EmptyBatchError: if the loader yields nothing.
+    :raises ArgumentError: if `args` returns no tuple.
+    """
+    kept = nullcontext if seed is None else kept_random_state
+    results = []
+    with kept():
+        for number, batch in enumerate(loader):
+            with batch_noise(number), kept():
+                if seed is not None:
+                    torch.manual_seed(seed)
+                arguments = args(batch)
+                if not isinstance(arguments, (tuple, list)):
+                    raise ArgumentError(
+                        f"args must map a batch to a tuple of the model's arguments, got {type(arguments).__name__}: write "
+                        "args=lambda batch: (batch[0],)"
+                    )
+                results.append(run(*arguments))
+    if not results:
+        raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+    return results

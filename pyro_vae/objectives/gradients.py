@@ -1,0 +1,71 @@
+"""Gradients of a bound that is a log-mean-exp over particles: by autograd, along the path of the draws, by the score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernel import Cut
+from ..ops import log_mean_exp
+from .weighing import total
+
+UNUSED: Any = {"allow_unused": True, "materialize_grads": True}  # a zero for a leaf that nothing reads
+
+
+def normalised(log_weight: Tensor) -> Tensor:
+    """Weights that sum to one over K, detached; zero for a datum without a single usable particle."""
+    weights: Tensor = log_weight.detach().softmax(0)
+    return weights.nan_to_num(0.0)
+
+
+def weighed(weights: Tensor, log_density: Tensor) -> Tensor:
+    """The product, with 0 x -inf = 0."""
+    return torch.where(weights > 0, weights * log_density, torch.zeros_like(log_density))
+
+
+def score_surrogate(log_weight: Tensor, log_q: Tensor) -> Tensor:
+    """What has the score-function gradient of the bound for draws with log q, (B,).
+
+    From the bound of all particles, that of the others is subtracted: it does not depend on the draw, so the mean of the
+    gradient stays and its variance falls (VIMCO with the arithmetic mean; Mnih and Rezende, 2016,
+    https://arxiv.org/abs/1602.06725). With K = 1 there are no others.
+    """
+    log_weight = log_weight.detach()
+    learning = log_mean_exp(log_weight, 0) - bounds_of_others(log_weight)
+    return (learning.nan_to_num(0.0, 0.0, 0.0) * log_q).sum(0)
+
+
+def bounds_of_others(log_weight: Tensor) -> Tensor:
+    """The bound without each particle in turn, (K, B); zero for K = 1."""
+    num_particles = len(log_weight)
+    if num_particles == 1:
+        return torch.zeros_like(log_weight)
+    nothing = torch.full_like(log_weight[:1], -torch.inf)
+    before = torch.cat([nothing, log_weight[:-1].logcumsumexp(0)])
+    after = torch.cat([log_weight[1:].flip(0).logcumsumexp(0).flip(0), nothing])
+    return torch.logaddexp(before, after) - torch.tensor(num_particles - 1.0).log().item()
+
+
+def path_surrogate(weighted: Tensor, cuts: Sequence[Sequence[Cut]]) -> Tensor | float:
+    """What has the gradient of `weighted` along the draws alone, as if the densities had no parameters.
+
+    `weighted`, without dimensions, depends on the leaves that took the place of the draws. Its gradient at a leaf goes on
+    through the draw: to parameters, and to the leaves drawn before, whose gradients it joins.
+    """
+    chains = [chain for chain in cuts if chain]
+    if not chains:
+        return 0.0
+    at_leaves = torch.autograd.grad(weighted, [leaf for chain in chains for _, leaf in chain], retain_graph=True, **UNUSED)
+    gradients = iter(at_leaves)
+    return total(along_chain(chain, [next(gradients) for _ in chain]) for chain in chains)
+
+
+def along_chain(chain: Sequence[Cut], gradients: list[Tensor]) -> Tensor:
+    leaves = [leaf for _, leaf in chain]
+    for i in range(len(chain) - 1, 0, -1):
+        parts = torch.autograd.grad(chain[i][0], leaves[:i], gradients[i], retain_graph=True, **UNUSED)
+        gradients[:i] = [gradient + part for gradient, part in zip(gradients[:i], parts, strict=True)]
+    return total((gradient * draw).sum() for gradient, (draw, _) in zip(gradients, chain, strict=True))

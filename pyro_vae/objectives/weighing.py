@@ -1,0 +1,106 @@
+"""log p(x, z) and log q(z|x) with beta, and the terms of a call, from the log-densities (K, B) of a pair."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..errors import AuxiliarySiteError, EnumerationError, OptionError, quoted
+from ..kernel import Beta, Betas, LogWeights, beta_at
+from .terms import Density, Pass, like
+
+
+class Sides(NamedTuple):
+    """The sites whose densities make up one KL, those of the guide and those of the prior."""
+
+    guide: tuple[str, ...]
+    prior: tuple[str, ...]
+
+
+def kl_sites(weights: LogWeights) -> dict[str, Sides]:
+    """By the name a KL is reported under; all latents in one where an autoguide draws them jointly."""
+    latents = weights.structure.latents
+    left = [n for n in weights.guide_sites if n.removesuffix("_unconstrained") not in latents]
+    factors = {n: Sides((n,), ()) for n in left if weights.is_factor(n)}
+    if len(factors) < len(left):
+        drawn = tuple(n for n in weights.guide_sites if n not in factors)
+        return {"+".join(latents): Sides(drawn, latents), **factors}
+    own = {name: (name, f"{name}_unconstrained") for name in latents}
+    return {
+        name: Sides(tuple(n for n in sites if n in weights.guide_sites), (name,)) for name, sites in own.items()
+    } | factors
+
+
+def check_enumeration(weights: LogWeights, betas: Betas = 1.0) -> None:
+    structure = weights.structure
+    if structure.guide_enumerated:
+        raise EnumerationError(
+            f"the guide enumerates {quoted(structure.guide_enumerated)}, but a weight sums it out of the model alone, so "
+            "its log q would never be trained: enumerate it in the model only, or let the guide draw it"
+        )
+    if structure.model_enumerated and (isinstance(betas, Mapping | Tensor) or betas != 1.0):
+        raise EnumerationError(
+            f"the model sums out {quoted(structure.model_enumerated)}, and inside the logarithm of a sum no term has a "
+            "weight of its own: use beta=1, or draw the site in the guide"
+        )
+
+
+def check_names(weights: LogWeights, betas: Mapping[str, Beta]) -> None:
+    groups = kl_sites(weights)
+    unknown = [n for n in betas if n not in weights.structure.latents and n not in groups]
+    if unknown:
+        raise OptionError(f"beta names {quoted(unknown)}, but the latent sites are {quoted(weights.structure.latents)}")
+    joint = [n for n, sides in groups.items() if len(sides.prior) > 1]
+    if joint:
+        raise AuxiliarySiteError(
+            f"the guide draws {quoted(joint)} jointly, so its KL cannot be weighed by site: pass one beta for all, or use "
+            "AutoNormal"
+        )
+
+
+def beta_densities(weights: LogWeights, betas: Betas) -> tuple[Tensor, Tensor]:
+    """log p(x|z) + beta log p(z) and beta log q(z|x), (K, B) each, with the beta of each site."""
+    check_enumeration(weights, betas)
+    if isinstance(betas, Mapping):
+        check_names(weights, betas)
+        groups = kl_sites(weights)
+        log_prior = total(like(p, beta_at(betas, n)) * p for n, p in weights.prior_sites.items())
+        log_guide = total(like(q, beta_at(betas, g)) * q for g, s in groups.items() for q in of_guide(weights, s.guide))
+        return weights.log_likelihood + log_prior, log_guide
+    if not isinstance(betas, Tensor) and betas == 1.0:
+        return weights.log_joint, weights.log_guide
+    beta = like(weights.log_prior, betas)
+    return weights.log_likelihood + beta * weights.log_prior, beta * weights.log_guide
+
+
+def of_guide(weights: LogWeights, names: Iterable[str]) -> list[Tensor]:
+    return [weights.guide_sites[n] for n in names]
+
+
+def total(tensors: Iterable[Tensor]) -> Tensor:
+    return reduce(operator.add, tensors)
+
+
+def pass_of(weights: LogWeights, scale: float | Tensor) -> Pass:
+    """The detached densities of one call, for `Terms`."""
+
+    def density(log_prob: Tensor) -> Density:
+        return Density(weights.per_particle(log_prob.detach()), scale)
+
+    if weights.structure.model_enumerated:
+        # What is summed out belongs to the likelihood, but for its part in the prior of the latents.
+        prior = density(weights.log_marginal_prior)
+        observed = density(weights.log_joint - weights.log_marginal_prior)
+        return Pass([observed], {"+".join(weights.structure.latents): ([density(weights.log_guide)], [prior])}, [], [])
+    kl = {
+        name: (
+            [density(weights.guide_sites[n]) for n in sides.guide],
+            [density(weights.prior_sites[n]) for n in sides.prior],
+        )
+        for name, sides in kl_sites(weights).items()
+    }
+    return Pass([density(log_p) for log_p in weights.likelihood_sites.values()], kl, [], [])
