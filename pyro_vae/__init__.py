@@ -14,7 +14,7 @@ from .evidence import (
 from .gaps import InferenceGaps
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .monitor import Monitor
-from .objectives import BetaTrace_ELBO, BetaTraceEnum_ELBO, BetaTraceGraph_ELBO, BetaTraceMeanField_ELBO, Terms
+from .objectives import BetaTrace_ELBO, BetaTraceEnum_ELBO, BetaTraceGraph_ELBO, BetaTraceMeanField_ELBO, ImportanceWeightedELBO, Terms
 from .schedules import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, SigmoidAnnealing
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
 
@@ -34,6 +34,7 @@ __all__ = [
     "ExactEvidence",
     "Gaps",
     "ImportanceSampling",
+    "ImportanceWeightedELBO",
     "InferenceGaps",
     "KCurve",
     "LinearAnnealing",

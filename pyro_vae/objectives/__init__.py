@@ -1,8 +1,16 @@
 """Objectives to train with: drop-in subclasses of `pyro.infer.ELBO`."""
 
 from .enumeration import BetaTraceEnum_ELBO
+from .importance_weighted import ImportanceWeightedELBO
 from .mean_field import BetaTraceMeanField_ELBO
 from .terms import Terms
 from .trace import BetaTrace_ELBO, BetaTraceGraph_ELBO
 
-__all__ = ["BetaTraceEnum_ELBO", "BetaTraceGraph_ELBO", "BetaTraceMeanField_ELBO", "BetaTrace_ELBO", "Terms"]
+__all__ = [
+    "BetaTraceEnum_ELBO",
+    "BetaTraceGraph_ELBO",
+    "BetaTraceMeanField_ELBO",
+    "BetaTrace_ELBO",
+    "ImportanceWeightedELBO",
+    "Terms",
+]
