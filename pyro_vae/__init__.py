@@ -14,12 +14,22 @@ from .evidence import (
 from .gaps import InferenceGaps
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .monitor import Monitor
-from .objectives import BetaTrace_ELBO, BetaTraceEnum_ELBO, BetaTraceGraph_ELBO, BetaTraceMeanField_ELBO, ImportanceWeightedELBO, Terms
+from .objectives import (
+    AggressiveTraining,
+    BetaTrace_ELBO,
+    BetaTraceEnum_ELBO,
+    BetaTraceGraph_ELBO,
+    BetaTraceMeanField_ELBO,
+    ImportanceWeightedELBO,
+    InclusiveKL,
+    Terms,
+)
 from .schedules import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, SigmoidAnnealing
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
 
 __all__ = [
     "AdaptiveImportanceSampling",
+    "AggressiveTraining",
     "AnnealedImportanceSampling",
     "BetaTraceEnum_ELBO",
     "BetaTraceGraph_ELBO",
@@ -35,6 +45,7 @@ __all__ = [
     "Gaps",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
+    "InclusiveKL",
     "InferenceGaps",
     "KCurve",
     "LinearAnnealing",

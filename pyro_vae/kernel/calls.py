@@ -15,7 +15,7 @@ from .data import check_observed, rows
 from .log_weights import LogWeights
 from .programs import Program, draw, score
 from .recorder import Adjust, Cut, Layout
-from .records import Record, leading_record, narrow_record, select_particle
+from .records import Record, leading_record, looped_record, narrow_record, select_particle
 from .structure import Structure
 
 # Streams of noise within one call, so that no two uses share their draws.
@@ -62,6 +62,10 @@ class Call:
             name: site.value for name, site in draw(ancestral, num_particles).items() if name in self.structure.latents
         }
         return values, self.score(values, num_particles)
+
+    def simulate(self) -> Record:
+        """One draw of all sites of the model, the observed ones too."""
+        return looped_record([self.model.run(redraw_observed=True)], self.layout)
 
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
         """The model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import BatchCouplingError, DropoutWarning
@@ -32,7 +32,8 @@ class LivePair(Pair):
     ) -> None:
         super().__init__(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=False)
 
-    def call(self, args: tuple, kwargs: Mapping[str, Any]) -> Call:
+    def call(self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor] | None = None) -> Call:
+        """`indices`, by plate, are those of another call about the same data."""
         modules = isolation.modules_of(self.model, self.guide)
         modes = tuple(m.training for top in modules for m in top.modules())
         key = (signature_of((args, kwargs)), modes)
@@ -46,7 +47,7 @@ class LivePair(Pair):
             if model_execution == "vmap" and layers:
                 model_execution = "loop"  # torch.vmap runs neither batch norm nor dropout in train mode
             self._known[key] = structure, guide_names, model_names, guide_execution, model_execution
-        guide, model = self._programs(args, kwargs, {}, lambda name, fn: fn())
+        guide, model = self._programs(args, kwargs, {} if indices is None else indices, lambda name, fn: fn())
         structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
         guide.layout = model.layout = structure.layout
         call = Call(guide, model, structure, 0, devices[0], check_support=False)

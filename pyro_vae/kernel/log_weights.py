@@ -95,6 +95,11 @@ class LogWeights:
             joint = mask if joint is None else joint & mask
         return joint
 
+    @property
+    def observations(self) -> dict[str, Tensor]:
+        """The observed values by site, as they came."""
+        return {n: s.value for n, s in self._model.items() if s.is_observed and s.value.numel()}
+
     def is_factor(self, name: str) -> bool:
         """Whether a site of the guide is a `pyro.factor`: its value is empty."""
         return not self._guide[name].value.numel()

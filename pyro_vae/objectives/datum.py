@@ -27,6 +27,7 @@ class DatumELBO(Objective):
     _loss: Tensor
     _recorded: Betas
     _plates: dict[str, int]
+    _num_drawn: int
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class DatumELBO(Objective):
 
     def _make_terms(self) -> Terms:
         assert self._pass is not None
-        terms = terms_of([self._pass], self.num_particles, self._recorded)
+        terms = terms_of([self._pass], self._num_drawn, self._recorded)
         return replace(terms, loss=self._loss, plates=self._plates)
 
     def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -84,18 +85,29 @@ class DatumELBO(Objective):
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("Pyro's class asks for it; here the kernel runs the pair")
 
-    def _call(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], role: str = "guide") -> Call:
+    def _call(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        role: str = "guide",
+        indices: dict[str, Tensor] | None = None,
+    ) -> Call:
         """What was found out about a pair is kept for as long as the objective is called with it."""
         pair = self._pairs.get(role)
         if pair is None or pair.model != model or pair.guide != guide:
             pair = LivePair(model, guide, datum_plate=self.datum_plate, prior_sites=self.prior_sites)
             self._pairs[role] = pair
-        return pair.call(args, kwargs)
+        return pair.call(args, kwargs, indices)
 
-    def _weigh(self, call: Call, guide: Record, betas: Betas = 1.0) -> tuple[LogWeights, float | Tensor]:
+    def _weigh(
+        self, call: Call, guide: Record, num_particles: int | None = None, betas: Betas = 1.0
+    ) -> tuple[LogWeights, float | Tensor]:
         """The log-densities of drawn particles and the scale of the data; remembers them for `terms`."""
-        model = call.score(call.latent_values(guide), self.num_particles)
-        weights = call.weigh(guide, model, self.num_particles)
+        self._num_drawn = num_particles or self.num_particles
+        model = call.score(call.latent_values(guide), self._num_drawn)
+        weights = call.weigh(guide, model, self._num_drawn)
         scale = datum_scale(call, guide, model)
         self._pass, self._recorded, self._plates = pass_of(weights, scale), snapshot(betas), plates_of(call, model)
         return weights, scale

@@ -98,7 +98,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
                 f"gradient='{self.gradient}' follows the draws of the guide, but {quoted(scored)} are not reparameterised: "
                 "use gradient='standard', which has a score-function term for them"
             )
-        weights, scale = self._weigh(call, drawn, betas)
+        weights, scale = self._weigh(call, drawn, betas=betas)
         log_joint, log_guide = beta_densities(weights, betas)
         log_weight = log_joint - log_guide
         loss = -(log_mean_exp(log_weight.detach(), 0) * scale).sum()

@@ -1,0 +1,118 @@
+"""Training that keeps the guide ahead of the model, against posterior collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.util import zero_grads
+
+from ..errors import EmptyBatchError, OptionError
+from ..kernel import first_element, kept_random_state
+
+Args = Callable[[Any], tuple]
+
+
+class AggressiveTraining:
+    """Many steps of the guide for each step of the model, while the guide lags behind (He et al., 2019,
+    https://arxiv.org/abs/1901.05534).
+
+    Early in training the model may learn to ignore latents that the guide cannot place yet, and the guide then has nothing
+    to learn: the posterior collapses. Here the guide alone is updated, on one batch after the other, until its loss no
+    longer falls; then the model alone, once. A few hundred such steps at the start are usually enough; go on with
+    ``svi.step`` then.
+
+    :param svi: a `pyro.infer.SVI`; its optimiser, parameters and objective stay what they are.
+    :param batches: a `DataLoader` or any other iterable that can be gone through again and again.
+    :param args: maps a batch to the positional arguments of model and guide; its first element unless given.
+    :param max_inner_steps: of the guide, for each step of the model.
+    :param window: the loss is compared between means over so many steps.
+
+    :ivar num_inner_steps: steps of the guide in the last call of `step`; it falls as the guide catches up.
+    :raises OptionError: for counts below 1, an iterator that cannot be gone through twice, or a guide that uses all
+        parameters. Those that both sides use count as the guide's.
+    :raises EmptyBatchError: for a loader that yields nothing.
+
+    Every update advances `num_updates` of the objective, those of the guide too: a schedule over it then runs faster.
+
+    Example::
+
+        aggressive = pv.AggressiveTraining(svi, loader)
+        for _ in range(500):
+            aggressive.step()
+        for (x,) in loader:
+            svi.step(x)
+    """
+
+    def __init__(
+        self,
+        svi: SVI,
+        batches: Iterable[Any],
+        *,
+        args: Args = first_element,
+        max_inner_steps: int = 100,
+        window: int = 10,
+    ) -> None:
+        for name, value in (("max_inner_steps", max_inner_steps), ("window", window)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name} must be a whole number >= 1, got {value!r}")
+        if iter(batches) is batches:
+            raise OptionError("batches must be gone through again and again: pass a DataLoader or a list, not an iterator")
+        self.svi, self.max_inner_steps, self.window = svi, max_inner_steps, window
+        self.num_inner_steps = 0
+        self._batches = endless(batches, args)
+        self._of_guide: frozenset[str] | None = None
+
+    def step(self) -> float:
+        """Update the guide until its loss no longer falls, then the model once.
+
+        :returns: the loss of the model's batch.
+        """
+        before = float("inf")
+        losses: list[float] = []
+        self.num_inner_steps = 0
+        while self.num_inner_steps < self.max_inner_steps:
+            losses.append(self._update(next(self._batches), of_guide=True))
+            self.num_inner_steps += 1
+            if len(losses) == self.window:
+                mean = sum(losses) / self.window
+                if mean >= before:
+                    break
+                before, losses = mean, []
+        return self._update(next(self._batches), of_guide=False)
+
+    def _update(self, args: tuple, of_guide: bool) -> float:
+        """As `SVI.step`, but for the parameters of one side alone."""
+        svi = self.svi
+        with poutine.trace(param_only=True) as seen:
+            loss: float = svi.loss_and_grads(svi.model, svi.guide, *args)
+        params = {name: site["value"].unconstrained() for name, site in seen.trace.nodes.items()}
+        if self._of_guide is None:
+            self._of_guide = self._find_side(args)
+            if self._of_guide.issuperset(params):
+                raise OptionError(
+                    "the guide uses all parameters, so there are none of the model to hold back: register with pyro.module "
+                    "in the guide only what the guide uses"
+                )
+        svi.optim({param for name, param in params.items() if (name in self._of_guide) == of_guide})
+        zero_grads(set(params.values()))  # of the other side too: its next step is not to have them
+        return loss
+
+    def _find_side(self, args: tuple) -> frozenset[str]:
+        """The names of the parameters that the guide uses; all others are the model's."""
+        with torch.no_grad(), kept_random_state():
+            nodes = poutine.trace(self.svi.guide, param_only=True).get_trace(*args).nodes
+        return frozenset(name for name, site in nodes.items() if site["type"] == "param")
+
+
+def endless(batches: Iterable[Any], args: Args) -> Iterator[tuple]:
+    while True:
+        found = False
+        for batch in batches:
+            found = True
+            yield args(batch)
+        if not found:
+            raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
