@@ -1,7 +1,17 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
 from . import errors, exact, nn, plots, schedules
-from .estimates import Estimate, Evidence, Gaps, KCurve, Sandwich, SelfCheckResult, TrainingHistory
+from .estimates import (
+    CollapseHistory,
+    Estimate,
+    Evidence,
+    Gaps,
+    KCurve,
+    Sandwich,
+    SelfCheckResult,
+    TrainingHistory,
+    UnitActivity,
+)
 from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
@@ -12,6 +22,7 @@ from .evidence import (
     SelfCheck,
 )
 from .gaps import InferenceGaps
+from .latent import ActiveUnits, CollapseMonitor
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .monitor import Monitor
 from .objectives import (
@@ -28,6 +39,7 @@ from .schedules import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, Sigm
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
 
 __all__ = [
+    "ActiveUnits",
     "AdaptiveImportanceSampling",
     "AggressiveTraining",
     "AnnealedImportanceSampling",
@@ -36,6 +48,8 @@ __all__ = [
     "BetaTraceMeanField_ELBO",
     "BetaTrace_ELBO",
     "BidirectionalMonteCarlo",
+    "CollapseHistory",
+    "CollapseMonitor",
     "ConditionalVAE",
     "CosineAnnealing",
     "CyclicalAnnealing",
@@ -59,6 +73,7 @@ __all__ = [
     "Simulation",
     "Terms",
     "TrainingHistory",
+    "UnitActivity",
     "VAE",
     "conv_vae",
     "errors",

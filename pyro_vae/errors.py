@@ -6,6 +6,7 @@ __all__ = [
     "ArgumentError",
     "AuxiliarySiteError",
     "BatchCouplingError",
+    "CollapseWarning",
     "ConvergenceWarning",
     "DatumPlateError",
     "DropoutWarning",
@@ -133,3 +134,7 @@ class ScheduleWarning(UserWarning):
 
 class ParameterStoreWarning(UserWarning):
     """Pyro's parameter store held other values under a program's names: the program keeps its own."""
+
+
+class CollapseWarning(UserWarning):
+    """Most units of the latents carry nothing about the data: the posterior has collapsed onto the prior."""

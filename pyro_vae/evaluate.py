@@ -1,21 +1,14 @@
 """Any estimator over a whole data set."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from .errors import ConvergenceWarning, EmptyBatchError, UnreliableEvidenceWarning
+from .errors import ConvergenceWarning, UnreliableEvidenceWarning
 from .estimates import warn_about
-from .kernel import batch_noise, kept_random_state
-
-
-def first_element(batch: Any) -> tuple[Any, ...]:
-    """The arguments of the model from a batch: its first element, or the batch itself where it is a tensor."""
-    return (batch,) if isinstance(batch, torch.Tensor) else (batch[0],)
+from .kernel import first_element, over_batches
 
 
 def evaluate(
@@ -38,31 +31,27 @@ def evaluate(
 
     :returns: one record for all data, fields (N,).
     :raises EmptyBatchError: if the loader yields nothing.
+    :raises ArgumentError: if `args` returns no tuple.
 
     Example::
 
         result = pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), DataLoader(TensorDataset(x), 100), seed=0)
         print(result)
     """
-    kept = nullcontext if seed is None else kept_random_state
-    results = []
-    with kept():  # a DataLoader draws too when it is iterated
-        for number, batch in enumerate(tqdm(loader, desc=type(estimator).__name__, unit="batch", disable=not progress)):
-            with batch_noise(number), quiet(), kept():
-                if seed is not None:
-                    torch.manual_seed(seed)
-                results.append(estimator(*args(batch)))
-    if not results:
-        raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+    batches = tqdm(loader, desc=type(estimator).__name__, unit="batch", disable=not progress)
+    results = over_batches(quietly(estimator), batches, args, seed=seed)
     joined = type(results[0]).cat(results)
     warn_about(joined, stacklevel=2)
     return joined
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quietly(estimator: Callable[..., Any]) -> Callable[..., Any]:
     """Hold back the warnings about single batches; the joined record speaks for all."""
-    with warnings.catch_warnings():
-        for category in (UnreliableEvidenceWarning, ConvergenceWarning):
-            warnings.simplefilter("ignore", category)
-        yield
+
+    def run(*args: Any) -> Any:
+        with warnings.catch_warnings():
+            for category in (UnreliableEvidenceWarning, ConvergenceWarning):
+                warnings.simplefilter("ignore", category)
+            return estimator(*args)
+
+    return run

@@ -49,6 +49,7 @@ OUTSIDE = {
     "exact": {"numpy"},
     "evaluate": {"tqdm"},
     "evidence": {"tqdm"},
+    "latent": {"tqdm"},
     "plots": {"numpy", "matplotlib"},
     "monitor": {"numpy", "matplotlib", "tqdm"},
     "report": {"numpy", "matplotlib"},

@@ -8,5 +8,17 @@ from .mean import Estimate
 from .sandwich import Sandwich
 from .self_check import SelfCheckResult
 from .training import TrainingHistory
+from .units import CollapseHistory, UnitActivity
 
-__all__ = ["Estimate", "Evidence", "Gaps", "KCurve", "Sandwich", "SelfCheckResult", "TrainingHistory", "warn_about"]
+__all__ = [
+    "CollapseHistory",
+    "Estimate",
+    "Evidence",
+    "Gaps",
+    "KCurve",
+    "Sandwich",
+    "SelfCheckResult",
+    "TrainingHistory",
+    "UnitActivity",
+    "warn_about",
+]

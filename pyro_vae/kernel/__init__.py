@@ -1,5 +1,6 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
+from .batches import first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
 from .isolation import batch_noise, kept_random_state
@@ -9,9 +10,9 @@ from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, reconstruct_sites, simulate_sites
 from .plates import INFER
 from .recorder import Cut
-from .records import Record, SiteRecord
+from .records import Record, SiteRecord, find_masks
 from .structure import Structure
-from .supports import bounds_of, innermost
+from .supports import TRANSFORMED, bounds_of, innermost
 from .tape import tape_pair
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PILOT",
     "PROPOSAL",
     "REVERSE",
+    "TRANSFORMED",
     "Beta",
     "Betas",
     "Call",
@@ -38,8 +40,11 @@ __all__ = [
     "beta_at",
     "bounds_of",
     "check_imputed",
+    "find_masks",
+    "first_element",
     "innermost",
     "kept_random_state",
+    "over_batches",
     "reconstruct_sites",
     "reduce_to_datum",
     "simulate_sites",

@@ -36,7 +36,8 @@ class LivePair(Pair):
         """`indices`, by plate, are those of another call about the same data."""
         modules = isolation.modules_of(self.model, self.guide)
         modes = tuple(m.training for top in modules for m in top.modules())
-        key = (signature_of((args, kwargs)), modes)
+        # A float is a weight that a loop anneals: other values, the same structure.
+        key = (signature_of((args, kwargs), floats=False), modes)
         devices = devices_of((args, kwargs), modules)
         if key not in self._known:
             for name, program in (("model", self.model), ("guide", self.guide)):

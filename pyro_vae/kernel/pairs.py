@@ -209,16 +209,18 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
         yield from tensors_in(list(tree.values()))
 
 
-def signature_of(tree: Any) -> Any:
-    """A hashable description of arguments: shapes of arrays, other objects themselves."""
+def signature_of(tree: Any, floats: bool = True) -> Any:
+    """A hashable description of arguments: shapes of arrays, other objects themselves, floats if their values matter."""
     if isinstance(tree, Tensor):
         return tree.shape, tree.dtype, tree.device
     if isinstance(tree, (tuple, list)):
-        return tuple(signature_of(item) for item in tree)
+        return tuple(signature_of(item, floats) for item in tree)
     if isinstance(tree, Mapping):
-        return tuple((key, signature_of(value)) for key, value in tree.items())
+        return tuple((key, signature_of(value, floats)) for key, value in tree.items())
     if isinstance(tree, numpy.ndarray):
         return tree.shape, tree.dtype
+    if isinstance(tree, float) and not floats:
+        return float
     try:
         hash(tree)
     except TypeError:

@@ -89,7 +89,8 @@ class AggressiveTraining:
         svi = self.svi
         with poutine.trace(param_only=True) as seen:
             loss: float = svi.loss_and_grads(svi.model, svi.guide, *args)
-        params = {name: site["value"].unconstrained() for name, site in seen.trace.nodes.items()}
+        sites: dict[str, Any] = seen.trace.nodes
+        params = {name: site["value"].unconstrained() for name, site in sites.items()}
         if self._of_guide is None:
             self._of_guide = self._find_side(args)
             if self._of_guide.issuperset(params):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
-import pyro.distributions as dist
+import torch
 from pyro.distributions.rejector import Rejector
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
@@ -15,12 +16,15 @@ from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from ..errors import StructureError
 from ..kernel import WeighedTraces, innermost, tape_pair
 from .beta import BetaELBO, densities_of
-from .terms import Pass
+from .kl_formulas import analytic_kl
+from .kl_targets import check_beta, target_of
+from .rates import Rates, mean_rates
+from .terms import Density, Pass
+from .weights import Weight
 
 
 class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
@@ -36,11 +40,45 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
     depends on in the model do not depend on z in the guide: it holds where both sides sample in the same order, which
     Pyro's check looks at.
 
-    :raises StructureError: (beside the others) for draws of the guide that are not reparameterised.
+    **Free bits**, a floor of lambda nats under the KL of each dimension j of a latent (or of each site): a dimension that
+    carries less is not pushed to the prior, which is how a posterior collapses (Kingma et al., 2016,
+    https://arxiv.org/abs/1606.04934, appendix C.8)::
+
+        loss = -reconstruction + sum over sites and j of beta N max(lambda, mean over the data of KL_j)
+
+    The mean is over the data and the particles of the call, with the scale of the plate N data. What is masked, a datum or
+    a dimension of one, is left out of it and of N. Dimensions are the elements of the event and of plates inside the datum.
+    Below the floor a KL has no gradient, at the floor its own. As KL_j <= max(lambda, KL_j), the loss at beta = 1 is still
+    minus a lower bound of log p(x). It depends on the batch: a maximum of means over batches is larger, on average.
+
+    **Capacity**, C nats per datum at which the KL of all latents together is held, mostly by a schedule that rises (Burgess
+    et al., 2018, https://arxiv.org/abs/1804.03599, with weight 1000 and C from 0 to 25)::
+
+        loss = -reconstruction + capacity_weight N |KL / N - C|
+
+    N counts the data of which some latent is not masked. With a weight of at least 1 the loss plus N C is minus a lower
+    bound of log p(x); the loss alone bounds nothing.
+
+    Both ask for one plate common to all sites, the data (a dict of free bits: to the latents that it names and the
+    observations). Particles that are looped over are in memory all at once then. `terms` has the true KL and ELBO.
+
+    :param free_bits: lambda: a number >= 0, a tensor without dimensions, a schedule, or a dict of these by latent site;
+        sites that it does not name have none.
+    :param free_bits_per: "dimension", or "site" for the KL of whole sites, whose dimensions may depend on one another.
+    :param capacity: C: a number >= 0, a tensor without dimensions or a schedule; without free bits and at beta = 1.
+    :param capacity_weight: a number >= 0, a tensor without dimensions or a schedule.
+    :raises OptionError: (beside the others) for free bits of a site the pair does not have; for capacity beside free bits or
+        a beta.
+    :raises StructureError: (beside the others) for draws of the guide that are not reparameterised; for free bits of a site
+        that has no KL of its own, or none by dimension.
+    :raises DatumPlateError: where free bits or capacity find no plate, or several, common to all sites.
+    :raises SubsamplingError: where they find a subsampled plate inside the datum.
 
     Example::
 
         svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pv.BetaTraceMeanField_ELBO(beta=4.0))
+        pv.BetaTraceMeanField_ELBO(free_bits=0.5)
+        pv.BetaTraceMeanField_ELBO(capacity=pv.LinearAnnealing(100_000, end=25.0))
 
     Where it differs from Pyro's class at beta = 1: with a mask on one side (Pyro ignores one of the model), and with
     autoguides that draw in unconstrained space, whose log-Jacobian Pyro leaves out.
@@ -48,38 +86,78 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
 
     _costs: list[Tensor]  # of the present particle: what stands in the loss with a plus
     _gains: list[Tensor]  # and with a minus
+    _rates: Rates = {}  # and the KLs, where the loss wants more of them than their sum
+
+    def __init__(
+        self,
+        beta: Weight | Mapping[str, Weight] = 1.0,
+        *,
+        free_bits: Weight | Mapping[str, Weight] = 0.0,
+        free_bits_per: str = "dimension",
+        capacity: Weight | None = None,
+        capacity_weight: Weight = 1000.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(beta, **options)
+        self._target = target_of(free_bits, free_bits_per, capacity, capacity_weight)
+        check_beta(self._target, self._beta)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         # Without a score function the loss is its own surrogate: no scalar has to be read off the device.
-        particles = [self._particle_loss() for _ in self._get_traces(model, guide, args, kwargs)]
-        loss = reduce(operator.add, particles)
-        if self.num_particles > 1:
-            loss = loss / self.num_particles
+        loss = self._all_particles(model, guide, args, kwargs)
         self._warn_if_schedule_stands_still()
         return loss
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        return self._per_particle(model, guide, args, kwargs, backward=False)
+        return self._as_float(model, guide, args, kwargs, backward=False)
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        loss = self._per_particle(model, guide, args, kwargs, backward=True)
+        loss = self._as_float(model, guide, args, kwargs, backward=True)
         self.num_updates += 1
         return loss
 
-    def _per_particle(self, model: Callable, guide: Callable, args: Any, kwargs: Any, backward: bool) -> float:
-        """One particle after the other, so that memory does not grow with K."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_costs": [], "_gains": [], "_rates": {}}
+
+    def _scheduled(self) -> Iterable[Weight]:
+        return (*super()._scheduled(), *(self._target.weights if self._target else ()))
+
+    def _as_float(self, model: Callable, guide: Callable, args: Any, kwargs: Any, backward: bool) -> float:
+        if self._target is None:  # one particle after the other, so that memory does not grow with K
+            losses = (self._particle_loss() / self.num_particles for _ in self._get_traces(model, guide, args, kwargs))
+        else:  # which asks for the mean over the particles
+            losses = (self._all_particles(model, guide, args, kwargs) for _ in range(1))
         total = 0.0
-        for _ in self._get_traces(model, guide, args, kwargs):
-            loss = self._particle_loss() / self.num_particles
+        for loss in losses:
             if backward and loss.requires_grad:
                 loss.backward(retain_graph=self.retain_graph)
             total += loss.item()
         warn_if_nan(total, "loss")  # type: ignore[call-overload]
         return total
 
+    def _all_particles(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Tensor:
+        check_beta(self._target, self._beta)
+        now: Any = self._target and self._target.now(self.num_updates)
+        losses, runs = [], []
+        for _ in self._get_traces(model, guide, args, kwargs):
+            losses.append(self._particle_loss())
+            runs.append(self._rates)
+            self._rates = {}
+        loss = reduce(operator.add, losses)
+        if self.num_particles > 1:
+            loss = loss / self.num_particles
+        if self._target is None:
+            return loss
+        cost, plain = self._target.cost(mean_rates(runs, self.num_particles), now, self._betas)
+        extra = Density((cost - plain).detach() * self.num_particles)  # in the loss, but in no KL and no ELBO
+        self._passes[-1] = replace(self._passes[-1], others=[*self._passes[-1].others, extra])
+        return loss + cost
+
     def _particle_loss(self) -> Tensor:
         costs, self._costs, gains, self._gains = self._costs, [], self._gains, []
-        return reduce(operator.sub, gains, reduce(operator.add, costs)) if costs else -reduce(operator.add, gains)
+        if costs:
+            return reduce(operator.sub, gains, reduce(operator.add, costs))
+        return -reduce(operator.add, gains) if gains else torch.zeros(())
 
     def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
         tapes = tape_pair(self.max_plate_nesting, model, guide, args, kwargs)
@@ -96,12 +174,14 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         # Where the KL has a formula, log p(z) and log q(z|x) are never computed: they would only cost time.
         observed = [s for s in model.values() if s["is_observed"]]
         others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]
-        self._costs = [
-            *(scale_and_mask(kl, guide[n]["scale"], guide[n]["mask"]).sum() for n, kl in known.items()),
-            *(score(guide[n]) for n in sampled if n in guide),
-            *(score(s) for s in others),
-        ]
-        self._gains = [*(score(s) for s in observed), *(score(model[n]) for n in sampled if n in model)]
+        costs = [scale_and_mask(kl, guide[n]["scale"], guide[n]["mask"]).sum() for n, kl in known.items()]
+        costs += [score(guide[n]) for n in sampled if n in guide]
+        own = [score(s) for s in others]
+        fit = [score(s) for s in observed]
+        gains = [score(model[n]) for n in sampled if n in model]
+        if self._target is not None:
+            self._rates, costs, gains = self._target.measure(traces, known), [], []
+        self._costs, self._gains = [*costs, *own], [*fit, *gains]
         return densities_of(traces, known)
 
 
@@ -110,25 +190,6 @@ def score(site: Any) -> Tensor:
     site["unscaled_log_prob"] = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     total: Tensor = scale_and_mask(site["unscaled_log_prob"], site["scale"], site["mask"]).sum()
     return total
-
-
-def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
-    """KL(q(z|x) || p(z)) of one latent, of the shape of its plates; None where torch knows no formula or q is a point."""
-    sides = [side[sites[0]]["fn"] for side in (traces.guide_sites, traces.model_sites) if sites[0] in side]
-    if len(sides) < 2 or len(sites) > 1 or isinstance(innermost(sides[0]), dist.Delta):
-        return None
-    q, p = map(without_mask, sides)  # the sites have the masks of both sides by now
-    try:
-        kl = kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-    return kl.expand(q.batch_shape) if isinstance(kl, Tensor) else None
-
-
-def without_mask(fn: Any) -> Any:
-    while isinstance(fn, dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def check_reparameterised(guide_sites: Mapping[str, Any]) -> None:

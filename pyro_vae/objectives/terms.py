@@ -24,8 +24,8 @@ class Terms:
     r"""The parts of one loss, detached tensors without dimensions, in nats.
 
     ``loss = -reconstruction + sum over sites of beta * kl``, ``elbo = reconstruction - kl_sum``: the true ELBO,
-    whatever beta is; a factor of the guide that is no log q enters the loss alone. Sums over the data with the scale of
-    their plate (N/B under subsampling), averaged over particles.
+    whatever beta is; a factor of the guide that is no log q enters the loss alone, and so does what free bits or capacity
+    add. Sums over the data with the scale of their plate (N/B under subsampling), averaged over particles.
 
     :ivar reconstruction: ``E_q log p(x|z)``; minus the distortion D.
     :ivar kl: ``E_q[log q(z|x) - log p(z)]`` by latent site, the rate R of each; analytic in the mean-field objective.

@@ -25,27 +25,28 @@ def kept(beta: Beta) -> Beta:
     return beta.detach().clone() if isinstance(beta, Tensor) else beta
 
 
-def value_of(weight: Weight, num_updates: int) -> Beta:
+def value_of(weight: Weight, num_updates: int, name: str = "beta") -> Beta:
+    """The weight at this update; `name` is what errors call it."""
     if isinstance(weight, Tensor) or not callable(weight):
         return weight
     value: Beta = weight(num_updates)
     if isinstance(value, Tensor) and not value.dim():
         return value  # taken on trust: to look at it would stop the device at every step
-    check_number(value)
+    check_number(value, name)
     return value
 
 
-def check_weight(weight: Weight) -> None:
+def check_weight(weight: Weight, name: str = "beta") -> None:
     if isinstance(weight, Tensor) or not callable(weight):
-        check_number(weight)
+        check_number(weight, name)
 
 
-def check_number(beta: Any) -> None:
-    if isinstance(beta, Tensor):
-        if beta.dim():
-            raise OptionError(f"beta must be a number or a tensor without dimensions, got shape {tuple(beta.shape)}")
-        beta = float(beta.detach())
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
-        raise OptionError(f"beta must be a number, a tensor without dimensions or a schedule step -> float, got {beta!r}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise OptionError(f"beta must be finite and >= 0, got {beta}")
+def check_number(value: Any, name: str = "beta") -> None:
+    if isinstance(value, Tensor):
+        if value.dim():
+            raise OptionError(f"{name} must be a number or a tensor without dimensions, got shape {tuple(value.shape)}")
+        value = float(value.detach())
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise OptionError(f"{name} must be a number, a tensor without dimensions or a schedule step -> float, got {value!r}")
+    if not (math.isfinite(value) and value >= 0):
+        raise OptionError(f"{name} must be finite and >= 0, got {value}")

@@ -1,0 +1,80 @@
+"""The distributions of a latent site: by single numbers where they are products, and what torch knows in formulas."""
+
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+from torch.distributions import biject_to, constraints, kl_divergence
+from torch.distributions.transforms import ComposeTransform, IndependentTransform
+
+from ..errors import StructureError
+from ..kernel import Record, innermost
+from ..kernel.supports import TRANSFORMED
+
+
+def density_of_guide(name: str, guide: Record, p: Any) -> Any:
+    """The distribution of a latent in the guide. AutoNormal draws before it transforms, unit by unit or all together.
+
+    None where the transform mixes the units of a site.
+    """
+    q = guide[name].fns[0]
+    if not isinstance(innermost(q), dist.Delta):
+        return q
+    draw = guide.get(f"{name}_unconstrained")
+    if draw is None:
+        raise StructureError(
+            f"the guide draws '{name}' jointly with other latents, so it has no KL of its own: use AutoNormal, or a guide "
+            "that samples it under its own name"
+        )
+    prior = by_number(p)
+    if prior.event_shape:
+        return None
+    base = innermost(draw.fns[0])
+    if prior.support is constraints.real:
+        return base
+    return dist.TransformedDistribution(base, [biject_to(prior.support)])
+
+
+def mean_of(q: Any) -> Tensor | None:
+    """The mean of a distribution, or None where it has no formula."""
+    try:
+        mean = None if q is None else by_number(q).mean
+    except (NotImplementedError, AttributeError):
+        return None
+    return mean if isinstance(mean, Tensor) else None
+
+
+def by_number(fn: Any) -> Any:
+    """The distribution of the single numbers of a site, where it is a product over them; otherwise that of the event."""
+    base = innermost(fn)
+    if type(base) not in TRANSFORMED or not base.event_shape:
+        return base
+    below = innermost(base.base_dist)
+    transforms = [t.base_transform if isinstance(t, IndependentTransform) else t for t in base.transforms]
+    if below.event_shape or any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
+        return base
+    transforms = [t for t in transforms if not (isinstance(t, ComposeTransform) and not t.parts)]  # the identity
+    return dist.TransformedDistribution(below, transforms) if transforms else below
+
+
+def joint_kl(q: Any, p: Any) -> Tensor | None:
+    q, p = without_mask(q), without_mask(p)
+    if isinstance(innermost(p), dist.Normal) and p.event_dim == 1:
+        shape = p.batch_shape + p.event_shape  # torch knows full covariances against each other, not against a product
+        loc, stddev = innermost(p).mean.expand(shape), innermost(p).stddev.expand(shape)
+        p = dist.MultivariateNormal(loc, scale_tril=stddev.diag_embed())
+    return analytic_kl(q, p)
+
+
+def analytic_kl(q: Any, p: Any) -> Tensor | None:
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+    return kl if isinstance(kl, Tensor) else None
+
+
+def without_mask(fn: Any) -> Any:
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn

@@ -1,0 +1,191 @@
+"""What a guide says about each unit of the latents, per datum: posterior mean and KL to the prior."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
+from ..kernel import GUIDE, Call, LogWeights, Record, innermost, reduce_to_datum
+from ..kernel.data import first_particle
+from ..kernel.recorder import Layout
+from ..kernel.records import padded
+from .formulas import analytic_kl, by_number, density_of_guide, joint_kl, mean_of
+
+
+@dataclass(frozen=True)
+class SiteTerms:
+    """One latent site at one particle. B data, U units; nats."""
+
+    mean: Tensor  # (B, U) of q given the latents drawn before this one
+    kl: Tensor  # (B, U), NaN where q or p does not fall apart into units
+    site_kl: Tensor  # (B,)
+    mask: Tensor  # (B, U), false where a unit has no place in a datum
+    analytic: bool  # no drawn value entered
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Means over particles, and the variances of these means."""
+
+    value: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class UnitTerms:
+    """All latent sites of one batch. B data, D units, S sites; nats."""
+
+    units: tuple[str, ...]
+    sites: tuple[str, ...]
+    mean: Averages  # (B, D)
+    kl: Averages  # (B, D)
+    site_kl: Averages  # (B, S)
+    mask: Tensor  # (B, D)
+    cost: int  # decoder evaluations per datum
+
+
+def unit_terms(call: Call, num_particles: int) -> UnitTerms:
+    """Average over particles: what has a formula given the latents drawn before it by that, the rest by drawn values."""
+    latents = call.structure.latents
+    refuse_without_units(call)
+    # One plain run per particle: distributions in the shapes they were written with. The programs are this call's own.
+    call.guide.execution = call.model.execution = "loop"
+    means, kls, site_kls = Mean(), Mean(), Mean()
+    for k in range(num_particles):
+        call.set_noise(GUIDE, k)
+        guide = call.draw(1)
+        model = call.score(call.latent_values(guide), 1)
+        weights = call.weigh(guide, model, 1)
+        sites = [site_terms(name, guide, model, weights, call.layout) for name in latents]
+        means.add(torch.cat([s.mean for s in sites], 1))
+        kls.add(torch.cat([s.kl for s in sites], 1))
+        site_kls.add(torch.stack([s.site_kl for s in sites], 1))
+        if all(s.analytic for s in sites) and has_one_draw(call, guide):
+            break  # the other particles would say the same
+    kl = site_kls.averages()
+    check_finite(kl.value, latents)
+    return UnitTerms(
+        units=tuple(unit for name, s in zip(latents, sites, strict=True) for unit in unit_names(name, s.kl.shape[1])),
+        sites=latents,
+        mean=means.averages(),
+        kl=kls.averages(),
+        site_kl=kl,
+        mask=torch.cat([s.mask for s in sites], 1),
+        cost=call.cost,
+    )
+
+
+class Mean:
+    """A running mean over particles and its variance, from deviations from the first: equal terms have exactly none."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, term: Tensor) -> None:
+        if not self.count:
+            self._first, self._sum, self._squares = term, torch.zeros_like(term), torch.zeros_like(term)
+        deviation = term - self._first
+        self._sum, self._squares = self._sum + deviation, self._squares + deviation.square()
+        self.count += 1
+
+    def averages(self) -> Averages:
+        shift = self._sum / self.count
+        spread = (self._squares / self.count - shift.square()).clamp(min=0.0)
+        return Averages(self._first + shift, spread / max(self.count - 1, 1))
+
+
+def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout) -> SiteTerms:
+    site, p = guide[name], model[name].fns[0]
+    q = density_of_guide(name, guide, p)
+    value, event_dim = site.value[0], site.event_dim
+
+    def to_units(tensor: Tensor) -> Tensor:
+        """(*plates, *event) to (B, U); plates inside a datum count as units."""
+        tensor = tensor.expand(value.shape)
+        if layout.datum_dim is None:
+            return tensor.reshape(1, -1)
+        tensor = tensor.movedim(layout.datum_dim - event_dim, 0)
+        return tensor.reshape(len(tensor), -1).expand(layout.batch_size, -1)
+
+    mask = to_units(mask_of(name, guide, model, weights, layout))
+    mean = mean_of(q)
+    means = to_units(value if mean is None else mean)
+    sides = [by_number(fn) for fn in (q, p) if fn is not None]
+    if len(sides) == 2 and not any(side.event_shape for side in sides):
+        exact = analytic_kl(*sides)
+        kl = to_units(sides[0].log_prob(value) - sides[1].log_prob(value) if exact is None else exact)
+        site_kl = torch.where(mask, kl, torch.zeros_like(kl)).sum(1)
+    else:
+        exact = None if q is None else joint_kl(q, p)
+        site_kl = sampled_kl(name, weights) if exact is None else masked_kl(exact, weights.joint_mask(name), layout)
+        kl = torch.full_like(means, torch.nan, dtype=site_kl.dtype)
+    if not means.is_floating_point():
+        means = means.to(site_kl.dtype)
+    return SiteTerms(means, kl, site_kl, mask, analytic=mean is not None and exact is not None)
+
+
+def mask_of(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout) -> Tensor:
+    """Where a latent has a place in a datum, broadcastable to (*plates, *event)."""
+    site, mask = guide[name], weights.joint_mask(name)
+    joint = torch.ones((), dtype=torch.bool, device=site.value.device)
+    if mask is not None:
+        joint = mask[0].reshape(mask.shape[1:] + (1,) * site.event_dim)
+    for side in (guide, model):
+        event_mask = side[name].event_mask
+        if event_mask is not None:  # over the dimensions that `to_event` added, not those of one draw
+            own = innermost(side[name].fns[0]).event_dim
+            event_mask = first_particle(event_mask, layout.num_plates + site.event_dim - own)
+            joint = joint & event_mask.reshape(event_mask.shape + (1,) * own)
+    return joint
+
+
+def sampled_kl(name: str, weights: LogWeights) -> Tensor:
+    """log q - log p at the drawn value of a site, (B,)."""
+    own = {name, f"{name}_unconstrained"}
+    log_q = sum(log_prob[0] for site, log_prob in weights.guide_sites.items() if site in own)
+    return log_q - weights.prior_sites[name][0]
+
+
+def masked_kl(kl: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
+    """(*plates) to (B,)."""
+    kl = padded(kl, layout.num_plates + 1)
+    return reduce_to_datum(kl if mask is None else torch.where(mask, kl, torch.zeros_like(kl)), layout)[0]
+
+
+def has_one_draw(call: Call, guide: Record) -> bool:
+    """Whether the guide draws one latent alone, so that nothing can depend on another draw."""
+    drawn = {name.removesuffix("_unconstrained") for name, site in guide.items() if not site.is_observed}
+    return len(drawn) == 1 and not call.structure.prior_sites
+
+
+def unit_names(site: str, count: int) -> Sequence[str]:
+    return [site] if count == 1 else [f"{site}[{unit}]" for unit in range(count)]
+
+
+def refuse_without_units(call: Call) -> None:
+    structure = call.structure
+    if structure.guide_enumerated:
+        raise EnumerationError(
+            f"the guide enumerates {quoted(structure.guide_enumerated)}, and units are looked at one draw at a time: pass "
+            "the guide without infer={'enumerate': ...}, or as "
+            "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
+        )
+    if structure.model_enumerated:
+        raise EnumerationError(
+            f"the model sums out {quoted(structure.model_enumerated)}, so the prior of the other latents is a mixture "
+            "without a formula: add these sites to the guide, or write the mixture as a distribution (MixtureSameFamily)"
+        )
+    if not structure.latents:
+        raise StructureError("the guide draws no latent site of the model, so there is no unit to look at")
+
+
+def check_finite(site_kl: Tensor, names: Sequence[str]) -> None:
+    bad = (~site_kl.isfinite()).any(0).tolist()
+    if any(bad):
+        raise NonFiniteError(
+            f"the KL of {quoted(name for name, is_bad in zip(names, bad, strict=True) if is_bad)} to the prior is NaN or "
+            "infinite: look for NaN in the arguments or parameters, for a scale that underflows to 0, or for draws of the "
+            "guide outside the support of the prior"
+        )
