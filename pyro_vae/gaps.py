@@ -80,7 +80,7 @@ class InferenceGaps:
             _, optimal = call.log_weights(self.num_particles, GUIDE, adjust=offsets.adjust)
             cost = call.cost
             if self._estimator is None:
-                log_weight, elbo = fitted_log_weights(call, self.num_particles, None)
+                log_weight, elbo = fitted_log_weights(call, self.num_particles, None, "auto")
                 evidence = summarise(call, log_weight, elbo, call.cost - cost)
             else:
                 evidence = self._estimator(*args, **kwargs)

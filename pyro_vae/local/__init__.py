@@ -1,15 +1,21 @@
 """Fits per datum: the guide's own family with offsets, and a Gaussian proposal. Serves evidence and gaps alike."""
 
-from .gaussian import GaussianProposal, fit_gaussian, num_gradients_for, proposal_log_weights
+from .gaussian import GaussianProposal, fit_gaussian, fit_with_points, num_gradients_for
+from .mixture import MixtureProposal, proposal_log_weights
 from .offsets import GuideOffsets, fit_offsets
+from .search import num_starts_for, search
 from .space import LatentSpace
 
 __all__ = [
     "GaussianProposal",
     "GuideOffsets",
     "LatentSpace",
+    "MixtureProposal",
     "fit_gaussian",
     "fit_offsets",
+    "fit_with_points",
     "num_gradients_for",
+    "num_starts_for",
     "proposal_log_weights",
+    "search",
 ]

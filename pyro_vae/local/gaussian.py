@@ -1,4 +1,4 @@
-"""A full-covariance Gaussian fitted to each datum's posterior, and log-weights drawn from it with a share of the prior.
+"""A full-covariance Gaussian fitted to each datum's posterior.
 
 The curvature costs nothing beyond the gradients of the fit: near its centre m a log joint has gradients
 g(u) ~ c - H (u - m), so a regression of the gradients on the points where they were taken gives the precision H averaged
@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernel import FIT, NOISE_BLOCK, PROPOSAL
+from ..kernel import FIT
 from .space import LatentSpace, differentiable
 
-PRIOR_BLOCK = 10  # the prior's draws run the decoder as they are drawn, so their noise blocks are small
-PRIOR_SHARE = 0.02  # bounds the weights by max likelihood / share
 FADE = 0.95  # weight of a gradient per round of age
 RIDGE, ANCHOR_RIDGE = 1.0, 2.0  # pseudo-gradients behind the anchor, and behind the starting precision within it
 PRECISION_RANGE = (0.2, 5.0)  # factor by which a precision may change in one round
@@ -36,10 +34,17 @@ class GaussianProposal:
         """(B, D, K) standard coordinates to u, (K, B, D)."""
         return (self.loc.unsqueeze(-1) + self.tril @ noise).permute(2, 0, 1)
 
+    def squared_distance(self, u: Tensor) -> Tensor:
+        """(K, B), squared Mahalanobis distance from `loc`."""
+        return self.whitened(u).square().sum(1).T
+
+    def log_det(self) -> Tensor:
+        """(B,), log |tril|."""
+        return self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
     def log_prob(self, u: Tensor) -> Tensor:
         """(K, B)."""
-        log_det = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
-        return -0.5 * self.whitened(u).square().sum(1).T - log_det
+        return -0.5 * self.squared_distance(u) - self.log_det() - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
     def where(self, chosen: Tensor, other: "GaussianProposal") -> "GaussianProposal":
         """This one for the data where `chosen`, (B,), is true, the other elsewhere."""
@@ -48,8 +53,15 @@ class GaussianProposal:
             torch.where(chosen.reshape(-1, 1, 1), self.tril, other.tril),
         )
 
-    def widened(self, factor: float) -> "GaussianProposal":
-        return GaussianProposal(self.loc, self.tril * factor)
+
+@dataclass(frozen=True)
+class FitPoints:
+    """The last batch of a fit: `u` (K, B, D) with `log_joint` and `log_prior`, (K, B), drawn from `source`."""
+
+    u: Tensor
+    log_joint: Tensor
+    log_prior: Tensor
+    source: GaussianProposal
 
 
 def num_gradients_for(num_particles: int, dim: int) -> int:
@@ -60,42 +72,63 @@ def num_gradients_for(num_particles: int, dim: int) -> int:
 def fit_gaussian(
     space: LatentSpace, loc: Tensor, scale: Tensor, num_gradients: int, floor: Tensor | float = -math.inf
 ) -> GaussianProposal:
+    """`fit_with_points` without the points."""
+    return fit_with_points(space, loc, scale, num_gradients, floor)[0]
+
+
+def fit_with_points(
+    space: LatentSpace,
+    loc: Tensor,
+    scale: Tensor,
+    num_gradients: int,
+    floor: Tensor | float = -math.inf,
+    first_block: int = 0,
+) -> tuple[GaussianProposal, FitPoints]:
     """Fit from the start N(loc, scale^2), (B, D) each: half of the gradients in antithetic pairs, half in a last batch.
 
     `floor`, (B,), is a bound on log p(x) that the guide is sure to reach. A datum whose fit ends clearly below it has run
-    away and keeps the start.
+    away and keeps the start. `first_block` keeps the noise of several fits of one call apart.
     """
-    proposal = start = GaussianProposal(loc, torch.diag_embed(scale))
+    proposal = start = source = GaussianProposal(loc, torch.diag_embed(scale))
     last = num_gradients // 2
     pair = 2 * max(1, round((num_gradients - last) / 120))
     sizes = [pair] * ((num_gradients - last) // pair) + [last + (num_gradients - last) % pair]
     points = gradients = ages = None
     for round_, size in enumerate(sizes):
-        space.call.set_noise(FIT, round_)
+        space.call.set_noise(FIT, first_block + round_)
         noise = torch.randn(*loc.shape, (size + 1) // 2, dtype=loc.dtype, device=loc.device)
         u = proposal.coloured(torch.cat([noise, -noise], -1)[..., :size])
-        log_joint, g = value_and_gradient(space, u)
+        log_joint, log_prior, g = values_and_gradient(space, u)
         age = torch.full((size,), float(round_), dtype=loc.dtype, device=loc.device)
         points = u if points is None else torch.cat([points, u])
         gradients = g if gradients is None else torch.cat([gradients, g])
         ages = age if ages is None else torch.cat([ages, age])
-        bound = log_joint - proposal.log_prob(u)
+        source = proposal
         proposal = newton_step(proposal, points, gradients, FADE ** (round_ - ages), scale)
+    bound = log_joint - source.log_prob(u)
     highest = bound.mean(0) + 3 * bound.std(0, correction=0) / size**0.5
-    return start.where(highest < floor, proposal)
+    return start.where(highest < floor, proposal), FitPoints(u, log_joint, log_prior, source)
 
 
 def value_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor]:
     """log p(x, u), (K, B), and its gradient per particle, (K, B, D), in pieces of bounded memory."""
-    values: list[Tensor] = []
+    value, _, gradient = values_and_gradient(space, u)
+    return value, gradient
+
+
+def values_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with log p(u), (K, B), between the two."""
+    joints: list[Tensor] = []
+    priors: list[Tensor] = []
     gradients: list[Tensor] = []
     for first, length in space.call.chunks(len(u)):
         with differentiable():
             piece = u[first : first + length].detach().requires_grad_()
-            value = space.log_joint(piece)
-            gradients += torch.autograd.grad(value.sum(), piece)
-        values.append(value.detach())
-    return torch.cat(values), torch.cat(gradients)
+            log_joint, log_prior = space.log_joint_and_prior(piece)
+            gradients += torch.autograd.grad(log_joint.sum(), piece)
+        joints.append(log_joint.detach())
+        priors.append(log_prior.detach())
+    return torch.cat(joints), torch.cat(priors), torch.cat(gradients)
 
 
 def newton_step(
@@ -140,39 +173,3 @@ def newton_step(
     tril = upper.mT * signs.unsqueeze(-2)
     good = loc.isfinite().all(-1) & tril.isfinite().all(-1).all(-1)
     return GaussianProposal(loc, tril).where(good, proposal)
-
-
-def proposal_log_weights(space: LatentSpace, proposal: GaussianProposal, num_particles: int) -> Tensor:
-    """(K, B) log-weights from the proposal, widened by 1 + 0.35 / sqrt(D), and a share of the prior.
-
-    How many draws each part gets is fixed; each is weighed by the whole mixture, so their mean is unbiased for p(x).
-    """
-    proposal = proposal.widened(1 + 0.35 / math.sqrt(space.dim))
-    num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
-    num_fitted = num_particles - num_prior
-    parts = []
-
-    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> None:
-        log_fitted = proposal.log_prob(u) + math.log(num_fitted / num_particles)
-        log_mixture = log_fitted
-        if num_prior:
-            log_mixture = torch.logaddexp(log_fitted, log_prior + math.log(num_prior / num_particles))
-        parts.append(log_joint - log_mixture)
-
-    for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
-        size = min(NOISE_BLOCK, num_fitted - start)
-        space.call.set_noise(PROPOSAL, block)
-        noise = torch.randn(*proposal.loc.shape, size, dtype=proposal.loc.dtype, device=proposal.loc.device)
-        u = proposal.coloured(noise)
-        for first, length in space.call.chunks(size):
-            piece = u[first : first + length]
-            values, log_det = space.unpack(piece)
-            weigh(piece, *space.densities(space.call.score(values, length), piece, log_det))
-    for block, start in enumerate(range(0, num_prior, PRIOR_BLOCK), start=num_fitted):
-        size = min(PRIOR_BLOCK, num_prior - start)
-        space.call.set_noise(PROPOSAL, block)
-        u, log_joint, log_prior = space.draw_prior(size)
-        weigh(u, log_joint, log_prior)
-    log_weight = torch.cat(parts)
-    space.call.check_finite(log_weight)
-    return log_weight

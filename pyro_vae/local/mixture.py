@@ -1,0 +1,128 @@
+"""Proposals with several parts and, for some data, the tails of a Student t; and log-weights drawn from them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernel import NOISE_BLOCK, PROPOSAL
+from .gaussian import GaussianProposal
+from .space import LatentSpace
+
+PRIOR_BLOCK = 10  # the prior's draws run the decoder as they are drawn, so their noise blocks are small
+PRIOR_SHARE = 0.02  # bounds the weights by max likelihood / share
+GAUSSIAN_WIDTH, STUDENT_WIDTH = 0.35, 0.15  # standard deviations grow by 1 + width / sqrt(D)
+
+
+@dataclass(frozen=True)
+class MixtureProposal:
+    """sum_c shares_c N(loc_c, f^2 S_c), or the multivariate t of 5 + D degrees with f^2 S_c in place of the normal.
+
+    S_c = tril_c tril_c' and f = 1 + 0.35 / sqrt(D) for Gaussians, 1 + 0.15 / sqrt(D) for t. Degrees that grow with D keep
+    the spread of the radius near that of the Gaussian.
+
+    :ivar parts: C Gaussians, not yet widened.
+    :ivar shares: (B, C), rows sum to one.
+    :ivar student: (B,), where the parts have the tails of a t.
+    """
+
+    parts: tuple[GaussianProposal, ...]
+    shares: Tensor
+    student: Tensor
+
+    @classmethod
+    def of(cls, part: GaussianProposal, *, student: bool = False) -> "MixtureProposal":
+        """One part for every datum."""
+        shares = torch.ones_like(part.loc[:, :1])
+        return cls((part,), shares, torch.full_like(shares[:, 0], student, dtype=torch.bool))
+
+    def with_part(self, part: GaussianProposal, shares: Tensor) -> "MixtureProposal":
+        return MixtureProposal((*self.parts, part), shares, self.student)
+
+    @property
+    def dim(self) -> int:
+        return self.parts[0].loc.shape[-1]
+
+    def draw(self, num_particles: int) -> Tensor:
+        """(K, B, D). Systematic sampling gives each part its share of K up to one, at random which."""
+        like, nu = self.parts[0].loc, degrees(self.dim)
+        noise = torch.randn(*like.shape, num_particles, dtype=like.dtype, device=like.device)  # (B, D, K)
+        chi2 = torch.distributions.Chi2(like.new_tensor(nu)).sample(torch.Size((len(like), 1, num_particles)))
+        student = widening(STUDENT_WIDTH, self.dim) * (nu / chi2).sqrt()
+        noise = noise * torch.where(self.student.reshape(-1, 1, 1), student, widening(GAUSSIAN_WIDTH, self.dim))
+        drawn = self.parts[0].coloured(noise)
+        if len(self.parts) == 1:
+            return drawn
+        order = torch.arange(num_particles, dtype=like.dtype, device=like.device)
+        position = (order + torch.rand(len(like), 1, dtype=like.dtype, device=like.device)) / num_particles  # (B, K)
+        ends = self.shares.cumsum(-1)
+        for i, part in enumerate(self.parts[1:]):
+            beyond = (position >= ends[:, i : i + 1]) & (self.shares[:, i + 1 : i + 2] > 0)
+            drawn = torch.where(beyond.T.unsqueeze(-1), part.coloured(noise), drawn)
+        return drawn
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """(K, B)."""
+        terms = [self._part_log_prob(part, u) for part in self.parts]
+        return torch.logsumexp(torch.stack(terms, -1) + self.shares.log(), -1)
+
+    def _part_log_prob(self, part: GaussianProposal, u: Tensor) -> Tensor:
+        squared, log_det, dim, nu = part.squared_distance(u), part.log_det(), self.dim, degrees(self.dim)
+        width = widening(GAUSSIAN_WIDTH, dim)
+        gaussian = -0.5 * squared / width**2 - dim * (math.log(width) + 0.5 * math.log(2 * math.pi))
+        width = widening(STUDENT_WIDTH, dim)
+        constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim * (math.log(width) + 0.5 * math.log(nu * math.pi))
+        student = constant - 0.5 * (nu + dim) * torch.log1p(squared / (nu * width**2))
+        return torch.where(self.student, student, gaussian) - log_det
+
+    def log_prob_with_prior(self, u: Tensor, log_prior: Tensor, prior_share: float) -> Tensor:
+        """(K, B), of the mixture with a share of the prior, which bounds the weights."""
+        log_fitted = self.log_prob(u)
+        if not prior_share:
+            return log_fitted
+        return torch.logaddexp(log_fitted + math.log1p(-prior_share), log_prior + math.log(prior_share))
+
+
+def degrees(dim: int) -> float:
+    return 5.0 + dim
+
+
+def widening(width: float, dim: int) -> float:
+    return 1 + width / math.sqrt(dim)
+
+
+def proposal_log_weights(space: LatentSpace, proposal: MixtureProposal, num_particles: int) -> Tensor:
+    """(K, B) log-weights from the proposal and a share of the prior.
+
+    How many draws each of the two gets is fixed; each is weighed by the whole mixture, so their mean is unbiased for p(x).
+    """
+    num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
+    num_fitted = num_particles - num_prior
+    parts = []
+
+    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> None:
+        parts.append(log_joint - proposal.log_prob_with_prior(u, log_prior, num_prior / num_particles))
+
+    for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
+        size = min(NOISE_BLOCK, num_fitted - start)
+        space.call.set_noise(PROPOSAL, block)
+        u = proposal.draw(size)
+        for first, length in space.call.chunks(size):
+            piece = u[first : first + length]
+            weigh(piece, *space.log_joint_and_prior(piece))
+    for u, log_joint, log_prior in prior_blocks(space, num_prior, PROPOSAL, first_block=num_fitted):
+        weigh(u, log_joint, log_prior)
+    log_weight = torch.cat(parts)
+    space.call.check_finite(log_weight)
+    return log_weight
+
+
+def prior_blocks(
+    space: LatentSpace, num_particles: int, stream: int, first_block: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Draws of the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each, in blocks of bounded memory."""
+    for block, start in enumerate(range(0, num_particles, PRIOR_BLOCK), start=first_block):
+        space.call.set_noise(stream, block)
+        yield space.draw_prior(min(PRIOR_BLOCK, num_particles - start))

@@ -1,0 +1,140 @@
+"""Further parts for a proposal, and the choice between proposals by the ESS that the points of their fits measure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..kernel import PILOT
+from ..ops import log_mean_exp
+from .gaussian import FitPoints, GaussianProposal, fit_with_points
+from .mixture import PRIOR_SHARE, MixtureProposal, prior_blocks
+from .space import LatentSpace
+
+MAX_PARTS = 3
+SEARCH_GRADIENTS = 12  # and three per latent, for each further part
+WIDE = 3.0  # a start is sought where the posterior is high above the parts found so far, made this much wider
+SMALLEST_SHARE = 0.01  # below it a part is left out
+NOISE_OF_A_FIT = 1000  # blocks of noise, more than any fit uses
+PART_GAIN = math.log(1.05)  # a further part must measure 5% more ESS
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Points with known densities: `num_prior` draws of the prior first, then the last batch of each fit."""
+
+    u: Tensor
+    log_joint: Tensor
+    log_prior: Tensor
+    num_prior: int
+    fits: tuple[tuple[GaussianProposal, int], ...]
+
+    @classmethod
+    def of_fit(cls, points: FitPoints) -> "Pool":
+        return cls(points.u, points.log_joint, points.log_prior, 0, ((points.source, len(points.u)),))
+
+    @classmethod
+    def of_prior(cls, space: LatentSpace, num_prior: int) -> "Pool":
+        drawn = list(prior_blocks(space, num_prior, PILOT))
+        u, log_joint, log_prior = (torch.cat(column) for column in zip(*drawn, strict=True))
+        return cls(u, log_joint, log_prior, num_prior, ())
+
+    def with_fit(self, points: FitPoints) -> "Pool":
+        return Pool(
+            torch.cat([self.u, points.u]),
+            torch.cat([self.log_joint, points.log_joint]),
+            torch.cat([self.log_prior, points.log_prior]),
+            self.num_prior,
+            (*self.fits, (points.source, len(points.u))),
+        )
+
+    def log_weight(self) -> Tensor:
+        """(K, B), each point weighed by the mixture of all that drew them (the balance heuristic)."""
+        terms = [source.log_prob(self.u) + math.log(size) for source, size in self.fits]
+        if self.num_prior:
+            terms.append(self.log_prior + math.log(self.num_prior))
+        return self.log_joint - torch.logsumexp(torch.stack(terms), 0)
+
+    def log_second_moments(self, proposals: Sequence[MixtureProposal]) -> Tensor:
+        """(proposals, B), log of the mean square of the weights that each would give, up to a constant: log K / ESS."""
+        log_weight = self.log_weight() + self.log_joint
+        moments = [
+            torch.logsumexp(log_weight - proposal.log_prob_with_prior(self.u, self.log_prior, PRIOR_SHARE), 0)
+            for proposal in proposals
+        ]
+        return torch.stack(moments).nan_to_num(torch.inf)
+
+
+def num_starts_for(num_particles: int) -> int:
+    """Draws of the prior that a search may start from; beyond 500 they would cost memory for little."""
+    return 20 + min(num_particles // 10, 500)
+
+
+def search(
+    space: LatentSpace, first: GaussianProposal, points: FitPoints, guide: tuple[Tensor, Tensor], num_starts: int
+) -> MixtureProposal:
+    """Fit up to two more parts where the posterior is high and the parts so far are not, and choose among the mixtures.
+
+    In the manner of incremental mixture importance sampling (Raftery and Bao, 2010,
+    https://doi.org/10.1111/j.1541-0420.2010.01399.x), which finds modes that no diagnostic of the first part would show.
+
+    :param points: the last batch of the fit of `first`.
+    :param guide: u, (K, B, D), and log p(x, u), (K, B), of draws of the guide: starts that cost nothing.
+    :param num_starts: draws of the prior to start from, one decoder evaluation each.
+    """
+    pool = Pool.of_prior(space, num_starts).with_fit(points)
+    masses = [log_mass(points)]
+    scale = first.tril.square().sum(-1).sqrt()
+    mixtures = [MixtureProposal.of(first)]
+    for i in range(1, MAX_PARTS):
+        loc = best_start(mixtures[-1], torch.cat([guide[0], pool.u]), torch.cat([guide[1], pool.log_joint]))
+        num_gradients = SEARCH_GRADIENTS + 3 * space.dim
+        part, points = fit_with_points(space, loc, scale, num_gradients, first_block=i * NOISE_OF_A_FIT)
+        pool = pool.with_fit(points)
+        masses.append(log_mass(points))
+        mixtures.append(mixtures[-1].with_part(part, shares_of(torch.stack(masses, -1))))
+    return choose(pool, mixtures)
+
+
+def log_mass(points: FitPoints) -> Tensor:
+    """(B,), log p(x) as far as a fit's last batch has seen it."""
+    return log_mean_exp(points.log_joint - points.source.log_prob(points.u), 0)
+
+
+def shares_of(log_masses: Tensor) -> Tensor:
+    """(B, C); parts that hold next to nothing get nothing, and the first part all where nothing is known."""
+    shares = log_masses.softmax(-1)
+    shares = torch.where(shares < SMALLEST_SHARE, 0.0, shares)
+    alone = torch.zeros_like(shares)
+    alone[:, 0] = 1
+    return torch.where(shares.isfinite().all(-1, keepdim=True), shares / shares.sum(-1, keepdim=True), alone)
+
+
+def best_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Tensor:
+    """(B, D), the point of (K, B, D) where the posterior is highest above the parts, made `WIDE` times as wide."""
+    wide = tuple(GaussianProposal(part.loc, part.tril * WIDE) for part in mixture.parts)
+    terms = torch.stack([part.log_prob(u) for part in wide], -1) + mixture.shares.log()
+    best = (log_joint - torch.logsumexp(terms, -1)).nan_to_num(-torch.inf).argmax(0)
+    return u[best, torch.arange(len(best), device=u.device)]
+
+
+def choose(pool: Pool, mixtures: Sequence[MixtureProposal]) -> MixtureProposal:
+    """Per datum the proposal of the largest ESS as the pool measures it, Gaussian or t, with few parts or with more.
+
+    None of the pool's points is weighed again later, so the choice leaves the estimate unbiased. All candidates cost the
+    same per draw from here on, so ESS is ESS per cost.
+
+    :param mixtures: each with one part more than the one before.
+    """
+    tails = (False, True)
+    candidates = [replace(m, student=torch.full_like(m.student, student)) for student in tails for m in mixtures]
+    handicap = [i * PART_GAIN for _ in tails for i in range(len(mixtures))]
+    moments = pool.log_second_moments(candidates)
+    best = (moments + moments.new_tensor(handicap).unsqueeze(-1)).argmin(0)  # (B,)
+    most = mixtures[-1].shares.shape[-1]
+    shares = torch.stack([pad(m.shares, (0, most - m.shares.shape[-1])) for m in mixtures])
+    rows = torch.arange(len(best), device=best.device)
+    return replace(mixtures[-1], shares=shares[best % len(mixtures), rows], student=best >= len(mixtures))
