@@ -31,9 +31,11 @@ from .objectives import (
     BetaTraceEnum_ELBO,
     BetaTraceGraph_ELBO,
     BetaTraceMeanField_ELBO,
+    Decomposition,
     ImportanceWeightedELBO,
     InclusiveKL,
     Terms,
+    TotalCorrelationELBO,
 )
 from .schedules import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, SigmoidAnnealing
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
@@ -53,6 +55,7 @@ __all__ = [
     "ConditionalVAE",
     "CosineAnnealing",
     "CyclicalAnnealing",
+    "Decomposition",
     "Estimate",
     "Evidence",
     "ExactEvidence",
@@ -72,6 +75,7 @@ __all__ = [
     "SigmoidAnnealing",
     "Simulation",
     "Terms",
+    "TotalCorrelationELBO",
     "TrainingHistory",
     "UnitActivity",
     "VAE",

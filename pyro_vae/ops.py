@@ -265,3 +265,26 @@ def _log_generalized_pareto_quantile(probability: Tensor, k: Tensor, sigma: Tens
     exponential = -(-probability).log1p()
     size = k.abs().clamp(min=torch.finfo(k.dtype).eps)
     return sigma.log() + (-(-size * exponential).expm1()).log() + k.clamp(min=0.0) * exponential - size.log()
+
+
+def index_code_information(log_q: Tensor, num_data: int) -> Tensor:
+    r"""``log q(z_i|x_i) - log q(z_i)`` in nats for ``B`` of ``N`` data: ``(B, B, ...)`` gives ``(B, ...)``.
+
+    ``log_q[i, j]`` is ``log q(z_i|x_j)``, the log-density of what datum ``i`` drew under datum ``j``. The aggregated
+    posterior ``q(z) = 1/N sum_n q(z|x_n)`` is estimated from the batch, stratified: datum ``i`` is in it for sure,
+    each of the others stands for its share of the rest::
+
+        q(z_i) ~ 1/N q(z_i|x_i) + (N - 1) / (N (B - 1)) sum over j != i of q(z_i|x_j)
+
+    That is unbiased if the others are a uniform sample without ``i``, and exact for ``B = N``. The result is at most
+    ``log N``, always. Needs ``2 <= B <= N``.
+
+    >>> index_code_information(torch.tensor([[0.0, -math.inf], [-2.0, -1.0]]), num_data=2)
+    tensor([0.6931, 0.3799])
+    """
+    batch_size = len(log_q)
+    own = log_q.diagonal().movedim(-1, 0)
+    log_share = log_q.new_full((batch_size, batch_size), math.log((num_data - 1) / (num_data * (batch_size - 1))))
+    log_share.fill_diagonal_(-math.log(num_data))
+    log_share = log_share.reshape(log_share.shape + (1,) * (log_q.ndim - 2))
+    return -(log_q - own.unsqueeze(1) + log_share).logsumexp(1)

@@ -3,7 +3,7 @@
 from .batches import first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
-from .isolation import batch_noise, kept_random_state
+from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
@@ -40,6 +40,7 @@ __all__ = [
     "beta_at",
     "bounds_of",
     "check_imputed",
+    "eval_mode",
     "find_masks",
     "first_element",
     "innermost",

@@ -56,16 +56,20 @@ class Call:
         if not self.layout.enumerated:
             record = self._checked(draw(self.model, num_particles))
             return {name: record[name].value for name in self.structure.latents}, record
+        drawn = draw(self._ancestral(), num_particles)
+        values = {name: site.value for name, site in drawn.items() if name in self.structure.latents}
+        return values, self.score(values, num_particles)
+
+    def _ancestral(self) -> Program:
+        """The model, drawing the sites that it enumerates."""
         ancestral = copy(self.model)
         ancestral.layout = replace(self.layout, enumerated=())
-        values = {
-            name: site.value for name, site in draw(ancestral, num_particles).items() if name in self.structure.latents
-        }
-        return values, self.score(values, num_particles)
+        return ancestral
 
     def simulate(self) -> Record:
         """One draw of all sites of the model, the observed ones too."""
-        return looped_record([self.model.run(redraw_observed=True)], self.layout)
+        ancestral = self._ancestral()
+        return looped_record([ancestral.run(redraw_observed=True)], ancestral.layout)
 
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
         """The model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""

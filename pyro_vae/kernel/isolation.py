@@ -109,6 +109,31 @@ def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
 
 
 @contextmanager
+def eval_mode(*programs: Callable) -> Iterator[list[torch.nn.Module]]:
+    """Every module that belongs to the programs, or runs inside, is in eval mode; flags are put back one by one.
+
+    Modules in closures are found when they are called. Yields the modules that were in train mode, as they are found.
+    """
+    switched: list[torch.nn.Module] = []
+
+    def switch(module: torch.nn.Module, args: Any = ()) -> None:
+        if module.training:
+            switched.append(module)
+            module.training = False
+
+    hook = register_module_forward_pre_hook(switch)
+    try:
+        for owner in modules_of(*programs):
+            for module in owner.modules():
+                switch(module)
+        yield switched
+    finally:
+        hook.remove()
+        for module in switched:
+            module.training = True
+
+
+@contextmanager
 def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
     """All of the above, with the argument checks of distributions off (the kernel checks data and results itself)."""
     torch_validation = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it

@@ -1,12 +1,13 @@
 """A pair as it is trained: gradients, parameters, buffers, modes and random state of a call are the user's own."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -16,81 +17,84 @@ from .autoguides import refuse_guide
 from .calls import Call
 from .pairs import Pair, check_signature, devices_of, signature_of
 from .plates import INFER
-
-LAYERS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # that act otherwise in train mode
+from .recorder import Layout, Site
 
 
 class LivePair(Pair):
     """A model and guide in training.
 
     What they look like is found out in a rehearsal, at the first call with arguments of new shapes, and believed from then
-    on while parameters move. Batch norm and dropout rest while it lasts.
+    on while parameters move. Modules are in eval mode while it lasts.
     """
 
     def __init__(
         self, model: Callable, guide: Callable, *, datum_plate: str | None = INFER, prior_sites: Collection[str] = ()
     ) -> None:
         super().__init__(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=False)
+        self._norms: dict[Any, list[nn.Module]] = {}  # those that run inside
 
     def call(self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor] | None = None) -> Call:
         """`indices`, by plate, are those of another call about the same data."""
-        modules = isolation.modules_of(self.model, self.guide)
-        modes = tuple(m.training for top in modules for m in top.modules())
-        # A float is a weight that a loop anneals: other values, the same structure.
-        key = (signature_of((args, kwargs), floats=False), modes)
-        devices = devices_of((args, kwargs), modules)
+        devices = devices_of((args, kwargs), isolation.modules_of(self.model, self.guide))
+        key = self._key(args, kwargs)
         if key not in self._known:
             for name, program in (("model", self.model), ("guide", self.guide)):
                 check_signature(name, program, args, kwargs)
-            with rehearsal(self.model, self.guide, devices=devices) as layers:
-                found = self._rehearse(args, kwargs, devices[0])
-            structure, guide_names, model_names, guide_execution, model_execution = found
-            if model_execution == "vmap" and layers:
-                model_execution = "loop"  # torch.vmap runs neither batch norm nor dropout in train mode
-            self._known[key] = structure, guide_names, model_names, guide_execution, model_execution
+            with kept_store_on_error():
+                found, norms = self._rehearse(args, kwargs, devices)
+            key = self._key(args, kwargs)  # lazy modules are there by now
+            self._known[key], self._norms[key] = found, norms
         guide, model = self._programs(args, kwargs, {} if indices is None else indices, lambda name, fn: fn())
         structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
+        if model.execution == "vmap" and any(norm.training for norm in self._norms[key]):
+            model.execution = "loop"  # torch.vmap does not move their statistics
         guide.layout = model.layout = structure.layout
         call = Call(guide, model, structure, 0, devices[0], check_support=False)
         call.data_checked = call.masks_checked = True
         return call
 
-    def _rehearse(self, args: tuple, kwargs: Mapping[str, Any], device: torch.device) -> Any:
+    def _key(self, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        modes = tuple(m.training for top in isolation.modules_of(self.model, self.guide) for m in top.modules())
+        # A float is a weight that a loop anneals: other values, the same structure.
+        return signature_of((args, kwargs), floats=False), modes
+
+    def _rehearse(self, args: tuple, kwargs: Mapping[str, Any], devices: list[torch.device]) -> tuple[Any, list[nn.Module]]:
         guide, model = self._programs(args, kwargs, {}, lambda name, fn: fn())
-        with torch.no_grad():  # parameters and lazy parts come into being, from the user's random state
-            drawn = {n: s.value for n, s in guide.run().items() if not s.is_observed}
-            model.run(values=drawn)
-        refuse_guide(self.guide, self.datum_plate)
-        found = self._find_out(guide, model, seed=0)
-        structure, guide.names, model.names, guide.execution, model.execution = found
-        call = Call(guide, model, structure, 0, device, check_support=False)
-        with torch.no_grad():
-            drawn_once = call.draw(1)
-            call.weigh(drawn_once, call.score(call.latent_values(drawn_once), 1), 1)  # looks at the masks
-        return found
+        with torch.no_grad(), rehearsal(self.model, self.guide, devices=devices) as in_train_mode:
+            with NewParameters() as new:  # and lazy parts, from the user's random state
+                drawn = {n: s.value for n, s in guide.run().items() if not s.is_observed}
+                model.run(values=drawn)
+            state = pyro.util.get_rng_state() if new.drawn else None
+            refuse_coupling(in_train_mode)
+            refuse_guide(self.guide, self.datum_plate)
+            with moved_parameters() as norms:
+                found = self._find_out(guide, model, seed=0)
+            structure, guide.names, model.names, guide.execution, model.execution = found
+            call = Call(guide, model, structure, 0, devices[0], check_support=False)
+            call.data_checked = True
+            once = call.draw(1)
+            call.weigh(once, call.score(call.latent_values(once), 1), 1)  # looks at the masks
+        if state is not None:
+            pyro.util.set_rng_state(state)  # what is drawn next must not repeat the noise of new parameters
+        return found, norms
+
+    def _check_data(self, model_sites: Mapping[str, Site], layout: Layout) -> None:
+        """NaN are left to the warning of the loss, as everywhere in Pyro."""
+
+
+class NewParameters(Messenger):
+    """Remembers whether a parameter came into being by a function, which may have drawn it."""
+
+    drawn = False
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, init = (*msg["args"], None)[:2]
+        self.drawn |= callable(init) and name not in pyro.get_param_store()
 
 
 @contextmanager
-def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[set[nn.Module]]:
-    """Modules rest in evaluation mode, and random state, modes and stored traces are put back; yields the layers that do."""
-    resting: dict[nn.Module, None] = {}
-
-    def rest(module: nn.Module, args: Any = None) -> None:
-        if module.training:
-            if getattr(module, "couples_batch", False):
-                raise BatchCouplingError(
-                    f"{module} in train mode uses statistics of the batch, so the weight of a datum would depend on its "
-                    "neighbours: give it a parameter instead, or train with a Beta*_ELBO"
-                )
-            resting[module] = None
-            module.training = False
-
-    def wake() -> None:
-        for module in resting:
-            module.training = True
-        layers.update(module for module in resting if isinstance(module, LAYERS))
-
-    layers: set[nn.Module] = set()
+def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[list[nn.Module]]:
+    """Modules are in eval mode, and random state, stored traces and settings are put back; yields what was in train mode."""
     torch_validation = torch.distributions.Distribution._validate_args
     with ExitStack() as stack:
         stack.enter_context(pyro.poutine.block())
@@ -100,9 +104,59 @@ def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[set[
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", DropoutWarning)
-        stack.callback(wake)
-        stack.callback(register_module_forward_pre_hook(rest).remove)
-        for top in isolation.modules_of(*programs):
-            for module in top.modules():
-                rest(module)
-        yield layers
+        yield stack.enter_context(isolation.eval_mode(*programs))
+
+
+@contextmanager
+def kept_store_on_error() -> Iterator[None]:
+    """A pair that is refused leaves no parameters behind."""
+    store = pyro.get_param_store()
+    saved = {name: dict(getattr(store, name)) for name in ("_params", "_param_to_name", "_constraints")}
+    try:
+        yield
+    except BaseException:
+        for name, content in saved.items():
+            setattr(store, name, content)
+        raise
+
+
+@contextmanager
+def moved_parameters() -> Iterator[list[nn.Module]]:
+    """Parameters and the statistics of norms are a little elsewhere: at a start, zeros and ones hide what acts later.
+
+    By a hundredth of themselves, so that signs stay, and zeros by a tenth. Of the store, and of all modules that run inside.
+    Yields the norms that ran.
+    """
+    norms: list[nn.Module] = []
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def move(tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.is_floating_point() and id(tensor) not in moved:
+                moved[id(tensor)] = tensor, tensor.detach().clone()
+                noise = torch.randn_like(tensor)
+                tensor.data.copy_(torch.where(tensor == 0, 0.1 * noise, tensor * (1 + 0.01 * noise)))
+
+    def move_module(module: nn.Module, inputs: Any = ()) -> None:
+        move(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module not in norms:
+            norms.append(module)
+            move(module.buffers(recurse=False))
+
+    move(pyro.get_param_store()._params.values())
+    hook = register_module_forward_pre_hook(move_module)
+    try:
+        yield norms
+    finally:
+        hook.remove()
+        for tensor, old in moved.values():
+            tensor.data.copy_(old)
+
+
+def refuse_coupling(modules: list[nn.Module]) -> None:
+    for module in modules:
+        if getattr(module, "couples_batch", False):
+            raise BatchCouplingError(
+                f"{module} in train mode uses statistics of the batch, so the weight of a datum would depend on its "
+                "neighbours: give it a parameter instead, or train with a Beta*_ELBO"
+            )

@@ -1,6 +1,7 @@
 """Log-densities per particle and datum, (K, B), from what guide and model did: the one thing all estimators read."""
 
 import math
+from collections.abc import Collection
 from functools import cached_property
 
 import torch
@@ -99,6 +100,10 @@ class LogWeights:
     def observations(self) -> dict[str, Tensor]:
         """The observed values by site, as they came."""
         return {n: s.value for n, s in self._model.items() if s.is_observed and s.value.numel()}
+
+    def log_drawn(self, names: Collection[str]) -> Tensor:
+        """log p of sites that the model drew itself, where no gradient runs through the draw, (K, B)."""
+        return self._sum({n: self._latent_density(n, self._model) for n in names if not self._model[n].value.requires_grad})
 
     def is_factor(self, name: str) -> bool:
         """Whether a site of the guide is a `pyro.factor`: its value is empty."""

@@ -113,10 +113,13 @@ class Pair:
                 if not layout.unsized or known == layout.batch_size:
                     break
         # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
+        self._check_data(model_sites, layout)
+        return guide_sites, model_sites
+
+    def _check_data(self, model_sites: Mapping[str, Site], layout: Layout) -> None:
         record = leading_record(model_sites)
         movable = {name for name, site in record.items() if bounds_of(getattr(site.fns[0], "support", None))}
         check_data(record, layout, self.check_support, movable)
-        return guide_sites, model_sites
 
     def _probe_model(self, model: Program, guide_sites: Mapping[str, Site]) -> dict[str, Site]:
         """The model at the guide's values. Where it fails there, see whether the guide's sites do not fit."""

@@ -137,7 +137,7 @@ def vmapped_record(program: Program, values: Values, num_particles: int) -> Reco
                 outputs[name]["mask"] = padded(mask, width)
         return outputs
 
-    outputs = torch.vmap(once, in_dims=(dims,))(expanded)
+    outputs = torch.vmap(once, in_dims=(dims,), randomness="different")(expanded)  # of dropout in training
     record: Record = {}
     for name, output in outputs.items():
         # Moved by hand: a negative `out_dims` crashes the process where an output does not depend on the inputs.

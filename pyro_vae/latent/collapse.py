@@ -1,18 +1,15 @@
 """Watch for posterior collapse while a pair is trained."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import CollapseWarning, OptionError, StructureError
 from ..estimates import CollapseHistory, UnitActivity
-from ..kernel import INFER, Pair, batch_noise
-from ..kernel.isolation import modules_of
+from ..kernel import INFER, Pair, batch_noise, eval_mode
 from .per_unit import unit_terms
 from .sums import UnitSums
 from .units import check_options
@@ -171,30 +168,3 @@ class CollapseMonitor:
 def silent(units: UnitActivity) -> Tensor:
     """(D,) true where a unit says nothing about the data: by its KL, or by its means where it has no KL of its own."""
     return torch.where(units.kl.isnan(), ~units.active, units.collapsed)
-
-
-@contextmanager
-def eval_mode(*programs: Callable) -> Iterator[None]:
-    """Every module that belongs to the programs, or runs inside, is in eval mode; flags are put back one by one.
-
-    Modules in closures are found when they are called.
-    """
-    switched: dict[int, torch.nn.Module] = {}
-
-    def switch(module: torch.nn.Module, args: Any = ()) -> None:
-        if module.training:
-            switched[id(module)] = module
-            module.training = False
-
-    with ExitStack() as stack:
-        stack.callback(back_to_train_mode, switched)
-        stack.callback(register_module_forward_pre_hook(switch).remove)
-        for owner in modules_of(*programs):
-            for module in owner.modules():
-                switch(module)
-        yield
-
-
-def back_to_train_mode(modules: Mapping[int, torch.nn.Module]) -> None:
-    for module in modules.values():
-        module.training = True

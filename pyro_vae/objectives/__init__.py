@@ -6,6 +6,7 @@ from .importance_weighted import ImportanceWeightedELBO
 from .inclusive import InclusiveKL
 from .mean_field import BetaTraceMeanField_ELBO
 from .terms import Terms
+from .total_correlation import Decomposition, TotalCorrelationELBO
 from .trace import BetaTrace_ELBO, BetaTraceGraph_ELBO
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "BetaTraceGraph_ELBO",
     "BetaTraceMeanField_ELBO",
     "BetaTrace_ELBO",
+    "Decomposition",
     "ImportanceWeightedELBO",
     "InclusiveKL",
     "Terms",
+    "TotalCorrelationELBO",
 ]

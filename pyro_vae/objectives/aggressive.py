@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer import SVI
-from pyro.infer.util import zero_grads
+from pyro.infer.util import torch_item, zero_grads
+from pyro.poutine import unwrap
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
 
 from ..errors import EmptyBatchError, OptionError
-from ..kernel import first_element, kept_random_state
+from ..kernel import eval_mode, first_element, kept_random_state
 
 Args = Callable[[Any], tuple]
 
@@ -63,7 +66,8 @@ class AggressiveTraining:
             raise OptionError("batches must be gone through again and again: pass a DataLoader or a list, not an iterator")
         self.svi, self.max_inner_steps, self.window = svi, max_inner_steps, window
         self.num_inner_steps = 0
-        self._batches = endless(batches, args)
+        self._loader, self._args = batches, args
+        self._batches: Iterator[Any] = iter(())
         self._of_guide: frozenset[str] | None = None
 
     def step(self) -> float:
@@ -75,45 +79,59 @@ class AggressiveTraining:
         losses: list[float] = []
         self.num_inner_steps = 0
         while self.num_inner_steps < self.max_inner_steps:
-            losses.append(self._update(next(self._batches), of_guide=True))
+            losses.append(self._update(self._next_args(), of_guide=True))
             self.num_inner_steps += 1
             if len(losses) == self.window:
                 mean = sum(losses) / self.window
-                if mean >= before:
+                if not mean < before:  # NaN stops it, too
                     break
                 before, losses = mean, []
-        return self._update(next(self._batches), of_guide=False)
+        return self._update(self._next_args(), of_guide=False)
 
     def _update(self, args: tuple, of_guide: bool) -> float:
         """As `SVI.step`, but for the parameters of one side alone."""
         svi = self.svi
         with poutine.trace(param_only=True) as seen:
-            loss: float = svi.loss_and_grads(svi.model, svi.guide, *args)
+            loss = svi.loss_and_grads(svi.model, svi.guide, *args)
         sites: dict[str, Any] = seen.trace.nodes
         params = {name: site["value"].unconstrained() for name, site in sites.items()}
         if self._of_guide is None:
-            self._of_guide = self._find_side(args)
+            self._of_guide = self._find_side(args, params)
             if self._of_guide.issuperset(params):
+                self._of_guide = None
+                zero_grads(set(params.values()))
                 raise OptionError(
                     "the guide uses all parameters, so there are none of the model to hold back: register with pyro.module "
                     "in the guide only what the guide uses"
                 )
         svi.optim({param for name, param in params.items() if (name in self._of_guide) == of_guide})
         zero_grads(set(params.values()))  # of the other side too: its next step is not to have them
-        return loss
+        return sum(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
 
-    def _find_side(self, args: tuple) -> frozenset[str]:
-        """The names of the parameters that the guide uses; all others are the model's."""
-        with torch.no_grad(), kept_random_state():
-            nodes = poutine.trace(self.svi.guide, param_only=True).get_trace(*args).nodes
-        return frozenset(name for name, site in nodes.items() if site["type"] == "param")
+    def _find_side(self, args: tuple, params: Mapping[str, Tensor]) -> frozenset[str]:
+        """The names of the parameters that the guide uses, other names of the same tensors too; the rest is the model's."""
+        used = parameters_of(self.svi.guide, args)
+        if isinstance(unwrap(self.svi.guide), GuideMessenger):  # it runs the model as well
+            used -= parameters_of(self.svi.model, args)
+        return frozenset(name for name, param in params.items() if param in used)
+
+    def _next_args(self) -> tuple:
+        for _ in range(2):
+            for batch in self._batches:
+                return self._args(batch)
+            self._batches = iter(self._loader)
+        raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
 
 
-def endless(batches: Iterable[Any], args: Args) -> Iterator[tuple]:
-    while True:
-        found = False
-        for batch in batches:
-            found = True
-            yield args(batch)
-        if not found:
-            raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+def parameters_of(program: Callable, args: tuple) -> set[Tensor]:
+    """What a run of the program reads; batch norm rests meanwhile, and no draw is used up."""
+    with (
+        torch.no_grad(),
+        kept_random_state(),
+        eval_mode(program),
+        poutine.block(),
+        poutine.trace(param_only=True) as seen,
+    ):
+        program(*args)
+    values: list[Any] = [site["value"] for site in seen.trace.nodes.values()]
+    return {value.unconstrained() for value in values}

@@ -57,7 +57,7 @@ class DatumELBO(Objective):
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         loss, surrogate = self._run(model, guide, args, kwargs)
         self._warn_if_schedule_stands_still()
-        return loss + (surrogate - surrogate.detach())
+        return loss + (surrogate - surrogate.detach()).nan_to_num(0.0)  # of an infinite loss
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_pairs": {}, "_pass": None}
@@ -116,13 +116,14 @@ class DatumELBO(Objective):
 def datum_scale(call: Call, *records: Record) -> float | Tensor:
     """The scale that all sites share, of a subsampled plate or of `poutine.scale`: a number, or one per datum, (B,)."""
     imputed = call.structure.prior_sites
-    scales = {name: site.scale for record in records for name, site in record.items() if name not in imputed}
-    first_name, first = next(iter(scales.items()))
-    different = [name for name, scale in scales.items() if not same_scale(scale, first)]
+    scales = [(name, site.scale) for record in records for name, site in record.items() if name not in imputed]
+    first_name, first = scales[0]
+    different = dict.fromkeys(name for name, scale in scales if not same_scale(scale, first))
     if different:
         raise StructureError(
-            f"sites {quoted(different)} are scaled otherwise than '{first_name}' (poutine.scale, or a plate that not all "
-            "share): a weight per datum has one scale. Scale model and guide as a whole, and weigh the KL by beta="
+            f"sites {quoted(different)} are scaled otherwise than '{first_name}' (poutine.scale on one side or on some "
+            "sites, or a plate that not all share): a weight per datum has one scale. Scale model and guide as a whole, "
+            "and weigh the KL by beta="
         )
     if not isinstance(first, Tensor) or not first.dim():
         return first

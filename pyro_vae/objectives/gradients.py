@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def normalised(log_weight: Tensor) -> Tensor:
 
 def weighed(weights: Tensor, log_density: Tensor) -> Tensor:
     """The product, with 0 x -inf = 0."""
-    return torch.where(weights > 0, weights * log_density, torch.zeros_like(log_density))
+    return torch.where(weights != 0, weights * log_density, torch.zeros_like(log_density))
 
 
 def score_surrogate(log_weight: Tensor, log_q: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def bounds_of_others(log_weight: Tensor) -> Tensor:
     nothing = torch.full_like(log_weight[:1], -torch.inf)
     before = torch.cat([nothing, log_weight[:-1].logcumsumexp(0)])
     after = torch.cat([log_weight[1:].flip(0).logcumsumexp(0).flip(0), nothing])
-    return torch.logaddexp(before, after) - torch.tensor(num_particles - 1.0).log().item()
+    return torch.logaddexp(before, after) - math.log(num_particles - 1)
 
 
 def path_surrogate(weighted: Tensor, cuts: Sequence[Sequence[Cut]]) -> Tensor | float:

@@ -9,7 +9,7 @@ from pyro.distributions.rejector import Rejector
 from torch import Tensor
 
 from ..errors import OptionError, StructureError, quoted
-from ..kernel import INFER, Betas, Cut, Record, innermost
+from ..kernel import INFER, Cut, Record, innermost
 from ..ops import log_mean_exp
 from .base import BetaObjective
 from .datum import DatumELBO
@@ -89,6 +89,8 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
         betas = self._betas_now()
+        if self.gradient == "dreg" and isinstance(betas, Mapping):
+            raise OptionError("gradient='dreg' needs one beta for all sites: use gradient='standard' with a beta by site")
         call = self._call(model, guide, args, kwargs)
         cuts: list[list[Cut]] | None = None if self.gradient == "standard" else []
         drawn = call.draw(self.num_particles, cuts=cuts)
@@ -104,25 +106,18 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         loss = -(log_mean_exp(log_weight.detach(), 0) * scale).sum()
         if not log_weight.requires_grad:
             return loss, loss
+        # What the model draws itself cancels in a weight, but how likely it was to be drawn has a gradient.
+        by_the_model = score_surrogate(log_weight, weights.log_drawn(self.prior_sites)) if self.prior_sites else 0.0
         if cuts is None:
             bound = log_mean_exp(log_weight, 0)
             if scored:
                 bound = bound + score_surrogate(log_weight, total(weights.guide_sites[n] for n in scored))
-            return loss, -(bound * scale).sum()
+            return loss, -((bound + by_the_model) * scale).sum()
         share = normalised(log_weight)
-        along = share if self.gradient == "stl" else share * doubly(share, betas)
-        model_part = (weighed(share, log_joint) * scale).sum()
+        # E[v d log q] = E[v (1 - v) d log w], the second d along the draw, and log q has the weight beta.
+        along = share if self.gradient == "stl" or isinstance(betas, Mapping) else share * (1 - betas + betas * share)
+        model_part = ((weighed(share, log_joint).sum(0) + by_the_model) * scale).sum()
         return loss, -model_part - path_surrogate((weighed(along, log_weight) * scale).sum(), cuts)
-
-
-def doubly(share: Tensor, betas: Betas) -> Tensor:
-    """What "dreg" multiplies a weight by: the score-function part of the gradient, rewritten along the draw.
-
-    E[v d log q] = E[v (1 - v) d log w] (over a draw, the second d along it), and log q has weight beta.
-    """
-    if isinstance(betas, Mapping):
-        raise OptionError("gradient='dreg' needs one beta for all sites: use gradient='standard' with a beta by site")
-    return 1 - betas + betas * share
 
 
 def scored_sites(guide: Record, enumerated: Collection[str]) -> list[str]:

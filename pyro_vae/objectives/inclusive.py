@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from ..errors import AuxiliarySiteError, OptionError, quoted
+from ..errors import AuxiliarySiteError, OptionError, StructureError, quoted
 from ..kernel import INFER, Call, Cut, LogWeights, Record
 from ..ops import log_mean_exp
 from .datum import DatumELBO
@@ -69,6 +70,8 @@ class InclusiveKL(DatumELBO):
     ) -> None:
         if isinstance(sleep, bool) or not isinstance(sleep, (int, float)) or not 0 <= sleep <= 1:
             raise OptionError(f"sleep must be a number between 0 and 1, got {sleep!r}")
+        if proposal is not None and not callable(proposal):
+            raise OptionError(f"proposal must be a guide, something callable, got {type(proposal).__name__}")
         super().__init__(num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)
         self.proposal, self.sleep, self.sleep_args = proposal, sleep, sleep_args
 
@@ -87,8 +90,12 @@ class InclusiveKL(DatumELBO):
         bound = log_mean_exp(log_weight, 0)
         wake = weighed(share, log_guide).sum(0)
         cross = weighed(share, weights.log_joint.detach()).sum(0) - bound
-        loss = ((cross - wake.detach()) * (1 - self.sleep) - bound) * scale
-        surrogate = -(weighed(share, weights.log_joint).sum(0) + (1 - self.sleep) * wake) * scale
+        # What a site drawn from the prior adds to log p(x, z) cancels in the weight, not in the gradient.
+        log_model = weights.log_joint + weights.log_drawn(self.prior_sites)
+        loss, surrogate = -bound * scale, -weighed(share, log_model).sum(0) * scale
+        if self.sleep < 1:
+            loss = loss + (1 - self.sleep) * (cross - wake.detach()) * scale
+            surrogate = surrogate - (1 - self.sleep) * wake * scale
         if self.sleep:
             asleep = self._sleep_loss(call, weights, model, guide, args, kwargs) * scale
             loss, surrogate = loss + self.sleep * asleep.detach(), surrogate + self.sleep * asleep
@@ -104,7 +111,7 @@ class InclusiveKL(DatumELBO):
             self._weigh(call, call.draw(1), 1)
             own_draws = self._pass
         proposal = self._call(model, self.proposal, args, kwargs, role="proposal", indices=call.guide.indices)
-        with torch.no_grad():
+        with torch.no_grad(), poutine.block(hide_types=["param"]):  # SVI steps every parameter that it sees
             drawn = proposal.draw(self.num_particles)
         weights, scale = self._weigh(proposal, drawn)
         self._pass, self._num_drawn = own_draws, 1
@@ -115,11 +122,22 @@ class InclusiveKL(DatumELBO):
     ) -> Tensor:
         """-log q(z|x) of data and latents drawn from the model, (B,)."""
         check_has_density(call, "sleep")
+        factors = [n for n in awake.likelihood_sites if n not in awake.observations]
+        if factors:
+            raise StructureError(
+                f"sleep= simulates data from the model, but its factors {quoted(factors)} cannot be simulated: the latents "
+                "would be no draws of their posterior. Use sleep=0, or write the factor as a sampled site"
+            )
         with torch.no_grad():
             sites = call.simulate()
         observed = {name: site.value for name, site in sites.items() if site.is_observed and site.value.numel()}
         if self.sleep_args is not None:
             simulated = self.sleep_args(observed)
+            if not isinstance(simulated, tuple):
+                raise OptionError(
+                    "sleep_args must return the positional arguments of model and guide as a tuple, got "
+                    f"{type(simulated).__name__}: e.g. sleep_args=lambda observed: (observed['obs'],)"
+                )
         else:
             simulated = replaced_data(awake.observations, observed, args)
         dreaming = self._call(model, guide, simulated, kwargs, indices=call.guide.indices)
