@@ -58,7 +58,7 @@ class Monitor:
 
     :param objective: an objective of `pyro_vae`, or anything with their attribute `terms`. The objective itself, not the
         module that `objective(model, guide)` returns.
-    :param num_updates: planned number of updates, all epochs together; warns at once if a schedule in `objective.beta` will
+    :param num_updates: planned number of updates, all epochs together; warns at once if one of `objective.schedules` will
         not be finished by then (see `warn_if_unfinished`), and makes one progress bar of all loops.
     :param progress: show a progress bar in `watch`.
     :raises OptionError: if the objective has no `terms`, or if `num_updates` is out of range.
@@ -79,7 +79,7 @@ class Monitor:
         self._due = 0.0  # when the line is to be renewed
         self._start: tuple[int, float] | None = None  # of the progress bar: bodies and time
         if num_updates is not None:
-            _warn_about_schedules(getattr(objective, "beta", None), num_updates)
+            _warn_about_schedules(getattr(objective, "schedules", {}), num_updates)
 
     @property
     def objective(self) -> Any:
@@ -295,8 +295,7 @@ def _betas(columns: dict[Key, Tensor]) -> Tensor | dict[str, Tensor]:
     return {site: values.where(~values.isnan(), common) for site, values in by_site.items()}
 
 
-def _warn_about_schedules(beta: Any, num_updates: int) -> None:
-    named = {f"beta of '{site}'": b for site, b in beta.items()} if isinstance(beta, Mapping) else {"beta": beta}
-    for name, weight in named.items():
-        if callable(weight) and (message := unfinished(weight, num_updates, name)) is not None:
+def _warn_about_schedules(schedules: Mapping[str, Any], num_updates: int) -> None:
+    for name, schedule in schedules.items():
+        if (message := unfinished(schedule, num_updates, name)) is not None:
             warnings.warn(ScheduleWarning(message), stacklevel=3)

@@ -18,6 +18,7 @@ from pyro.optim import Adam
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import pyro_vae as pv
 from pyro_vae import monitor as monitor_module
 from pyro_vae.errors import DatumPlateError, OptionError, ScheduleWarning
 from pyro_vae.monitor import FLUSH_STEPS, PATIENCE, Monitor
@@ -572,19 +573,24 @@ def test_without_progress_nothing_is_printed_or_read(objective, capsys, monkeypa
 
 def test_an_unfinished_schedule_is_reported_once_when_the_monitor_is_built():
     with pytest.warns(ScheduleWarning, match="^beta is not finished within the 500 planned updates") as caught:
-        Monitor(Objective(beta=LinearAnnealing(1000)), num_updates=500)
+        Monitor(pv.BetaTrace_ELBO(beta=LinearAnnealing(1000)), num_updates=500)
     assert len(caught) == 1 and caught[0].filename == __file__
     with pytest.warns(ScheduleWarning, match="^beta of 'w' is not finished .*CyclicalAnnealing") as caught:
         Monitor(
-            Objective(beta={"z": LinearAnnealing(100), "w": CyclicalAnnealing(100, 8), "y": torch.tensor(2.0), "v": 1.0}),
+            pv.BetaTrace_ELBO(
+                beta={"z": LinearAnnealing(100), "w": CyclicalAnnealing(100, 8), "y": torch.tensor(2.0), "v": 1.0}
+            ),
             num_updates=500,
         )
     assert len(caught) == 1
+    with pytest.warns(ScheduleWarning, match="^capacity is not finished"):
+        Monitor(pv.BetaTraceMeanField_ELBO(capacity=LinearAnnealing(1000, end=25.0)), num_updates=500)
 
 
-@pytest.mark.parametrize("beta", [1.0, torch.tensor(2.0), {}, None, LinearAnnealing(100), lambda step: 4.0])
+@pytest.mark.parametrize("beta", [1.0, torch.tensor(2.0), {}, LinearAnnealing(100), lambda step: 4.0])
 def test_a_plan_that_is_kept_gives_no_warning(beta):
-    Monitor(Objective(beta=beta), num_updates=500)
+    Monitor(pv.BetaTrace_ELBO(beta=beta), num_updates=500)
+    Monitor(Objective(beta=beta), num_updates=500)  # anything with terms
 
 
 def test_without_a_plan_nothing_is_said_about_short_epochs():

@@ -15,7 +15,8 @@ from .sums import UnitSums
 from .units import check_options
 
 REMEDIES = (
-    "try KL annealing (pv.LinearAnnealing), free bits (free_bits=0.5), a weaker decoder or aggressive encoder training"
+    "try KL annealing (beta=pv.LinearAnnealing(...)), free bits (pv.BetaTraceMeanField_ELBO(free_bits=0.5)), "
+    "pv.AggressiveTraining or a weaker decoder"
 )
 
 
@@ -48,6 +49,7 @@ class CollapseMonitor:
     :param datum_plate: as in `ActiveUnits`.
     :param prior_sites: as in `ActiveUnits`.
 
+    :ivar collapsed: whether the pair counts as collapsed now; `collapsed_at`, the call at which that was said last, or None.
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) at a look, for a program without known weights per datum.
     :raises NonFiniteError: at a look, if a KL is NaN or infinite.
     :raises OptionError: for options out of range.
@@ -94,6 +96,7 @@ class CollapseMonitor:
         self.num_calls = 0
         self.last: UnitActivity | None = None  # of the last look
         self.collapsed = False
+        self.collapsed_at: int | None = None  # the call at which it was said last
         self._model, self._guide, self._datum_plate, self._prior_sites = model, guide, datum_plate, tuple(prior_sites)
         self._new_pair()  # refuses what is not callable
         self._silent_looks = 0  # in a row
@@ -117,6 +120,7 @@ class CollapseMonitor:
         self._silent_looks = self._silent_looks + 1 if num_silent >= self.share * len(units) else 0
         self.collapsed = self._silent_looks >= self.patience
         if self.collapsed and not was_collapsed:
+            self.collapsed_at = self.num_calls
             warnings.warn(CollapseWarning(f"{self._state()}; {REMEDIES}"), stacklevel=2)
 
     def _new_pair(self) -> Pair:

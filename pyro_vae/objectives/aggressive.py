@@ -25,21 +25,23 @@ class AggressiveTraining:
 
     Early in training the model may learn to ignore latents that the guide cannot place yet, and the guide then has nothing
     to learn: the posterior collapses. Here the guide alone is updated, on one batch after the other, until its loss no
-    longer falls; then the model alone, once. A few hundred such steps at the start are usually enough; go on with
-    ``svi.step`` then.
+    longer falls; then the model alone, once. After some tens to hundreds of such steps, when `CollapseMonitor` and the rate
+    say that the latents are in use, go on with ``svi.step``.
 
     :param svi: a `pyro.infer.SVI`; its optimiser, parameters and objective stay what they are.
     :param batches: a `DataLoader` or any other iterable that can be gone through again and again.
     :param args: maps a batch to the positional arguments of model and guide; its first element unless given.
     :param max_inner_steps: of the guide, for each step of the model.
-    :param window: the loss is compared between means over so many steps.
+    :param window: the loss is compared between means over so many steps. The paper's 10 are too few where the loss of a
+        batch is noisy: the guide then counts as done too early (`tutorials/experiments/collapse.md`).
 
     :ivar num_inner_steps: steps of the guide in the last call of `step`; it falls as the guide catches up.
     :raises OptionError: for counts below 1, an iterator that cannot be gone through twice, or a guide that uses all
         parameters. Those that both sides use count as the guide's.
     :raises EmptyBatchError: for a loader that yields nothing.
 
-    Every update advances `num_updates` of the objective, those of the guide too: a schedule over it then runs faster.
+    Every update advances `num_updates` of the objective, those of the guide too: a schedule over it then runs faster. So
+    does a decay inside the optimiser (`lrd` of Pyro's ClippedAdam).
 
     Example::
 
@@ -56,8 +58,8 @@ class AggressiveTraining:
         batches: Iterable[Any],
         *,
         args: Args = first_element,
-        max_inner_steps: int = 100,
-        window: int = 10,
+        max_inner_steps: int = 200,
+        window: int = 50,
     ) -> None:
         for name, value in (("max_inner_steps", max_inner_steps), ("window", window)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

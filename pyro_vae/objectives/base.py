@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import OptionError, ScheduleWarning
 from ..kernel import Betas
 from .terms import Terms
-from .weights import Weight, check_weight, value_of
+from .weights import Schedule, Weight, check_weight, value_of
 
 CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
 
@@ -87,18 +87,24 @@ class Objective(ELBO):
     def _make_terms(self) -> Terms:
         raise NotImplementedError
 
-    def _scheduled(self) -> Iterable[Weight]:
-        """The weights of this objective that may follow a schedule."""
-        return ()
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The weights of this objective that follow a schedule, by name."""
+        weights = self._weights()
+        return {name: weight for name, weight in weights.items() if callable(weight) and not isinstance(weight, Tensor)}
+
+    def _weights(self) -> dict[str, Weight]:
+        return {}
 
     def _warn_if_schedule_stands_still(self) -> None:
-        if not torch.is_grad_enabled() or not any(callable(w) and not isinstance(w, Tensor) for w in self._scheduled()):
+        if not torch.is_grad_enabled() or not self.schedules:
             return
         self._calls_since_update += 1
         if self._calls_since_update == CALLS_BEFORE_WARNING:
             warnings.warn(
-                f"a weight follows a schedule, but num_updates has been {self.num_updates} for {CALLS_BEFORE_WARNING} "
-                "calls: only SVI advances it by itself. Set objective.num_updates = step after each optimiser step",
+                f"{', '.join(self.schedules)} follows a schedule, but num_updates has been {self.num_updates} for "
+                f"{CALLS_BEFORE_WARNING} calls: only SVI advances it by itself. Set objective.num_updates = step after each "
+                "optimiser step",
                 ScheduleWarning,
                 stacklevel=4,
             )
@@ -121,8 +127,10 @@ class BetaObjective(Objective):
             check_weight(weight)
         self._beta = dict(beta) if isinstance(beta, Mapping) else beta
 
-    def _scheduled(self) -> Iterable[Weight]:
-        return self._beta.values() if isinstance(self._beta, Mapping) else (self._beta,)
+    def _weights(self) -> dict[str, Weight]:
+        if isinstance(self._beta, Mapping):
+            return {f"beta of '{name}'": weight for name, weight in self._beta.items()}
+        return {"beta": self._beta}
 
     def _betas_now(self) -> Betas:
         if isinstance(self._beta, Mapping):

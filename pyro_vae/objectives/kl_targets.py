@@ -30,12 +30,14 @@ class FreeBits:
     by_dimension: bool
 
     @property
-    def weights(self) -> tuple[Weight, ...]:
-        return tuple(self.nats.values()) if isinstance(self.nats, Mapping) else (self.nats,)
+    def weights(self) -> dict[str, Weight]:
+        if isinstance(self.nats, Mapping):
+            return {f"free_bits of '{name}'": weight for name, weight in self.nats.items()}
+        return {"free_bits": self.nats}
 
     def now(self, num_updates: int) -> Betas:
         if isinstance(self.nats, Mapping):
-            return {name: value_of(weight, num_updates, "free_bits") for name, weight in self.nats.items()}
+            return {name: value_of(weight, num_updates, f"free_bits of '{name}'") for name, weight in self.nats.items()}
         return value_of(self.nats, num_updates, "free_bits")
 
     def measure(self, traces: WeighedTraces, analytic: Mapping[str, Tensor]) -> Rates:
@@ -86,8 +88,8 @@ class Capacity:
     weight: Weight
 
     @property
-    def weights(self) -> tuple[Weight, ...]:
-        return (self.nats, self.weight)
+    def weights(self) -> dict[str, Weight]:
+        return {"capacity": self.nats, "capacity_weight": self.weight}
 
     def now(self, num_updates: int) -> tuple[Beta, Beta]:
         return value_of(self.nats, num_updates, "capacity"), value_of(self.weight, num_updates, "capacity_weight")
@@ -114,8 +116,8 @@ def target_of(
     if free_bits_per not in ("dimension", "site"):
         raise OptionError(f"free_bits_per must be 'dimension' or 'site', got {free_bits_per!r}")
     bits = FreeBits(dict(free_bits) if isinstance(free_bits, Mapping) else free_bits, free_bits_per == "dimension")
-    named = [("free_bits", weight) for weight in bits.weights] + [("capacity_weight", capacity_weight)]
-    for name, weight in named if capacity is None else [*named, ("capacity", capacity)]:
+    named = {**bits.weights, "capacity_weight": capacity_weight} | ({} if capacity is None else {"capacity": capacity})
+    for name, weight in named.items():
         check_weight(weight, name)
     wanted = bool(bits.weights) and not is_zero(bits.nats)
     if wanted and capacity is not None:

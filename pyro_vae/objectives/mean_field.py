@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -119,8 +119,8 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_costs": [], "_gains": [], "_rates": {}}
 
-    def _scheduled(self) -> Iterable[Weight]:
-        return (*super()._scheduled(), *(self._target.weights if self._target else ()))
+    def _weights(self) -> dict[str, Weight]:
+        return super()._weights() | (self._target.weights if self._target else {})
 
     def _as_float(self, model: Callable, guide: Callable, args: Any, kwargs: Any, backward: bool) -> float:
         if self._target is None:  # one particle after the other, so that memory does not grow with K

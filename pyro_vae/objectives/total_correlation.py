@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, cast
@@ -125,8 +125,9 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         super()._forget()
         self._parts = ()
 
-    def _scheduled(self) -> Iterable[Weight]:
-        return (*super()._scheduled(), self.mutual_information, self.dimension_wise)
+    def _weights(self) -> dict[str, Weight]:
+        own = {"mutual_information": self.mutual_information, "dimension_wise": self.dimension_wise}
+        return super()._weights() | own
 
     def _check_beta(self) -> None:
         if isinstance(self.beta, Mapping):

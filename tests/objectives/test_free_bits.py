@@ -724,7 +724,7 @@ def test_schedule_that_leaves_its_range():
         ({"free_bits": math.inf}, "free_bits must be finite"),
         ({"free_bits": "1"}, "free_bits must be a number"),
         ({"free_bits": torch.ones(2)}, "free_bits must be a number or a tensor without dimensions"),
-        ({"free_bits": {"z": math.nan}}, "free_bits must be finite"),
+        ({"free_bits": {"z": math.nan}}, "free_bits of 'z' must be finite"),
         ({"free_bits": None}, "free_bits must be a number"),
         ({"free_bits_per": "unit"}, "'dimension' or 'site', got 'unit'"),
         ({"capacity": -1.0}, "capacity must be finite and >= 0"),
