@@ -285,3 +285,17 @@ def test_k_curves_of_any_length_are_drawn(num_particles):
     assert labels[-1] == str(num_particles)
     assert 1 <= len(labels) <= 8
     assert len(ax.texts) == (num_particles > 1)
+
+
+def test_units_are_drawn_largest_first_and_inactive_ones_hollow():
+    torch.manual_seed(0)
+    vae = pv.mlp_vae(6, latent_dim=3, likelihood=pv.nn.Bernoulli(), hidden=(8,))
+    units = pv.ActiveUnits(vae.model, vae.guide, seed=0, threshold=1e-3)(
+        [torch.bernoulli(torch.rand(20, 6))], args=lambda x: (x,)
+    )
+    ax = pv.plots.plot_units(units)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == pytest.approx(units.kl[units.order].tolist())
+    filled = [bar.get_facecolor()[0] < 0.9 for bar in ax.patches]
+    assert filled == units.active[units.order].tolist()
+    assert "nats" in ax.get_ylabel() and len(pv.plots.plot_units(units, num_units=2).patches) == 2

@@ -1,0 +1,8 @@
+"""Pictures of results: each takes a record and an optional matplotlib `ax`, and returns the `ax`."""
+
+from .evidence import plot_gaps, plot_k_curve
+from .images import plot_reconstructions, plot_samples
+from .latent import plot_units
+from .training import plot_training
+
+__all__ = ["plot_gaps", "plot_k_curve", "plot_reconstructions", "plot_samples", "plot_training", "plot_units"]

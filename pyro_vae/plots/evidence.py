@@ -1,0 +1,90 @@
+"""Pictures of gaps and of estimates of log p(x)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ..estimates import Gaps, KCurve
+from .axes import axes_or_new
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
+    """From the ELBO up to log p(x): a waterfall of the mean gaps, in nats per datum.
+
+    :param gaps: what `InferenceGaps` returned.
+    :param ax: where to draw; a new figure by default.
+
+    Bars carry their Monte Carlo error at two standard errors. Fills differ by hatch as well as by shade.
+
+    Example::
+
+        pv.plots.plot_gaps(pv.InferenceGaps(model, guide)(x))
+    """
+    ax = axes_or_new(ax)
+    mean = gaps.summary()
+    elbo, optimal, top = (float(mean[name].value) for name in ("elbo", "optimal_elbo", "log_evidence"))
+    steps = [
+        ("amortization", elbo, optimal, "0.75", "//"),
+        ("approximation", optimal, top, "0.9", ".."),
+        ("inference", elbo, top, "1.0", ""),
+    ]
+    for position, (name, low, high, shade, hatch) in enumerate(steps):
+        error = 2 * float(mean[name].std_error)
+        ax.bar(position, high - low, bottom=low, width=0.6, color=shade, edgecolor="black", hatch=hatch)
+        ax.errorbar(position, high, yerr=error, color="black", capsize=4)
+        ax.annotate(f"{high - low:.2f}", (position, max(low, high) + error), (0, 4), textcoords="offset points", ha="center")
+    for level, name, va in ((elbo, "ELBO", "top"), (optimal, "optimal ELBO", "bottom"), (top, "log p(x)", "bottom")):
+        ax.axhline(level, color="black", linewidth=0.8, linestyle=":")
+        ax.annotate(f" {name} {level:.2f}", (2.45, level), (0, -2 if va == "top" else 1), textcoords="offset points", va=va)
+    span = max(abs(top - elbo), 1e-3)
+    ax.set(
+        xlim=(-0.5, 4.0),
+        ylim=(min(elbo, top) - 0.15 * span, max(elbo, optimal, top) + 0.2 * span),
+        xticks=range(3),
+        xticklabels=["amortization\n(encoder)", "approximation\n(family)", "inference\n(both)"],
+        ylabel="nats per datum",
+        title=f"What the ELBO leaves out, {len(gaps)} data",
+    )
+    return ax
+
+
+def plot_k_curve(curve: KCurve, ax: Axes | None = None) -> Axes:
+    """The mean estimate of log p(x) against the number of weights K: has it levelled off? Nats per datum.
+
+    :param curve: `curve` of the `Evidence` that `ImportanceSampling` returned.
+    :param ax: where to draw; a new figure by default.
+
+    Bars are two Monte Carlo errors. The points share their draws, so the number at the end, what the last doubling
+    of K has brought with one Monte Carlo error of its own, is far more exact than the bars. Sizes with a block whose
+    weights are all zero, whose estimate is minus infinity, are left out.
+
+    Example::
+
+        evidence = pv.ImportanceSampling(model, guide)(x)
+        pv.plots.plot_k_curve(evidence.curve)
+    """
+    ax = axes_or_new(ax)
+    points = [(k, float(e.value), float(e.std_error)) for k, e in zip(curve.num_particles, curve.means(), strict=True)]
+    points = [(k, value, 2 * error) for k, value, error in points if math.isfinite(value)]
+    if not points:
+        raise ValueError("the curve has no finite value to draw: for every size, some datum has a block of zero weights")
+    sizes, values, errors = zip(*points, strict=True)
+    ax.errorbar(sizes, values, yerr=errors, color="black", marker="o", markersize=4, linewidth=1.2, capsize=3)
+    ax.set_xscale("log", base=2)
+    step = math.ceil(len(sizes) / 8)  # every size has a point, about eight have a number
+    ticks = sizes[::-1][::step][::-1]
+    ax.set_xticks(ticks, [str(size) for size in ticks])
+    ax.minorticks_off()
+    rise = curve.last_difference()
+    if math.isfinite(float(rise.value)):
+        before, last = curve.num_particles[-2:]
+        error = float(rise.std_error)
+        digits = min(max(2, 1 - math.floor(math.log10(error))), 6) if error > 0 else 6
+        text = f"K from {before} to {last}:\n{float(rise.value):+.{digits}f} \u00b1 {error:.{digits}f} nats"
+        ax.annotate(text, (0.96, 0.06), xycoords="axes fraction", ha="right", va="bottom")
+    ax.set(xlabel="weights per datum, K", ylabel="log p(x), nats per datum", title=f"Estimate against K, {len(curve)} data")
+    return ax
