@@ -2,13 +2,16 @@
 
 from . import errors, exact, nn, plots, schedules
 from .estimates import (
+    BetaSweep,
     CollapseHistory,
     Estimate,
     Evidence,
     Gaps,
     KCurve,
+    RateDistortionCurve,
     Sandwich,
     SelfCheckResult,
+    Surgery,
     TrainingHistory,
     UnitActivity,
 )
@@ -22,7 +25,7 @@ from .evidence import (
     SelfCheck,
 )
 from .gaps import InferenceGaps
-from .latent import ActiveUnits, CollapseMonitor
+from .latent import ActiveUnits, CollapseMonitor, ELBOSurgery, RateDistortion, beta_sweep
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .monitor import Monitor
 from .objectives import (
@@ -45,6 +48,7 @@ __all__ = [
     "AdaptiveImportanceSampling",
     "AggressiveTraining",
     "AnnealedImportanceSampling",
+    "BetaSweep",
     "BetaTraceEnum_ELBO",
     "BetaTraceGraph_ELBO",
     "BetaTraceMeanField_ELBO",
@@ -56,6 +60,7 @@ __all__ = [
     "CosineAnnealing",
     "CyclicalAnnealing",
     "Decomposition",
+    "ELBOSurgery",
     "Estimate",
     "Evidence",
     "ExactEvidence",
@@ -68,17 +73,21 @@ __all__ = [
     "LinearAnnealing",
     "LinearVAE",
     "Monitor",
+    "RateDistortion",
+    "RateDistortionCurve",
     "Reconstruction",
     "Sandwich",
     "SelfCheck",
     "SelfCheckResult",
     "SigmoidAnnealing",
     "Simulation",
+    "Surgery",
     "Terms",
     "TotalCorrelationELBO",
     "TrainingHistory",
     "UnitActivity",
     "VAE",
+    "beta_sweep",
     "conv_vae",
     "errors",
     "evaluate",

@@ -28,6 +28,7 @@ __all__ = [
     "StructureError",
     "SubsamplingError",
     "SupportError",
+    "SurgeryWarning",
     "UnreliableEvidenceWarning",
 ]
 
@@ -138,3 +139,7 @@ class ParameterStoreWarning(UserWarning):
 
 class CollapseWarning(UserWarning):
     """Most units of the latents carry nothing about the data: the posterior has collapsed onto the prior."""
+
+
+class SurgeryWarning(UserWarning):
+    """A part of a KL came out beyond what it can be, or as large as the number of data allows."""

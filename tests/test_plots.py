@@ -299,3 +299,32 @@ def test_units_are_drawn_largest_first_and_inactive_ones_hollow():
     filled = [bar.get_facecolor()[0] < 0.9 for bar in ax.patches]
     assert filled == units.active[units.order].tolist()
     assert "nats" in ax.get_ylabel() and len(pv.plots.plot_units(units, num_units=2).patches) == 2
+
+
+def linear_pair():
+    return pv.mlp_vae(6, latent_dim=2, likelihood=pv.nn.Bernoulli(), hidden=(8,)), torch.bernoulli(torch.rand(30, 6))
+
+
+def test_the_parts_of_a_kl_are_stacked_up_to_it():
+    torch.manual_seed(0)
+    vae, x = linear_pair()
+    surgery = pv.ELBOSurgery(vae.model, vae.guide, seed=0)([x])
+    ax = pv.plots.plot_surgery(surgery)
+    *parts, whole = ax.patches
+    assert parts[-1].get_y() + parts[-1].get_height() == pytest.approx(float(surgery.kl.value), abs=1e-5)
+    assert whole.get_height() == pytest.approx(float(surgery.kl.value)) and whole.get_y() == 0
+    assert ax.lines[-1].get_ydata()[0] == pytest.approx(math.log(30))
+
+
+def test_curves_of_rate_and_distortion_lie_on_one_plane():
+    torch.manual_seed(0)
+    vae, x = linear_pair()
+    curve = pv.RateDistortion(vae.model, vae.guide, num_steps=20, num_chains=4, seed=0)([x], progress=False)
+    ax = pv.plots.plot_rate_distortion(curve)
+    rate, distortion = (sorted(values.tolist()) for values in (curve.rate, curve.distortion))
+    line = ax.lines[0]
+    assert line.get_xdata().tolist() == pytest.approx(rate)
+    assert sorted(line.get_ydata().tolist()) == pytest.approx(distortion)
+    guide = (float(curve.guide_rate.value), float(curve.guide_distortion.value))
+    assert any(list(zip(other.get_xdata(), other.get_ydata(), strict=True)) == [pytest.approx(guide)] for other in ax.lines)
+    assert "nats" in ax.get_xlabel() and "nats" in ax.get_ylabel()

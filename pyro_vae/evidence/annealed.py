@@ -20,6 +20,8 @@ from .importance import checked_count, mean_std_error, summarise
 from .paths import STARTS, Path
 
 SCHEDULES = ("adaptive", "linear", "sigmoid")
+Visit = Callable[[int, State, Tensor], None]
+SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three is so many times as long as tuned
 PILOT_STEPS, PILOT_CHAINS = 40, 4
 FIRST_STEP_SIZE = 0.8  # radians
 SIGMOID_STEEPNESS = 4.0  # of Grosse, Ghahramani and Adams (2015)
@@ -104,10 +106,14 @@ class AnnealedImportanceSampling:
 
 
 class Annealing:
-    """What forward and reverse chains of one call share: the path, and what a pilot run tuned and froze."""
+    """What forward and reverse chains of one call share: the path, and what a pilot run tuned and froze.
 
-    def __init__(self, call: Call, options: AnnealedImportanceSampling) -> None:
-        self.call, self.options = call, options
+    :param grid: temperatures (T + 1,) from 0 on in place of the options' schedule, the same for all data. From a start at
+        the prior they may run past 1: start^(1 - t) joint^t is p(z) p(x given z)^t.
+    """
+
+    def __init__(self, call: Call, options: AnnealedImportanceSampling, grid: Tensor | None = None) -> None:
+        self.call, self.options, self.grid = call, options, grid
         call.set_noise(GUIDE, 0)
         guide = call.draw(ELBO_PARTICLES)
         model = call.score(call.latent_values(guide), ELBO_PARTICLES)
@@ -139,17 +145,24 @@ class Annealing:
         self.path = Path(self.space, options.start, fitted, (u.mean(0), u.std(0)))
         self.temperatures, self.step_sizes = self._tune()
 
-    def forward(self) -> tuple[Tensor, Tensor, State]:
-        """Log-weights (C, B), acceptance (B,) and the last states, from the start to the joint."""
+    def forward(self, visit: Visit | None = None) -> tuple[Tensor, Tensor, State]:
+        """Log-weights (C, B), acceptance (B,) and the last states, from the start to the joint.
+
+        `visit` sees the states and the log-weights so far at every temperature: the start, then after each transition.
+        """
         self.call.set_noise(ANNEAL, 0)
         state = self.path.draw(self.options.num_chains)
         log_weight = torch.zeros_like(state.log_joint)
         acceptance = torch.zeros_like(log_weight[0])
+        if visit is not None:
+            visit(0, state, log_weight)
         for i in self._steps("forward chains", range(1, self.options.num_steps + 1)):
             log_weight += (self.temperatures[i] - self.temperatures[i - 1]) * (state.log_joint - state.log_start)
             self.call.set_noise(ANNEAL, i)
             state, accepted = self._move(state, i)
             acceptance += accepted.mean(0) / self.options.num_steps
+            if visit is not None:
+                visit(i, state, log_weight)
         self.call.check_finite(log_weight)
         return log_weight, acceptance, state
 
@@ -168,8 +181,13 @@ class Annealing:
 
     def _move(self, state: State, i: int) -> tuple[State, Tensor]:
         t = self.temperatures[i]
-        reference = self.path.reference(t)
-        return transition(state, self.path.evaluate, t, reference, self.step_sizes[i], self.options.num_leapfrog)
+        reference = self.path.reference(t.clamp(max=1))  # beyond the joint the fit would be extrapolated
+        step_size = self.step_sizes[i]
+        if self.grid is not None and i % SHORT_EVERY == 0:
+            # Whoever gave a grid looks at all states alike: none may be stuck where the density is steeper than was tuned
+            # for. Weights alone would forget such a chain. Which steps are short depends on no state.
+            step_size = SHORT * step_size
+        return transition(state, self.path.evaluate, t, reference, step_size, self.options.num_leapfrog)
 
     def _steps(self, what: str, steps: range) -> Any:
         return tqdm(steps, desc=what, unit="step", leave=False, delay=5, disable=not self.options.progress)
@@ -179,6 +197,8 @@ class Annealing:
         pilot_steps = min(self.options.num_steps, PILOT_STEPS)
         share = torch.linspace(0, 1, pilot_steps + 1, dtype=self.elbo.dtype, device=self.elbo.device)
         grid = share if self.options.start == "fitted" else share**3  # other starts change fastest at first
+        if self.grid is not None:
+            grid = grid * self.grid[-1]
         self.call.set_noise(PILOT, 1)
         state = self.path.draw(PILOT_CHAINS)
         step_size = torch.full_like(self.elbo[0], FIRST_STEP_SIZE)
@@ -186,7 +206,7 @@ class Annealing:
         for t in grid:
             spreads.append(finite_spread(state.log_joint - state.log_start))
             t = t.expand_as(step_size)
-            reference = self.path.reference(t)
+            reference = self.path.reference(t.clamp(max=1))
             state, acceptance = transition(state, self.path.evaluate, t, reference, step_size, self.options.num_leapfrog)
             step_size = adapted(step_size, acceptance)
             step_sizes.append(step_size)
@@ -200,6 +220,8 @@ class Annealing:
         "adaptive" takes steps of equal conditional ESS, 1 / (1 + step^2 variance of log_joint - log_start): equal parts of
         the integral of the standard deviation that the pilot saw.
         """
+        if self.grid is not None:
+            return self.grid.unsqueeze(-1).expand(-1, spreads.shape[1])
         share = torch.linspace(0, 1, self.options.num_steps + 1, dtype=grid.dtype, device=grid.device).unsqueeze(-1)
         share = share.expand(-1, spreads.shape[1])
         if self.options.schedule == "linear":

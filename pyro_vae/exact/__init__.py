@@ -6,11 +6,12 @@ data, ``D`` latent dimensions, ``X`` data dimensions, ``N`` quadrature nodes. No
 float64 where digits count.
 """
 
-from .linear_gaussian import LinearGaussian, LinearGaussianGaps, collapsed, scalar_posterior
+from .linear_gaussian import LinearGaussian, LinearGaussianCurve, LinearGaussianGaps, collapsed, scalar_posterior
 from .sums import enumerate_log_evidence, enumerate_log_joint, quadrature_log_evidence
 
 __all__ = [
     "LinearGaussian",
+    "LinearGaussianCurve",
     "LinearGaussianGaps",
     "collapsed",
     "enumerate_log_evidence",

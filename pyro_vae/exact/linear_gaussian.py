@@ -25,6 +25,18 @@ class LinearGaussianGaps:
 
 
 @dataclass(frozen=True, eq=False)
+class LinearGaussianCurve:
+    """Points of a rate-distortion curve: tensors ``(P,)``, nats, means over the data.
+
+    Along the curve ``dD/dR = -beta``. No encoder of the model lies below it.
+    """
+
+    beta: Tensor
+    rate: Tensor
+    distortion: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class LinearGaussian:
     r"""Probabilistic PCA, the linear VAE: ``p(z) = N(0, I_D)``, ``p(x|z) = N(W z + b, s^2 I_X)``.
 
@@ -81,6 +93,22 @@ class LinearGaussian:
         noise = _noise_variance(eigenvalues, latent_dim, variance)
         scale = (eigenvalues[:latent_dim] - noise).clamp(min=0.0).sqrt()
         return cls(eigenvectors[:, :latent_dim] * scale, x.mean(0), noise)
+
+    @classmethod
+    def fit_beta(cls, x: Tensor, latent_dim: int, variance: float | Tensor, beta: float) -> LinearGaussian:
+        r"""The model of noise ``variance`` that maximises the beta-ELBO of ``x`` ``(B, X)``; its guide is `beta_posterior`.
+
+        The weights are those of ``fit(x, latent_dim, beta * variance)``, since ``beta`` acts like that much more noise
+        (Lucas et al. 2019, https://arxiv.org/abs/1911.02469). There, with the eigenvalues ``l_j`` of the biased covariance
+        and ``A = {j <= D: l_j > beta s^2}``, means over the data::
+
+            R = 1/2 sum_{j in A} ln(l_j / (beta s^2))
+            D = 1/2 [X ln 2 pi s^2 + |A| beta + sum_{j not in A} l_j / s^2]
+
+        :raises ValueError: as in `fit`.
+        """
+        best = cls.fit(x, latent_dim, beta * variance)
+        return cls(best.weight, best.bias, torch.as_tensor(variance, dtype=x.dtype, device=x.device))
 
     @staticmethod
     def max_log_likelihood(x: Tensor, latent_dim: int, variance: float | Tensor | None = None) -> Tensor:
@@ -157,6 +185,26 @@ class LinearGaussian:
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
         r"""``-(distortion + rate)``, shape ``(B,)``, never above `log_evidence`; ``q`` as in `rate`."""
         return -(self.distortion(x, q) + self.rate(q))
+
+    def rate_distortion(self, x: Tensor, beta: Tensor) -> LinearGaussianCurve:
+        r"""Rate and distortion of `beta_posterior` at every ``beta`` ``(P,)``, means over ``x`` ``(B, X)``.
+
+        These are the least ``R + D / beta`` of any encoder, so the points trace the model's rate-distortion curve, from the
+        prior (``beta = inf``: no rate) on. One model throughout: training a model for each ``beta`` gets below it, see
+        `fit_beta`.
+
+        :raises ValueError: if ``beta`` is no vector of positive numbers, or the data do not fit.
+
+        >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), torch.tensor(0.5))
+        >>> curve = model.rate_distortion(torch.tensor([[1.0, 1.0]]), torch.tensor([math.inf, 1.0]))
+        >>> curve.rate, curve.distortion
+        (tensor([0.0000, 0.8932]), tensor([8.1447, 1.8142]))
+        """
+        if beta.dim() != 1:
+            raise ValueError(f"rate_distortion expects beta of shape (P,), but got {tuple(beta.shape)}.")
+        encoders = [self.beta_posterior(x, b) for b in beta]
+        rate = torch.stack([self.rate(q).mean() for q in encoders])
+        return LinearGaussianCurve(beta, rate, torch.stack([self.distortion(x, q).mean() for q in encoders]))
 
     def approximation_gap(self) -> Tensor:
         r"""``1/2 [sum_j ln M_jj - ln|M|]``, what diagonal guides cannot reach: one number for all data."""

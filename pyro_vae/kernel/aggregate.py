@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import pyro.distributions as dist
 import torch
@@ -13,25 +13,29 @@ from ..errors import StructureError, quoted
 from .agreement import close
 from .calls import Call
 from .live import rehearsal
-from .programs import score
+from .programs import Program, score
 from .recorder import Layout
 from .records import Record, SiteRecord
 from .supports import has_edges, innermost, inside_support
 
 
-def log_q_by_dimension(drawn: Record, names: Collection[str], layout: Layout) -> Tensor:
-    """log q(z_d | x_j) at the draw of datum i, (B, B, D) as [i, j, d], from one particle of the guide.
+def log_q_by_dimension(
+    drawn: Record, names: Collection[str], layout: Layout, rows: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """log q(z_d | x_j) at the draw of datum i, (R, B, D) as [i, j, d], from one particle of the guide.
 
     A dimension is one element of one site: of its event, and of the plates inside the datum.
+
+    :param rows: R draws, of any data, by site and as `rows_of` returns them; without it those of the B data themselves.
     """
-    return torch.cat([site_log_q(drawn[name], layout) for name in names], -1)
+    return torch.cat([site_log_q(drawn[n], layout, None if rows is None else rows[n]) for n in names], -1)
 
 
-def site_log_q(site: SiteRecord, layout: Layout) -> Tensor:
+def site_log_q(site: SiteRecord, layout: Layout, rows: Tensor | None = None) -> Tensor:
     assert layout.datum_dim is not None
     fn = innermost(site.fns[0])
     axis = layout.datum_dim - site.event_dim
-    draws = site.value.movedim(axis, 0).unsqueeze(axis)  # (B, 1, *plates, *event), broadcast over the data
+    draws = rows_of(site, layout) if rows is None else rows
     if has_edges(fn) or not fn.has_rsample:  # a support may depend on the data, and draws of others lie outside
         inside = inside_support(fn, draws)
         log_q = fn.log_prob(torch.where(inside, draws, site.value))
@@ -44,8 +48,38 @@ def site_log_q(site: SiteRecord, layout: Layout) -> Tensor:
     return log_q.to(torch.promote_types(log_q.dtype, torch.float32))
 
 
+def rows_of(site: SiteRecord, layout: Layout) -> Tensor:
+    """The draws of the data of one particle, one after the other: (B, 1, *plates, *event) with one datum in its plate."""
+    if layout.datum_dim is None:
+        return site.value.unsqueeze(0)
+    axis = layout.datum_dim - site.event_dim
+    return site.value.movedim(axis, 0).unsqueeze(axis)  # broadcast over the data
+
+
+def as_particles(rows: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Draws from `rows_of` as R particles, each the same for all B data: (R, *plates, *event), without a copy."""
+    values = {}
+    for name, draws in rows.items():
+        shape = list(draws.squeeze(1).shape)
+        if layout.datum_dim is not None:
+            shape[layout.datum_dim - layout.event_dims[name]] = layout.batch_size
+        values[name] = draws.squeeze(1).expand(shape)
+    return values
+
+
 def check_dimensions(drawn: Record, guide_sites: Collection[str], latents: Collection[str]) -> None:
     """Refuse draws whose log q is not a sum over single numbers, each with a density of its own."""
+    check_draws(drawn, guide_sites, latents)
+    for name in joint_sites(drawn, guide_sites)[:1]:
+        raise StructureError(
+            f"the guide's site '{name}' is {type(innermost(drawn[name].fns[0])).__name__}, whose dimensions have no "
+            "densities of their own that are known: draw independent dimensions, as in Normal(loc, scale).to_event(1) "
+            "(transforms go below to_event)"
+        )
+
+
+def check_draws(drawn: Record, guide_sites: Collection[str], latents: Collection[str]) -> None:
+    """Refuse a guide that draws anything but the latents themselves, each from a density."""
     for name in guide_sites:
         fn = innermost(drawn[name].fns[0])
         if name not in latents or isinstance(fn, dist.Delta):
@@ -54,29 +88,46 @@ def check_dimensions(drawn: Record, guide_sites: Collection[str], latents: Colle
                 "a density of its own (an autoguide, or a factor): the densities of other data at it are not known. Let "
                 "the guide draw the latents themselves, from parameters that an encoder computes"
             )
-        if fn.event_dim:
-            raise StructureError(
-                f"the guide's site '{name}' is {type(fn).__name__}, whose dimensions have no densities of their own that "
-                "are known: draw independent dimensions, as in Normal(loc, scale).to_event(1) (transforms go below "
-                "to_event)"
-            )
+
+
+def joint_sites(drawn: Record, names: Collection[str]) -> list[str]:
+    """The sites whose distribution is not a product over single numbers."""
+    return [name for name in names if innermost(drawn[name].fns[0]).event_dim]
 
 
 def check_separate(call: Call, drawn: Record, names: Collection[str]) -> None:
-    """Refuse a guide that draws one site given another: q(z_2|x) is then an integral over z_1.
+    """Refuse a guide that draws one site given another: q(z_2|x) is then an integral over z_1."""
+    if (found := first_dependent(call, names)) is not None:
+        name, read = found
+        raise StructureError(
+            f"the guide draws '{name}' given {quoted(read) if read else 'its other latents'}, so "
+            f"q({name}|x) has no density of its own that is known, and neither has its part of the aggregated "
+            "posterior: draw the latents independently given x, or as one site"
+        )
+
+
+def first_dependent(call: Call, names: Collection[str]) -> tuple[str, list[str]] | None:
+    """The first site that the guide draws given others, and those, as far as they can be told.
 
     The guide runs at other draws, whose way through the program is followed; the densities must stay as well.
     """
     with torch.no_grad(), rehearsal(call.guide.fn, devices=[call.device]):
         first, other = call.draw(1), call.draw(1)
-        values = {n: track_provenance(other[n].value, frozenset({n})) for n in names}
-        moved = score(call.guide, values, 1)
+        moved = followed(call.guide, {n: other[n].value for n in names})
         for name in names:
-            read = get_provenance(moved[name].log_prob) - {name}
+            read = sorted(get_provenance(moved[name].log_prob) - {name})
             stays = close(first[name].log_prob, moved[name].fns[0].log_prob(first[name].value))
             if read or not stays:
-                raise StructureError(
-                    f"the guide draws '{name}' given {quoted(sorted(read)) if read else 'its other latents'}, so "
-                    f"q({name}|x) has no density of its own that is known, and neither has its part of the aggregated "
-                    "posterior: draw the latents independently given x, or as one site"
-                )
+                return name, read
+    return None
+
+
+def followed(program: Program, values: Mapping[str, Tensor]) -> Record:
+    """The program at one particle of given values; what it computes from a value carries the name of its site."""
+    return score(program, {n: track_provenance(v, frozenset({n})) for n, v in values.items()}, 1)
+
+
+def read_by_prior(call: Call, values: Mapping[str, Tensor], names: Collection[str]) -> dict[str, set[str]]:
+    """The sites that the prior of each named latent depends on, from a plain run of the model."""
+    record = followed(call.model, values)
+    return {name: set(get_provenance(record[name].log_prob)) - {name} for name in names}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from ..estimates import UnitActivity
+from ..estimates import Surgery, UnitActivity
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -39,4 +40,38 @@ def plot_units(activity: UnitActivity, ax: Axes | None = None, *, num_units: int
     )
     if len(order) <= 25:
         ax.set_xticks(range(len(order)), [activity.names[unit] for unit in order], rotation=90)
+    return ax
+
+
+def plot_surgery(surgery: Surgery, ax: Axes | None = None) -> Axes:
+    """What the mean KL is made of: its parts stacked from zero, and log N, the ceiling of the first; nats per datum.
+
+    :param surgery: what `ELBOSurgery` returned.
+    :param ax: where to draw; a new figure by default.
+
+    Bars carry their Monte Carlo error at two standard errors. Where the guide's dimensions are not independent, the KL of
+    the aggregated posterior stands undivided.
+
+    Example::
+
+        pv.plots.plot_surgery(pv.ELBOSurgery(vae.model, vae.guide)(loader))
+    """
+    ax = axes_or_new(ax)
+    divided = not math.isnan(float(surgery.total_correlation.value))
+    rest = [("total correlation", surgery.total_correlation), ("dimension-wise\nKL", surgery.dimension_wise_kl)]
+    undivided = [("KL of q(z)\nto the prior", surgery.marginal_kl)]
+    parts = dict([("mutual\ninformation", surgery.mutual_information), *(rest if divided else undivided)])
+    bottom = 0.0
+    for position, part in enumerate([*parts.values(), surgery.kl]):
+        height, start = float(part.value), bottom if position < len(parts) else 0.0
+        ax.bar(position, height, bottom=start, width=0.6, color=f"{0.9 - 0.15 * position}", edgecolor="black")
+        ax.errorbar(position, start + height, yerr=2 * float(part.std_error), color="black", capsize=4)
+        ax.annotate(f"{height:.2f}", (position, start + height), (0, 5), textcoords="offset points", ha="center")
+        bottom += height
+    ceiling = math.log(surgery.num_data)
+    ax.axhline(ceiling, color="black", linewidth=0.8, linestyle=":")
+    ax.annotate(f"log N = {ceiling:.2f}", (-0.45, ceiling), (0, 2), textcoords="offset points")
+    ax.set(ylabel="nats per datum", title=f"What the KL is made of, {surgery.num_data} data")
+    ax.set_xticks(range(len(parts) + 1), [*parts, "mean KL"])
+    ax.margins(y=0.15)
     return ax

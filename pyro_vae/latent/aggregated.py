@@ -1,0 +1,101 @@
+"""log q(z) of the aggregated posterior at draws of many data: a streaming sum over the data, in bounded memory."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import NonFiniteError, StructureError
+from .draws import BatchDraws, LogQ, Rows
+
+BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**28}  # of log q by dimension: small enough for the caches of a processor
+
+
+class Mixture:
+    """log q(z_i|x_i) and the log of the sum over j != i of q(z_i|x_j), for R rows: jointly, and by dimension if known.
+
+    :param batches: of the data; the columns.
+    :param rows: the draws, those of one batch after those of another.
+    :param owners: the numbers of the data that the rows were drawn for, by batch, on the CPU.
+    """
+
+    def __init__(self, batches: Sequence[BatchDraws], rows: Rows, owners: Sequence[Tensor], by_dimension: bool) -> None:
+        self.batches, self.rows = batches, rows
+        self.owners = torch.cat(list(owners))
+        self.limits = [0, *itertools.accumulate(len(part) for part in owners)]  # the rows of each batch
+        columns = 1 + by_dimension * len(batches[0].units)
+        device = batches[0].log_prior.device
+        self.own = torch.full((len(self.owners), columns), -math.inf, dtype=torch.double, device=device)
+        self.others = self.own.clone()
+        self.counts = torch.zeros(len(self.owners), 1, dtype=torch.double, device=device)
+
+    def run(self, *, within: bool, progress: bool) -> None:
+        """Go through all pairs of rows and columns, or through those `within` a batch."""
+        num_rows = len(self.owners)
+        spans = list(itertools.pairwise(self.limits)) if within else [(0, num_rows)] * len(self.batches)
+        num_pairs = sum(batch.size * (stop - start) for batch, (start, stop) in zip(self.batches, spans, strict=True))
+        first = 0
+        with tqdm(total=num_pairs, desc="aggregated posterior", unit="pair", unit_scale=True, disable=not progress) as bar:
+            for batch, (start, stop) in zip(self.batches, spans, strict=True):
+                if start < stop:
+                    with batch.columns.opened() as log_q:
+                        for block in self._blocks(batch.size, start, stop):
+                            self._add(log_q, block, first, batch.size)
+                            bar.update(batch.size * (block.stop - block.start))
+                first += batch.size
+        self._check()
+
+    def _blocks(self, size: int, start: int, stop: int) -> list[slice]:
+        row_bytes = size * sum(rows[0].numel() * rows.element_size() for rows in self.rows.values())
+        length = max(BLOCK_BYTES.get(self.own.device.type, BLOCK_BYTES["cuda"]) // max(row_bytes, 1), 1)
+        return [slice(first, min(first + length, stop)) for first in range(start, stop, length)]
+
+    def _add(self, log_q: LogQ, block: slice, first: int, size: int) -> None:
+        joint, by_dimension = log_q({name: rows[block] for name, rows in self.rows.items()})
+        columns = self.own.shape[1] - 1
+        parts = [(joint.unsqueeze(-1), slice(0, 1))]
+        if columns:
+            assert by_dimension is not None
+            parts.append((by_dimension, slice(1, None)))
+        place = self.owners[block] - first
+        mine = ((place >= 0) & (place < size)).nonzero().squeeze(1)
+        place = place[mine].to(joint.device)
+        mine = mine.to(joint.device)
+        for part, into in parts:
+            part = part.contiguous()  # not a view that repeats one number
+            if len(mine):
+                self.own[block, into][mine] = part[mine, place].double()
+                part[mine, place] = -math.inf
+            self.others[block, into] = torch.logaddexp(self.others[block, into], log_sum_exp(part).double())
+        self.counts[block] += size
+        self.counts[block][mine] -= 1
+
+    def _check(self) -> None:
+        if bool((self.own.isnan() | (self.own.abs() == math.inf) | self.others.isnan() | (self.others == math.inf)).any()):
+            raise NonFiniteError(
+                "the density of some draw under the guide of another datum is NaN or infinite: look for NaN in parameters, "
+                "or for a scale that underflows to 0"
+            )
+
+    def log_q(self, aggregate: str, num_data: int) -> Tensor:
+        """log q(z) of each row, and of its dimensions: (R, 1 + D)."""
+        if aggregate == "leave-one-out":
+            return self.others - self.counts.log()
+        if bool((self.counts < 1).any()) and num_data > 1:
+            raise StructureError(
+                "a batch holds one datum, so there are no others in it to estimate the aggregated posterior from: pass "
+                "batches of at least 2 (drop_last=True in a DataLoader), or aggregate='full'"
+            )
+        # Exact where the others are all others: their share is then 1/N each.
+        share = math.log(max(num_data - 1, 1)) - self.counts.clamp(min=1.0).log()
+        return torch.logaddexp(self.own, self.others + share) - math.log(num_data)
+
+
+def log_sum_exp(terms: Tensor) -> Tensor:
+    """Over the data, (R, B, C) to (R, C), in place: this is where the time goes."""
+    top = terms.amax(1, keepdim=True)
+    top = top.masked_fill(top == -math.inf, 0.0)
+    return terms.sub_(top).exp_().sum(1).log_().add_(top.squeeze(1))

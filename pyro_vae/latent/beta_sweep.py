@@ -1,0 +1,237 @@
+"""One pair trained at several betas: where each ends up in the rate-distortion plane."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI
+from pyro.optim import Adam  # type: ignore[attr-defined]
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError, UnreliableEvidenceWarning
+from ..estimates import BetaSweep, Estimate, Evidence, warn_about
+from ..evidence import AdaptiveImportanceSampling
+from ..evidence.importance import checked_count, mean_std_error
+from ..kernel import INFER, Pair, eval_mode, first_element, kept_random_state, over_batches
+from ..kernel.isolation import isolated_store
+from ..kernel.pairs import checked_seed
+from ..objectives import BetaTraceMeanField_ELBO
+from .rate_distortion import guide_terms, numbers_in
+
+Args = Callable[[Any], tuple[Any, ...]]
+ProgramPair = tuple[Callable, Callable]
+NAMES = ("rate", "distortion", "elbo", "log_evidence")
+
+
+def adam() -> Any:
+    return Adam({"lr": 1e-3})
+
+
+def beta_sweep(
+    make_pair: Callable[[float], ProgramPair],
+    loader: Iterable[Any],
+    betas: Collection[float],
+    *,
+    num_epochs: int,
+    optimizer: Callable[[], Any] = adam,
+    objective: Callable[[float], Any] = BetaTraceMeanField_ELBO,
+    evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None,
+    test_loader: Iterable[Any] | None = None,
+    args: Args = first_element,
+    progress: bool = True,
+    seed: int | None = None,
+    datum_plate: str | None = INFER,
+    prior_sites: Collection[str] = (),
+    check_support: bool = True,
+) -> BetaSweep:
+    r"""Train a pair afresh at every beta, and measure where it ends up: rate, distortion and log p(x)::
+
+        loss = -E_q log p(x|z) + beta KL(q(z|x) to p(z))        at the optimum dD/dR = -beta
+
+    The points trace what model and guide reach together, over all their parameters (Alemi et al., 2018,
+    https://arxiv.org/abs/1711.00464). `RateDistortion` draws the curve of one trained model under its best encoders.
+
+    Every pair is trained by `pyro.infer.SVI` in a parameter store of its own, empty at first, so that pairs that use the
+    same names do not share their parameters. **Your parameter store is put back as it was**, whatever happens inside; what
+    the pairs left in theirs comes back in `stores`. Pairs are measured in eval mode and come back in the mode that
+    `make_pair` and the training left.
+
+    :param make_pair: maps beta to a new (model, guide), with parameters of its own. Called inside the empty store.
+    :param loader: the training data, an iterable of batches that can be gone through again and again.
+    :param betas: weights of the KL, finite and at least 0.
+    :param num_epochs: passes over the loader, for every beta.
+    :param optimizer: makes a new Pyro optimiser; by default Adam with a learning rate of 0.001.
+    :param objective: maps beta to what is minimised, as `BetaTraceMeanField_ELBO`, `BetaTrace_ELBO` or
+        `lambda beta: pv.BetaTrace_ELBO(beta=pv.LinearAnnealing(1000, end=beta))`.
+    :param evidence: maps (model, guide) to an estimator of log p(x); by default `AdaptiveImportanceSampling`.
+    :param test_loader: the data that are measured; by default those of training.
+    :param args: maps a batch to the tuple of the model's arguments; by default its first element.
+    :param progress: show a progress bar.
+    :param seed: the same for the initial values, the order of the data and the noise of every beta, which makes the points
+        comparable; leaves the caller's random state alone. `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param check_support: raise on observations outside the support of their likelihood.
+
+    :returns: `BetaSweep`, the betas in the order given. Rate and distortion are means over 100 draws of the guide per datum.
+    :raises OptionError: for betas, counts or callables out of range, before anything is trained.
+    :raises ArgumentError: if a tensor is passed as a loader, a loader can be gone through only once, or `make_pair` returns
+        no (model, guide), or one that shares parameters with another.
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a pair without known weights per datum, before it is
+        trained.
+    :raises InvalidDataError: for NaN, values outside the support, an empty loader.
+    :raises NonFiniteError: if the loss becomes NaN or infinite.
+
+    Example::
+
+        sweep = pv.beta_sweep(make_pair, loader, (0.5, 1, 2, 4), num_epochs=50, seed=0)
+        print(sweep)
+        model, guide = sweep.pairs[1]
+    """
+    betas = checked_betas(betas)
+    checked_count("num_epochs", num_epochs)
+    if seed is not None:
+        checked_seed(seed)
+    test_loader = loader if test_loader is None else test_loader
+    for data in (loader, test_loader):
+        check_loader(data)
+    for name, value in (("make_pair", make_pair), ("optimizer", optimizer), ("objective", objective)):
+        if not callable(value):
+            raise OptionError(f"{name} must be callable, to be used anew for every beta, got {type(value).__name__}")
+    options: Any = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
+    estimator: Any = partial(AdaptiveImportanceSampling, **options) if evidence is None else evidence
+    measured, pairs, stores, records, num_updates = [], [], [], [], 0
+    bar = tqdm(total=len(betas) * num_epochs, desc="beta_sweep", unit="epoch", disable=not progress)
+    with bar, nullcontext() if seed is None else kept_random_state():
+        for beta in betas:
+            if seed is not None:
+                pyro.set_rng_seed(seed % 2**32)
+            bar.set_postfix_str(f"beta {beta:g}")
+            with fresh_store():
+                model, guide = checked_pair(make_pair(beta))
+                pair = Pair(model, guide, **options)
+                check_first_batch(pair, loader, args)
+                svi = SVI(model, guide, optimizer(), objective(beta))
+                num_updates = train(svi, loader, args, num_epochs, beta, bar)
+                stores.append(pyro.get_param_store().get_state())
+                check_own_parameters(stores)
+                with eval_mode(model, guide):
+                    measured.append(measure(pair, estimator(model, guide), test_loader, args, seed))
+            pairs.append((model, guide))
+            records.append(measured[-1][1])
+    for record in records:
+        warn_about(record, stacklevel=2)
+    columns = [[*own, record.mean()] for own, record in measured]
+    like = columns[0][0].value
+
+    def table(field: str) -> dict[str, Tensor]:
+        return {name: torch.stack([getattr(row[i], field).to(like) for row in columns]) for i, name in enumerate(NAMES)}
+
+    return BetaSweep(
+        beta=like.new_tensor(betas),
+        **table("value"),
+        std_errors=table("std_error"),
+        sampling_errors=table("sampling_error"),
+        bound=records[0].bound,
+        pairs=tuple(pairs),
+        stores=tuple(stores),
+        num_data=len(records[0]),
+        num_updates=num_updates,
+    )
+
+
+@contextmanager
+def fresh_store() -> Iterator[None]:
+    """Inside, Pyro's parameter store is empty; afterwards it is the user's again."""
+    with isolated_store():
+        pyro.get_param_store().clear()
+        yield
+
+
+def train(svi: SVI, loader: Iterable[Any], args: Args, num_epochs: int, beta: float, bar: Any) -> int:
+    """Returns the number of updates."""
+    num_updates = 0
+    for epoch in range(num_epochs):
+        for batch in loader:
+            loss = svi.step(*args(batch))
+            num_updates += 1
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss at beta = {beta:g} became {loss} in epoch {epoch + 1}: lower the learning rate of "
+                    "`optimizer`, or look for scales that underflow to 0 in the pair that make_pair returns"
+                )
+        bar.update()
+    return num_updates
+
+
+def measure(
+    pair: Pair, estimator: Callable[..., Evidence], loader: Iterable[Any], args: Args, seed: int | None
+) -> tuple[list[Estimate], Evidence]:
+    """(Rate, distortion and ELBO of the guide; log p(x)), over the whole loader."""
+
+    def run(*arguments: Any) -> tuple[list[tuple[Tensor, Tensor]], Evidence]:
+        with torch.no_grad(), pair.open(arguments, {}, seed) as call:
+            rate, distortion = guide_terms(call)
+            call.check_finite(-rate - distortion)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreliableEvidenceWarning)  # the joined record speaks for all batches
+            record = estimator(*arguments)
+        return [(terms.mean(0), mean_std_error(terms)) for terms in (rate, distortion, -(rate + distortion))], record
+
+    own, records = zip(*over_batches(run, loader, args, seed=seed), strict=True)
+    columns = zip(*own, strict=True)
+    return [Estimate.over_data(*map(torch.cat, zip(*column, strict=True))) for column in columns], Evidence.cat(records)
+
+
+def check_first_batch(pair: Pair, loader: Iterable[Any], args: Args) -> None:
+    """Data and structure, before the training that would be in vain. An autoguide has no parameters yet."""
+    with kept_random_state():
+        batch = next(iter(loader), None)
+        if batch is None:
+            raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+        arguments = args(batch)
+        if not isinstance(arguments, (tuple, list)):
+            raise ArgumentError(
+                f"args must map a batch to a tuple of the model's arguments, got {type(arguments).__name__}: write "
+                "args=lambda batch: (batch[0],)"
+            )
+        with suppress(LazyGuideError), eval_mode(pair.model, pair.guide), pair.open(tuple(arguments), {}, None):
+            pass
+
+
+def checked_pair(pair: Any) -> ProgramPair:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(callable, pair)):
+        raise ArgumentError(f"make_pair must return (model, guide), both callable, got {type(pair).__name__}")
+    return pair[0], pair[1]
+
+
+def check_own_parameters(stores: list[Any]) -> None:
+    """Tensors shared with an earlier pair, by memory: `pyro.param` trains a given initial value in place."""
+    *earlier, last = ({p.untyped_storage().data_ptr() for p in s["params"].values() if p.numel()} for s in stores)
+    if any(last & others for others in earlier):
+        raise ArgumentError(
+            "two pairs of make_pair share parameters, so that the second went on where the first had stopped: build all "
+            "modules and initial values inside make_pair"
+        )
+
+
+def check_loader(loader: Iterable[Any]) -> None:
+    if isinstance(loader, Tensor):
+        raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+    if iter(loader) is loader:
+        raise ArgumentError("the data are gone through again for every epoch: pass a DataLoader or a list, not an iterator")
+
+
+def checked_betas(betas: Collection[float]) -> list[float]:
+    numbers = numbers_in(betas)
+    if not numbers or not all(0 <= beta < math.inf for beta in numbers):
+        raise OptionError(f"betas must be finite numbers of at least 0, at least one, got {betas!r}: e.g. (0.5, 1, 2)")
+    return numbers

@@ -1,0 +1,211 @@
+"""One pass over a data set: a few draws per datum, their prior densities, and what scores them under other data."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, quoted
+from ..kernel import GUIDE, Call, LogWeights, Pair, Record, Structure, batch_noise
+from ..kernel.aggregate import (
+    as_particles,
+    check_draws,
+    first_dependent,
+    joint_sites,
+    log_q_by_dimension,
+    read_by_prior,
+    rows_of,
+)
+from ..kernel.agreement import close
+from ..kernel.data import rows as numbers_of
+from ..kernel.recorder import Layout
+from .formulas import by_number
+from .per_unit import unit_names
+
+Rows = dict[str, Tensor]  # draws by site, (R, 1, *plates, *event) with one datum in its plate
+LogQ = Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]  # rows to log q under B data: (R, B), (R, B, D)
+
+
+@dataclass(frozen=True)
+class BatchDraws:
+    """K draws for each of the B data of a batch, rows in the order (K, B), and the batch as a part of the mixture."""
+
+    rows: Rows
+    log_prior: Tensor  # (K, B)
+    log_prior_by_dimension: Tensor | None  # (K, B, D), where the prior is a product over dimensions
+    columns: "Distributions | Scored"
+    units: tuple[str, ...]
+    cost: int
+
+    @property
+    def size(self) -> int:
+        return self.log_prior.shape[1]
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Data whose dimensions have distributions of their own: those are kept, and the guide does not run again."""
+
+    drawn: Record
+    names: tuple[str, ...]
+    layout: Layout
+
+    @contextmanager
+    def opened(self) -> Iterator[LogQ]:
+        def log_q(rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            by_dimension = log_q_by_dimension(self.drawn, self.names, self.layout, rows)
+            return by_dimension.sum(-1), by_dimension
+
+        yield log_q
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Data whose latents have a density only together: the guide scores draws, from the arguments, which are kept."""
+
+    pair: Pair
+    arguments: tuple[Any, ...]
+    number: int
+    seed: int
+
+    @contextmanager
+    def opened(self) -> Iterator[LogQ]:
+        with batch_noise(self.number), self.pair.open(self.arguments, {}, self.seed) as call:
+
+            def log_q(rows: Mapping[str, Tensor]) -> tuple[Tensor, None]:
+                num_rows = len(next(iter(rows.values())))
+                found = call.log_guide(as_particles(rows, call.layout), num_rows)
+                return found.to(torch.promote_types(found.dtype, torch.float32)), None
+
+            yield log_q
+
+
+class Collector:
+    """Draws batch after batch, checking that the parts of the KL are defined for the pair."""
+
+    def __init__(self, pair: Pair, num_particles: int, seed: int) -> None:
+        self.pair, self.num_particles, self.seed = pair, num_particles, seed
+        self.batches: list[BatchDraws] = []
+        self._separate: dict[int, tuple[Structure, bool]] = {}  # by id, the structure kept so that the id is its own
+        self._prior_read: dict[int, bool] = {}
+        self._last: tuple[dict[str, Tensor], Tensor] | None = None
+
+    def add(self, *arguments: Any) -> None:
+        number = len(self.batches)
+        with self.pair.open(arguments, {}, self.seed) as call:
+            self.batches.append(self._collect(call, Scored(self.pair, arguments, number, self.seed)))
+
+    def _collect(self, call: Call, scored: Scored) -> BatchDraws:
+        latents = call.structure.latents
+        check_structure(call.structure)
+        # One plain run per particle: distributions in the shapes they were written with. The programs are this call's own.
+        call.guide.execution = call.model.execution = "loop"
+        rows: list[Rows] = []
+        priors, by_dimension = [], []
+        first: Record | None = None
+        for k in range(self.num_particles):
+            call.set_noise(GUIDE, k)
+            guide = call.draw(1)
+            values = call.latent_values(guide)
+            model = call.score(values, 1)
+            weights = call.weigh(guide, model, 1)
+            if first is None:
+                first = guide
+                self._check(call, guide, model, values, weights)
+            log_prior = weights.log_marginal_prior[0]
+            check_finite(weights.log_guide[0] - log_prior, latents)
+            rows.append({name: rows_of(guide[name], call.layout) for name in latents})
+            priors.append(log_prior)
+            by_dimension.append(self._prior_by_dimension(call.structure, guide, model))
+        assert first is not None
+        separate = self._separate[id(call.structure)][1]
+        found = [prior for prior in by_dimension if prior is not None]
+        return BatchDraws(
+            rows={name: torch.cat([r[name] for r in rows]) for name in latents},
+            log_prior=torch.stack(priors),
+            log_prior_by_dimension=torch.stack(found) if found else None,
+            columns=Distributions(first, latents, call.layout) if separate else scored,
+            units=tuple(unit for name in latents for unit in unit_names(name, rows[0][name][0].numel())),
+            cost=call.cost,
+        )
+
+    def _check(self, call: Call, guide: Record, model: Record, values: dict[str, Tensor], weights: LogWeights) -> None:
+        structure = call.structure
+        latents = structure.latents
+        check_draws(guide, structure.guide_sites, latents)
+        check_masks(guide, weights, latents)
+        if id(structure) not in self._separate:
+            plain = call.layout.datum_dim is not None and not joint_sites(guide, latents)
+            separate = plain and (len(latents) == 1 or first_dependent(call, latents) is None)
+            prior = {name: model[name].value for name in structure.prior_sites}
+            read = set().union(*read_by_prior(call, {**values, **prior}, latents).values())
+            if drawn := read & set(structure.prior_sites):
+                raise StructureError(
+                    f"the prior of the latents depends on {quoted(sorted(drawn))}, drawn from the prior, so p(z) is an "
+                    "integral that is not known: let the guide draw those too"
+                )
+            self._separate[id(structure)] = structure, separate
+            self._prior_read[id(structure)] = bool(read)
+        self._check_one_prior(call, guide, values, weights.log_marginal_prior)
+
+    def _check_one_prior(self, call: Call, guide: Record, values: dict[str, Tensor], log_prior: Tensor) -> None:
+        """Draws of other data must have the same prior density here: those of the last batch, or of the neighbours."""
+        others, expected = values, log_prior
+        if self._last is not None and all(self._last[0][name].shape == value.shape for name, value in values.items()):
+            others, expected = self._last
+        if call.layout.datum_dim is not None:
+            others = {n: v.roll(1, call.layout.datum_dim - call.layout.event_dims[n]) for n, v in others.items()}
+            expected = expected.roll(1, -1)
+        found = LogWeights(call.structure, guide, call.score(others, 1), 1).log_marginal_prior
+        if not close(found, expected):
+            raise StructureError(
+                "the prior of the latents differs from datum to datum (it depends on arguments of the model), so there is "
+                "no p(z) to compare the aggregated posterior with"
+            )
+        self._last = values, log_prior
+
+    def _prior_by_dimension(self, structure: Structure, guide: Record, model: Record) -> Tensor | None:
+        """log p(z_d), (B, D), in the order of `log_q_by_dimension`."""
+        layout = structure.layout
+        if self._prior_read[id(structure)] or structure.model_enumerated or layout.datum_dim is None:
+            return None
+        parts = []
+        for name in structure.latents:
+            prior, value = by_number(model[name].fns[0]), guide[name].value[0]
+            if prior.event_shape:
+                return None
+            log_prob = prior.log_prob(value).expand(value.shape).movedim(layout.datum_dim - guide[name].event_dim, 0)
+            parts.append(log_prob.flatten(1) if log_prob.ndim > 1 else log_prob.unsqueeze(1))
+        return torch.cat(parts, 1)
+
+
+def check_structure(structure: Structure) -> None:
+    if structure.guide_enumerated:
+        raise EnumerationError(
+            f"the guide enumerates {quoted(structure.guide_enumerated)}, and the aggregated posterior is that of draws: "
+            "pass the guide without infer={'enumerate': ...}, or as "
+            "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
+        )
+    if not structure.latents:
+        raise StructureError("the guide draws no latent site of the model, so there is no KL to take apart")
+
+
+def check_masks(guide: Record, weights: LogWeights, latents: tuple[str, ...]) -> None:
+    masked = [n for n in latents if weights.joint_mask(n) is not None or guide[n].event_mask is not None]
+    if masked:
+        raise MaskError(
+            f"the latents {quoted(masked)} are masked, but the aggregated posterior is over all data and dimensions alike: "
+            "leave masked data out of the loader, and mask observations only"
+        )
+
+
+def check_finite(kl: Tensor, latents: tuple[str, ...]) -> None:
+    if bool((bad := ~kl.isfinite()).any()):
+        raise NonFiniteError(
+            f"log q(z|x) - log p(z) of {quoted(latents)} is NaN or infinite for data {numbers_of(bad)}: look for NaN in the "
+            "arguments or parameters, for a scale that underflows to 0, or for draws of the guide outside the support of "
+            "the prior"
+        )

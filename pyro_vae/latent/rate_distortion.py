@@ -1,0 +1,289 @@
+"""The rate-distortion curve of one trained model, by annealed importance sampling over a whole data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ArgumentError, NonFiniteError, OptionError
+from ..estimates import Estimate, RateDistortionCurve
+from ..evidence import AnnealedImportanceSampling
+from ..evidence.annealed import Annealing
+from ..evidence.hmc import State
+from ..evidence.importance import checked_count
+from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, first_element, over_batches
+from ..kernel.records import narrow_record
+from ..ops import log_mean_exp, log_mean_exp_std_error
+from .sums import Moments
+
+NUM_POINTS = 20  # after the prior, where no betas are given
+# The log-likelihood varies most near the prior, like 1 / t where t is the power of the likelihood. Steps even in t^(1/4)
+# (reported points: in t^(1/3)) keep within a factor two or so of the best schedule from weak to very strong likelihoods.
+STEP_POWER, POINT_POWER = 4, 3
+OWN_NOISE = 2  # noise block of the guide for its own point; those before are the fit's
+
+
+class RateDistortion:
+    r"""The rate-distortion curve of a trained model: how much is lost about x when z may say no more than so many nats.
+
+    The encoder with the least rate + distortion / beta is known, up to its constant, without any training::
+
+        q_beta(z|x) = p(z) p(x|z)^(1/beta) / Z_beta(x)      dD/dR = -beta along the curve
+        D = -E_q log p(x|z)                                 R = KL(q to p(z))                   nats
+
+    from the prior (beta infinite, R = 0) through the exact posterior (beta = 1) to autoencoding (beta to 0). Chains of
+    annealed importance sampling (see `AnnealedImportanceSampling`) that start at the prior pass by all of them. Let q(z|x)
+    be the law of the states at temperature t = 1 / beta, and w = prod_i p(x|z_(i-1))^(t_i - t_(i-1)) the weights so far. The
+    law of the whole chain, forward, divided by that of a reverse chain from an exact draw, is Z_beta / w; from a draw of
+    p(z) instead it is p(x|z)^t / w. A KL divergence only falls when the rest of the chain is forgotten, so::
+
+        KL(q to p(z)) <= R = E[ t log p(x|z) - log w ]          D = -E log p(x|z), both over chains
+
+    (Huang, Makhzani, Cao and Grosse, 2020, https://arxiv.org/abs/2008.06653). Each point (R, D) thus lies on or above the
+    true curve, in expectation, and comes down to it as steps are added; so does, towards the tangent there::
+
+        -(R + t D) = E log w <= log Z_beta(x)       at beta = 1 the bound on log p(x)
+
+    How much is still missing is not known from real data: look whether more steps change it, whether `bound` at beta = 1 is
+    far below `log_evidence`, or, for data simulated from the model, at `BidirectionalMonteCarlo`. No encoder for this
+    decoder and prior gets below the curve; the guide's own point, (KL, reconstruction), lies above it by what it loses.
+
+    :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
+    :param guide: its guide, with the same latent sites: the point that is compared, and where the fits behind the motion of
+        the chains begin. The curve itself is that of the model.
+    :param betas: where to report, positive; infinity and 1 are added. Below 1 the chains go on beyond the posterior. By
+        default 1 / beta = (k / 20)^3 for k = 0 to 20.
+    :param num_steps: T, temperatures of the chains from the prior to the smallest beta, the same for all data.
+    :param num_chains: C, chains per datum, at least 2.
+    :param num_leapfrog: gradients per transition.
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+        batch one datum.
+    :param prior_sites: refused here if any, because they would be drawn anew at every step.
+    :param check_support: raise on observations outside the support of their likelihood.
+
+    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments (by
+    default its first element), and `progress`; returns `RateDistortionCurve`. Memory does not grow with the data or with T.
+
+    An enumerated site is summed out of p(x|z) and p(z); what a guide that enumerates it loses over that counts as rate.
+
+    :raises LocalFitError: for latents that are not continuous.
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
+    :raises NonFiniteError: where the likelihood of some draw of the prior is zero: the bound is infinite then.
+    :raises ArgumentError: if a tensor is passed as the loader.
+    :raises OptionError: for options out of range.
+
+    Example::
+
+        curve = pv.RateDistortion(vae.model, vae.guide)(DataLoader(TensorDataset(x), 100))
+        print(curve)
+        curve.beta, curve.rate, curve.distortion      # (P,) each
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        betas: Collection[float] | None = None,
+        num_steps: int = 500,
+        num_chains: int = 16,
+        num_leapfrog: int = 1,
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        checked_count("num_chains", num_chains, lowest=2)
+        self.seed = seed
+        self._sampler = AnnealedImportanceSampling(
+            model,
+            guide,
+            num_steps=num_steps,
+            num_chains=num_chains,
+            num_leapfrog=num_leapfrog,
+            start="prior",
+            progress=False,
+            datum_plate=datum_plate,
+            prior_sites=prior_sites,
+            check_support=check_support,
+        )
+        self.betas = reported_betas(betas)
+        self._powers = [1 / beta for beta in self.betas]
+        self._grid, self._places = annealing_grid(self._powers, num_steps)
+
+    @torch.no_grad()
+    def __call__(
+        self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
+    ) -> RateDistortionCurve:
+        if isinstance(loader, Tensor):
+            raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+        sums = CurveSums()
+
+        def add(*arguments: Any) -> None:
+            with self._sampler._pair.open(arguments, {}, self.seed) as call:
+                sums.add(self._terms(call))
+
+        batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
+        over_batches(add, batches, args, seed=self.seed)
+        columns = sums.estimates()
+        num_points = len(self.betas)
+        names = ("rate", "distortion", "bound")
+        parts = {name: slice(i * num_points, (i + 1) * num_points) for i, name in enumerate(names)}
+        own = [at(columns, 3 * num_points + i) for i in range(4)]
+        return RateDistortionCurve(
+            beta=columns.value.new_tensor(self.betas),
+            **{name: columns.value[part] for name, part in parts.items()},
+            std_errors={name: columns.std_error[part] for name, part in parts.items()},
+            sampling_errors={name: columns.sampling_error[part] for name, part in parts.items()},
+            guide_rate=own[0],
+            guide_distortion=own[1],
+            elbo=own[2],
+            log_evidence=own[3],
+            acceptance=sums.acceptance / sums.num_data,
+            num_data=sums.num_data,
+            num_steps=self._sampler.num_steps,
+            num_chains=self._sampler.num_chains,
+            cost=sums.cost / sums.num_data,
+            support_checked=self._sampler._pair.check_support,
+        )
+
+    def _terms(self, call: Call) -> CurveTerms:
+        rate, distortion = guide_terms(call)
+        call.check_finite(-rate)  # before any chain runs
+        run = Annealing(call, self._sampler, torch.tensor(self._grid, dtype=rate.dtype, device=rate.device))
+        rates, distortions, bounds = [], [], []
+        evidence: list[tuple[Tensor, Tensor]] = []
+
+        def visit(step: int, state: State, log_weight: Tensor) -> None:
+            if step not in self._places:
+                return
+            power = self._powers[self._places[step]]
+            log_likelihood = state.log_joint - state.log_start
+            distortions.append(mean_and_variance(-log_likelihood))
+            # At the prior the rate is zero, whatever the likelihood.
+            rates.append(mean_and_variance(power * log_likelihood - log_weight if power else log_weight))
+            bounds.append(mean_and_variance(log_weight))
+            if power == 1:
+                evidence.append((log_mean_exp(log_weight, 0), log_mean_exp_std_error(log_weight).square()))
+
+        _, acceptance, _ = run.forward(visit)
+        own = [mean_and_variance(terms) for terms in (rate, distortion, -(rate + distortion))]
+        columns = [*rates, *distortions, *bounds, *own, *evidence]
+        value, variance = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
+        check_rates(value)
+        return CurveTerms(value, variance, acceptance, call.cost)
+
+
+@dataclass(frozen=True)
+class CurveTerms:
+    """Means over chains or draws and their Monte Carlo variances, (B, columns); acceptance (B,); cost per datum."""
+
+    value: Tensor
+    variance: Tensor
+    acceptance: Tensor
+    cost: float
+
+
+class CurveSums:
+    """Sums over the data of all batches: memory does not grow with the data."""
+
+    def __init__(self) -> None:
+        self.moments = Moments()
+        self.num_data, self.acceptance, self.cost = 0, 0.0, 0.0
+        self._dtype = torch.get_default_dtype()
+
+    def add(self, terms: CurveTerms) -> None:
+        self._dtype = terms.value.dtype
+        self.moments.add(terms.value, terms.variance, torch.ones_like(terms.value, dtype=torch.bool))
+        self.num_data += len(terms.value)
+        self.acceptance += float(terms.acceptance.sum())
+        self.cost += terms.cost * len(terms.value)
+
+    def estimates(self) -> Estimate:
+        """Of all columns at once."""
+        moments = self.moments
+        parts = (moments.mean, moments.mean_std_error, moments.mean_sampling_error)
+        return Estimate(*(part.to(self._dtype) for part in parts))
+
+
+def at(columns: Estimate, i: int) -> Estimate:
+    return Estimate(columns.value[i], columns.std_error[i], columns.sampling_error[i])
+
+
+def guide_terms(call: Call) -> tuple[Tensor, Tensor]:
+    """Rate and distortion of draws of the guide, (K, B) each, K = 100: log q - log p(z) and -log p(x given z).
+
+    Enumerated sites are summed out of p(x given z); what the guide loses over them counts as rate, so that the two add up to
+    minus the ELBO.
+    """
+    call.set_noise(GUIDE, OWN_NOISE)
+    guide = call.draw(NOISE_BLOCK)
+    rates, distortions = [], []
+    for first, length in call.chunks(NOISE_BLOCK):
+        part = narrow_record(guide, call.layout, first, length)
+        weights = call.weigh(part, call.score(call.latent_values(part), length), length)
+        distortions.append(weights.log_marginal_prior - weights.log_joint)
+        rates.append(-weights.elbo - distortions[-1])
+    return torch.cat(rates), torch.cat(distortions)
+
+
+def mean_and_variance(terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over (C, B) and the Monte Carlo variance of it, (B,) each."""
+    return terms.mean(0), terms.var(0) / len(terms)
+
+
+def check_rates(value: Tensor) -> None:
+    bad = ~value.isfinite().all(1)
+    if bool(bad.any()):
+        raise NonFiniteError(
+            f"rate or distortion of {int(bad.sum())} of {len(bad)} data is not finite: some draws of the prior give them a "
+            "likelihood of zero, and then the distortion there and every bound on a rate are infinite. Use a likelihood "
+            "that is positive everywhere (clamp its probabilities or its scale)"
+        )
+
+
+def reported_betas(betas: Collection[float] | None) -> list[float]:
+    """Falling, each once, infinity and 1 among them."""
+    if betas is None:
+        return [math.inf, *((NUM_POINTS / k) ** POINT_POWER for k in range(1, NUM_POINTS + 1))]
+    given = numbers_in(betas)
+    if not given or not all(beta > 0 and math.isfinite(1 / beta) for beta in given):
+        raise OptionError(f"betas must be positive numbers, at least one, got {betas!r}: e.g. (8, 4, 2, 1, 0.5)")
+    return sorted({math.inf, 1.0, *given}, reverse=True)
+
+
+def numbers_in(betas: Any) -> list[float]:
+    """NaN where something is no number; empty where `betas` is no collection at all."""
+    known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 else betas
+    if isinstance(known, Tensor) or not isinstance(known, Iterable):
+        return []
+    return [float(beta) if isinstance(beta, (int, float, Tensor)) else math.nan for beta in known]
+
+
+def annealing_grid(powers: list[float], num_steps: int) -> tuple[list[float], dict[int, int]]:
+    """(Temperatures (T + 1,) that pass by all `powers`, which rise from 0; {step: index of the power reached there}).
+
+    Steps are even in the fourth root, as nearly as whole steps between the powers allow.
+    """
+    last = len(powers) - 1
+    if num_steps < last:
+        raise OptionError(f"num_steps must be at least the number of reported betas, {last}, got {num_steps}")
+    roots = [power ** (1 / STEP_POWER) for power in powers]
+    places = [0]
+    for i in range(1, last + 1):
+        nearest = round(num_steps * roots[i] / roots[-1])
+        places.append(min(max(nearest, places[-1] + 1), num_steps - (last - i)))
+    grid = [0.0]
+    for i in range(1, last + 1):
+        count = places[i] - places[i - 1]
+        step = (roots[i] - roots[i - 1]) / count
+        grid += [(roots[i - 1] + j * step) ** STEP_POWER for j in range(1, count)] + [powers[i]]
+    return grid, {place: i for i, place in enumerate(places)}
