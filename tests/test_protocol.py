@@ -17,6 +17,8 @@ import pyro_vae as pv
 ESTIMATORS = [pv.ImportanceSampling, pv.AdaptiveImportanceSampling, pv.InferenceGaps]
 CHAINS = [pv.AnnealedImportanceSampling, pv.BidirectionalMonteCarlo, pv.ExactEvidence, pv.SelfCheck]
 OBJECTIVES = [pv.BetaTrace_ELBO, pv.BetaTraceMeanField_ELBO, pv.BetaTraceGraph_ELBO, pv.BetaTraceEnum_ELBO]
+WEIGHTED = [pv.ImportanceWeightedELBO, pv.InclusiveKL, pv.TotalCorrelationELBO]
+OF_LOADERS = [pv.ActiveUnits, pv.ELBOSurgery, pv.RateDistortion]
 SHARED = {"seed": None, "prior_sites": (), "check_support": True}
 
 
@@ -82,6 +84,30 @@ def test_objectives_are_documented_and_are_objectives_of_pyro(objective):
         "Example::",
         "BetaTrace_ELBO" if objective is not pv.BetaTrace_ELBO else ":raises",
     ):
+        assert part in doc, part
+
+
+@pytest.mark.parametrize("objective", WEIGHTED)
+def test_objectives_with_weights_per_datum_are_built_alike_and_documented(objective):
+    assert issubclass(objective, pyro.infer.ELBO)
+    parameters = inspect.signature(objective).parameters
+    assert all(p.kind is p.KEYWORD_ONLY for n, p in parameters.items() if n != "beta")
+    assert parameters["datum_plate"].default == inspect.signature(pv.ImportanceSampling).parameters["datum_plate"].default
+    doc = inspect.getdoc(objective)
+    for part in (*(f":param {n}:" for n in parameters), "nats", ":raises", ":ivar terms:", "https://", "Example::"):
+        assert part in doc, part
+
+
+@pytest.mark.parametrize("estimator", OF_LOADERS)
+def test_estimators_of_a_data_set_are_built_alike_and_documented(estimator):
+    parameters = inspect.signature(estimator).parameters
+    assert list(parameters)[:2] == ["model", "guide"]
+    options = {n: p for n, p in parameters.items() if n not in ("model", "guide")}
+    assert all(p.kind is p.KEYWORD_ONLY for p in options.values())
+    assert {n: options[n].default for n in SHARED} == SHARED
+    assert list(inspect.signature(estimator.__call__).parameters)[1:4] == ["loader", "args", "progress"]
+    doc = inspect.getdoc(estimator)
+    for part in (*(f":param {n}:" for n in parameters), "nats", ":raises", "https://", "Example::"):
         assert part in doc, part
 
 
