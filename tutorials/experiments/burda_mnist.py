@@ -1,7 +1,9 @@
 """VAE against IWAE-5 on static binarised MNIST, the one-layer network of Burda et al. (2016, arXiv 1509.00519, appendix D).
 
-784-200-200-50 and back, tanh, Glorot weights, Adam (eps 1e-4), batches of 20, learning rates 1e-3 x 10^(-i/7) over stages
-that are each three times as long as the one before. The paper trains 3280 epochs; here the processor time is the budget.
+784-200-200-50 and back, tanh, Glorot weights, Adam (eps 1e-4), as in the paper. The paper trains 3280 epochs in batches of
+20, nine tenths of them at learning rates below 1.4e-4; here the processor time is the budget, and there is none for that:
+batches of 50 and a learning rate that falls from 1e-3 to 1e-4, geometrically over the budget. What the paper's own schedule
+gives, squeezed into the same time, stands in burda_mnist.md.
 
     python tutorials/experiments/burda_mnist.py DATA/binarized_mnist.npz vae --minutes 30
     python tutorials/experiments/burda_mnist.py DATA/binarized_mnist.npz iwae --minutes 30
@@ -21,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
 
-STAGES = 8
+BATCH = 50
 
 
 def images(path: str, split: str) -> torch.Tensor:
@@ -40,14 +42,12 @@ def build() -> pv.VAE:
 
 def train(vae: pv.VAE, x: torch.Tensor, objective: pv.BetaTraceMeanField_ELBO, minutes: float) -> dict[str, float]:
     loss = objective(vae.model, vae.guide)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3, eps=1e-4)
-    ends = np.cumsum([3**i for i in range(STAGES)]) / sum(3**i for i in range(STAGES))
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3, eps=1e-4, fused=True)
     start, steps = time.process_time(), 0
     while (done := (time.process_time() - start) / 60 / minutes) < 1:
-        stage = int(np.searchsorted(ends, done, side="right"))
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * 10 ** (-stage / 7)
-        for rows in torch.randperm(len(x)).split(20)[:250]:
+            group["lr"] = 1e-3 * 10**-done
+        for rows in torch.randperm(len(x)).split(BATCH)[:250]:
             optimizer.zero_grad()
             loss(x[rows]).backward()
             optimizer.step()
@@ -55,7 +55,7 @@ def train(vae: pv.VAE, x: torch.Tensor, objective: pv.BetaTraceMeanField_ELBO, m
         if steps % 25_000 == 0:
             terms = objective.terms.per_datum()
             print(f"{done:5.1%} step {steps} lr {group['lr']:.1e} elbo {terms.elbo:.2f} rate {terms.kl_sum:.2f}", flush=True)
-    return {"steps": steps, "epochs": steps * 20 / len(x), "minutes": (time.process_time() - start) / 60}
+    return {"steps": steps, "epochs": steps * BATCH / len(x), "minutes": (time.process_time() - start) / 60}
 
 
 def measure(vae: pv.VAE, x: torch.Tensor) -> dict[str, list[float]]:
@@ -94,8 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     vae = build()
-    vaes = {"vae": pv.BetaTraceMeanField_ELBO(), "iwae": pv.ImportanceWeightedELBO(num_particles=5)}
-    run = train(vae, images(options.data, "train"), vaes[options.objective], options.minutes)
+    objectives = {"vae": pv.BetaTraceMeanField_ELBO(), "iwae": pv.ImportanceWeightedELBO(num_particles=5)}
+    run = train(vae, images(options.data, "train"), objectives[options.objective], options.minutes)
     vae.eval()
     torch.save(vae.state_dict(), options.out / f"burda_mnist_{options.objective}.pt")
     test = images(options.data, "test")[:: 10_000 // options.test]
