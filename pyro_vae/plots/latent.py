@@ -69,9 +69,11 @@ def plot_surgery(surgery: Surgery, ax: Axes | None = None) -> Axes:
         ax.annotate(f"{height:.2f}", (position, start + height), (0, 5), textcoords="offset points", ha="center")
         bottom += height
     ceiling = math.log(surgery.num_data)
-    ax.axhline(ceiling, color="black", linewidth=0.8, linestyle=":")
-    ax.annotate(f"log N = {ceiling:.2f}", (-0.45, ceiling), (0, 2), textcoords="offset points")
+    ax.axhline(
+        ceiling, color="black", linewidth=0.8, linestyle=":", label=f"log N = {ceiling:.2f}, the information's ceiling"
+    )
+    ax.legend(loc="upper left", frameon=False)
     ax.set(ylabel="nats per datum", title=f"What the KL is made of, {surgery.num_data} data")
     ax.set_xticks(range(len(parts) + 1), [*parts, "mean KL"])
-    ax.margins(y=0.15)
+    ax.margins(y=0.25)
     return ax
