@@ -22,9 +22,7 @@ from .importance import checked_count, mean_std_error, summarise
 
 ELBO_PARTICLES = 20
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
-SEARCHED_DIM = (
-    10  # latents up to which "auto" searches: in more, starts from the prior find few modes, and t tails gain nothing
-)
+SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
 Proposal = Literal["auto", "gaussian", "student", "mixture"]
 
 

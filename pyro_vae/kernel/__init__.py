@@ -1,6 +1,6 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
-from .batches import first_element, over_batches
+from .batches import arguments_of, check_loader, first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
 from .isolation import batch_noise, eval_mode, kept_random_state
@@ -36,10 +36,12 @@ __all__ = [
     "SiteRecord",
     "Structure",
     "WeighedTraces",
+    "arguments_of",
     "batch_noise",
     "beta_at",
     "bounds_of",
     "check_imputed",
+    "check_loader",
     "eval_mode",
     "find_masks",
     "first_element",

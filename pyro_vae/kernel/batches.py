@@ -17,6 +17,21 @@ def first_element(batch: Any) -> tuple[Any, ...]:
     return (batch,) if isinstance(batch, torch.Tensor) else (batch[0],)
 
 
+def arguments_of(batch: Any, args: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:
+    arguments = args(batch)
+    if not isinstance(arguments, (tuple, list)):
+        raise ArgumentError(
+            f"args must map a batch to a tuple of the model's arguments, got {type(arguments).__name__}: write "
+            "args=lambda batch: (batch[0],)"
+        )
+    return tuple(arguments)
+
+
+def check_loader(loader: Iterable[Any]) -> None:
+    if isinstance(loader, torch.Tensor):
+        raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+
+
 def over_batches(
     run: Callable[..., T], loader: Iterable[Any], args: Callable[[Any], tuple[Any, ...]], *, seed: int | None
 ) -> list[T]:
@@ -34,13 +49,7 @@ def over_batches(
             with batch_noise(number), kept():
                 if seed is not None:
                     torch.manual_seed(seed)
-                arguments = args(batch)
-                if not isinstance(arguments, (tuple, list)):
-                    raise ArgumentError(
-                        f"args must map a batch to a tuple of the model's arguments, got {type(arguments).__name__}: write "
-                        "args=lambda batch: (batch[0],)"
-                    )
-                results.append(run(*arguments))
+                results.append(run(*arguments_of(batch, args)))
     if not results:
         raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
     return results

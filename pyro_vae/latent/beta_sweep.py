@@ -20,7 +20,7 @@ from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteEr
 from ..estimates import BetaSweep, Estimate, Evidence, warn_about
 from ..evidence import AdaptiveImportanceSampling
 from ..evidence.importance import checked_count, mean_std_error
-from ..kernel import INFER, Pair, eval_mode, first_element, kept_random_state, over_batches
+from ..kernel import INFER, Pair, arguments_of, check_loader, eval_mode, first_element, kept_random_state, over_batches
 from ..kernel.isolation import isolated_store
 from ..kernel.pairs import checked_seed
 from ..objectives import BetaTraceMeanField_ELBO
@@ -102,7 +102,7 @@ def beta_sweep(
         checked_seed(seed)
     test_loader = loader if test_loader is None else test_loader
     for data in (loader, test_loader):
-        check_loader(data)
+        check_again_and_again(data)
     for name, value in (("make_pair", make_pair), ("optimizer", optimizer), ("objective", objective)):
         if not callable(value):
             raise OptionError(f"{name} must be callable, to be used anew for every beta, got {type(value).__name__}")
@@ -197,13 +197,8 @@ def check_first_batch(pair: Pair, loader: Iterable[Any], args: Args) -> None:
         batch = next(iter(loader), None)
         if batch is None:
             raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
-        arguments = args(batch)
-        if not isinstance(arguments, (tuple, list)):
-            raise ArgumentError(
-                f"args must map a batch to a tuple of the model's arguments, got {type(arguments).__name__}: write "
-                "args=lambda batch: (batch[0],)"
-            )
-        with suppress(LazyGuideError), eval_mode(pair.model, pair.guide), pair.open(tuple(arguments), {}, None):
+        arguments = arguments_of(batch, args)
+        with suppress(LazyGuideError), eval_mode(pair.model, pair.guide), pair.open(arguments, {}, None):
             pass
 
 
@@ -223,9 +218,8 @@ def check_own_parameters(stores: list[Any]) -> None:
         )
 
 
-def check_loader(loader: Iterable[Any]) -> None:
-    if isinstance(loader, Tensor):
-        raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+def check_again_and_again(loader: Iterable[Any]) -> None:
+    check_loader(loader)
     if iter(loader) is loader:
         raise ArgumentError("the data are gone through again for every epoch: pass a DataLoader or a list, not an iterator")
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ArgumentError, NonFiniteError, OptionError
+from ..errors import NonFiniteError, OptionError
 from ..estimates import Estimate, RateDistortionCurve
 from ..evidence import AnnealedImportanceSampling
 from ..evidence.annealed import Annealing
 from ..evidence.hmc import State
 from ..evidence.importance import checked_count
-from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, first_element, over_batches
+from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, check_loader, first_element, over_batches
 from ..kernel.records import narrow_record
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from .sums import Moments
@@ -123,8 +123,7 @@ class RateDistortion:
     def __call__(
         self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
     ) -> RateDistortionCurve:
-        if isinstance(loader, Tensor):
-            raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+        check_loader(loader)
         sums = CurveSums()
 
         def add(*arguments: Any) -> None:

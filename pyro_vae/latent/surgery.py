@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ArgumentError, OptionError, StructureError
+from ..errors import OptionError, StructureError
 from ..estimates import Surgery, warn_about
-from ..kernel import INFER, Pair, batch_noise, first_element, over_batches
+from ..kernel import INFER, Pair, batch_noise, check_loader, first_element, over_batches
 from ..kernel.calls import SUBSAMPLE
 from ..kernel.isolation import isolated, noise_seed
 from ..kernel.pairs import checked_seed
@@ -112,8 +112,7 @@ class ELBOSurgery:
     def __call__(
         self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
     ) -> Surgery:
-        if isinstance(loader, Tensor):
-            raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+        check_loader(loader)
         seed = checked_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
         bar = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)

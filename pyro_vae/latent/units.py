@@ -5,12 +5,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ArgumentError, OptionError
+from ..errors import OptionError
 from ..estimates import UnitActivity
-from ..kernel import INFER, Pair, first_element, over_batches
+from ..kernel import INFER, Pair, check_loader, first_element, over_batches
 from .per_unit import unit_terms
 from .sums import UnitSums
 
@@ -87,8 +86,7 @@ class ActiveUnits:
     def __call__(
         self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
     ) -> UnitActivity:
-        if isinstance(loader, Tensor):
-            raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+        check_loader(loader)
         sums = UnitSums(self.epsilon)
 
         def add(*arguments: Any) -> None:

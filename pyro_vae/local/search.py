@@ -33,10 +33,6 @@ class Pool:
     fits: tuple[tuple[GaussianProposal, int], ...]
 
     @classmethod
-    def of_fit(cls, points: FitPoints) -> "Pool":
-        return cls(points.u, points.log_joint, points.log_prior, 0, ((points.source, len(points.u)),))
-
-    @classmethod
     def of_prior(cls, space: LatentSpace, num_prior: int) -> "Pool":
         drawn = list(prior_blocks(space, num_prior, PILOT))
         u, log_joint, log_prior = (torch.cat(column) for column in zip(*drawn, strict=True))

@@ -22,7 +22,8 @@ def pool_of(log_joint, *sources, size=400):
     for source in sources:
         u = source.coloured(torch.randn(*source.loc.shape, size, dtype=F64))
         points = FitPoints(u, log_joint(u), gaussian(0.0, 10.0, *source.loc.shape).log_prob(u), source)
-        pool = Pool.of_fit(points) if pool is None else pool.with_fit(points)
+        own = Pool(points.u, points.log_joint, points.log_prior, 0, ((points.source, len(points.u)),))
+        pool = own if pool is None else pool.with_fit(points)
     return pool
 
 
