@@ -14,6 +14,8 @@ from .curve import KCurve
 from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate, normal_quantile, student_quantile
 
+DOUBTFUL = 0.05  # share of data with a fault beyond which a mean over them is not believed
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -90,6 +92,13 @@ class Evidence:
     def unreliable(self) -> Tensor:
         """(B,) true where Pareto k is above min(1 - 1/log10 K, 0.7)."""
         return self.pareto_k > pareto_k_threshold(self.num_particles)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the mean over these data is not to be trusted: few weights, or heavy tails in more than 5% of the data."""
+        if self.bound == "exact":
+            return False
+        return self.num_particles < 100 or int(self.unreliable.sum()) > DOUBTFUL * len(self)
 
     def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
         """Monte Carlo interval per datum, two tensors (B,).

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConvergenceWarning
-from .evidence import Evidence
+from .evidence import DOUBTFUL, Evidence
 from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate
 
@@ -77,30 +77,39 @@ class Gaps:
         names = ("elbo", "optimal_elbo", "log_evidence", *GAPS)
         return {name: Estimate.over_data(getattr(self, name), self.std_errors[name]) for name in names}
 
+    def larger_part(self, level: float = LEVEL) -> str:
+        """Which part of the mean gap is the larger one, "encoder" or "family"; or "undecided", as `verdict` explains."""
+        return self._decide(level)[0]
+
     def verdict(self, level: float = LEVEL) -> str:
         """One sentence about the mean gaps of these data that claims no more than the Monte Carlo intervals allow."""
         summary = self.summary()
+        sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
+        split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
+        return self._decide(level)[1].format(split=split)
+
+    def _decide(self, level: float) -> tuple[str, str]:
         contrast = Estimate.over_data(self.amortization - self.approximation, self.std_errors["contrast"])
         low, high = contrast.confidence_interval(level)
         # log p(x) may be higher than its mean says: let the family's share grow to the upper end of its interval.
-        low -= max(
-            self.evidence.mean_confidence_interval(level)[1] - summary["log_evidence"].confidence_interval(level)[1], 0
-        )
-        sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
-        split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
+        log_evidence = Estimate.over_data(self.log_evidence, self.std_errors["log_evidence"])
+        low -= max(self.evidence.mean_confidence_interval(level)[1] - log_evidence.confidence_interval(level)[1], 0)
         unsettled = int((~self.converged).sum())
-        doubtful = self.evidence.num_particles < 100 or int(self.evidence.unreliable.sum()) > 0.05 * len(self)
-        if unsettled > 0.05 * len(self):
-            return f"Not decided: the per-datum optimum of {unsettled} of {len(self)} data had not settled ({split})."
-        if low > 0 and doubtful and self.evidence.bound != "exact":
-            return f"Not decided: log p(x) is not known well enough from these weights ({split})."
+        if unsettled > DOUBTFUL * len(self):
+            return "undecided", (
+                f"Not decided: the per-datum optimum of {unsettled} of {len(self)} data had not settled ({{split}})."
+            )
+        if low > 0 and self.evidence.doubtful:
+            return "undecided", "Not decided: log p(x) is not known well enough from these weights ({split})."
         if high < 0 and unsettled:
-            return f"Not decided: {unsettled} fits had not settled, and their part of the gap is not the family's ({split})."
+            return "undecided", (
+                f"Not decided: {unsettled} fits had not settled, and their part of the gap is not the family's ({{split}})."
+            )
         if low > 0:
-            return f"The larger part of the gap is the encoder's (amortization): {split}."
+            return "encoder", "The larger part of the gap is the encoder's (amortization): {split}."
         if high < 0:
-            return f"The larger part of the gap is the family's (approximation): {split}."
-        return f"Which part of the gap is larger is not decided by this budget: {split}."
+            return "family", "The larger part of the gap is the family's (approximation): {split}."
+        return "undecided", "Which part of the gap is larger is not decided by this budget: {split}."
 
     def warnings(self) -> list[Warning]:
         """What is doubtful about these estimates; the estimator raises it, `evaluate` once for all batches."""

@@ -1,6 +1,7 @@
 """The record of an estimator's trial on data whose log p(x) is known between two bounds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,11 @@ class SelfCheckResult:
 
     evidence: Evidence
     sandwich: Sandwich
+
+    @classmethod
+    def cat(cls, records: Sequence["SelfCheckResult"]) -> "SelfCheckResult":
+        """Join the results of several batches in their order; they must come from the same check."""
+        return cls(Evidence.cat([r.evidence for r in records]), Sandwich.cat([r.sandwich for r in records]))
 
     @property
     def bias(self) -> tuple[float, float]:

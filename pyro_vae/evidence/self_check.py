@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ArgumentError, quoted
 from ..estimates import Evidence, SelfCheckResult, warn_about
-from ..kernel import INFER, simulate_sites
+from ..kernel import INFER, simulate_arguments, simulate_sites
 from .adaptive import AdaptiveImportanceSampling
 from .bidirectional import BidirectionalMonteCarlo
 
@@ -29,8 +28,8 @@ class SelfCheck:
     :param guide: its guide, with the same latent sites.
     :param evidence: the estimator on trial: a callable (model, guide) that gives one, such as
         ``functools.partial(pv.ImportanceSampling, num_particles=5000)``.
-    :param data: maps the simulated values by observed site to the model's arguments; by default the one observed site is the
-        one argument.
+    :param data: maps the simulated values by observed site to the model's arguments; by default they stand in the place of
+        the arguments that the sites observed.
     :param num_steps: T of the chains.
     :param num_chains: C of the chains, each way.
     :param start: where the lower chains start.
@@ -42,7 +41,8 @@ class SelfCheck:
     Called with the model's own arguments, of which the observed ones count only by their shapes; returns a
     `SelfCheckResult` for as many simulated data B, nats. A hundred data or more see a mode that holds a fifth of the mass.
 
-    :raises ArgumentError: if the model has other arguments than its one observed site, and no `data` says how to fill them.
+    :raises ArgumentError: if no positional argument, or more than one, holds what a site observed, and no `data` says where
+        simulated values go.
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
 
     References: Grosse, Ancha and Roy, 2016, https://arxiv.org/abs/1606.02275.
@@ -81,21 +81,17 @@ class SelfCheck:
         BidirectionalMonteCarlo(model, guide, latents={}, **self.options)  # raises on bad options
 
     def __call__(self, *args: Any, **kwargs: Any) -> SelfCheckResult:
-        sites = simulate_sites(self.model, args, kwargs, datum_plate=self.options["datum_plate"], seed=self.seed)
-        observed = {n: s.value for n, s in sites.items() if s.is_observed and not s.is_factor}
+        sites, args, kwargs = self._simulate(args, kwargs)
         latents = {n: s.value for n, s in sites.items() if not s.is_observed}
-        filled = self._arguments(observed, args, kwargs)
-        sandwich = BidirectionalMonteCarlo(self.model, self.guide, latents=latents, **self.options)(*filled)
-        result = SelfCheckResult(self.evidence(self.model, self.guide)(*filled), sandwich)
+        sandwich = BidirectionalMonteCarlo(self.model, self.guide, latents=latents, **self.options)(*args, **kwargs)
+        result = SelfCheckResult(self.evidence(self.model, self.guide)(*args, **kwargs), sandwich)
         warn_about(result, stacklevel=2)
         return result
 
-    def _arguments(self, observed: Observed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        if self.data is not None:
-            return self.data(observed)
-        if len(observed) != 1 or len(args) != 1 or kwargs:
-            raise ArgumentError(
-                f"the model has the observed sites {quoted(observed)} and was called with {len(args) + len(kwargs)} "
-                "arguments: say with data=lambda observed: (...) how the simulated values become its arguments"
-            )
-        return tuple(observed.values())
+    def _simulate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...], dict]:
+        """The drawn sites, and the model's arguments that hold them."""
+        options: dict[str, Any] = {"datum_plate": self.options["datum_plate"], "seed": self.seed}
+        if self.data is None:
+            return *simulate_arguments(self.model, args, kwargs, **options), kwargs
+        sites = simulate_sites(self.model, args, kwargs, **options)
+        return sites, self.data({n: s.value for n, s in sites.items() if s.is_observed and not s.is_factor}), {}

@@ -7,10 +7,11 @@ from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
-from .pairs import Pair, reconstruct_sites, simulate_sites
+from .pairs import Pair
 from .plates import INFER
 from .recorder import Cut
 from .records import Record, SiteRecord, find_masks
+from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
 from .structure import Structure
 from .supports import TRANSFORMED, bounds_of, innermost
 from .tape import tape_pair
@@ -50,6 +51,7 @@ __all__ = [
     "over_batches",
     "reconstruct_sites",
     "reduce_to_datum",
+    "simulate_arguments",
     "simulate_sites",
     "tape_pair",
     "weigh_traces",

@@ -16,7 +16,7 @@ from ..errors import ArgumentError, EmptyBatchError, OptionError, StructureError
 from . import isolation
 from .agreement import choose_executions
 from .autoguides import refuse_guide
-from .calls import GUIDE, PROBE, SIMULATION, SUBSAMPLE, Call, check_data
+from .calls import PROBE, SUBSAMPLE, Call, check_data
 from .plates import INFER, find_layout
 from .programs import Program
 from .recorder import Layout, Site
@@ -142,35 +142,6 @@ class Pair:
     def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)
         return find_layout(self.guide, kept, model_sites, self.datum_plate)
-
-
-def simulate_sites(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
-) -> dict[str, Site]:
-    """One plain run of the model that draws its observed sites too."""
-    check_signature("model", model, args, kwargs)
-    seed = checked_seed(seed)
-    devices = devices_of((args, kwargs), isolation.modules_of(model))
-    with isolation.isolated(model, devices=devices):
-        torch.manual_seed(isolation.noise_seed(seed, SIMULATION, 0))
-        program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample())
-        program.layout = find_layout(model, {}, program.run(), datum_plate)
-        return program.run(redraw_observed=True)
-
-
-def reconstruct_sites(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    *,
-    datum_plate: str | None,
-    seed: int | None,
-) -> dict[str, Site]:
-    """One plain run of the model at one plain draw of the guide."""
-    with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
-        call.set_noise(GUIDE, 0)
-        return call.model.run(values={n: s.value for n, s in call.guide.run().items() if not s.is_observed})
 
 
 def checked_seed(seed: int | None) -> int:

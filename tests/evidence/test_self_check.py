@@ -74,16 +74,64 @@ def test_a_mode_that_the_proposal_misses_is_seen():
         assert check.evidence.unreliable.double().mean() < 0.1  # the weights of hardly any datum show it
 
 
-@pytest.mark.parametrize("by", ["two arguments", "a keyword"])
-def test_arguments_that_cannot_be_guessed_are_asked_for(by):
-    def with_label(x, y):
-        return model(x)
+def rescaled(x):
+    return model(x / 2)
 
-    args, kwargs = ((TEMPLATE, 0), {}) if by == "two arguments" else ((TEMPLATE,), {"y": 0})
+
+def labelled(x, y):
+    return model(x + 0 * y)
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "kwargs"),
+    [
+        (rescaled, (TEMPLATE + 1,), {}),
+        (model, (), {"x": TEMPLATE}),
+        (labelled, (TEMPLATE, TEMPLATE.clone()), {}),
+    ],
+    ids=["rescaled", "a keyword", "two alike"],
+)
+def test_arguments_that_cannot_be_guessed_are_asked_for(program, args, kwargs):
     with pytest.raises(ArgumentError, match="data=lambda observed"):
-        pv.SelfCheck(with_label, lambda x, y: guide(x), seed=0)(*args, **kwargs)
-    check = pv.SelfCheck(with_label, lambda x, y: guide(x), data=lambda seen: (seen["x"], 0), num_steps=20, seed=0)
-    assert check(*args, **kwargs).passed
+        pv.SelfCheck(program, program, seed=0)(*args, **kwargs)
+
+
+def test_data_says_where_simulated_values_go():
+    def of_half(x):
+        return guide(x / 2)
+
+    check = pv.SelfCheck(rescaled, of_half, data=lambda seen: (2 * seen["x"],), num_steps=20, seed=0)
+    assert check(TEMPLATE + 1).passed
+
+
+def test_batches_join():
+    check = pv.SelfCheck(model, guide, num_steps=10, num_chains=4)
+    joined = pv.evaluate(check, [TEMPLATE[:30], TEMPLATE[:20]], progress=False, seed=0)
+    assert len(joined) == len(joined.evidence) == len(joined.sandwich) == 50
+
+
+def test_simulated_data_take_the_place_of_what_was_observed_in_its_shape():
+    """An image that the model flattens, a label before it and an option as a keyword."""
+    seen = []
+
+    def drawing(label, image, *, noise):
+        with pyro.plate("data", len(image)):
+            z = pyro.sample("z", dist.Normal(image.new_zeros(2), 1.0).to_event(1))
+            loc = z @ W.T + label.unsqueeze(-1)
+            pyro.sample("x", dist.Normal(loc, noise).to_event(1), obs=image.flatten(1))
+
+    def look(label, image, *, noise):
+        seen.append((label, image, noise))
+        posterior = ORACLE.posterior(image.flatten(1) - label.unsqueeze(-1))
+        with pyro.plate("data", len(image)):
+            pyro.sample("z", dist.MultivariateNormal(posterior.mean, posterior.covariance_matrix))
+
+    label = torch.arange(100, dtype=torch.double) % 3
+    check = pv.SelfCheck(drawing, look, num_steps=30, seed=0)(label, TEMPLATE.reshape(100, 1, 3), noise=0.5)
+    assert check.passed and float(check.sandwich.mean_width().value) < 0.01
+    last = seen[-1]
+    assert last[0] is label and last[1].shape == (100, 1, 3) and last[2] == 0.5
+    assert float(last[1].var()) > 0.1  # simulated, no longer the template
 
 
 def test_seed_record_and_options():

@@ -1,0 +1,86 @@
+"""Plain runs of a model that draw data: from the prior, or at a draw of the guide."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from . import isolation
+from .calls import GUIDE, SIMULATION
+from .pairs import Pair, check_signature, checked_seed, devices_of
+from .plates import find_layout
+from .programs import Program
+from .recorder import Site
+
+
+def simulate_sites(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
+) -> dict[str, Site]:
+    """One plain run of the model that draws its observed sites too."""
+    return simulation(model, args, kwargs, datum_plate=datum_plate, seed=seed)[1]
+
+
+def simulate_arguments(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
+) -> tuple[dict[str, Site], tuple[Any, ...]]:
+    """The same, and the arguments with each drawn value in the place of the argument that was observed.
+
+    :raises ArgumentError: where no argument, or more than one, holds what a site observed.
+    """
+    before, drawn = simulation(model, args, kwargs, datum_plate=datum_plate, seed=seed)
+    filled = list(args)
+    for name, site in drawn.items():
+        if site.is_observed and not site.is_factor:
+            place = place_of(name, before[name].value, args)
+            filled[place] = site.value.reshape(args[place].shape).to(args[place].dtype)
+    return drawn, tuple(filled)
+
+
+def simulation(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
+) -> tuple[dict[str, Site], dict[str, Site]]:
+    """The sites with the observed values as given, and with drawn ones."""
+    check_signature("model", model, args, kwargs)
+    seed = checked_seed(seed)
+    devices = devices_of((args, kwargs), isolation.modules_of(model))
+    with isolation.isolated(model, devices=devices):
+        torch.manual_seed(isolation.noise_seed(seed, SIMULATION, 0))
+        program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample())
+        before = program.run()
+        program.layout = find_layout(model, {}, before, datum_plate)
+        return before, program.run(redraw_observed=True)
+
+
+def place_of(name: str, observed: Tensor, args: tuple) -> int:
+    """Which argument holds the observed values, be it in another shape."""
+    places = [
+        place
+        for place, arg in enumerate(args)
+        if isinstance(arg, Tensor)
+        and arg.numel() == observed.numel()
+        and torch.equal(arg.flatten().to(observed), observed.flatten())
+    ]
+    if len(places) != 1:
+        raise ArgumentError(
+            f"{len(places)} of the {len(args)} positional arguments hold what the site '{name}' observes, where one was "
+            "expected (an argument that the model rescales first is none): say with data=lambda observed: (...) how "
+            "simulated values become the model's arguments"
+        )
+    return places[0]
+
+
+def reconstruct_sites(
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    datum_plate: str | None,
+    seed: int | None,
+) -> dict[str, Site]:
+    """One plain run of the model at one plain draw of the guide."""
+    with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
+        call.set_noise(GUIDE, 0)
+        return call.model.run(values={n: s.value for n, s in call.guide.run().items() if not s.is_observed})
