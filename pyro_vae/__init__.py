@@ -1,18 +1,23 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
-from . import errors, exact, nn, plots, schedules
+from . import errors, exact, nn, ops, plots, schedules
 from .estimates import (
     BetaSweep,
     CollapseHistory,
     Estimate,
     Evidence,
+    FactorInformation,
     Gaps,
     KCurve,
+    LatentSample,
+    Manifold,
     RateDistortionCurve,
+    SampleCheckResult,
     Sandwich,
     SelfCheckResult,
     Surgery,
     TrainingHistory,
+    Traversal,
     UnitActivity,
 )
 from .evaluate import evaluate
@@ -25,7 +30,17 @@ from .evidence import (
     SelfCheck,
 )
 from .gaps import InferenceGaps
-from .latent import ActiveUnits, CollapseMonitor, ELBOSurgery, RateDistortion, beta_sweep
+from .latent import (
+    ActiveUnits,
+    AggregatedPosterior,
+    CollapseMonitor,
+    ELBOSurgery,
+    MutualInformationGap,
+    RateDistortion,
+    beta_sweep,
+    manifold,
+    traverse,
+)
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .monitor import Monitor
 from .objectives import (
@@ -40,12 +55,15 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
+from .report import Diagnosis, diagnose
+from .samples import SampleCheck
 from .schedules import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, SigmoidAnnealing
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
 
 __all__ = [
     "ActiveUnits",
     "AdaptiveImportanceSampling",
+    "AggregatedPosterior",
     "AggressiveTraining",
     "AnnealedImportanceSampling",
     "BetaSweep",
@@ -60,22 +78,29 @@ __all__ = [
     "CosineAnnealing",
     "CyclicalAnnealing",
     "Decomposition",
+    "Diagnosis",
     "ELBOSurgery",
     "Estimate",
     "Evidence",
     "ExactEvidence",
+    "FactorInformation",
     "Gaps",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "InclusiveKL",
     "InferenceGaps",
     "KCurve",
+    "LatentSample",
     "LinearAnnealing",
     "LinearVAE",
+    "Manifold",
     "Monitor",
+    "MutualInformationGap",
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",
+    "SampleCheck",
+    "SampleCheckResult",
     "Sandwich",
     "SelfCheck",
     "SelfCheckResult",
@@ -85,18 +110,23 @@ __all__ = [
     "Terms",
     "TotalCorrelationELBO",
     "TrainingHistory",
+    "Traversal",
     "UnitActivity",
     "VAE",
     "beta_sweep",
     "conv_vae",
+    "diagnose",
     "errors",
     "evaluate",
     "exact",
+    "manifold",
     "mlp_conditional_vae",
     "mlp_vae",
     "nn",
+    "ops",
     "plots",
     "reconstruct",
     "schedules",
     "simulate",
+    "traverse",
 ]

@@ -34,8 +34,9 @@ ARROWS = {
     "nn": set(),
     "models": {"nn", "exact"},
     "monitor": {"estimates", "schedules"},
+    "samples": {"kernel", "estimates"},
     "evaluate": {"kernel", "estimates"},  # of the kernel, the noise of one batch
-    "report": {"gaps", "latent", "evidence", "evaluate", "plots"},
+    "report": {"gaps", "latent", "evidence", "evaluate", "plots", "estimates", "kernel", "samples", "simulate"},
     "plots": {"estimates", "simulate"},  # their records
 }
 # These import nothing of ours, errors and ops included: the oracle must not lean on what it judges.
@@ -51,9 +52,10 @@ OUTSIDE = {
     "evaluate": {"tqdm"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
+    "samples": {"tqdm"},
     "plots": {"numpy", "matplotlib"},
     "monitor": {"numpy", "matplotlib", "tqdm"},
-    "report": {"numpy", "matplotlib"},
+    "report": {"jinja2", "matplotlib", "tqdm"},
 }
 
 

@@ -18,7 +18,7 @@ ESTIMATORS = [pv.ImportanceSampling, pv.AdaptiveImportanceSampling, pv.Inference
 CHAINS = [pv.AnnealedImportanceSampling, pv.BidirectionalMonteCarlo, pv.ExactEvidence, pv.SelfCheck]
 OBJECTIVES = [pv.BetaTrace_ELBO, pv.BetaTraceMeanField_ELBO, pv.BetaTraceGraph_ELBO, pv.BetaTraceEnum_ELBO]
 WEIGHTED = [pv.ImportanceWeightedELBO, pv.InclusiveKL, pv.TotalCorrelationELBO]
-OF_LOADERS = [pv.ActiveUnits, pv.ELBOSurgery, pv.RateDistortion]
+OF_LOADERS = [pv.ActiveUnits, pv.AggregatedPosterior, pv.ELBOSurgery, pv.MutualInformationGap, pv.RateDistortion]
 SHARED = {"seed": None, "prior_sites": (), "check_support": True}
 
 

@@ -50,6 +50,10 @@ class KCurve:
             torch.cat([r.std_error for r in records], 1),
         )
 
+    def select(self, kept: Tensor) -> "KCurve":
+        """The curves of some of the data, by a mask (B,) or by indices."""
+        return KCurve(self.num_particles, self.log_evidence[:, kept], self.std_error[:, kept])
+
     def __len__(self) -> int:
         return self.log_evidence.shape[1]
 

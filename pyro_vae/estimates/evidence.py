@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,18 @@ from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate, normal_quantile, student_quantile
 
 DOUBTFUL = 0.05  # share of data with a fault beyond which a mean over them is not believed
+
+PER_DATUM = (
+    "log_evidence",
+    "std_error",
+    "elbo",
+    "elbo_std_error",
+    "ess",
+    "pareto_k",
+    "smoothed",
+    "acceptance",
+    "index",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +71,9 @@ class Evidence:
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
         check_same(records, ("bound", "num_particles", "support_checked"))
-        per_datum = (
-            "log_evidence",
-            "std_error",
-            "elbo",
-            "elbo_std_error",
-            "ess",
-            "pareto_k",
-            "smoothed",
-            "acceptance",
-            "index",
-        )
         curves = [r.curve for r in records if r.curve is not None]
         return cls(
-            **concatenated(records, per_datum),
+            **concatenated(records, PER_DATUM),
             curve=KCurve.cat(curves) if len(curves) == len(records) else None,
             bound=records[0].bound,
             num_particles=records[0].num_particles,
@@ -80,6 +81,11 @@ class Evidence:
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             support_checked=records[0].support_checked,
         )
+
+    def select(self, kept: Tensor) -> "Evidence":
+        """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
+        return replace(self, **some, curve=None if self.curve is None else self.curve.select(kept))
 
     def __len__(self) -> int:
         return len(self.log_evidence)

@@ -1,17 +1,18 @@
 """The record of the gaps between ELBO and log p(x) per datum."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConvergenceWarning
-from .evidence import DOUBTFUL, Evidence
+from .evidence import Evidence
 from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate
 
+PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
 GAPS = ("amortization", "approximation", "inference")
 
 
@@ -61,12 +62,21 @@ class Gaps:
         """Join the results of several batches in their order; they must come from the same estimator."""
         check_same(records, ("family", "num_particles"))
         return cls(
-            **concatenated(records, ("elbo", "optimal_elbo", "log_evidence", "converged")),
+            **concatenated(records, PER_DATUM),
             std_errors={n: torch.cat([r.std_errors[n] for r in records]) for n in records[0].std_errors},
             evidence=Evidence.cat([r.evidence for r in records]),
             family=records[0].family,
             num_particles=records[0].num_particles,
             cost=mean_cost(records),
+        )
+
+    def select(self, kept: Tensor) -> "Gaps":
+        """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        return replace(
+            self,
+            **{name: getattr(self, name)[kept] for name in PER_DATUM},
+            std_errors={name: error[kept] for name, error in self.std_errors.items()},
+            evidence=self.evidence.select(kept),
         )
 
     def __len__(self) -> int:
@@ -82,34 +92,40 @@ class Gaps:
         return self._decide(level)[0]
 
     def verdict(self, level: float = LEVEL) -> str:
-        """One sentence about the mean gaps of these data that claims no more than the Monte Carlo intervals allow."""
-        summary = self.summary()
-        sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
-        split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
-        return self._decide(level)[1].format(split=split)
+        """One sentence about the mean gaps that claims no more than the Monte Carlo intervals allow.
+
+        Where the weights of more than 5% of the data have a heavy tail it is about the others alone, and says so.
+        """
+        return self._decide(level)[1]
 
     def _decide(self, level: float) -> tuple[str, str]:
-        contrast = Estimate.over_data(self.amortization - self.approximation, self.std_errors["contrast"])
+        known = self
+        if self.evidence.doubtful and bool((reliable := ~self.evidence.unreliable).any()):
+            known = self.select(reliable)
+        summary = known.summary()
+        contrast = Estimate.over_data(known.amortization - known.approximation, known.std_errors["contrast"])
         low, high = contrast.confidence_interval(level)
         # log p(x) may be higher than its mean says: let the family's share grow to the upper end of its interval.
-        log_evidence = Estimate.over_data(self.log_evidence, self.std_errors["log_evidence"])
-        low -= max(self.evidence.mean_confidence_interval(level)[1] - log_evidence.confidence_interval(level)[1], 0)
-        unsettled = int((~self.converged).sum())
-        if unsettled > DOUBTFUL * len(self):
+        low -= max(
+            known.evidence.mean_confidence_interval(level)[1] - summary["log_evidence"].confidence_interval(level)[1], 0
+        )
+        sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
+        split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
+        if len(known) < len(self):
+            split += f" for the {len(known)} of {len(self)} data whose log p(x) is known well"
+        unsettled = int((~known.converged).sum())
+        if low > 0 and (known.evidence.doubtful or len(known) < len(self) / 2):
+            return "undecided", f"Not decided: log p(x) is not known well enough from these weights ({split})."
+        if low <= 0 and unsettled:  # what such fits have not reached is taken for the family's, never for the encoder's
             return "undecided", (
-                f"Not decided: the per-datum optimum of {unsettled} of {len(self)} data had not settled ({{split}})."
-            )
-        if low > 0 and self.evidence.doubtful:
-            return "undecided", "Not decided: log p(x) is not known well enough from these weights ({split})."
-        if high < 0 and unsettled:
-            return "undecided", (
-                f"Not decided: {unsettled} fits had not settled, and their part of the gap is not the family's ({{split}})."
+                f"Not decided: {unsettled} of {len(known)} fits had not settled, and their part of the gap is not the "
+                f"family's ({split})."
             )
         if low > 0:
-            return "encoder", "The larger part of the gap is the encoder's (amortization): {split}."
+            return "encoder", f"The larger part of the gap is the encoder's (amortization): {split}."
         if high < 0:
-            return "family", "The larger part of the gap is the family's (approximation): {split}."
-        return "undecided", "Which part of the gap is larger is not decided by this budget: {split}."
+            return "family", f"The larger part of the gap is the family's (approximation): {split}."
+        return "undecided", f"Which part of the gap is larger is not decided by this budget: {split}."
 
     def warnings(self) -> list[Warning]:
         """What is doubtful about these estimates; the estimator raises it, `evaluate` once for all batches."""

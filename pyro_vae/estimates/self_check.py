@@ -40,9 +40,10 @@ class SelfCheckResult:
     @property
     def bias_std_errors(self) -> tuple[float, float]:
         """Standard errors of both, from their spread over the data, which contains all Monte Carlo errors."""
-        above, below = self._above(), self._below()
-        root = math.sqrt(len(above)) if len(above) > 1 else math.nan
-        return float(above.std()) / root, float(below.std()) / root
+        if len(self) < 2:
+            return math.nan, math.nan
+        root = math.sqrt(len(self))
+        return float(self._above().std()) / root, float(self._below().std()) / root
 
     def coverage(self, level: float = LEVEL) -> float:
         """The share of data whose interval meets the sandwich, both ends widened by their errors; `level` is the aim."""
@@ -52,26 +53,49 @@ class SelfCheckResult:
         return float(((high >= bottom) & (low <= top)).double().mean())
 
     @property
+    def outcome(self) -> str:
+        """ "no bias seen", "too high", "too low", or why there is no answer: "bounds apart", "too few data".
+
+        A bias that is seen is one of more than three errors; that none is seen means something where the errors are below
+        0.1 nats and the bounds not farther apart.
+        """
+        if is_above(self._above(), 0.0):
+            return "too high"
+        if is_above(self.sandwich.width, NEAR):
+            return "bounds apart"
+        if is_above(-self._below(), 0.0):
+            return "too low"
+        if not max(self.bias_std_errors) < NEAR:
+            return "too few data"
+        return "no bias seen"
+
+    @property
     def passed(self) -> bool:
-        """No bias seen, by bounds that are near enough to each other to show one."""
-        return not (self._too_high or self._too_low or self._apart)
+        """No bias seen, by errors and bounds that would show one."""
+        return self.outcome == "no bias seen"
 
     def verdict(self) -> str:
         """One sentence that claims no more than the bounds allow."""
         least, most = self.bias
         errors = self.bias_std_errors
         bias = f"bias between {least:+.3f} +- {errors[0]:.3f} and {most:+.3f} +- {errors[1]:.3f} nats"
-        if self._too_high:
+        outcome = self.outcome
+        if outcome == "too high":
             return f"The estimate is above its upper bound ({bias}): these data did not come from this model."
-        if self._apart:
+        if outcome == "bounds apart":
             width = float(self.sandwich.width.mean())
             return (
                 f"Not decided: the bounds are {width:.2f} nats apart ({bias}). Raise num_steps; if they stay "
                 "apart, fit and guide miss a part of the posterior that no weight of theirs can show: try "
                 "start='prior', or a guide with several modes."
             )
-        if self._too_low:
-            return f"The estimate is too low for this model ({bias}): AnnealedImportanceSampling comes nearer."
+        if outcome == "too low":
+            return (
+                f"The estimate is too low for this model ({bias}): give it more particles or steps, or try "
+                "AdaptiveImportanceSampling, which looks for further modes, and AnnealedImportanceSampling."
+            )
+        if outcome == "too few data":
+            return f"Not decided: {len(self)} data leave the bias open ({bias}). Pass more data, or raise num_steps."
         return f"No bias seen on {len(self)} simulated data ({bias}); intervals reach the bounds for {self.coverage():.0%}."
 
     def warnings(self) -> list[Warning]:
@@ -85,6 +109,7 @@ class SelfCheckResult:
             "bias": self.bias,
             "bias_std_errors": self.bias_std_errors,
             "coverage": self.coverage(),
+            "outcome": self.outcome,
             "passed": self.passed,
             "verdict": self.verdict(),
         }
@@ -100,18 +125,6 @@ class SelfCheckResult:
 
     def _below(self) -> Tensor:
         return self.evidence.log_evidence - self.sandwich.lower.log_evidence
-
-    @property
-    def _too_high(self) -> bool:
-        return is_above(self._above(), 0.0)
-
-    @property
-    def _too_low(self) -> bool:
-        return is_above(-self._below(), 0.0)
-
-    @property
-    def _apart(self) -> bool:
-        return is_above(self.sandwich.width, NEAR)
 
 
 def is_above(values: Tensor, limit: float) -> bool:

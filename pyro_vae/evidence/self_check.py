@@ -33,6 +33,7 @@ class SelfCheck:
     :param num_steps: T of the chains.
     :param num_chains: C of the chains, each way.
     :param start: where the lower chains start.
+    :param progress: show a progress bar on chains of more than a few seconds.
     :param seed: fixes the simulation and the chains and leaves the caller's random state alone.
     :param datum_plate: the plate of the data, as in all estimators.
     :param prior_sites: refused here if any.
@@ -63,6 +64,7 @@ class SelfCheck:
         num_steps: int = 200,
         num_chains: int = 16,
         start: str = "fitted",
+        progress: bool = True,
         seed: int | None = None,
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
@@ -73,6 +75,7 @@ class SelfCheck:
             "num_steps": num_steps,
             "num_chains": num_chains,
             "start": start,
+            "progress": progress,
             "seed": seed,
             "datum_plate": datum_plate,
             "prior_sites": prior_sites,

@@ -7,7 +7,7 @@ from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
-from .pairs import Pair
+from .pairs import Pair, checked_seed
 from .plates import INFER
 from .recorder import Cut
 from .records import Record, SiteRecord, find_masks
@@ -43,6 +43,7 @@ __all__ = [
     "bounds_of",
     "check_imputed",
     "check_loader",
+    "checked_seed",
     "eval_mode",
     "find_masks",
     "first_element",

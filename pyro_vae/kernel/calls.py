@@ -56,20 +56,20 @@ class Call:
         if not self.layout.enumerated:
             record = self._checked(draw(self.model, num_particles))
             return {name: record[name].value for name in self.structure.latents}, record
-        drawn = draw(self._ancestral(), num_particles)
+        drawn = draw(ancestral(self.model), num_particles)
         values = {name: site.value for name, site in drawn.items() if name in self.structure.latents}
         return values, self.score(values, num_particles)
 
-    def _ancestral(self) -> Program:
-        """The model, drawing the sites that it enumerates."""
-        ancestral = copy(self.model)
-        ancestral.layout = replace(self.layout, enumerated=())
-        return ancestral
-
     def simulate(self) -> Record:
         """One draw of all sites of the model, the observed ones too."""
-        ancestral = self._ancestral()
-        return looped_record([ancestral.run(redraw_observed=True)], ancestral.layout)
+        model = ancestral(self.model)
+        return looped_record([model.run(redraw_observed=True)], model.layout)
+
+    def reconstruct(self) -> Record:
+        """All sites of the model, with their distributions, at one draw of the guide; what that enumerates is drawn."""
+        guide, model = ancestral(self.guide), ancestral(self.model)
+        values = {name: site.value for name, site in guide.run().items() if not site.is_observed}
+        return self._checked(looped_record([model.run(values=values)], model.layout))
 
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
         """The model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""
@@ -168,6 +168,13 @@ class Call:
                 f"the log-weights of data {rows(bad)} are NaN or infinite: look for NaN in the arguments, for a scale "
                 "that underflows to 0 or for a logarithm of 0 in model or guide"
             )
+
+
+def ancestral(program: Program) -> Program:
+    """The same program, drawing the sites that it enumerates."""
+    drawing = copy(program)
+    drawing.layout = replace(program.layout, enumerated=())
+    return drawing
 
 
 def check_data(record: Record, layout: Layout, check_support: bool, latent_supports: Collection[str] = frozenset()) -> None:

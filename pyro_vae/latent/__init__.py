@@ -2,8 +2,21 @@
 
 from .beta_sweep import beta_sweep
 from .collapse import CollapseMonitor
+from .factors import MutualInformationGap
 from .rate_distortion import RateDistortion
+from .sample import AggregatedPosterior
 from .surgery import ELBOSurgery
+from .traversal import manifold, traverse
 from .units import ActiveUnits
 
-__all__ = ["ActiveUnits", "CollapseMonitor", "ELBOSurgery", "RateDistortion", "beta_sweep"]
+__all__ = [
+    "ActiveUnits",
+    "AggregatedPosterior",
+    "CollapseMonitor",
+    "ELBOSurgery",
+    "MutualInformationGap",
+    "RateDistortion",
+    "beta_sweep",
+    "manifold",
+    "traverse",
+]

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..errors import NonFiniteError, StructureError
 from .draws import BatchDraws, LogQ, Rows
 
+LOST = 1e-30  # a sum this far below its largest possible term has lost terms to underflow, in single precision
 BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**28}  # of log q by dimension: small enough for the caches of a processor
 
 
@@ -20,9 +21,18 @@ class Mixture:
     :param batches: of the data; the columns.
     :param rows: the draws, those of one batch after those of another.
     :param owners: the numbers of the data that the rows were drawn for, by batch, on the CPU.
+    :param labels: F ways to tell the data into groups, numbers from 0, (N,) each and on the CPU: the sum over the others of
+        the same group is taken beside that over all others.
     """
 
-    def __init__(self, batches: Sequence[BatchDraws], rows: Rows, owners: Sequence[Tensor], by_dimension: bool) -> None:
+    def __init__(
+        self,
+        batches: Sequence[BatchDraws],
+        rows: Rows,
+        owners: Sequence[Tensor],
+        by_dimension: bool,
+        labels: Sequence[Tensor] = (),
+    ) -> None:
         self.batches, self.rows = batches, rows
         self.owners = torch.cat(list(owners))
         self.limits = [0, *itertools.accumulate(len(part) for part in owners)]  # the rows of each batch
@@ -30,6 +40,8 @@ class Mixture:
         device = batches[0].log_prior.device
         self.own = torch.full((len(self.owners), columns), -math.inf, dtype=torch.double, device=device)
         self.others = self.own.clone()
+        self.labels = [label.to(device) for label in labels]
+        self.alike = [self.own.clone() for _ in labels]  # of `others`, those with the label of the row's datum
         self.counts = torch.zeros(len(self.owners), 1, dtype=torch.double, device=device)
 
     def run(self, *, within: bool, progress: bool) -> None:
@@ -69,6 +81,10 @@ class Mixture:
             if len(mine):
                 self.own[block, into][mine] = part[mine, place].double()
                 part[mine, place] = -math.inf
+            if self.labels:
+                groups = [label[self.owners[block]].unsqueeze(1) == label[first : first + size] for label in self.labels]
+                for alike, found in zip(self.alike, log_sums_exp(part, groups), strict=True):
+                    alike[block, into] = torch.logaddexp(alike[block, into], found.double())
             self.others[block, into] = torch.logaddexp(self.others[block, into], log_sum_exp(part).double())
         self.counts[block] += size
         self.counts[block][mine] -= 1
@@ -93,9 +109,36 @@ class Mixture:
         share = math.log(max(num_data - 1, 1)) - self.counts.clamp(min=1.0).log()
         return torch.logaddexp(self.own, self.others + share) - math.log(num_data)
 
+    def log_q_alike(self, aggregate: str) -> Tensor:
+        """log q(z) of each row if only the data with the label of its own are there, (R, F, 1 + D). All pairs were run."""
+        found = []
+        for label, alike in zip(self.labels, self.alike, strict=True):
+            count = label.bincount()[label[self.owners]].double().unsqueeze(1)
+            if aggregate == "leave-one-out":
+                found.append(alike - (count - 1).log())
+            else:
+                found.append(torch.logaddexp(self.own, alike) - count.log())
+        return torch.stack(found, 1)
+
 
 def log_sum_exp(terms: Tensor) -> Tensor:
     """Over the data, (R, B, C) to (R, C), in place: this is where the time goes."""
     top = terms.amax(1, keepdim=True)
     top = top.masked_fill(top == -math.inf, 0.0)
     return terms.sub_(top).exp_().sum(1).log_().add_(top.squeeze(1))
+
+
+def log_sums_exp(terms: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
+    """Over the data of one group of each row (R, B) after the other, (R, B, C) to (R, C) each."""
+    top = terms.amax(1, keepdim=True)
+    top = top.masked_fill(top == -math.inf, 0.0)
+    weights = (terms - top).exp_()
+    found = []
+    for group in groups:
+        total = (weights * group.unsqueeze(-1)).sum(1)
+        log_sum = total.log().add_(top.squeeze(1))
+        far = ((total < LOST).any(1) & group.any(1)).nonzero().squeeze(1)
+        if len(far):  # their group lies far below what is nearest: they get a top of their own
+            log_sum[far] = log_sum_exp(terms[far].masked_fill(~group[far].unsqueeze(-1), -math.inf))
+        found.append(log_sum)
+    return found

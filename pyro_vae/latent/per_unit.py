@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, Call, LogWeights, Record, innermost, reduce_to_datum
+from ..kernel import GUIDE, Call, LogWeights, Record, SiteRecord, innermost, reduce_to_datum
 from ..kernel.data import first_particle
 from ..kernel.recorder import Layout
 from ..kernel.records import padded
@@ -99,16 +100,8 @@ class Mean:
 def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout) -> SiteTerms:
     site, p = guide[name], model[name].fns[0]
     q = density_of_guide(name, guide, p)
-    value, event_dim = site.value[0], site.event_dim
-
-    def to_units(tensor: Tensor) -> Tensor:
-        """(*plates, *event) to (B, U); plates inside a datum count as units."""
-        tensor = tensor.expand(value.shape)
-        if layout.datum_dim is None:
-            return tensor.reshape(1, -1)
-        tensor = tensor.movedim(layout.datum_dim - event_dim, 0)
-        return tensor.reshape(len(tensor), -1).expand(layout.batch_size, -1)
-
+    value = site.value[0]
+    to_units = partial(by_unit, site=site, layout=layout)
     mask = to_units(mask_of(name, guide, model, weights, layout))
     mean = mean_of(q)
     means = to_units(value if mean is None else mean)
@@ -124,6 +117,15 @@ def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, lay
     if not means.is_floating_point():
         means = means.to(site_kl.dtype)
     return SiteTerms(means, kl, site_kl, mask, analytic=mean is not None and exact is not None)
+
+
+def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:
+    """What belongs to one particle of a site, (*plates, *event), to (B, U); plates inside a datum count as units."""
+    tensor = tensor.expand(site.value.shape[1:])
+    if layout.datum_dim is None:
+        return tensor.reshape(1, -1)
+    tensor = tensor.movedim(layout.datum_dim - site.event_dim, 0)
+    return tensor.reshape(len(tensor), -1).expand(layout.batch_size, -1)
 
 
 def mask_of(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout) -> Tensor:
@@ -165,17 +167,21 @@ def unit_names(site: str, count: int) -> Sequence[str]:
 
 
 def refuse_without_units(call: Call) -> None:
+    refuse_without_draws(call)
+    if call.structure.model_enumerated:
+        raise EnumerationError(
+            f"the model sums out {quoted(call.structure.model_enumerated)}, so the prior of the other latents is a mixture "
+            "without a formula: add these sites to the guide, or write the mixture as a distribution (MixtureSameFamily)"
+        )
+
+
+def refuse_without_draws(call: Call) -> None:
     structure = call.structure
     if structure.guide_enumerated:
         raise EnumerationError(
             f"the guide enumerates {quoted(structure.guide_enumerated)}, and units are looked at one draw at a time: pass "
             "the guide without infer={'enumerate': ...}, or as "
             "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
-        )
-    if structure.model_enumerated:
-        raise EnumerationError(
-            f"the model sums out {quoted(structure.model_enumerated)}, so the prior of the other latents is a mixture "
-            "without a formula: add these sites to the guide, or write the mixture as a distribution (MixtureSameFamily)"
         )
     if not structure.latents:
         raise StructureError("the guide draws no latent site of the model, so there is no unit to look at")

@@ -1,18 +1,33 @@
 """Pictures of results: each takes a record and an optional matplotlib `ax`, and returns the `ax`."""
 
 from .evidence import plot_gaps, plot_k_curve
+from .factors import plot_factors
 from .images import plot_reconstructions, plot_samples
 from .latent import plot_surgery, plot_units
+from .latent_sample import plot_aggregated_posterior, plot_latents
+from .per_datum import plot_gaps_per_datum, plot_pareto_k
 from .rate_distortion import plot_rate_distortion
+from .samples import plot_copies, plot_likelihood_and_looks, plot_nearest_neighbours
 from .training import plot_training
+from .traversal import plot_manifold, plot_traversals
 
 __all__ = [
+    "plot_aggregated_posterior",
+    "plot_copies",
+    "plot_factors",
     "plot_gaps",
+    "plot_gaps_per_datum",
     "plot_k_curve",
+    "plot_latents",
+    "plot_likelihood_and_looks",
+    "plot_manifold",
+    "plot_nearest_neighbours",
+    "plot_pareto_k",
     "plot_rate_distortion",
     "plot_reconstructions",
     "plot_samples",
     "plot_surgery",
     "plot_training",
+    "plot_traversals",
     "plot_units",
 ]

@@ -1,5 +1,6 @@
 """The trial on simulated data: passes what is right, names what is too low, sees a mode that no weight shows."""
 
+import dataclasses
 import functools
 import json
 import pickle
@@ -9,9 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pair_helpers import make_evidence
 
 import pyro_vae as pv
 from pyro_vae.errors import ArgumentError, OptionError, UnreliableEvidenceWarning
+from pyro_vae.estimates import Sandwich, SelfCheckResult
 
 W = torch.tensor([[1.0, 0.4], [0.2, -1.0], [0.5, 0.5]], dtype=torch.double)
 ORACLE = pv.exact.LinearGaussian(W, torch.zeros(3, dtype=torch.double), 0.25)
@@ -132,6 +135,33 @@ def test_simulated_data_take_the_place_of_what_was_observed_in_its_shape():
     last = seen[-1]
     assert last[0] is label and last[1].shape == (100, 1, 3) and last[2] == 0.5
     assert float(last[1].var()) > 0.1  # simulated, no longer the template
+
+
+def made(bias, spread, width, num_data):
+    """A record: an estimate off by `bias` on average, with this spread over the data, between bounds this far apart."""
+    noise = torch.linspace(-1, 1, num_data, dtype=torch.double) * spread
+    lower = make_evidence(torch.full((num_data,), -10.0))
+    upper = dataclasses.replace(lower, log_evidence=lower.log_evidence + width, bound="upper")
+    return SelfCheckResult(make_evidence(lower.log_evidence + width / 2 + bias + noise), Sandwich(lower, upper))
+
+
+@pytest.mark.parametrize(
+    ("bias", "spread", "width", "num_data", "outcome"),
+    [
+        (0.0, 0.1, 0.01, 50, "no bias seen"),
+        (0.0, 3.0, 0.01, 50, "too few data"),
+        (0.0, 0.1, 0.01, 1, "too few data"),
+        (-0.5, 0.1, 0.01, 50, "too low"),
+        (-0.5, 3.0, 0.01, 50, "too few data"),
+        (0.5, 0.1, 0.01, 50, "too high"),
+        (0.0, 0.1, 1.0, 50, "bounds apart"),
+    ],
+)
+def test_a_blunt_trial_is_no_pass(bias, spread, width, num_data, outcome):
+    check = made(bias, spread, width, num_data)
+    assert check.outcome == outcome and check.passed == (outcome == "no bias seen")
+    assert bool(check.warnings()) != check.passed
+    assert check.verdict().startswith("Not decided") == (outcome in ("too few data", "bounds apart"))
 
 
 def test_seed_record_and_options():

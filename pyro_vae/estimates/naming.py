@@ -1,0 +1,24 @@
+"""Units of the latents, by name or by number."""
+
+from collections.abc import Sequence
+
+from ..errors import OptionError, quoted
+
+SHOWN = 5  # names in a message
+
+
+def unit_numbers(units: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """The places in `names` of units given by name or by number, each once."""
+    numbers = [number_of(unit, names) for unit in units]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise OptionError(f"units must name at least one unit and none twice, got {list(units)!r}")
+    return numbers
+
+
+def number_of(unit: int | str, names: Sequence[str]) -> int:
+    if isinstance(unit, str) and unit in names:
+        return list(names).index(unit)
+    if isinstance(unit, int) and not isinstance(unit, bool) and 0 <= unit < len(names):
+        return unit
+    listed = quoted(names[:SHOWN]) + (" and so on" if len(names) > SHOWN else "")
+    raise OptionError(f"there is no unit {unit!r}: pass a name ({listed}) or a number from 0 to {len(names) - 1}")

@@ -1,0 +1,76 @@
+"""The records of walks through the latents: what the decoder makes of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .joining import to_plain
+
+
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """What becomes of one datum as one unit of its latents after the other moves, as `traverse` returned it. U units, S
+    steps, data event X.
+
+    :ivar means: (U, S, X) the mean of the likelihood with this unit at this value and the others where they were.
+    :ivar values: (U, S) the values of the unit: quantiles of its prior.
+    :ivar levels: (S,) of which probabilities.
+    :ivar names: U names, `'z[3]'` for the fourth number of the latent site `'z'`.
+    :ivar datum: (X,) the mean of the likelihood with no unit moved.
+    :ivar start: where that is: "mean" (E_q[z given x] of the datum) or "draw" (one draw of the guide).
+    :ivar site: the observed site.
+    """
+
+    means: Tensor
+    values: Tensor
+    levels: Tensor
+    names: tuple[str, ...]
+    datum: Tensor
+    start: str
+    site: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        return {**to_plain(self), "names": list(self.names)}
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.names)
+        rows = [
+            f"  {name:<{width}}  from {float(values[0]):.3g} to {float(values[-1]):.3g}"
+            for name, values in zip(self.names, self.values, strict=True)
+        ]
+        shape = tuple(self.datum.shape)
+        steps = f"{len(self.levels)} quantiles of the prior each"
+        return "\n".join([f"Traversal from the {self.start} of one datum, means of '{self.site}' {shape}, {steps}", *rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Manifold:
+    """What one datum becomes over a grid of two units of its latents, as `manifold` returned it. S steps, data event X.
+
+    :ivar means: (S, S, X) the mean of the likelihood with the first unit at `values[0, i]` and the second at `values[1, j]`.
+    :ivar values: (2, S) the values of the units: quantiles of their priors.
+    :ivar levels: (S,) of which probabilities.
+    :ivar names: the two units.
+    :ivar start: where the other units stay: "mean" (E_q[z given x] of the datum) or "draw" (one draw of the guide).
+    :ivar site: the observed site.
+    """
+
+    means: Tensor
+    values: Tensor
+    levels: Tensor
+    names: tuple[str, ...]
+    start: str
+    site: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        return {**to_plain(self), "names": list(self.names)}
+
+    def __str__(self) -> str:
+        ranges = ", ".join(
+            f"{name} from {float(values[0]):.3g} to {float(values[-1]):.3g}"
+            for name, values in zip(self.names, self.values, strict=True)
+        )
+        return f"Manifold of {len(self.levels)} x {len(self.levels)} means of '{self.site}': {ranges}"

@@ -1,0 +1,163 @@
+"""Pictures of the aggregated posterior beside the prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import OptionError
+from ..estimates import LatentSample
+from ..estimates.naming import unit_numbers
+from .axes import axes_or_new
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CUT = 0.005  # the share at either end of q(z) and of the prior that may lie outside a violin
+HALF = 0.42  # the widest half, of the distance between two units
+MARKERS = "osD^v<>PX*hp"
+
+
+def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, num_units: int = 10) -> Axes:
+    """Each unit's q(z_d), on the left and filled, against its prior, on the right and in outline.
+
+    :param sample: what `AggregatedPosterior` returned.
+    :param ax: where to draw; a new figure by default.
+    :param num_units: at most so many units, those whose posterior means spread widest.
+
+    The two histograms of a unit have the same bins and the same area. The bar between them is the spread of the posterior
+    means, one standard deviation to either side of their mean: a unit that has the same posterior for all data has a dot
+    there, however well its q(z_d) agrees with the prior. Units whose means have no formula have neither. What lies beyond
+    the outermost half per cent of both is left out.
+
+    :raises OptionError: if `num_units` is less than 1.
+
+    Example::
+
+        pv.plots.plot_aggregated_posterior(pv.AggregatedPosterior(vae.model, vae.guide)(loader))
+    """
+    if num_units < 1:
+        raise OptionError(f"num_units must be at least 1, got {num_units}")
+    ax = axes_or_new(ax)
+    shown = sample.order.tolist()[:num_units]
+    for position, d in enumerate(shown):
+        draws, prior = finite(sample.draws[:, d]), finite(sample.prior[:, d])
+        if len(draws):
+            draw_halves(ax, position, draws, prior)
+    summary = {name: column.cpu()[shown].numpy() for name, column in sample.summary().items()}
+    spread = np.nan_to_num(summary["std_of_means"])  # of one datum there is none
+    ax.errorbar(
+        range(len(shown)),
+        summary["mean_of_means"],
+        yerr=spread,
+        fmt="o",
+        color="black",
+        markersize=4,
+        elinewidth=2,
+        label="posterior means",
+    )
+    names = [sample.names[d].replace("[", "\n[") for d in shown]  # on two lines, so that ten have room
+    ax.set_xticks(range(len(shown)), names, rotation=0 if len(shown) <= 10 else 90, fontsize="small")
+    left_out = f" of {len(sample.names)}" if len(shown) < len(sample.names) else ""
+    ax.set(
+        xlim=(-0.6, len(shown) - 0.4),
+        ylabel="value of the latent",
+        title=f"q(z) of {sample.num_data} data against the prior, {len(shown)}{left_out} units",
+    )
+    ax.set_xlabel("unit, by spread of its posterior means", labelpad=0)
+    ax.margins(y=0.15)  # for the legend
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # one of each
+    style: dict[str, Any] = {"loc": "upper center", "ncols": 3, "frameon": False, "fontsize": "small"}
+    ax.legend(handles.values(), handles.keys(), handlelength=1.2, columnspacing=1.0, **style)
+    return ax
+
+
+def draw_halves(ax: Axes, position: int, draws: np.ndarray, prior: np.ndarray) -> None:
+    """Two histograms back to back around x = `position`."""
+    ends = [np.quantile(side, (CUT, 1 - CUT)) for side in (draws, prior)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, 1 + min(max(math.isqrt(len(draws)), 5), 30))
+    left, right = (np.histogram(side, edges)[0] / len(side) for side in (draws, prior))
+    scale = HALF / max(left.max(), right.max())
+    ax.stairs(
+        position - scale * left, edges, baseline=position, orientation="horizontal", fill=True, color="0.65", label="q(z)"
+    )
+    ax.stairs(position + scale * right, edges, baseline=position, orientation="horizontal", color="black", label="prior")
+
+
+def plot_latents(sample: LatentSample, ax: Axes | None = None, *, units: Sequence[int | str] = (0, 1)) -> Axes:
+    """The posterior means of two units by label, on a background of draws from the prior.
+
+    :param sample: what `AggregatedPosterior` returned.
+    :param ax: where to draw; a new figure by default.
+    :param units: two names or numbers.
+
+    Up to twelve different labels have a marker and a shade each; more are shades of one scale. Data whose label is NaN, or
+    for which a unit has no place, are left out. Units whose means have no formula are shown by their draws.
+
+    :raises OptionError: for units that are not two, or do not exist.
+
+    Example::
+
+        sample = pv.AggregatedPosterior(vae.model, vae.guide)(loader, labels=lambda batch: batch[1])
+        pv.plots.plot_latents(sample)
+    """
+    if isinstance(units, str) or len(units) != 2:
+        raise OptionError(f"units must be two names or numbers, got {units!r}")
+    first, second = unit_numbers(units, sample.names)
+    ax = axes_or_new(ax)
+    means, prior = (side[:, [first, second]].detach().cpu() for side in (sample.means, sample.prior))
+    size = min(max(20_000 / len(means), 12), 40)
+    ax.scatter(prior[:, 0], prior[:, 1], s=size / 3, color="0.85", linewidths=0, label="prior")
+    if sample.labels is None:
+        ax.scatter(means[:, 0], means[:, 1], s=size, color="0.3", edgecolors="white", linewidths=0.3, label="data")
+    else:
+        scatter_by_label(ax, means, sample.labels.detach().cpu(), size)
+    kind = "posterior mean" if bool(sample.analytic[[first, second]].all()) else "draw of the guide where no mean is known"
+    ax.set(
+        xlabel=f"{sample.names[first]}",
+        ylabel=f"{sample.names[second]}",
+        title=f"{sample.num_data} data, one {kind} each",
+    )
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high + 0.18 * (high - low))  # for the legend
+    ax.legend(loc="center right", frameon=False, fontsize="small", handletextpad=0.1, borderaxespad=0)
+    return ax
+
+
+def scatter_by_label(ax: Axes, points: Tensor, labels: Tensor, size: float) -> None:
+    """Points (N, 2); shades run from dark to light, so that they are told apart in grey too, and stop before white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    shades = ListedColormap(colormaps["plasma"](np.linspace(0, 0.7, 256)))
+    known = ~labels.isnan()
+    points, labels = points[known], labels[known]
+    different = labels.unique()
+    if len(different) > len(MARKERS):
+        drawn = ax.scatter(points[:, 0], points[:, 1], s=size, c=labels, cmap=shades, linewidths=0)
+        ax.figure.colorbar(drawn, ax=ax, label="label")
+        return
+    for place, label in enumerate(different.tolist()):
+        figure = label in range(10)  # stands for itself
+        chosen = points[labels == label]
+        ax.scatter(
+            chosen[:, 0],
+            chosen[:, 1],
+            s=1.5 * size if figure else size,
+            color=shades(place / max(len(different) - 1, 1)),
+            marker=f"${label:g}$" if figure else MARKERS[place],
+            linewidths=0.2,
+            label=f"{label:g}",
+        )
+
+
+def finite(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    return values[values.isfinite()].numpy()

@@ -1,0 +1,183 @@
+"""One call that looks at everything."""
+
+import platform
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+import torch
+
+from ..errors import (
+    ArgumentError,
+    ConvergenceWarning,
+    LatentsError,
+    OptionError,
+    StructureError,
+    SurgeryWarning,
+    UnreliableEvidenceWarning,
+)
+from ..estimates import Evidence
+from ..evaluate import evaluate
+from ..evidence import AdaptiveImportanceSampling, SelfCheck
+from ..gaps import InferenceGaps
+from ..kernel import INFER, arguments_of, check_loader, checked_seed, first_element, kept_random_state
+from ..latent import ActiveUnits, ELBOSurgery
+from ..samples import SampleCheck
+from ..simulate import reconstruct, simulate
+from .batches import Stages, picked
+from .diagnosis import Diagnosis
+
+T = TypeVar("T")
+NUM_SIMULATED = 100  # data of the self-check: enough to see a mode that holds a fifth of the mass
+NUM_DRAWS = 1000  # data that the means of the surgery are taken over; q(z) is made of all
+PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "numpy")
+
+
+def diagnose(
+    model: Callable,
+    guide: Callable,
+    *,
+    train: Iterable[Any],
+    test: Iterable[Any],
+    args: Callable[[Any], tuple[Any, ...]] = first_element,
+    data: Callable[[dict[str, torch.Tensor]], tuple[Any, ...]] | None = None,
+    evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None,
+    num_data: int = 300,
+    num_particles: int = 500,
+    num_steps: int = 50,
+    image_shape: tuple[int, ...] | None = None,
+    seed: int | None = 0,
+    datum_plate: str | None = INFER,
+    prior_sites: Collection[str] = (),
+    check_support: bool = True,
+    progress: bool = True,
+) -> Diagnosis:
+    r"""What is wrong with this VAE, and what to change first: one call, one page.
+
+    ::
+
+        log p(x) - ELBO = amortization gap (encoder) + approximation gap (family)       on test data and on training data
+        mean KL         = mutual information + total correlation + dimension-wise KL    on all training data
+
+    together with the units of the latents, a trial of the estimate on data simulated from the model (`SelfCheck`), and
+    samples beside their nearest training data (`SampleCheck`). What cannot be known for a pair (the surgery of masked
+    latents, say) is left out, and the page says why; the gaps are always there, or their error is raised.
+
+    :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
+    :param guide: its guide, with the same latent sites.
+    :param train: the training data, an iterable of batches that can be gone through more than once, such as a `DataLoader`.
+    :param test: data that the pair was not trained on.
+    :param args: maps a batch to the tuple of the model's arguments; by default its first element.
+    :param data: maps simulated values by observed site to the model's arguments; by default they stand in the place of the
+        arguments that the sites observed.
+    :param evidence: maps (model, guide) to the estimator of log p(x) behind the gaps, which is also the one on trial; by
+        default `AdaptiveImportanceSampling`.
+    :param num_data: gaps are taken over whole batches, spread evenly over the loader, until they hold so many data. The
+        rest is taken over all training data.
+    :param num_particles: K, draws per datum behind each ELBO, and weights behind log p(x).
+    :param num_steps: gradient steps per round of the fits per datum.
+    :param image_shape: of an observation, for sharpness; found by itself for (H, W), (C, H, W) and flat squares.
+    :param seed: fixes all noise; the caller's random state stays as it is. `None` draws one from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+        batch one datum.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param check_support: raise on observations outside the support of their likelihood.
+    :param progress: show one progress bar.
+
+    :returns: a `Diagnosis`, N data each; nats per datum.
+    :raises ArgumentError: if a loader is a tensor or can be gone through once only, or if `args` returns no tuple.
+    :raises OptionError: for options out of range.
+    :raises LocalFitError: for latents that cannot be fitted per datum, such as discrete ones.
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises InvalidDataError: for NaN, values outside the support, an empty loader.
+
+    References: Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558; Hoffman and Johnson, 2016,
+    http://approximateinference.org/accepted/HoffmanJohnson2016.pdf; Grosse, Ancha and Roy, 2016,
+    https://arxiv.org/abs/1606.02275; Meehan, Chaudhuri and Dasgupta, 2020, https://arxiv.org/abs/2004.05675.
+
+    Example::
+
+        page = pv.diagnose(vae.model, vae.guide, train=train_loader, test=test_loader)
+        print(page)
+        page.to_html("diagnosis.html")
+    """
+    start = time.perf_counter()
+    for name, loader in (("train", train), ("test", test)):
+        check_loader(loader)
+        if isinstance(loader, Iterator):
+            raise ArgumentError(f"{name} can be gone through only once: pass a DataLoader or a list of batches")
+    if not isinstance(num_data, int) or num_data < 1:
+        raise OptionError(f"num_data must be a whole number of at least 1, got {num_data!r}")
+    seed = checked_seed(seed)
+    left_out: dict[str, str] = {}
+
+    def unless_refused(part: str, run: Callable[[], T]) -> T | None:
+        try:
+            return run()
+        except (StructureError, ArgumentError, LatentsError) as error:
+            left_out[part] = str(error)
+            return None
+
+    shared: dict[str, Any] = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
+    chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
+    gaps = InferenceGaps(model, guide, num_particles=num_particles, num_steps=num_steps, evidence=evidence, **shared)
+    with quiet_about_what_is_found(), kept_random_state():
+        torch.manual_seed(seed)  # a loader that shuffles draws from it
+        held_out, _ = picked(test, num_data, args, datum_plate)
+        known, num_batches = picked(train, num_data, args, datum_plate)
+        simulated, _ = picked(held_out, NUM_SIMULATED, args, datum_plate)
+        total = len(held_out) + len(known) + len(simulated) + 3 * num_batches
+        with Stages(total, progress) as stage:
+            options: dict[str, Any] = {"args": args, "progress": False}
+            of_test = evaluate(gaps, stage("gaps on test data", held_out), seed=seed, **options)
+            of_train = evaluate(gaps, stage("gaps on training data", known), seed=seed, **options)
+            trial = SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared)
+            self_check = unless_refused(
+                "self-check", lambda: evaluate(trial, stage("self-check", simulated), seed=seed, **options)
+            )
+            active = ActiveUnits(model, guide, seed=seed, **shared)
+            units = unless_refused("units", lambda: active(stage("latent units", train), **options))
+            parts = ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared)
+            surgery = unless_refused("surgery", lambda: parts(stage("surgery", train), **options))
+            looks = SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared)
+            samples = unless_refused(
+                "samples", lambda: looks(held_out, train=stage("samples", train), evidence=of_test.evidence, **options)
+            )
+            first = arguments_of(held_out[0], args)
+            drawn: dict[str, Any] = {"seed": seed, "datum_plate": datum_plate}
+            simulation = unless_refused("simulation", lambda: simulate(model, *first, **drawn))
+            reconstruction = unless_refused("reconstruction", lambda: reconstruct(model, guide, *first, **drawn))
+    return Diagnosis(
+        test=of_test,
+        train=of_train,
+        units=units,
+        surgery=surgery,
+        self_check=self_check,
+        samples=samples,
+        simulation=simulation,
+        reconstruction=reconstruction,
+        left_out=left_out,
+        settings={"seed": seed, "num_particles": num_particles, "num_steps": num_steps, "num_data asked for": num_data},
+        versions={"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
+        seconds=time.perf_counter() - start,
+    )
+
+
+@contextmanager
+def quiet_about_what_is_found() -> Iterator[None]:
+    """Doubts about the numbers stand in the findings."""
+    with warnings.catch_warnings():
+        for category in (UnreliableEvidenceWarning, ConvergenceWarning, SurgeryWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return "unknown"

@@ -1,0 +1,160 @@
+"""The record of a whole diagnosis: prints itself, draws itself, writes itself down."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from ..estimates import Gaps, SampleCheckResult, SelfCheckResult, Surgery, UnitActivity
+from ..simulate import Reconstruction, Simulation
+from .figure import draw
+from .findings import ADVICE, Finding, culprit_of, findings_of, headline_of
+from .numbers import Number, numbers_of
+from .page import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 120
+MARKS = {"fine": "ok", "fault": "!!", "undecided": "??"}
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What is wrong with a VAE, as `diagnose` found it: print it, `plot` it, write it with `to_html`, `to_json`, `to_csv`.
+
+    :ivar test: the `Gaps` of held-out data.
+    :ivar train: those of training data.
+    :ivar units: the `UnitActivity` of all training data; `None`, like the next three, where it was left out.
+    :ivar surgery: the `Surgery` of all training data.
+    :ivar self_check: the trial of the estimator on data simulated from the model.
+    :ivar samples: the `SampleCheckResult`: reconstruction error, sharpness, nearest neighbours.
+    :ivar simulation: a draw from the model, for its picture.
+    :ivar reconstruction: test data and what the model makes of them, for their picture.
+    :ivar left_out: why a part is missing, by its name.
+    :ivar settings: the options of the call, seed included.
+    :ivar versions: of the packages behind the numbers.
+    :ivar seconds: the time it took.
+    """
+
+    test: Gaps
+    train: Gaps
+    units: UnitActivity | None
+    surgery: Surgery | None
+    self_check: SelfCheckResult | None
+    samples: SampleCheckResult | None
+    simulation: Simulation | None
+    reconstruction: Reconstruction | None
+    left_out: Mapping[str, str]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    seconds: float
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """One claim per topic: latents, estimate, gap, held-out data, samples."""
+        return findings_of(self)
+
+    @cached_property
+    def numbers(self) -> list[Number]:
+        """Every number with its errors; the same rows stand on the page, in JSON and in CSV."""
+        return numbers_of(self)
+
+    @property
+    def culprit(self) -> str:
+        """What to change first: "collapse", "estimate", "encoder", "overfitted encoder", "family", "undecided" or "none"."""
+        return culprit_of(self)
+
+    @property
+    def headline(self) -> str:
+        """The culprit in a sentence, with its size in nats per datum and its Monte Carlo error."""
+        return headline_of(self)
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return ADVICE[self.culprit]
+
+    def verdict(self) -> str:
+        """What is wrong and what to change first, in two sentences."""
+        return f"{self.headline} {self.advice}"
+
+    def plot(self, figure: Figure | None = None) -> Figure:
+        """All pictures of this diagnosis in one figure; a new one by default."""
+        return draw(self, figure)
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write one page that needs no other file and no network: verdict, numbers, pictures, provenance."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(render(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Verdict, numbers, settings, and every record in full (per datum), as plain Python. NaN and infinities stay."""
+        records = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            "culprit": self.culprit,
+            "verdict": self.verdict(),
+            "findings": [asdict(finding) for finding in self.findings],
+            "numbers": [asdict(row) for row in self.numbers],
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "left_out": dict(self.left_out),
+            "seconds": self.seconds,
+            "records": {name: record.to_dict() for name, record in records.items() if hasattr(record, "to_dict")},
+        }
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write `to_dict()`; NaN becomes null, and an infinity the string "inf" or "-inf", as JSON has neither."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(proper(self.to_dict()), file, indent=1, allow_nan=False)
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write `numbers`, one row each; seed, versions and settings are columns at the end of each row."""
+        provenance = {**self.settings, **self.versions}
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(Number)] + list(provenance))
+            writer.writeheader()
+            writer.writerows({**asdict(row), **provenance} for row in self.numbers)
+
+    def __str__(self) -> str:
+        lines = wrapped(f"Diagnosis: {self.headline}") + wrapped(f"First: {self.advice}") + [""]
+        for finding in self.findings:
+            lines += wrapped(f"[{MARKS[finding.state]}] {finding.claim}", indent="     ")
+        lines += ["", f"{'nats per datum':<24}{'test (sampling error)':>28}{'train (sampling error)':>28}"]
+        test, train = self.test.summary(), self.train.summary()
+        titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": "log p(x), lower bound"}
+        for name in test:
+            title = titles.get(name, f"  {name} gap")
+            lines.append(f"{title:<24}" + "".join(f"{with_error(side[name]):>28}" for side in (test, train)))
+        for part, why in self.left_out.items():
+            lines += wrapped(f"Left out: {part}: {why}")
+        lines.append(
+            f"{len(self.test)} test and {len(self.train)} training data; {self.seconds:.0f} s; to_html(path) has all of it"
+        )
+        return "\n".join(lines)
+
+
+def with_error(estimate: Any) -> str:
+    return f"{float(estimate.value):.3f} +- {float(estimate.sampling_error):.3f}"
+
+
+def wrapped(paragraph: str, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(paragraph, WIDTH, subsequent_indent=indent)
+
+
+def proper(tree: Any) -> Any:
+    """Without the numbers that JSON does not have."""
+    if isinstance(tree, Mapping):
+        return {key: proper(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [proper(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None if math.isnan(tree) else ("inf" if tree > 0 else "-inf")
+    return tree

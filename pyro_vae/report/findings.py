@@ -1,0 +1,199 @@
+"""What the numbers of a diagnosis say: claims that their intervals allow, and what to change first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..estimates import Estimate
+from ..estimates.mean import LEVEL, normal_quantile
+from .numbers import difference
+
+if TYPE_CHECKING:
+    from .diagnosis import Diagnosis
+
+SMALL = 0.1  # nats: an information or a gap below it is nothing to mend
+LARGE = 0.5  # share of the gap on test data that must be there on training data too, to blame the encoder's size
+
+HEADLINES = {
+    "collapse": "The latents are not used: the posterior has collapsed onto the prior.",
+    "estimate": "These estimates cannot be trusted yet.",
+    "encoder": "The encoder is what keeps the ELBO from log p(x): {amortization} of {inference} nats.",
+    "overfitted encoder": (
+        "The encoder is what keeps the ELBO from log p(x), because it does not carry over to new data: {amortization} of "
+        "{inference} nats."
+    ),
+    "family": "The variational family is what keeps the ELBO from log p(x): {approximation} of {inference} nats.",
+    "undecided": "The ELBO is {inference} nats below log p(x); whether encoder or family does more is not decided.",
+    "none": "The ELBO is next to log p(x): {inference} nats.",
+}
+ADVICE = {
+    "collapse": (
+        "Anneal the KL (beta=pv.LinearAnnealing(...)), give it free bits (free_bits=...), or keep the guide ahead of the "
+        "model (pv.AggressiveTraining). If the latents stay unused then, the decoder can do without them."
+    ),
+    "estimate": (
+        "More particles (num_particles=), or evidence=functools.partial(pv.AnnealedImportanceSampling, ...) in "
+        "pv.InferenceGaps, before anything is read from the gaps."
+    ),
+    "encoder": (
+        "A bigger encoder or more updates of it: the guide's own family, fitted to each datum, does better than the encoder "
+        "also on the data it was trained on."
+    ),
+    "overfitted encoder": (
+        "More or augmented data, or a smaller or regularised encoder: it does far better on its training data than on new "
+        "ones. For numbers to report, fit the guide per datum (pv.AdaptiveImportanceSampling)."
+    ),
+    "family": (
+        "A richer family for the guide (pv.nn.MultivariateNormal, a flow, a mixture), or train with "
+        "pv.ImportanceWeightedELBO: no encoder can do better in this one."
+    ),
+    "undecided": "More data or particles (num_data=, num_particles=) if it matters which part is larger.",
+    "none": "Nothing in the inference: what is left to gain is in the model (decoder, prior, likelihood) and its training.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim of a `Diagnosis`.
+
+    :ivar topic: "latents", "estimate", "gap", "held-out" or "samples".
+    :ivar state: "fine", "fault" or "undecided".
+    :ivar claim: a sentence with numbers that claims no more than their intervals allow.
+    """
+
+    topic: str
+    state: str
+    claim: str
+
+
+def findings_of(diagnosis: Diagnosis) -> tuple[Finding, ...]:
+    """One claim per topic that was looked at."""
+    found = [latents(diagnosis), estimate(diagnosis), gap(diagnosis), held_out(diagnosis)]
+    if diagnosis.samples is not None:
+        state = "undecided" if diagnosis.samples.suspicious else "fine"  # copies, or the densest parts of the data alone
+        found.append(Finding("samples", state, diagnosis.samples.verdict()))
+    return tuple(finding for finding in found if finding is not None)
+
+
+def culprit_of(diagnosis: Diagnosis) -> str:
+    """What to change first: a key of `ADVICE`.
+
+    Latents that say nothing come first, because then there is nothing to infer; then an estimate that cannot be trusted,
+    because then nothing is known about the gap.
+    """
+    states = {finding.topic: finding.state for finding in diagnosis.findings}
+    if states.get("latents") == "fault":
+        return "collapse"
+    if states["estimate"] == "fault":
+        return "estimate"
+    if states["gap"] == "fine":
+        return "none"
+    part = diagnosis.test.larger_part()
+    if part == "encoder" and overfitted(diagnosis):
+        return "overfitted encoder"
+    return part
+
+
+def headline_of(diagnosis: Diagnosis) -> str:
+    """The culprit in one sentence, with the sizes on test data and their Monte Carlo errors."""
+    sizes = {
+        name: f"{float(estimate.value):.2f} \u00b1 {float(estimate.std_error):.2f}"
+        for name, estimate in diagnosis.test.summary().items()
+    }
+    return HEADLINES[diagnosis.culprit].format(**sizes)
+
+
+def latents(diagnosis: Diagnosis) -> Finding | None:
+    """Are they used? By the mutual information where it is known, else by the KL: either says nothing below `SMALL`."""
+    surgery, units = diagnosis.surgery, diagnosis.units
+    if surgery is None and units is None:
+        return None
+    active = f"{units.num_active} of {len(units)} units active" if units is not None else ""
+    if surgery is not None:
+        name, said = "mutual information", surgery.mutual_information
+    else:
+        assert units is not None
+        name, said = "KL to the prior", total(list(units.site_kl.values()))
+    size = f"{name} {text(said)}"
+    numbers = ", ".join(part for part in (active, size) if part)
+    if upper_end(said) < SMALL:
+        return Finding(
+            "latents", "fault", f"The latents are not used: {numbers}. The posterior has collapsed onto the prior."
+        )
+    return Finding("latents", "fine", f"The latents are used: {numbers}.")
+
+
+def estimate(diagnosis: Diagnosis) -> Finding:
+    """May log p(x) be believed? By the weights, the fits, and the trial on simulated data."""
+    gaps, check = diagnosis.test, diagnosis.self_check
+    high, unsettled = int(gaps.evidence.unreliable.sum()), int((~gaps.converged).sum())
+    numbers = f"Pareto k is high for {high} and the fit not settled for {unsettled} of {len(gaps)} data"
+    if check is None:
+        trial, biased, passed = "no trial on simulated data.", False, False
+    else:
+        trial = f"on simulated data: {lower_first(check.verdict())}"
+        biased, passed = not check.passed and check.outcome != "too few data", check.passed
+    few = gaps.evidence.doubtful and gaps.evidence.num_particles < 100
+    if biased or few or high > len(gaps) / 2:
+        return Finding("estimate", "fault", f"The estimates cannot be trusted: {numbers}; {trial}")
+    if gaps.evidence.doubtful:
+        return Finding("estimate", "undecided", f"The estimates can be trusted for most data: {numbers}; {trial}")
+    if not passed:
+        return Finding("estimate", "undecided", f"No fault seen in the weights: {numbers}; {trial}")
+    return Finding("estimate", "fine", f"The estimates can be trusted: {numbers}; {trial}")
+
+
+def gap(diagnosis: Diagnosis) -> Finding:
+    """Which part of log p(x) - ELBO is larger on test data, if it is worth a word."""
+    gaps = diagnosis.test
+    inference = gaps.summary()["inference"]
+    top = gaps.evidence.mean_confidence_interval()[1] - float(gaps.log_evidence.mean()) + float(inference.value)
+    if max(top, inference.confidence_interval()[1]) < SMALL:
+        return Finding("gap", "fine", f"The ELBO is next to log p(x): the inference gap is {text(inference)}.")
+    state = "undecided" if gaps.larger_part() == "undecided" else "fault"
+    return Finding("gap", state, gaps.verdict())
+
+
+def held_out(diagnosis: Diagnosis) -> Finding:
+    """What model and encoder lose on data they were not trained on."""
+    test, train = diagnosis.test.summary(), diagnosis.train.summary()
+    model = difference(train["log_evidence"], test["log_evidence"])
+    encoder = difference(test["amortization"], train["amortization"])
+    state = "fault" if overfitted(diagnosis) else "fine"
+    claim = (
+        f"On test data log p(x) is {signed(model)} nats lower than on training data (the model), and the amortization gap "
+        f"{signed(encoder)} nats larger (the encoder); sampling errors."
+    )
+    return Finding("held-out", state, claim)
+
+
+def overfitted(diagnosis: Diagnosis) -> bool:
+    """The amortization gap is larger on test data, by more than chance and by more than half of it."""
+    test, train = diagnosis.test.summary()["amortization"], diagnosis.train.summary()["amortization"]
+    rise = difference(test, train)
+    certain = float(rise.value) > normal_quantile(LEVEL) * float(rise.sampling_error)
+    return certain and float(train.value) < LARGE * float(test.value)
+
+
+def total(parts: list[Estimate]) -> Estimate:
+    """Of sites over the same data; their errors added up, which is an upper bound."""
+    return Estimate(*(sum(getattr(part, name) for part in parts) for name in ("value", "std_error", "sampling_error")))
+
+
+def upper_end(estimate: Estimate) -> float:
+    """Of the interval for the population, or for these data where there is one datum."""
+    error = estimate.std_error if bool(estimate.sampling_error.isnan()) else estimate.sampling_error
+    return float(estimate.value) + normal_quantile(LEVEL) * float(error)
+
+
+def text(estimate: Estimate) -> str:
+    return f"{float(estimate.value):.3f} +- {float(estimate.std_error):.3f} nats (Monte Carlo error)"
+
+
+def signed(estimate: Estimate) -> str:
+    return f"{float(estimate.value):.2f} +- {float(estimate.sampling_error):.2f}"
+
+
+def lower_first(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]

@@ -1,0 +1,144 @@
+"""Every number of a diagnosis as one row, for the terminal, the page, JSON and CSV alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..estimates import Estimate, Gaps, SampleCheckResult, SelfCheckResult, Surgery, UnitActivity
+
+if TYPE_CHECKING:
+    from .diagnosis import Diagnosis
+
+NATS = "nats per datum"
+PARTS_OF_KL = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a `Diagnosis`, with its errors.
+
+    :ivar part: of the diagnosis: "gaps", "held-out", "surgery", "units", "self-check", "samples", "cost".
+    :ivar data: "train", "test", "simulated", or "test - train".
+    :ivar name: what it is.
+    :ivar value: the number.
+    :ivar std_error: its Monte Carlo error, for these data; NaN where it has none.
+    :ivar sampling_error: its error as a statement about the population of data; NaN where it has none.
+    :ivar unit: of the three, such as "nats per datum".
+    :ivar num_data: behind it.
+    """
+
+    part: str
+    data: str
+    name: str
+    value: float
+    std_error: float
+    sampling_error: float
+    unit: str
+    num_data: int
+
+
+def numbers_of(diagnosis: Diagnosis) -> list[Number]:
+    """All of them, in the order of the page."""
+    rows = [*of_gaps(diagnosis.test, "test"), *of_gaps(diagnosis.train, "train"), *held_out(diagnosis)]
+    if diagnosis.surgery is not None:
+        rows += of_surgery(diagnosis.surgery)
+    if diagnosis.units is not None:
+        rows += of_units(diagnosis.units)
+    if diagnosis.self_check is not None:
+        rows += of_self_check(diagnosis.self_check)
+    if diagnosis.samples is not None:
+        rows += of_samples(diagnosis.samples)
+    return rows
+
+
+def number(part: str, data: str, name: str, estimate: Estimate | float, num_data: int, unit: str = NATS) -> Number:
+    if isinstance(estimate, Estimate):
+        values = float(estimate.value), float(estimate.std_error), float(estimate.sampling_error)
+    else:
+        values = float(estimate), math.nan, math.nan
+    return Number(part, data, name, *values, unit, num_data)
+
+
+def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
+    n = len(gaps)
+    titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": "log p(x), lower bound"}
+    for name, estimate in gaps.summary().items():
+        yield number("gaps", data, titles.get(name, f"{name} gap"), estimate, n)
+    yield number("gaps", data, "Pareto k above threshold", int(gaps.evidence.unreliable.sum()), n, "data")
+    yield number("gaps", data, "fits not settled", int((~gaps.converged).sum()), n, "data")
+    yield number(
+        "gaps", data, "ESS, median", float(gaps.evidence.ess.median()), n, f"of {gaps.evidence.num_particles} weights"
+    )
+    yield number("cost", data, "gaps", gaps.cost, n, "decoder evaluations per datum")
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """Of means over two independent sets of data."""
+    errors = zip((one.std_error, one.sampling_error), (other.std_error, other.sampling_error), strict=True)
+    return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors))
+
+
+def held_out(diagnosis: Diagnosis) -> Iterator[Number]:
+    """What the pair loses on data it was not trained on: the model in log p(x), the encoder in its own gap."""
+    test, train = diagnosis.test.summary(), diagnosis.train.summary()
+    n = len(diagnosis.test) + len(diagnosis.train)
+    for name, title in (("log_evidence", "log p(x)"), ("elbo", "ELBO"), ("amortization", "amortization gap")):
+        yield number("held-out", "test - train", title, difference(test[name], train[name]), n)
+
+
+def of_surgery(surgery: Surgery) -> Iterator[Number]:
+    titles = {
+        "kl": "KL to the prior (rate)",
+        "marginal_kl": "KL of q(z) to the prior",
+        "dimension_wise_kl": "dimension-wise KL",
+    }
+    for name in PARTS_OF_KL:
+        title = titles.get(name, name.replace("_", " "))
+        yield number("surgery", "train", title, getattr(surgery, name), surgery.num_data)
+    ceiling = "log N, ceiling of the mutual information"
+    yield number("surgery", "train", ceiling, surgery.log_num_data, surgery.num_data, "nats")
+    yield number("cost", "train", "surgery", surgery.cost, surgery.num_data, "decoder evaluations per datum")
+
+
+def of_units(units: UnitActivity) -> Iterator[Number]:
+    n = units.num_data
+    yield number("units", "train", f"active, of {len(units)}", units.num_active, n, "units")
+    yield number("units", "train", f"at the prior, of {len(units)}", units.num_collapsed, n, "units")
+    for d in units.order.tolist():
+        for name, title, unit in (
+            ("kl", "KL", NATS),
+            ("variance_of_means", "variance of means", "squared units of the latent"),
+        ):
+            errors = float(units.std_errors[name][d]), float(units.sampling_errors[name][d])
+            value = float(getattr(units, name)[d])
+            yield Number("units", "train", f"{title} of {units.names[d]}", value, *errors, unit, n)
+
+
+def of_self_check(check: SelfCheckResult) -> Iterator[Number]:
+    n = len(check)
+    for side, value, error in zip(("upper", "lower"), check.bias, check.bias_std_errors, strict=True):
+        # the spread over data contains all Monte Carlo errors, and there is no other population than the model's
+        yield Number("self-check", "simulated", f"estimate minus {side} bound", value, error, error, NATS, n)
+    yield number("self-check", "simulated", "width of the sandwich", check.sandwich.mean_width(), n)
+    yield number("self-check", "simulated", "intervals that reach the bounds", check.coverage(), n, "share of the data")
+    cost = check.evidence.cost + check.sandwich.lower.cost + check.sandwich.upper.cost
+    yield number("cost", "simulated", "self-check", cost, n, "decoder evaluations per datum")
+
+
+def of_samples(samples: SampleCheckResult) -> Iterator[Number]:
+    n, squared, plain = len(samples), "squared units of the data", "units of the data"
+    error = samples.reconstruction_error
+    rows = [("reconstruction error", error.mean(), error.std() / n**0.5, squared)]
+    statistics = {"rank correlation of log p(x) and minus the error": samples.rank_correlation()}
+    rows += [(name, s.value, s.sampling_error, "") for name, s in statistics.items()]
+    for name, mean in samples.mean_sharpness().items():
+        rows.append((f"sharpness, {name.replace('_', ' ')}", mean.value, mean.sampling_error, squared))
+    for name, distance in (("sample draws", samples.sample_distance), ("held-out data", samples.data_distance)):
+        rows.append((f"distance to the nearest training datum, {name}", distance.mean(), distance.std() / n**0.5, plain))
+    nearer = samples.probability_nearer()
+    rows.append(("P(sample nearer to the training data than held-out data)", nearer.value, nearer.sampling_error, ""))
+    for name, value, sampling_error, unit in rows:
+        yield Number("samples", "test", name, float(value), math.nan, float(sampling_error), unit, n)
