@@ -100,7 +100,7 @@ class AdaptiveImportanceSampling:
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
-            log_weight, elbo = fitted_log_weights(call, self.num_particles, self.num_gradients, self.proposal)
+            log_weight, elbo, _ = fitted_log_weights(call, self.num_particles, self.num_gradients, self.proposal)
             evidence = summarise(call, log_weight, elbo, call.cost)
         warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
@@ -114,8 +114,8 @@ def checked_proposal(proposal: Proposal) -> Proposal:
 
 def fitted_log_weights(
     call: Call, num_particles: int, num_gradients: int | None, proposal: Proposal
-) -> tuple[Tensor, Tensor]:
-    """(Log-weights of the fitted proposals, (K, B); ELBO terms of the guide, (K', B))."""
+) -> tuple[Tensor, Tensor, tuple[LatentSpace, MixtureProposal] | None]:
+    """(Log-weights of the fitted proposals, (K, B); ELBO terms of the guide, (K', B); the proposals, if any were needed)."""
     call.set_noise(GUIDE, 0)
     guide = call.draw(ELBO_PARTICLES)
     model = call.score(call.latent_values(guide), ELBO_PARTICLES)
@@ -123,7 +123,7 @@ def fitted_log_weights(
     elbo = weights.elbo
     call.check_finite(elbo)
     if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself, and there is nothing to fit
-        return weights.log_weight, elbo
+        return weights.log_weight, elbo, None
     space = LatentSpace(call, guide, model)
     call.set_noise(GUIDE, 1)
     u, _ = space.pack(call.latent_values(call.draw(START_PARTICLES)))
@@ -137,4 +137,4 @@ def fitted_log_weights(
         chosen = search(space, part, points, starts, num_starts_for(num_particles))
     else:
         chosen = MixtureProposal.of(part, student=proposal == "student")
-    return proposal_log_weights(space, chosen, num_particles), elbo
+    return proposal_log_weights(space, chosen, num_particles), elbo, (space, chosen)

@@ -3,6 +3,7 @@
 from .gaussian import GaussianProposal, fit_gaussian, fit_with_points, num_gradients_for
 from .mixture import MixtureProposal, proposal_log_weights
 from .offsets import GuideOffsets, fit_offsets
+from .restart import restarted
 from .search import num_starts_for, search
 from .space import LatentSpace
 
@@ -17,5 +18,6 @@ __all__ = [
     "num_gradients_for",
     "num_starts_for",
     "proposal_log_weights",
+    "restarted",
     "search",
 ]

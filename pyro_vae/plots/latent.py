@@ -58,7 +58,7 @@ def plot_surgery(surgery: Surgery, ax: Axes | None = None) -> Axes:
     """
     ax = axes_or_new(ax)
     divided = not math.isnan(float(surgery.total_correlation.value))
-    rest = [("total correlation", surgery.total_correlation), ("dimension-wise\nKL", surgery.dimension_wise_kl)]
+    rest = [("total\ncorrelation", surgery.total_correlation), ("dimension-wise\nKL", surgery.dimension_wise_kl)]
     undivided = [("KL of q(z)\nto the prior", surgery.marginal_kl)]
     parts = dict([("mutual\ninformation", surgery.mutual_information), *(rest if divided else undivided)])
     bottom = 0.0
