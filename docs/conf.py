@@ -1,4 +1,11 @@
-"""Sphinx configuration: sphinx-build -W -b html docs docs/_build/html"""
+"""Sphinx configuration: sphinx-build -W -b html docs docs/_build/html
+
+The build runs the tutorials: in full, or a few steps of each with SMOKE_TEST=1 in the environment.
+"""
+
+import os
+import sys
+from pathlib import Path
 
 import pyro_vae  # noqa: F401  (a tree that cannot be imported must stop the build, not empty its pages)
 
@@ -7,7 +14,9 @@ author = "the pyro_vae authors"
 copyright = "2026, the pyro_vae authors"
 release = version = "0.1.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["_build"]
 default_role = "literal"  # single backticks in docstrings are code
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -21,4 +30,22 @@ autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
-html_title = "pyro_vae"
+html_title = "pyro_vae" + (" (smoke run: no number means anything)" if "SMOKE_TEST" in os.environ else "")
+
+# A tutorial that raises fails the build, after all have run. What a page shows is what the program prints and draws.
+sphinx_gallery_conf = {
+    "examples_dirs": "../tutorials",  # its head is GALLERY_HEADER.txt: README.md there would come before a .rst
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"/(quickstart|\d\d_\w+)\.py$",  # these run
+    "ignore_pattern": r"^record\.py$",
+    "within_subsection_order": "gallery.quickstart_first",
+    "reset_modules": ("matplotlib", "gallery.fresh_start"),
+    "run_stale_examples": True,  # their text may be old, the library is not
+    "capture_repr": (),
+    "remove_config_comments": True,
+    "image_srcset": ["2x"],
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}

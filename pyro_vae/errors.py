@@ -142,4 +142,4 @@ class CollapseWarning(UserWarning):
 
 
 class SurgeryWarning(UserWarning):
-    """A part of a KL came out beyond what it can be, or as large as the number of data allows."""
+    """A part of a KL, or the information about a factor, is beyond what it can be, or what the number of data allows."""

@@ -92,7 +92,9 @@ def means_in(sites: Mapping[str, Any]) -> dict[str, Tensor]:
     means = {}
     for name in observed_in(sites):
         try:
-            means[name] = sites[name].fn.mean
+            mean = sites[name].fn.mean
         except NotImplementedError:
-            continue  # a Cauchy, a flow
+            continue  # a flow
+        if not bool(mean.isnan().all()):  # as that of a Cauchy or of classes is
+            means[name] = mean
     return means

@@ -119,3 +119,39 @@ def test_the_numbers_of_the_readme_add_up():
     assert float(rows["amortization gap"]) == pytest.approx(optimal - elbo, abs=2e-3)
     assert float(rows["approximation gap"]) == pytest.approx(top - optimal, abs=2e-3)
     assert float(rows["inference gap"]) == pytest.approx(top - elbo, abs=2e-3)
+
+
+def test_every_identity_of_the_theory_is_held_by_tests_that_exist():
+    for section in re.split(r"^##+ ", PAGES["theory.md"], flags=re.M):
+        title = section.splitlines()[0]
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", section)
+        assert named or "*Proof.*" not in section, f"say which test holds '{title}'"
+        for file, name in named:
+            assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"'{title}': {file} has no {name}"
+
+
+def test_the_figures_under_accuracy_are_those_of_their_sources():
+    """Each number with a decimal point, and each share, stands in a file that the section names."""
+    for section in re.split(r"^## ", PAGES["accuracy.md"], flags=re.M)[1:]:
+        sources = re.findall(r"`([\w/]+\.md)`", section)
+        known = {number for source in sources for number in figures((ROOT / source).read_text())}
+        rows = [line for line in section.splitlines() if line.startswith("|")]
+        assert sources and rows and set(figures("\n".join(rows))) <= known, section.splitlines()[0]
+
+
+def figures(text: str) -> list[str]:
+    return re.findall(r"-?\d[\d,]*\.\d+%?|\d+%", text)
+
+
+def test_every_paper_that_is_referred_to_can_be_cited():
+    hosts = ("arxiv.org", "doi.org", "openreview.net", "jmlr.org", "papers.nips.cc", "approximateinference.org", "artowen")
+    files = [*(ROOT / "pyro_vae").rglob("*.py"), *(DOCS / "examples").glob("*.py"), ROOT / "README.md"]
+    for text in [*(path.read_text() for path in files), *PAGES.values()]:
+        for link in re.findall(r"https?://[^\s)>\"',`]*[^\s)>\"',`.;:]", text):
+            assert not any(host in link for host in hosts) or link in PAGES["citing.md"], f"{link} is not in docs/citing.md"
+
+
+def test_the_citation_is_of_this_version():
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    assert f"version = {{{setup['metadata']['version']}}}" in PAGES["citing.md"]

@@ -201,3 +201,31 @@ def test_errors_are_named():
     with pytest.raises(DatumPlateError, match="say which one holds the data"):
         pv.simulate(two_plates, torch.zeros(3))
     assert pv.simulate(two_plates, torch.zeros(3), datum_plate="a").latents["z"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("likelihood", ["Cauchy", "Categorical"])
+def test_a_likelihood_without_a_mean_has_none(likelihood):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            fn = dist.Cauchy(z, 1.0) if likelihood == "Cauchy" else dist.Categorical(logits=torch.stack([z, -z], -1))
+            pyro.sample("x", fn, obs=x)
+
+    sim = pv.simulate(model, torch.zeros(5), seed=0)
+    assert sim.observed["x"].shape == (5,) and sim.means == {}
+
+
+def test_reconstructions_draw_what_the_guide_enumerates():
+    """Two components at -5 and 5: each mean is that of the one drawn, in the shape of the data."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.5)))
+            pyro.sample("x", dist.Normal(10 * c - 5, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=100 * x), infer={"enumerate": "parallel"})
+
+    x = torch.tensor([-4.0, 6.0, 5.0])
+    assert pv.reconstruct(model, guide, x, seed=0).means["x"].tolist() == [-5.0, 5.0, 5.0]

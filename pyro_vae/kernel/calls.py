@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import MaskError, NonFiniteError, quoted
+from ..errors import AuxiliarySiteError, MaskError, NonFiniteError, quoted
 from . import isolation
 from .agreement import values_for_model, values_of
 from .data import check_observed, rows
@@ -79,10 +79,20 @@ class Call:
             self._checked(leading_record(self.model.run(values=self.model.plain_values(values, 0))))
         return self._checked(record)
 
-    def log_guide(self, values: Mapping[str, Tensor], num_particles: int) -> Tensor:
-        """log q(z given x) at given values of the latents, (K, B); the guide runs, the decoder does not."""
+    def log_guide(self, values: Mapping[str, Tensor], num_particles: int, model: Record | None) -> Tensor:
+        """log q(z given x) at given values of the latents, (K, B); the guide runs, the decoder does not.
+
+        :param model: any record of the model, for its masks: what is masked there has no place in log q. `None` where no
+            latent of the model is masked.
+        """
         guide = score(self.guide, values, num_particles)
-        weights = LogWeights(self.structure, guide, guide, num_particles)
+        fresh = [n for n, s in guide.items() if not s.is_observed and n not in values and n not in self.layout.enumerated]
+        if fresh:
+            raise AuxiliarySiteError(
+                f"the guide computes its latents from {quoted(fresh)}, so log q is not known at other values than its own "
+                "draws: write the latents as draws of their own, or use a method that needs draws alone"
+            )
+        weights = LogWeights(self.structure, guide, guide if model is None else model, num_particles)
         # What the guide enumerates is summed out of log p, so it has no place in log q either.
         kept = {n: s for n, s in weights.guide_sites.items() if n not in self.structure.guide_enumerated}
         return weights._sum(kept)

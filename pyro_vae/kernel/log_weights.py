@@ -55,17 +55,17 @@ class LogWeights:
 
     def __init__(self, structure: Structure, guide: Record, model: Record, num_particles: int) -> None:
         self.structure, self.layout, self.num_particles = structure, structure.layout, num_particles
-        self._guide, self._model = guide, model
+        self._guide, self.model = guide, model
 
     @cached_property
     def likelihood_sites(self) -> dict[str, Tensor]:
-        sites = {n: s for n, s in self._model.items() if s.is_observed}
+        sites = {n: s for n, s in self.model.items() if s.is_observed}
         return {n: masked_sum(s.log_prob, s.mask, self.layout) for n, s in sites.items()}
 
     @cached_property
     def prior_sites(self) -> dict[str, Tensor]:
         names = (*self.structure.latents, *self.structure.guide_enumerated, *self.structure.model_enumerated)
-        return {n: self._latent_density(n, self._model) for n in names}
+        return {n: self._latent_density(n, self.model) for n in names}
 
     @cached_property
     def guide_sites(self) -> dict[str, Tensor]:
@@ -86,10 +86,10 @@ class LogWeights:
 
     def joint_mask(self, name: str) -> Tensor | None:
         """The mask of a latent site, (K, *plates): masked on one side is masked on both, or one density would be alone."""
-        latent = latent_of(name, self._model)
-        sides = [record[n] for record in (self._guide, self._model) for n in {name, latent} if n in record]
-        if latent in self._guide and latent in self._model and latent == name:
-            check_event_masks(name, self._guide[name].event_mask, self._model[name].event_mask)
+        latent = latent_of(name, self.model)
+        sides = [record[n] for record in (self._guide, self.model) for n in {name, latent} if n in record]
+        if latent in self._guide and latent in self.model and latent == name:
+            check_event_masks(name, self._guide[name].event_mask, self.model[name].event_mask)
         masks = [padded(s.mask, self.layout.num_plates + 1) for s in sides if s.mask is not None]
         joint = None
         for mask in masks:
@@ -99,11 +99,11 @@ class LogWeights:
     @property
     def observations(self) -> dict[str, Tensor]:
         """The observed values by site, as they came."""
-        return {n: s.value for n, s in self._model.items() if s.is_observed and s.value.numel()}
+        return {n: s.value for n, s in self.model.items() if s.is_observed and s.value.numel()}
 
     def log_drawn(self, names: Collection[str]) -> Tensor:
         """log p of sites that the model drew itself, where no gradient runs through the draw, (K, B)."""
-        return self._sum({n: self._latent_density(n, self._model) for n in names if not self._model[n].value.requires_grad})
+        return self._sum({n: self._latent_density(n, self.model) for n in names if not self.model[n].value.requires_grad})
 
     def is_factor(self, name: str) -> bool:
         """Whether a site of the guide is a `pyro.factor`: its value is empty."""
@@ -126,7 +126,7 @@ class LogWeights:
         for log_prob in sites.values():
             total = log_prob if total is None else total + log_prob
         if total is None:
-            total = torch.zeros(1, 1, device=next(iter(self._model.values())).value.device)
+            total = torch.zeros(1, 1, device=next(iter(self.model.values())).value.device)
         return self.per_particle(total)
 
     @cached_property

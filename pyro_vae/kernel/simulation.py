@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from . import isolation
-from .calls import GUIDE, SIMULATION
+from .calls import GUIDE, SIMULATION, ancestral
 from .pairs import Pair, check_signature, checked_seed, devices_of
 from .plates import find_layout
 from .programs import Program
@@ -80,7 +80,8 @@ def reconstruct_sites(
     datum_plate: str | None,
     seed: int | None,
 ) -> dict[str, Site]:
-    """One plain run of the model at one plain draw of the guide."""
+    """One plain run of the model at one plain draw of the guide; what they enumerate is drawn."""
     with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
         call.set_noise(GUIDE, 0)
-        return call.model.run(values={n: s.value for n, s in call.guide.run().items() if not s.is_observed})
+        guide, model = ancestral(call.guide), ancestral(call.model)
+        return model.run(values={n: s.value for n, s in guide.run().items() if not s.is_observed})

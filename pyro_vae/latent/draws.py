@@ -77,7 +77,7 @@ class Scored:
 
             def log_q(rows: Mapping[str, Tensor]) -> tuple[Tensor, None]:
                 num_rows = len(next(iter(rows.values())))
-                found = call.log_guide(as_particles(rows, call.layout), num_rows)
+                found = call.log_guide(as_particles(rows, call.layout), num_rows, None)  # masks are refused
                 return found.to(torch.promote_types(found.dtype, torch.float32)), None
 
             yield log_q

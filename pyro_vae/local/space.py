@@ -30,7 +30,7 @@ class LatentSpace:
     def __init__(self, call: Call, guide: Record, model: Record) -> None:
         """`guide` is any draw of the guide and `model` what the model did with it; they carry the masks."""
         self.call, self.layout = call, call.layout
-        self._guide = call.first_particle(guide)
+        self._guide, self._model = call.first_particle(guide), call.first_particle(model)
         values = call.latent_values(guide)
         self._transforms = find_transforms(call)
         self._shapes: dict[str, torch.Size] = {}
@@ -86,7 +86,7 @@ class LatentSpace:
     def log_guide(self, u: Tensor) -> Tensor:
         """log q(u given x), shape (K, B), the Jacobian included."""
         values, log_det = self.unpack(u)
-        return self._with_filler(self.call.log_guide(values, len(u)) + log_det, u)
+        return self._with_filler(self.call.log_guide(values, len(u), self._model) + log_det, u)
 
     def draw_prior(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor]:
         """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""

@@ -115,7 +115,7 @@ class InclusiveKL(DatumELBO):
             drawn = proposal.draw(self.num_particles)
         weights, scale = self._weigh(proposal, drawn)
         self._pass, self._num_drawn = own_draws, 1
-        return weights, call.log_guide(proposal.latent_values(drawn), self.num_particles), scale
+        return weights, call.log_guide(proposal.latent_values(drawn), self.num_particles, weights.model), scale
 
     def _sleep_loss(
         self, call: Call, awake: LogWeights, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
@@ -141,7 +141,7 @@ class InclusiveKL(DatumELBO):
         else:
             simulated = replaced_data(awake.observations, observed, args)
         dreaming = self._call(model, guide, simulated, kwargs, indices=call.guide.indices)
-        return -dreaming.log_guide({n: sites[n].value for n in call.structure.latents}, 1)[0]
+        return -dreaming.log_guide({n: sites[n].value for n in call.structure.latents}, 1, sites)[0]
 
 
 def fixed_draws(call: Call, num_particles: int) -> Record:
