@@ -320,4 +320,4 @@ plt.show()
 # - ``free_bits=2.0``: eight units of two nats. What happens to the ELBO?
 # - ``NOISE = 0.02`` in the first part: how many latents live, and how many digits' worth of log p(x) do they bring?
 #
-# Next: :doc:`12_one_equation`, the same bound in other fields.
+# Next: :doc:`08_elbo_surgery`, what the KL term really regularises.

@@ -296,4 +296,5 @@ plt.show()
 # - The memorising model at the width with the best log p(x). Does ``SampleCheck`` still call it a copy?
 # - The logistic trained on 100 digits for long. When does ``probability_nearer`` rise above one half?
 #
-# Where log p(x) comes from, and when to believe it: :doc:`04_evidence`.
+# Where log p(x) comes from, and when to believe it: :doc:`04_evidence`. Next: your own program through all of this,
+# :doc:`10_your_own_model`.

@@ -83,5 +83,5 @@ def reconstruct_sites(
     """One plain run of the model at one plain draw of the guide; what they enumerate is drawn."""
     with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
         call.set_noise(GUIDE, 0)
-        guide, model = ancestral(call.guide), ancestral(call.model)
-        return model.run(values={n: s.value for n, s in guide.run().items() if not s.is_observed})
+        drawn = ancestral(call.guide).run()
+        return ancestral(call.model).run(values={n: s.value for n, s in drawn.items() if not s.is_observed})
