@@ -44,8 +44,9 @@ def simulate(
 
     :param model: a Pyro model.
     :param args: the model's arguments; of the observed ones only the shapes matter, inputs that the model conditions on
-        (a label, say) are used as they are. Whatever is observed is drawn anew, be it by `obs=` or by `pyro.condition`. A model that reads its own observations elsewhere than in `obs=`
-        (teacher forcing) would be conditioned on the template: have it use what `pyro.sample` returns.
+        (a label, say) are used as they are. What is observed, by `obs=` or by `pyro.condition`, is drawn anew. A model that
+        reads its own observations elsewhere than in `obs=` (teacher forcing) would be conditioned on the template: have it
+        use what `pyro.sample` returns.
     :param seed: fixes the draw and leaves the caller's random state alone.
     :param datum_plate: as everywhere; needed where two plates are common to all sites.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..errors import StructureError, quoted
 from .agreement import close
@@ -17,6 +19,8 @@ from .programs import Program, score
 from .recorder import Layout
 from .records import Record, SiteRecord
 from .supports import has_edges, innermost, inside_support
+
+SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 
 
 def log_q_by_dimension(
@@ -124,7 +128,16 @@ def first_dependent(call: Call, names: Collection[str]) -> tuple[str, list[str]]
 
 def followed(program: Program, values: Mapping[str, Tensor]) -> Record:
     """The program at one particle of given values; what it computes from a value carries the name of its site."""
-    return score(program, {n: track_provenance(v, frozenset({n})) for n, v in values.items()}, 1)
+    with Sizes():
+        return score(program, {n: track_provenance(v, frozenset({n})) for n, v in values.items()}, 1)
+
+
+class Sizes(TorchFunctionMode):
+    """What follows a value gives its shape as a plain tuple, and a network may ask a shape for its `numel()`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        return torch.Size(found) if type(found) is tuple and func in SIZES else found
 
 
 def read_by_prior(call: Call, values: Mapping[str, Tensor], names: Collection[str]) -> dict[str, set[str]]:

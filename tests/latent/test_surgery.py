@@ -709,3 +709,29 @@ def test_progress_is_shown(capsys):
     ELBOSurgery(standard(1), diagonal(1), seed=0)([data(dim=1)])
     shown = capsys.readouterr().err
     assert "ELBOSurgery" in shown and "aggregated posterior" in shown
+
+
+@pytest.mark.parametrize("make", ["conv_vae", "sizes"])
+def test_networks_that_look_at_shapes(make):
+    """A decoder may ask the shape of its latents for numel(): q = p gives zeros all the same."""
+    if make == "conv_vae":
+        vae = pv.conv_vae((1, 8, 8), latent_dim=2, likelihood=pv.nn.Bernoulli(event_dim=3)).eval()
+        with torch.no_grad():
+            for parameter in vae.encoder.parameters():
+                parameter.zero_()
+        model, guide, x = vae.model, vae.guide, torch.zeros(6, 1, 8, 8)
+    else:
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                rows = z.reshape(z.shape[:-1].numel(), z.size()[-1:].numel()).reshape(z.size())
+                pyro.sample("x", dist.Normal(rows, 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+
+        x = torch.zeros(6, 2)
+    surgery = pv.ELBOSurgery(model, guide, seed=0)([x], progress=False)
+    assert abs(float(surgery.mutual_information.value)) < 1e-6
