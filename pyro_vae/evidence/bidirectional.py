@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LatentsError, quoted
 from ..estimates import Evidence, Sandwich, warn_about
-from ..kernel import INFER, REVERSE
+from ..kernel import INFER, REVERSE, padded
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from .annealed import AnnealedImportanceSampling, Annealing
 from .importance import summarise
@@ -140,10 +140,10 @@ def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
             f"latents= must hold tensors of floating point, got {type(latents[wrong[0]]).__name__} for '{wrong[0]}'"
         )
     for name, shape in run.latent_shapes.items():
-        if latents[name].shape != shape:
+        if padded(latents[name], len(shape)).shape != shape:
             raise LatentsError(f"latents['{name}'] must have shape {tuple(shape)}, got {tuple(latents[name].shape)}")
     elbo = run.elbo  # of the dtype and device of the call
-    values = {name: latents[name].detach().to(elbo).unsqueeze(0) for name in structure.latents}
+    values = {n: padded(latents[n].detach().to(elbo), len(shape)).unsqueeze(0) for n, shape in run.latent_shapes.items()}
     u = run.space.filled(run.space.pack(values)[0])
     bad = ~(u.isfinite().all(-1) & run.space.supports(values))[0]
     if bool(bad.any()):

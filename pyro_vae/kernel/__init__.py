@@ -10,7 +10,7 @@ from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, checked_seed
 from .plates import INFER
 from .recorder import Cut
-from .records import Record, SiteRecord, find_masks
+from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
 from .structure import Structure
 from .supports import TRANSFORMED, bounds_of, innermost
@@ -50,6 +50,7 @@ __all__ = [
     "innermost",
     "kept_random_state",
     "over_batches",
+    "padded",
     "reconstruct_sites",
     "reduce_to_datum",
     "simulate_arguments",

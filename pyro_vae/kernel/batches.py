@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import ArgumentError, EmptyBatchError
 from .isolation import batch_noise, kept_random_state
@@ -27,9 +28,14 @@ def arguments_of(batch: Any, args: Callable[[Any], tuple[Any, ...]]) -> tuple[An
     return tuple(arguments)
 
 
-def check_loader(loader: Iterable[Any]) -> None:
+def check_loader(loader: Any) -> None:
     if isinstance(loader, torch.Tensor):
         raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise ArgumentError(
+            f"expected an iterable of batches, got a {type(loader).__name__} of single data: wrap it, "
+            "DataLoader(dataset, batch_size=100)"
+        )
 
 
 def over_batches(

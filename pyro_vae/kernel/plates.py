@@ -58,13 +58,19 @@ def find_layout(
     unsized = any(f.size == -1 for f in frames)
     sizes = {int(f.size) for f in frames if f.size != -1}
     if len(sizes) > 1:
-        raise DatumPlateError(f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree")
+        raise DatumPlateError(
+            f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree (an autoguide has parameters for "
+            "the data it was first run on, and for no others)"
+        )
     declared = max(-f.dim for s in sites for f in plates_of(s).values())
     num_plates = max([declared, *(len(batch_shape(s)) for s in sites)])
     if unsized:
         sizes |= {batch_shape(s)[dim] for s in members if len(batch_shape(s)) >= -dim} - {1} or {1}
     if len(sizes) > 1:
-        raise DatumPlateError(f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree")
+        raise DatumPlateError(
+            f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree (an autoguide has parameters for "
+            "the data it was first run on, and for no others)"
+        )
     size = sizes.pop()
     if size == 0:
         raise EmptyBatchError("the batch is empty: pass at least one datum")
@@ -88,10 +94,10 @@ def find_datum_plate(sites: Collection[Site]) -> str:
         raise DatumPlateError(
             f"plate {quoted(sequential)} is sequential (`for i in pyro.plate(...)`): use `with pyro.plate(...)`"
         )
-    where = "; ".join(f"'{s.name}' in {quoted(plates_of(s))}" for s in sites)
+    where = "; ".join(dict.fromkeys(f"'{s.name}' in {quoted(plates_of(s))}" for s in sites))
     observed = [s for s in sites if s.is_observed]
     shared = {name for s in observed[:1] for name in plates_of(s) if all(name in plates_of(o) for o in observed)}
-    outside = [s.name for s in sites if not s.is_observed and shared and not shared & set(plates_of(s))]
+    outside = dict.fromkeys(s.name for s in sites if not s.is_observed and shared and not shared & set(plates_of(s)))
     if outside:
         raise GlobalLatentError(
             f"latent site {quoted(outside)} lies outside the plate {quoted(sorted(shared))} of the data ({where}): it is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,8 @@ ADVICE = {
         "pv.InferenceGaps, before anything is read from the gaps."
     ),
     "encoder": (
-        "A bigger encoder or more updates of it: the guide's own family, fitted to each datum, does better than the encoder "
-        "also on the data it was trained on."
+        "A better encoder: show it all of the datum (masks and labels too), make it bigger, or give it more updates. The "
+        "guide's own family, fitted to each datum, does better."
     ),
     "overfitted encoder": (
         "More or augmented data, or a smaller or regularised encoder: it does far better on its training data than on new "
@@ -49,7 +50,10 @@ ADVICE = {
         "pv.ImportanceWeightedELBO: no encoder can do better in this one."
     ),
     "undecided": "More data or particles (num_data=, num_particles=) if it matters which part is larger.",
-    "none": "Nothing in the inference: what is left to gain is in the model (decoder, prior, likelihood) and its training.",
+    "none": (
+        "Nothing in the inference: the bound is tight for this model. Whether a simple family has bent the model to fit it "
+        "shows when a richer one is trained and log p(x) compared; the rest is in decoder, prior, likelihood and training."
+    ),
 }
 
 
@@ -71,7 +75,9 @@ def findings_of(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     """One claim per topic that was looked at."""
     found = [latents(diagnosis), estimate(diagnosis), gap(diagnosis), held_out(diagnosis)]
     if diagnosis.samples is not None:
-        state = "undecided" if diagnosis.samples.suspicious else "fine"  # copies, or the densest parts of the data alone
+        # Nearer to the training data: copies, or the densest parts of the data alone.
+        open_ = diagnosis.samples.suspicious or diagnosis.samples.verdict().startswith("No verdict")
+        state = "undecided" if open_ else "fine"
         found.append(Finding("samples", state, diagnosis.samples.verdict()))
     return tuple(finding for finding in found if finding is not None)
 
@@ -97,9 +103,11 @@ def culprit_of(diagnosis: Diagnosis) -> str:
 
 def headline_of(diagnosis: Diagnosis) -> str:
     """The culprit in one sentence, with the sizes on test data and their Monte Carlo errors."""
+    summary = diagnosis.test.summary()
+    digits = 2 if float(summary["inference"].value) >= 1 else 3
     sizes = {
-        name: f"{float(estimate.value):.2f} \u00b1 {float(estimate.std_error):.2f}"
-        for name, estimate in diagnosis.test.summary().items()
+        name: f"{float(estimate.value):.{digits}f} +- {float(estimate.std_error):.{digits}f}"
+        for name, estimate in summary.items()
     }
     return HEADLINES[diagnosis.culprit].format(**sizes)
 
@@ -117,7 +125,10 @@ def latents(diagnosis: Diagnosis) -> Finding | None:
         name, said = "KL to the prior", total(list(units.site_kl.values()))
     size = f"{name} {text(said)}"
     numbers = ", ".join(part for part in (active, size) if part)
-    if upper_end(said) < SMALL:
+    top = upper_end(said)
+    if math.isnan(top):
+        return Finding("latents", "undecided", f"Too few data to tell whether the latents are used: {numbers}.")
+    if top < SMALL:
         return Finding(
             "latents", "fault", f"The latents are not used: {numbers}. The posterior has collapsed onto the prior."
         )
@@ -158,12 +169,13 @@ def gap(diagnosis: Diagnosis) -> Finding:
 def held_out(diagnosis: Diagnosis) -> Finding:
     """What model and encoder lose on data they were not trained on."""
     test, train = diagnosis.test.summary(), diagnosis.train.summary()
-    model = difference(train["log_evidence"], test["log_evidence"])
-    encoder = difference(test["amortization"], train["amortization"])
+    model, encoder = (difference(test[name], train[name]) for name in ("log_evidence", "amortization"))
     state = "fault" if overfitted(diagnosis) else "fine"
+    if bool(encoder.sampling_error.isnan()):
+        state = "undecided"
     claim = (
-        f"On test data log p(x) is {signed(model)} nats lower than on training data (the model), and the amortization gap "
-        f"{signed(encoder)} nats larger (the encoder); sampling errors."
+        f"Test minus training data: log p(x) {signed(model)} nats (the model), amortization gap {signed(encoder)} nats (the "
+        "encoder); sampling errors."
     )
     return Finding("held-out", state, claim)
 
@@ -192,7 +204,7 @@ def text(estimate: Estimate) -> str:
 
 
 def signed(estimate: Estimate) -> str:
-    return f"{float(estimate.value):.2f} +- {float(estimate.sampling_error):.2f}"
+    return f"{float(estimate.value):+.2f} +- {float(estimate.sampling_error):.2f}"
 
 
 def lower_first(sentence: str) -> str:

@@ -69,9 +69,8 @@ def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
         yield number("gaps", data, titles.get(name, f"{name} gap"), estimate, n)
     yield number("gaps", data, "Pareto k above threshold", int(gaps.evidence.unreliable.sum()), n, "data")
     yield number("gaps", data, "fits not settled", int((~gaps.converged).sum()), n, "data")
-    yield number(
-        "gaps", data, "ESS, median", float(gaps.evidence.ess.median()), n, f"of {gaps.evidence.num_particles} weights"
-    )
+    ess = f"ESS of {gaps.evidence.num_particles} weights, median"
+    yield number("gaps", data, ess, float(gaps.evidence.ess.median()), n, "weights")
     yield number("cost", data, "gaps", gaps.cost, n, "decoder evaluations per datum")
 
 

@@ -35,9 +35,10 @@ def render(diagnosis: Diagnosis) -> str:
         for part, title in TITLES.items()
         if (rows := [(row_id, row) for row_id, row in enumerate(diagnosis.numbers) if row.part == part])
     ]
-    return pages.get_template("page.html").render(
+    page = pages.get_template("page.html").render(
         diagnosis=diagnosis, sections=sections, pictures=[(panel, picture(panel)) for panel in panels_of(diagnosis)]
     )
+    return page.replace(" +- ", " \u00b1 ")
 
 
 def picture(panel: Panel) -> str:

@@ -74,8 +74,8 @@ def numbers_observed(record: Record) -> dict[str, SiteRecord]:
             )
         if any(mask is not None and not bool(mask.all()) for mask in (site.mask, site.event_mask)):
             raise MaskError(
-                f"the observed site '{name}' is masked, and there is no distance between data with parts missing: pass the "
-                "data without a mask that are complete"
+                f"the observed site '{name}' is masked, and there is no distance between data with parts missing: pass only "
+                "data without missing parts, and no mask"
             )
     if not observed:
         raise StructureError("the model observes nothing, so there are no data to look at: pass the data with obs=")

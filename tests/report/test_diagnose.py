@@ -171,14 +171,19 @@ def test_a_whole_call_as_one_datum():
     x = torch.randn(8, 10, 2, dtype=F64)
     batches = [(part, part.sum(-1) + 0.5 * torch.randn(10, dtype=F64)) for part in x]
     page = pv.diagnose(model, guide, train=batches[:4], test=batches[4:], args=tuple, datum_plate=None, **FEW)
-    assert len(page.test) == len(page.train) == 4
-    str(page)
+    assert len(page.test) == len(page.train) == 4 and page.self_check is not None, page.left_out
+    one = pv.diagnose(model, guide, train=batches[:1], test=batches[1:2], args=tuple, datum_plate=None, **FEW)
+    states = {finding.topic: finding.state for finding in one.findings}
+    assert states["latents"] == states["held-out"] == "undecided"  # nothing is known of a population from one datum
+    assert "nan nats" not in one.headline
 
 
 def test_bad_input_is_refused_before_anything_runs():
     _, model, guide, x = linear_pair("none", num_data=20)
     with pytest.raises(ArgumentError, match="tensor"):
         pv.diagnose(model, guide, train=x, test=[x])
+    with pytest.raises(ArgumentError, match="DataLoader"):
+        pv.diagnose(model, guide, train=TensorDataset(x), test=[x])
     with pytest.raises(ArgumentError, match="test can be gone through only once"):
         pv.diagnose(model, guide, train=[x], test=iter([x]))
     with pytest.raises(EmptyBatchError):
@@ -207,3 +212,17 @@ def test_one_bar_says_what_is_being_done(capsys):
     for stage in ("gaps on test data", "gaps on training data", "self-check", "latent units", "surgery", "samples"):
         assert stage in shown
     assert "100%" in shown
+
+
+def test_images_in_a_conv_net_and_labels_beside_the_data():
+    images = (torch.rand(20, 1, 8, 8) < 0.3).float()
+    vae = pv.conv_vae((1, 8, 8), latent_dim=2, likelihood=pv.nn.Bernoulli(event_dim=3))
+    few = {**FEW, "num_data": 10, "num_steps": 5}
+    loader = DataLoader(TensorDataset(images), 10, shuffle=True)
+    page = pv.diagnose(vae.model, vae.guide, train=loader, test=loader, **few)
+    assert page.left_out == {} and page.samples.sharpness is not None and vae.encoder.training
+    labels = torch.nn.functional.one_hot(torch.arange(20) % 3, 3).float()
+    conditional = pv.mlp_conditional_vae(64, 3, 2, likelihood=pv.nn.Bernoulli(), hidden=(8,))
+    loader = DataLoader(TensorDataset(images.flatten(1), labels), 10)
+    page = pv.diagnose(conditional.model, conditional.guide, train=loader, test=loader, args=tuple, **few)
+    assert page.left_out == {}
