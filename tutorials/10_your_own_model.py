@@ -157,8 +157,8 @@ print(page)
 # - *The estimates can be trusted*: the weights behind log p(x) behave (Pareto k), the fits per student have settled, and on
 #   students simulated from the model, whose log p(x) two bounds enclose, no bias was seen.
 # - *The larger part of the gap*, with Monte Carlo errors: what other draws would change for these students.
-# - *On test data*: what model and encoder lose on students they were not trained on, with sampling errors: what other
-#   students would change. The encoder loses a little; it has learned some of its students by heart.
+# - *Test minus training data*: what model and encoder lose on students they were not trained on, with sampling errors: what
+#   other students would change. The encoder loses a little; it has learned some of its students by heart.
 # - The table: ELBO, the best ELBO of the same family with each student fitted alone, log p(x), and the differences.
 # - *Left out*: there is no distance between answer sheets with holes in them, so nearest neighbours are not sought.
 #
@@ -190,14 +190,14 @@ plt.show()
 # %%
 # Following the advice
 # --------------------
-# A bigger encoder, says the page. Here is one four times as wide.
+# A better encoder, says the page. Size is the first thing to come to mind: here is one four times as wide.
 
 page = fit_and_diagnose("answers, wide net", guide_of(network(len(needs), width=256), answers_alone))
 print(page.headline, page.advice, sep="\n")
 
 # %%
-# That made it worse: the bigger network learns more of its students by heart, and the page says so. What is wrong lies
-# before the network. "The encoder" is the whole way from a datum to its guide, and what it is *shown* belongs to it. Ours
+# That made it worse: the bigger network learns more of its students by heart, and the page says so. Its first advice was
+# the right one: what is wrong lies before the network. "The encoder" is the whole way from a datum to its guide, and what it is *shown* belongs to it. Ours
 # is shown a 0 for a wrong answer and a 0 for a question that was never asked; no size tells them apart. Show it the mask:
 
 
