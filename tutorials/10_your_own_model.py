@@ -157,8 +157,8 @@ print(page)
 # - *The estimates can be trusted*: the weights behind log p(x) behave (Pareto k), the fits per student have settled, and on
 #   students simulated from the model, whose log p(x) two bounds enclose, no bias was seen.
 # - *The larger part of the gap*, with Monte Carlo errors: what other draws would change for these students.
-# - *Test minus training data*: what model and encoder lose on students they were not trained on, with sampling errors: what
-#   other students would change. The encoder loses a little; it has learned some of its students by heart.
+# - *Test minus training data*: what model and encoder lose on students they were not trained on, with sampling errors:
+#   what other students would change. The encoder loses a little; it has learned some of its students by heart.
 # - The table: ELBO, the best ELBO of the same family with each student fitted alone, log p(x), and the differences.
 # - *Left out*: there is no distance between answer sheets with holes in them, so nearest neighbours are not sought.
 #
