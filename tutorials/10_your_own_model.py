@@ -197,8 +197,9 @@ print(page.headline, page.advice, sep="\n")
 
 # %%
 # That made it worse: the bigger network learns more of its students by heart, and the page says so. Its first advice was
-# the right one: what is wrong lies before the network. "The encoder" is the whole way from a datum to its guide, and what it is *shown* belongs to it. Ours
-# is shown a 0 for a wrong answer and a 0 for a question that was never asked; no size tells them apart. Show it the mask:
+# the right one: what is wrong lies before the network. "The encoder" is the whole way from a datum to its guide, and what
+# it is *shown* belongs to it. Ours is shown a 0 for a wrong answer and a 0 for a question that was never asked; no size
+# tells them apart. Show it the mask:
 
 
 def answers_and_mask(answers, asked):
