@@ -277,10 +277,10 @@ plt.show()
 # %%
 # .. admonition:: A loss is a likelihood, or it is not
 #
-#    *Squared error plus KL* is the ELBO of a Gaussian decoder with standard deviation 1, and of no other. On pixels in 0..1
-#    that scale is absurd: the best linear VAE with it is 61 nats per digit worse than with the scale that fits (0.23), and
-#    it uses **no** latent: in no direction do the digits vary by more than the assumed noise. Low squared error is high
-#    likelihood only at a matching scale; learn it, ``pv.nn.Normal(scale="learned")``.
+#    *Half the squared error plus KL* is, up to a constant, minus the ELBO of a Gaussian decoder with standard deviation 1,
+#    and of no other. On pixels in 0..1 that scale is absurd: the best linear VAE with it is 61 nats per digit worse than
+#    with the scale that fits (0.23), and it uses **no** latent: in no direction do the digits vary by more than the assumed
+#    noise. Low squared error is high likelihood only at a matching scale; learn it, ``pv.nn.Normal(scale="learned")``.
 #
 #    *Binary cross-entropy* is a Bernoulli only for pixels that are 0 or 1. On grey ones it is the logarithm of something
 #    that does not integrate to one; the constants that are missing come to dozens of nats, and they change with the

@@ -280,7 +280,7 @@ plt.show()
 #    \mathrm{ELBO} = \mathcal{L}_1 \le \mathcal{L}_2 \le \dots \le \log p(x) ,
 #
 # and so it inherits the mistakes of the encoder. ``pv.AdaptiveImportanceSampling`` spends a part of its budget on fitting a
-# proposal to each digit first. Here both get the same number of decoder evaluations, and the first then ten times as many.
+# proposal to each digit first. Here both get the same number of decoder evaluations, and the guide then ten times as many.
 # All are lower bounds in expectation: the highest is nearest to the truth.
 
 fitted = on_held_out(pv.AdaptiveImportanceSampling(vae.model, vae.guide, num_particles=100 if SMOKE_TEST else 1000))

@@ -134,8 +134,8 @@ plt.show()
 # ------------------
 # *Annealed importance sampling* (`Neal 2001 <https://doi.org/10.1023/A:1008923215028>`__) replaces one jump by many small
 # steps. A chain starts at a draw from the prior, say, and visits :math:`p_t(z) \propto p(z) \, p(x \mid z)^t` for
-# :math:`t = 0, 1/T, \dots, 1`; at every rise of t the weight gains :math:`1/T` of :math:`l(z) = \log p(x \mid z)`. It is
-# again unbiased for p(x), so a lower bound on log p(x).
+# :math:`t = 0, 1/T, \dots, 1`; at every rise of t the log-weight gains :math:`1/T` of :math:`l(z) = \log p(x \mid z)`. The
+# weight is again unbiased for p(x), so its logarithm is a lower bound on log p(x).
 #
 # For data *simulated from the model* we hold something that nobody has for real data: the latents that made them are an
 # exact draw from the posterior. A chain that starts there and runs backwards is unbiased for 1/p(x), so it bounds log p(x)
@@ -251,7 +251,7 @@ plt.show()
 # %%
 # Dots are estimates whose interval holds the exact value, crosses those whose interval does not (mind the scale: linear up
 # to a hundredth, then logarithmic). The guide as a proposal is nats short at any K, and its k says so. On the drawn digits
-# everything that was fitted agrees with the judge within a hundredth, from below and from above.
+# everything that was fitted agrees with the judge within a hundredth in the mean, from below and from above.
 #
 # Then look at the chains on the disputed digits: seven times the cost of the fit with a search, no warning, a short
 # interval, and 2.9 nats off; 16.1 on the worst digit, with a stated error of 0.002. The search is nearly right: on one digit
@@ -283,8 +283,8 @@ plt.show()
 # %%
 # Two islands, with deep water between them that no step crosses. The guide stands beside the wrong one, the fit starts at
 # the guide, and the chains start at the fit. They explore their island perfectly. *Every diagnostic of weights looks only
-# at where the draws went*: nothing they could print knows of the other island. ``AdaptiveImportanceSampling`` had searched,
-# from draws of the prior and the guide, before it fitted.
+# at where the draws went*: nothing they could print knows of the other island. ``AdaptiveImportanceSampling`` looked among
+# draws of the prior and the guide for a place that its first fit had missed, and fitted again there.
 #
 # How to see such a thing without a judge? With data whose latents are known. Take the cleanest case: a sensor that shows
 # the size of a latent and not its sign. Each reading has two modes of equal mass, and this guide knows one of them, so
@@ -327,7 +327,7 @@ for name, make in trials.items():
 
 # %%
 # That is what to bet on: an estimator that has passed on data of *your* model. And its limit: data of the model are not
-# real data. The decoder of digits draws digits that its encoder places well, so the chains pass on it,
+# real data. On digits that the decoder drew, the fit that starts at the encoder ends on the right island: the chains pass,
 
 chains = contestants["chains from that"]
 check = pv.SelfCheck(vae.model, vae.guide, evidence=chains, num_steps=num_steps, num_chains=4, seed=0)(pixels[:size])

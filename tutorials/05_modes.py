@@ -94,7 +94,7 @@ assert abs(exact - truth) < 1e-6
 # Both divergences as landscapes
 # ------------------------------
 # A Gaussian has two numbers, so each divergence is a landscape over a plane. Both come by quadrature and are checked
-# against closed forms; the ELBO of this model needs only the second and the fourth moment of the guide.
+# against closed forms; the ELBO of this model needs only the entropy of the guide and its moments up to the fourth.
 
 means = torch.linspace(-3.6, 3.6, 25 if SMOKE_TEST else 97)
 widths = torch.logspace(-0.9, 0.6, 13 if SMOKE_TEST else 51)
@@ -152,8 +152,9 @@ plt.show()
 #
 # .. math:: L_K = E \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k)} ,
 #
-# the ELBO at K = 1, and closer to log p(x) with every further draw (`Burda et al. 2016 <https://arxiv.org/abs/1509.00519>`__).
-# ``InclusiveKL`` takes means under the posterior by weighing draws: of a broad ``proposal``, or else of the guide itself.
+# the ELBO at K = 1, and closer to log p(x) with every further draw (`Burda et al. 2016
+# <https://arxiv.org/abs/1509.00519>`__). ``InclusiveKL`` takes means under the posterior by weighing draws: of a broad
+# ``proposal``, or else of the guide itself.
 
 objectives = {
     "ELBO": lambda: pv.BetaTrace_ELBO(),
@@ -254,11 +255,12 @@ if not SMOKE_TEST:
     assert torch.allclose(found[1], torch.stack([means[best_j], widths[best_i]]), atol=0.05)  # the landscape's lowest point
 
 # %%
-# - On one mode the fit of the ELBO at least warns, by a Pareto k above 0.67. Those of L_10 and L_100 have a k below it, an
-#   effective sample size (ESS) of nearly all draws, a small standard error, and are as wrong as the other. **Weights look
-#   only where the particles went.**
-# - The wide fits have the lower ESS, the larger error, and the truth within it. Importance sampling needs about exp(KL(p to
-#   q)) draws (`Chatterjee & Diaconis 2018 <https://arxiv.org/abs/1511.01437>`__), and by KL(q to p) they look worst.
+# - On one mode the fits of the ELBO and of ``InclusiveKL`` with its own draws at least warn, by a Pareto k above 0.67. Those
+#   of L_10 and L_100 have a k below it, an effective sample size (ESS) of nearly all draws, a small standard error, and are
+#   as wrong as the others. **Weights look only where the particles went.**
+# - The wide fits have the lower ESS, the larger standard error, and the truth within it. Importance sampling needs about
+#   exp(KL(p to q)) draws (`Chatterjee & Diaconis 2018 <https://arxiv.org/abs/1511.01437>`__), and by KL(q to p) they look
+#   worst.
 # - A tighter bound is not a better search. L_10 and L_100 are best astride both modes, but SVI from one mode stays there: to
 #   widen it would have to climb first, and ``InclusiveKL`` with its own draws weighs draws that all lie on one mode.
 #

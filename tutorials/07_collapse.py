@@ -164,7 +164,7 @@ class StringVAE(nn.Module):
 # %%
 # Make it, and see it
 # -------------------
-# Same network, same start, same batches for every run below; only the cure differs. ``CollapseMonitor`` looks at the units
+# Same network, same start, same data for every run below; only the cure differs. ``CollapseMonitor`` looks at the units
 # of a batch now and then during training, and says so when they have fallen silent.
 
 
@@ -314,10 +314,10 @@ plt.show()
 #
 # What to try
 # -----------
-# - ``seed=1`` in ``run``: which of these results are chance?
+# - ``pyro.set_rng_seed(1)`` in ``run``: which of these results are chance?
 # - The decoder sees one bit, ``lag <= 1``, or four: with four there is less and less to gain from latents.
 # - ``beta=pv.LinearAnnealing(steps)``, annealing to the very end: is that better than a quarter?
 # - ``free_bits=2.0``: eight units of two nats. What happens to the ELBO?
-# - ``NOISE = 0.02`` in the first part: how many latents live, and how many digits' worth of log p(x) do they bring?
+# - ``NOISE = 0.02`` in the first part: how many latents live, and how many nats of rate do they hold?
 #
 # Next: :doc:`08_elbo_surgery`, what the KL term really regularises.

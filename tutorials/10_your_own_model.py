@@ -18,7 +18,7 @@ the end you can put such a pair through ``pv.diagnose``, read every line of its 
 #
 # with *loadings* :math:`a_j \ge 0` (skill does no harm) and *easiness* :math:`b_j`. This is item response theory, in which
 # tests have been made and marked for decades (`Reckase 2009 <https://doi.org/10.1007/978-0-387-89976-3>`__). The loadings
-# are what the examiner wants to know: what does this question measure? No student is asked everything, but about 70% of it.
+# are what the examiner wants to know: what does a question measure? A student is asked about three quarters of them.
 #
 # The exam is simulated, so the true loadings are known. Words: a *datum* is a student, its *latents* are the two skills.
 

@@ -181,7 +181,7 @@ print("gain of the IWAE, digit by digit:", pv.Estimate.over_data(gain, error))
 
 # %%
 # The paper's pattern is all here: the IWAE has the worse ELBO, the better :math:`\log p(x)` and more active units. Note the
-# last line: each mean has a sampling error as large as the gain, and the difference on the same digits a much smaller one.
+# last line: each mean has a sampling error of two thirds of the gain, the difference on the same digits a far smaller one.
 # With ten latents :math:`L_{5000}` misses nothing. What it misses is a matter of dimension, and has to be looked at.
 #
 # What has to stand beside a number
