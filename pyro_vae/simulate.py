@@ -1,6 +1,6 @@
 """Data drawn from the user's own model, and the user's data as the model gives them back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ def reconstruct(
     *args: Any,
     seed: int | None = None,
     datum_plate: str | None = INFER,
+    prior_sites: Collection[str] = (),
     **kwargs: Any,
 ) -> Reconstruction:
     """Encode, draw once, decode: the mean of the likelihood at one draw of the guide per datum.
@@ -78,10 +79,13 @@ def reconstruct(
     :param args: the model's arguments.
     :param seed: fixes the draw and leaves the caller's random state alone.
     :param datum_plate: as everywhere; needed where two plates are common to all sites.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior.
 
     :returns: a `Reconstruction` with `.observed` and `.means`.
     """
-    sites = reconstruct_sites(model, guide, args, kwargs, datum_plate=datum_plate, seed=seed)
+    sites = reconstruct_sites(
+        model, guide, args, kwargs, datum_plate=datum_plate, prior_sites=prior_sites, seed=seed
+    )
     return Reconstruction(observed=observed_in(sites), means=means_in(sites))
 
 

@@ -312,6 +312,24 @@ def test_the_verdict_claims_no_more_than_the_intervals(amortization, approximati
     assert "\n" not in verdict
 
 
+def test_a_claim_about_some_data_holds_for_all_of_them():
+    """Half of the data are known, and their encoder is to blame; the others' family is, by more, whatever they lack."""
+    known, unknown = make_gaps(1.0, 0.0), make_gaps(0.0, 10.0, pareto_k=heavy(50))
+    assert known.larger_part() == "encoder"
+    assert pv.Gaps.cat([known, unknown]).larger_part() == "family"
+    one, others = make_gaps(0.0, 1.0, num_data=1), make_gaps(50.0, 10.0, num_data=50, pareto_k=heavy(50))
+    assert pv.Gaps.cat([one, others]).larger_part() == "undecided"
+
+
+def test_log_evidence_below_an_elbo_is_refuted():
+    fine, low = make_gaps(1.0, 0.1), make_gaps(1.0, -3.0, num_data=10)
+    assert not bool(fine.refuted.any()) and fine.warnings() == []
+    assert bool(low.refuted.all()) and low.larger_part() == "undecided"
+    assert "below their ELBO" in low.verdict() and "lies below" in str(low.warnings()[-1])
+    assert not bool(make_gaps(0.0, -0.02, std_error=0.0).refuted.any())  # rounding and the skew of a mean
+    assert pv.Gaps.cat([fine, make_gaps(1.0, -3.0, num_data=2)]).larger_part() == "encoder"  # 2 of 52
+
+
 def test_no_winner_is_named_beside_unreliable_evidence_without_saying_so():
     """All weights have a heavy tail: log p(x) is biased low, and the page says for how many."""
     gaps = make_gaps(1.0, 0.1, pareto_k=torch.tensor(0.9, dtype=F64).expand(50))

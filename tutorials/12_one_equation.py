@@ -39,7 +39,8 @@ def train(model, guide, data, num_steps, batch_size, lr=5e-3):
 def read(name, model, guide, data, **options):
     """Prints nats per datum: D by 100 draws each, the bound on log p(x) by 50. Returns the rates by site."""
     objective = pv.BetaTraceMeanField_ELBO(num_particles=2 if SMOKE_TEST else 100)
-    objective.loss(model, guide, *data)
+    with torch.random.fork_rng():
+        objective.loss(model, guide, *data)
     evidence = pv.ImportanceSampling(model, guide, num_particles=50, seed=0, **options)(*data)
     distortion, rates = -objective.terms.reconstruction, torch.stack(list(objective.terms.kl.values())) / len(evidence)
     print(f"{name}: D {distortion / len(evidence):.3f}, R {rates.sum():.3f}, log p(x) > {evidence.mean()}")

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConvergenceWarning
-from .evidence import Evidence
+from ..errors import ConvergenceWarning, UnreliableEvidenceWarning
+from .evidence import DOUBTFUL, Evidence
 from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate
 
 PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
+SIGMAS, ROUNDING = 4.5, 0.05  # errors, and nats, by which log p(x) must lie below an ELBO to be refuted by it
 GAPS = ("amortization", "approximation", "inference")
 
 
@@ -98,38 +99,62 @@ class Gaps:
         """
         return self._decide(level)[1]
 
+    @property
+    def refuted(self) -> Tensor:
+        """(B,) true where log p(x) lies below L[q] or L[q*] by more than chance: it misses a mode, and is too low."""
+        gaps = torch.stack([self.approximation, self.inference])
+        errors = torch.stack([self.std_errors["approximation"], self.std_errors["inference"]])
+        return (gaps < -(SIGMAS * errors + ROUNDING)).any(0)
+
     def _decide(self, level: float) -> tuple[str, str]:
         known = self
         if self.evidence.doubtful and bool((reliable := ~self.evidence.unreliable).any()):
             known = self.select(reliable)
+        low, _ = known._contrast(level)
+        _, high = self._contrast(level)
+        if high < 0:  # of all data: what log p(x) lacks would only be added to the family's part
+            known = self
         summary = known.summary()
-        contrast = Estimate.over_data(known.amortization - known.approximation, known.std_errors["contrast"])
-        low, high = contrast.confidence_interval(level)
-        # log p(x) may be higher than its mean says: let the family's share grow to the upper end of its interval.
-        low -= max(
-            known.evidence.mean_confidence_interval(level)[1] - summary["log_evidence"].confidence_interval(level)[1], 0
-        )
         sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
         split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
         if len(known) < len(self):
             split += f" for the {len(known)} of {len(self)} data whose log p(x) is known well"
-        unsettled = int((~known.converged).sum())
-        if low > 0 and (known.evidence.doubtful or len(known) < len(self) / 2):
+        unsettled, refuted = int((~known.converged).sum()), int(self.refuted.sum())
+        if refuted > DOUBTFUL * len(self):
+            below = f"log p(x) of {refuted} of {len(self)} data is below their ELBO, so too low"
+            return "undecided", f"Not decided: {below} ({split})."
+        if high >= 0 and low > 0 and (known.evidence.doubtful or len(known) < len(self) / 2):
             return "undecided", f"Not decided: log p(x) is not known well enough from these weights ({split})."
-        if low <= 0 and unsettled:  # what such fits have not reached is taken for the family's, never for the encoder's
+        if high < 0 and unsettled:  # what such fits have not reached is taken for the family's, never for the encoder's
             return "undecided", (
                 f"Not decided: {unsettled} of {len(known)} fits had not settled, and their part of the gap is not the "
                 f"family's ({split})."
             )
-        if low > 0:
-            return "encoder", f"The larger part of the gap is the encoder's (amortization): {split}."
         if high < 0:
             return "family", f"The larger part of the gap is the family's (approximation): {split}."
+        if low > 0:
+            return "encoder", f"The larger part of the gap is the encoder's (amortization): {split}."
         return "undecided", f"Which part of the gap is larger is not decided by this budget: {split}."
+
+    def _contrast(self, level: float) -> tuple[float, float]:
+        """The interval of amortization minus approximation."""
+        contrast = Estimate.over_data(self.amortization - self.approximation, self.std_errors["contrast"])
+        low, high = contrast.confidence_interval(level)
+        # log p(x) may be higher than its mean says: let the family's share grow to the upper end of its interval.
+        log_evidence = Estimate.over_data(self.log_evidence, self.std_errors["log_evidence"])
+        above = self.evidence.mean_confidence_interval(level)[1] - log_evidence.confidence_interval(level)[1]
+        return low - max(above, 0), high
 
     def warnings(self) -> list[Warning]:
         """What is doubtful about these estimates; the estimator raises it, `evaluate` once for all batches."""
         doubts = self.evidence.warnings()
+        if count := int(self.refuted.sum()):
+            doubts.append(
+                UnreliableEvidenceWarning(
+                    f"log p(x) of {count} of {len(self)} data lies below their ELBO by more than chance, so it is too low: "
+                    "the proposals miss a mode there. Raise num_particles, or give a guide with several modes"
+                )
+            )
         if count := int((~self.converged).sum()):
             doubts.append(
                 ConvergenceWarning(

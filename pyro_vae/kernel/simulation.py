@@ -1,6 +1,6 @@
 """Plain runs of a model that draw data: from the prior, or at a draw of the guide."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from .pairs import Pair, check_signature, checked_seed, devices_of
 from .plates import find_layout
 from .programs import Program
 from .recorder import Site
+
+SAY_WHERE = "Say with data=lambda observed: (...) how simulated values become the model's arguments"
 
 
 def simulate_sites(
@@ -30,11 +32,16 @@ def simulate_arguments(
     :raises ArgumentError: where no argument, or more than one, holds what a site observed.
     """
     before, drawn = simulation(model, args, kwargs, datum_plate=datum_plate, seed=seed)
-    filled = list(args)
+    filled, taken = list(args), set[int]()
     for name, site in drawn.items():
         if site.is_observed and not site.is_factor:
             place = place_of(name, before[name].value, args)
-            filled[place] = site.value.reshape(args[place].shape).to(args[place].dtype)
+            value = site.value.reshape(args[place].shape)
+            filled[place] = value.to(args[place].dtype)
+            if place in taken or not torch.equal(filled[place].to(value), value):
+                why = "is observed by another site too" if place in taken else f"({args[place].dtype}) cannot hold them"
+                raise ArgumentError(f"the argument that '{name}' observes {why}. {SAY_WHERE}")
+            taken.add(place)
     return drawn, tuple(filled)
 
 
@@ -60,13 +67,13 @@ def place_of(name: str, observed: Tensor, args: tuple) -> int:
         for place, arg in enumerate(args)
         if isinstance(arg, Tensor)
         and arg.numel() == observed.numel()
+        and (arg.shape == observed.shape or arg.shape[:1] == observed.shape[:1])  # the rest may be flattened, not turned
         and torch.equal(arg.flatten().to(observed), observed.flatten())
     ]
     if len(places) != 1:
         raise ArgumentError(
             f"{len(places)} of the {len(args)} positional arguments hold what the site '{name}' observes, where one was "
-            "expected (an argument that the model rescales first is none): say with data=lambda observed: (...) how "
-            "simulated values become the model's arguments"
+            f"expected (an argument that the model rescales first is none). {SAY_WHERE}"
         )
     return places[0]
 
@@ -78,10 +85,12 @@ def reconstruct_sites(
     kwargs: Mapping[str, Any],
     *,
     datum_plate: str | None,
+    prior_sites: Collection[str],
     seed: int | None,
 ) -> dict[str, Site]:
     """One plain run of the model at one plain draw of the guide; what they enumerate is drawn."""
-    with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
+    pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=False)
+    with pair.open(args, kwargs, seed) as call:
         call.set_noise(GUIDE, 0)
         drawn = ancestral(call.guide).run()
         return ancestral(call.model).run(values={n: s.value for n, s in drawn.items() if not s.is_observed})

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..errors import NonFiniteError
 from ..kernel import FIT, Call
 from .gaussian import GaussianProposal
 from .mixture import MixtureProposal
-from .offsets import CHECK_PARTICLES, TOLERANCE, GuideOffsets, check_terms, fit_offsets
+from .offsets import CHECK_PARTICLES, SMALL_GAIN, TOLERANCE, GuideOffsets, check_terms, fit_offsets
 from .space import LatentSpace
 
 WITNESS_BLOCK = 999_999  # of noise that no fit draws
@@ -21,20 +22,31 @@ def restarted(
     """The same offsets, improved for the data whose optimum lies at another mode than the one near the guide.
 
     The witnesses are the parts of the proposal, their latents made independent: where the ELBO of one is higher than that of
-    the fit, by more than chance, the fit starts again from its centre. The better of both is kept for each datum.
+    the fit, by more than chance, the fit starts again from its centre. The better of both is kept for each datum. Where the
+    guide's locations cannot be put there (a joint autoguide, a flow), or that does not help, a witness that is still better
+    by more than half a nat says that the optimum was not found: the datum has not settled.
     """
     own = check_terms(call, offsets)
-    centres = torch.stack([part.loc for part in proposal.parts])
-    gains = torch.stack([witness_terms(call, space, part) for part in proposal.parts]) - own  # (C, K, B)
-    best = gains.mean(1).nan_to_num(-torch.inf).argmax(0)
+    witnesses = torch.stack([witness_terms(call, space, part) for part in proposal.parts])  # (C, K, B)
+    best = (witnesses - own).mean(1).nan_to_num(-torch.inf).argmax(0)
     rows = torch.arange(len(best), device=best.device)
-    if not bool(is_gain(gains[best, :, rows].T, TOLERANCE).any()):
+    witness = witnesses[best, :, rows].T
+    beaten = is_gain(witness - own, TOLERANCE)
+    if not bool(beaten.any()):
         return offsets
-    values, _ = space.unpack(centres[best, rows].unsqueeze(0))
-    second = fit_offsets(call, num_steps=num_steps, start={name: value[0] for name, value in values.items()})
-    better = is_gain(check_terms(call, second) - own, 0.0)
-    offsets.restore(second.state(), better)
-    offsets.converged = torch.where(better, second.converged, offsets.converged)
+    centres = torch.stack([part.loc for part in proposal.parts])[best, rows]
+    values, unconstrained = space.by_site(centres)
+    try:
+        second = fit_offsets(call, num_steps=num_steps, start=lambda new: new.move_to(values, unconstrained, beaten))
+        terms = check_terms(call, second)
+    except (NonFiniteError, ValueError):  # what was asked for is beyond the numbers of this guide
+        terms = own
+    else:
+        better = beaten & is_gain(terms - own, 0.0)
+        offsets.restore(second.state(), better)
+        offsets.converged = torch.where(better, second.converged, offsets.converged)
+        terms = torch.where(better, terms, own)
+    offsets.converged = offsets.converged & ~is_gain(witness - terms, SMALL_GAIN)
     return offsets
 
 

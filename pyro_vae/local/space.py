@@ -74,6 +74,11 @@ class LatentSpace:
             start += size
         return values, log_det
 
+    def by_site(self, u: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One u for each datum, (B, D), as values and as unconstrained values by site, (*plates, *event)."""
+        values = {name: value[0] for name, value in self.unpack(u.unsqueeze(0))[0].items()}
+        return values, {name: self._transforms[name].inv(value) for name, value in values.items()}
+
     def log_joint(self, u: Tensor) -> Tensor:
         """log p(x, u), shape (K, B), the Jacobian included."""
         return self.log_joint_and_prior(u)[0]

@@ -15,6 +15,7 @@ from ..errors import (
     ArgumentError,
     ConvergenceWarning,
     LatentsError,
+    NonFiniteError,
     OptionError,
     StructureError,
     SurgeryWarning,
@@ -81,7 +82,8 @@ def diagnose(
     :param num_particles: K, draws per datum behind each ELBO, and weights behind log p(x).
     :param num_steps: gradient steps per round of the fits per datum.
     :param image_shape: of an observation, for sharpness; found by itself for (H, W), (C, H, W) and flat squares.
-    :param seed: fixes all noise; the caller's random state stays as it is. `None` draws one from that state.
+    :param seed: fixes all noise, that of loaders which draw from torch included; the caller's random state stays as it is.
+        `None` draws one from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
         batch one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
@@ -118,13 +120,17 @@ def diagnose(
     def unless_refused(part: str, run: Callable[[], T]) -> T | None:
         try:
             return run()
-        except (StructureError, ArgumentError, LatentsError) as error:
+        except (StructureError, ArgumentError, OptionError, LatentsError, NonFiniteError) as error:
             left_out[part] = str(error)
             return None
 
     shared: dict[str, Any] = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
     gaps = InferenceGaps(model, guide, num_particles=num_particles, num_steps=num_steps, evidence=evidence, **shared)
+    trial = SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared)
+    active = ActiveUnits(model, guide, seed=seed, **shared)
+    parts = ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared)
+    looks = SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared)
     with quiet_about_what_is_found(), kept_random_state():
         torch.manual_seed(seed)  # a loader that shuffles draws from it
         held_out, _ = picked(test, num_data, args, datum_plate)
@@ -135,22 +141,19 @@ def diagnose(
             options: dict[str, Any] = {"args": args, "progress": False}
             of_test = evaluate(gaps, stage("gaps on test data", held_out), seed=seed, **options)
             of_train = evaluate(gaps, stage("gaps on training data", known), seed=seed, **options)
-            trial = SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared)
             self_check = unless_refused(
                 "self-check", lambda: evaluate(trial, stage("self-check", simulated), seed=seed, **options)
             )
-            active = ActiveUnits(model, guide, seed=seed, **shared)
             units = unless_refused("units", lambda: active(stage("latent units", train), **options))
-            parts = ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared)
             surgery = unless_refused("surgery", lambda: parts(stage("surgery", train), **options))
-            looks = SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared)
             samples = unless_refused(
                 "samples", lambda: looks(held_out, train=stage("samples", train), evidence=of_test.evidence, **options)
             )
             first = arguments_of(held_out[0], args)
             drawn: dict[str, Any] = {"seed": seed, "datum_plate": datum_plate}
             simulation = unless_refused("simulation", lambda: simulate(model, *first, **drawn))
-            reconstruction = unless_refused("reconstruction", lambda: reconstruct(model, guide, *first, **drawn))
+            drawn_too = {**drawn, "prior_sites": prior_sites}
+            reconstruction = unless_refused("reconstruction", lambda: reconstruct(model, guide, *first, **drawn_too))
     return Diagnosis(
         test=of_test,
         train=of_train,

@@ -69,7 +69,8 @@ class Diagnosis:
 
     @property
     def culprit(self) -> str:
-        """What to change first: "collapse", "estimate", "encoder", "overfitted encoder", "family", "undecided" or "none"."""
+        """What to change first: "collapse", "blind encoder", "estimate", "encoder", "overfitted encoder", "family",
+        "undecided" or "none"."""
         return culprit_of(self)
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..estimates import Estimate
+from ..estimates.evidence import DOUBTFUL
 from ..estimates.mean import LEVEL, normal_quantile
 from .numbers import difference
 
@@ -18,6 +19,7 @@ LARGE = 0.5  # share of the gap on test data that must be there on training data
 
 HEADLINES = {
     "collapse": "The latents are not used: the posterior has collapsed onto the prior.",
+    "blind encoder": "The guide gives all data the same latents: its encoder does not look at the data.",
     "estimate": "These estimates cannot be trusted yet.",
     "encoder": "The encoder is what keeps the ELBO from log p(x): {amortization} of {inference} nats.",
     "overfitted encoder": (
@@ -32,6 +34,10 @@ ADVICE = {
     "collapse": (
         "Anneal the KL (beta=pv.LinearAnnealing(...)), give it free bits (free_bits=...), or keep the guide ahead of the "
         "model (pv.AggressiveTraining). If the latents stay unused then, the decoder can do without them."
+    ),
+    "blind encoder": (
+        "Look whether the encoder was trained and gets x at all (its parameters in the optimiser, dead activations, scales "
+        "of the data). The nats of KL that it pays buy nothing."
     ),
     "estimate": (
         "More particles (num_particles=), or evidence=functools.partial(pv.AnnealedImportanceSampling, ...) in "
@@ -90,7 +96,7 @@ def culprit_of(diagnosis: Diagnosis) -> str:
     """
     states = {finding.topic: finding.state for finding in diagnosis.findings}
     if states.get("latents") == "fault":
-        return "collapse"
+        return "collapse" if collapsed(diagnosis) else "blind encoder"
     if states["estimate"] == "fault":
         return "estimate"
     if states["gap"] == "fine":
@@ -122,17 +128,30 @@ def latents(diagnosis: Diagnosis) -> Finding | None:
         name, said = "mutual information", surgery.mutual_information
     else:
         assert units is not None
-        name, said = "KL to the prior", total(list(units.site_kl.values()))
+        name, said = "KL to the prior", rate(diagnosis)
     size = f"{name} {text(said)}"
     numbers = ", ".join(part for part in (active, size) if part)
     top = upper_end(said)
     if math.isnan(top):
         return Finding("latents", "undecided", f"Too few data to tell whether the latents are used: {numbers}.")
     if top < SMALL:
-        return Finding(
-            "latents", "fault", f"The latents are not used: {numbers}. The posterior has collapsed onto the prior."
-        )
+        paid = f"yet the KL to the prior is {text(rate(diagnosis))}"
+        why = "the posterior has collapsed onto the prior" if collapsed(diagnosis) else paid
+        return Finding("latents", "fault", f"The latents are not used: {numbers}; {why}.")
     return Finding("latents", "fine", f"The latents are used: {numbers}.")
+
+
+def rate(diagnosis: Diagnosis) -> Estimate:
+    """The KL to the prior, from whichever part there is."""
+    if diagnosis.surgery is not None:
+        return diagnosis.surgery.kl
+    assert diagnosis.units is not None
+    return total(list(diagnosis.units.site_kl.values()))
+
+
+def collapsed(diagnosis: Diagnosis) -> bool:
+    """Whether latents that say nothing also cost nothing."""
+    return upper_end(rate(diagnosis)) < SMALL
 
 
 def estimate(diagnosis: Diagnosis) -> Finding:
@@ -146,6 +165,9 @@ def estimate(diagnosis: Diagnosis) -> Finding:
         trial = f"on simulated data: {lower_first(check.verdict())}"
         biased, passed = not check.passed and check.outcome != "too few data", check.passed
     few = gaps.evidence.doubtful and gaps.evidence.num_particles < 100
+    if refuted := int(gaps.refuted.sum()):
+        numbers += f", log p(x) is below the ELBO for {refuted}"
+    biased = biased or refuted > DOUBTFUL * len(gaps)
     if biased or few or high > len(gaps) / 2:
         return Finding("estimate", "fault", f"The estimates cannot be trusted: {numbers}; {trial}")
     if gaps.evidence.doubtful:
@@ -160,7 +182,7 @@ def gap(diagnosis: Diagnosis) -> Finding:
     gaps = diagnosis.test
     inference = gaps.summary()["inference"]
     top = gaps.evidence.mean_confidence_interval()[1] - float(gaps.log_evidence.mean()) + float(inference.value)
-    if max(top, inference.confidence_interval()[1]) < SMALL:
+    if max(top, inference.confidence_interval()[1]) < SMALL and not gaps.evidence.doubtful and not bool(gaps.refuted.any()):
         return Finding("gap", "fine", f"The ELBO is next to log p(x): the inference gap is {text(inference)}.")
     state = "undecided" if gaps.larger_part() == "undecided" else "fault"
     return Finding("gap", state, gaps.verdict())

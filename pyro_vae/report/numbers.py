@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..estimates import Estimate, Gaps, SampleCheckResult, SelfCheckResult, Surgery, UnitActivity
+from ..estimates import Estimate, Gaps, SampleCheckResult, SelfCheckResult, Statistic, Surgery, UnitActivity
 
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis
@@ -129,14 +129,15 @@ def of_self_check(check: SelfCheckResult) -> Iterator[Number]:
 
 def of_samples(samples: SampleCheckResult) -> Iterator[Number]:
     n, squared, plain = len(samples), "squared units of the data", "units of the data"
-    error = samples.reconstruction_error
-    rows = [("reconstruction error", error.mean(), error.std() / n**0.5, squared)]
+    error = Statistic.mean_of(samples.reconstruction_error)
+    rows = [("reconstruction error", error.value, error.sampling_error, squared)]
     statistics = {"rank correlation of log p(x) and minus the error": samples.rank_correlation()}
     rows += [(name, s.value, s.sampling_error, "") for name, s in statistics.items()]
     for name, mean in samples.mean_sharpness().items():
         rows.append((f"sharpness, {name.replace('_', ' ')}", mean.value, mean.sampling_error, squared))
     for name, distance in (("sample draws", samples.sample_distance), ("held-out data", samples.data_distance)):
-        rows.append((f"distance to the nearest training datum, {name}", distance.mean(), distance.std() / n**0.5, plain))
+        mean = Statistic.mean_of(distance)
+        rows.append((f"distance to the nearest training datum, {name}", mean.value, mean.sampling_error, plain))
     nearer = samples.probability_nearer()
     rows.append(("P(sample nearer to the training data than held-out data)", nearer.value, nearer.sampling_error, ""))
     for name, value, sampling_error, unit in rows:

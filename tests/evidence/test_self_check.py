@@ -99,6 +99,39 @@ def test_arguments_that_cannot_be_guessed_are_asked_for(program, args, kwargs):
         pv.SelfCheck(program, program, seed=0)(*args, **kwargs)
 
 
+def whole_numbers(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros((), dtype=torch.double), 1.0))
+        pyro.sample("x", dist.Normal(z.unsqueeze(-1).expand(len(x), 3), 0.5).to_event(1), obs=x.double())
+
+
+def twice(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ W.T, 0.5).to_event(1), obs=x)
+        pyro.sample("again", dist.Normal(z @ W.T, 1.0).to_event(1), obs=x)
+
+
+def turned(x):
+    with pyro.plate("data", x.shape[1]):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ W.T, 0.5).to_event(1), obs=x.T)
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "match"),
+    [
+        (whole_numbers, TEMPLATE.long(), "cannot hold them"),
+        (twice, TEMPLATE, "observed by another site too"),
+        (turned, TEMPLATE.T, "0 of the 1"),
+    ],
+    ids=["whole numbers", "twice", "turned"],
+)
+def test_places_that_cannot_hold_a_draw_are_refused(program, args, match):
+    with pytest.raises(ArgumentError, match=match):
+        pv.SelfCheck(program, program, seed=0)(args)
+
+
 def test_data_says_where_simulated_values_go():
     def of_half(x):
         return guide(x / 2)

@@ -1,5 +1,6 @@
 """One call: the numbers are those of the estimators, the verdict names the fault that is there, nothing is left behind."""
 
+import dataclasses
 import functools
 import math
 
@@ -188,7 +189,7 @@ def test_bad_input_is_refused_before_anything_runs():
         pv.diagnose(model, guide, train=[x], test=iter([x]))
     with pytest.raises(EmptyBatchError):
         pv.diagnose(model, guide, train=[x], test=[])
-    for option in ({"num_particles": 1}, {"num_steps": 0}, {"num_data": 0}, {"seed": -1}):
+    for option in ({"num_particles": 1}, {"num_steps": 0}, {"num_data": 0}, {"seed": -1}, {"image_shape": (2, 2)}):
         with pytest.raises(OptionError, match=next(iter(option))):
             pv.diagnose(model, guide, train=[x], test=[x], **option)
 
@@ -226,3 +227,42 @@ def test_images_in_a_conv_net_and_labels_beside_the_data():
     loader = DataLoader(TensorDataset(images.flatten(1), labels), 10)
     page = pv.diagnose(conditional.model, conditional.guide, train=loader, test=loader, args=tuple, **few)
     assert page.left_out == {}
+
+
+def test_an_encoder_that_does_not_look_is_no_collapse():
+    """The same narrow posterior for all data, far from the prior: no information, 12 nats of KL."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.repeat(1, 2), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_tensor([3.0, -3.0]), 0.1).to_event(1))
+
+    page = diagnosed(model, guide, torch.randn(120, 4, dtype=F64))
+    assert page.culprit == "blind encoder" and "12." in page.findings[0].claim
+    assert "does not look at the data" in page.headline
+
+
+def test_a_part_without_numbers_does_not_take_the_page_with_it():
+    """A Student t of one degree has no mean: nothing can be said of reconstructions."""
+    lm, _, guide, x = linear_pair("none")
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.StudentT(1.0, z @ lm.weight.T + lm.bias, 0.5).to_event(1), obs=x)
+
+    page = diagnosed(model, guide, x)
+    assert page.samples is None and "samples" in page.left_out
+
+
+def test_evidence_below_the_elbo_is_no_good_news():
+    _, model, guide, x = linear_pair("none")
+    page = diagnosed(model, guide, x)
+    low = dataclasses.replace(page.test, log_evidence=page.test.log_evidence - 2)
+    bad = dataclasses.replace(page, test=low)
+    assert page.culprit == "none" and bad.culprit == "estimate"
+    assert "log p(x) is below the ELBO for 60" in str(bad).replace("\n     ", " ")
