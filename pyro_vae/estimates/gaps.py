@@ -88,6 +88,12 @@ class Gaps:
         names = ("elbo", "optimal_elbo", "log_evidence", *GAPS)
         return {name: Estimate.over_data(getattr(self, name), self.std_errors[name]) for name in names}
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """What the numbers of `summary` are called; data outside the support have a score and no log p(x)."""
+        top = "log p(x), lower bound" if self.evidence.support_checked else "score (data outside the support)"
+        return {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": top, **{n: f"{n} gap" for n in GAPS}}
+
     def larger_part(self, level: float = LEVEL) -> str:
         """Which part of the mean gap is the larger one, "encoder" or "family"; or "undecided", as `verdict` explains."""
         return self._decide(level)[0]
@@ -171,11 +177,9 @@ class Gaps:
         return {**plain, **{n: getattr(self, n).tolist() for n in GAPS}, "evidence": self.evidence.to_dict()}
 
     def __str__(self) -> str:
-        top = "log p(x), lower bound" if self.evidence.support_checked else "score (data outside the support)"
-        titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": top}
         lines = [f"{f'Gaps of {len(self)} data, nats per datum':<40}{'mean':>10}{'Monte Carlo':>14}{'sampling':>12}"]
         for name, e in self.summary().items():
-            title = titles.get(name, f"  {name} gap")
+            title = f"  {self.titles[name]}" if name in GAPS else self.titles[name]
             lines.append(f"{title:<40}{float(e.value):>10.3f}{float(e.std_error):>14.3f}{float(e.sampling_error):>12.3f}")
         lines += [
             f"Pareto k above threshold: {int(self.evidence.unreliable.sum())} of {len(self)}; "

@@ -13,6 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ..estimates import Gaps, SampleCheckResult, SelfCheckResult, Surgery, UnitActivity
+from ..estimates.gaps import GAPS
 from ..simulate import Reconstruction, Simulation
 from .figure import draw
 from .findings import ADVICE, Finding, culprit_of, findings_of, headline_of
@@ -128,12 +129,11 @@ class Diagnosis:
         lines = wrapped(f"Diagnosis: {self.headline}") + wrapped(f"First: {self.advice}") + [""]
         for finding in self.findings:
             lines += wrapped(f"[{MARKS[finding.state]}] {finding.claim}", indent="     ")
-        lines += ["", f"{'nats per datum':<24}{'test (sampling error)':>28}{'train (sampling error)':>28}"]
+        lines += ["", f"{'nats per datum':<32}{'test (sampling error)':>26}{'train (sampling error)':>26}"]
         test, train = self.test.summary(), self.train.summary()
-        titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": "log p(x), lower bound"}
         for name in test:
-            title = titles.get(name, f"  {name} gap")
-            lines.append(f"{title:<24}" + "".join(f"{with_error(side[name]):>28}" for side in (test, train)))
+            title = f"  {self.test.titles[name]}" if name in GAPS else self.test.titles[name]
+            lines.append(f"{title:<32}" + "".join(f"{with_error(side[name]):>26}" for side in (test, train)))
         for part, why in self.left_out.items():
             lines += wrapped(f"Left out: {part}: {why}")
         lines.append(

@@ -40,8 +40,8 @@ ADVICE = {
         "of the data). The nats of KL that it pays buy nothing."
     ),
     "estimate": (
-        "More particles (num_particles=), or evidence=functools.partial(pv.AnnealedImportanceSampling, ...) in "
-        "pv.InferenceGaps, before anything is read from the gaps."
+        "More particles (num_particles=), or another estimator (evidence=functools.partial(pv.AnnealedImportanceSampling, "
+        "...)), before anything is read from the gaps."
     ),
     "encoder": (
         "A better encoder: show it all of the datum (masks and labels too), make it bigger, or give it more updates. The "
@@ -170,6 +170,9 @@ def estimate(diagnosis: Diagnosis) -> Finding:
     biased = biased or refuted > DOUBTFUL * len(gaps)
     if biased or few or high > len(gaps) / 2:
         return Finding("estimate", "fault", f"The estimates cannot be trusted: {numbers}; {trial}")
+    if not gaps.evidence.support_checked:
+        score = "Values outside the support were let through: what stands for log p(x) is a score"
+        return Finding("estimate", "undecided", f"{score}. {numbers}; {trial}")
     if gaps.evidence.doubtful:
         return Finding("estimate", "undecided", f"The estimates can be trusted for most data: {numbers}; {trial}")
     if not passed:

@@ -64,9 +64,8 @@ def number(part: str, data: str, name: str, estimate: Estimate | float, num_data
 
 def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
     n = len(gaps)
-    titles = {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": "log p(x), lower bound"}
     for name, estimate in gaps.summary().items():
-        yield number("gaps", data, titles.get(name, f"{name} gap"), estimate, n)
+        yield number("gaps", data, gaps.titles[name], estimate, n)
     yield number("gaps", data, "Pareto k above threshold", int(gaps.evidence.unreliable.sum()), n, "data")
     yield number("gaps", data, "fits not settled", int((~gaps.converged).sum()), n, "data")
     ess = f"ESS of {gaps.evidence.num_particles} weights, median"

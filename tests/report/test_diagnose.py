@@ -266,3 +266,15 @@ def test_evidence_below_the_elbo_is_no_good_news():
     bad = dataclasses.replace(page, test=low)
     assert page.culprit == "none" and bad.culprit == "estimate"
     assert "log p(x) is below the ELBO for 60" in str(bad).replace("\n     ", " ")
+
+
+def test_a_score_is_not_called_log_evidence():
+    """Grey pixels under a Bernoulli, let through on request: neither table nor rows say log p(x), and a claim says why."""
+    grey = torch.rand(20, 16)
+    vae = pv.mlp_vae(16, 2, likelihood=pv.nn.Bernoulli(), hidden=(8,))
+    few = {**FEW, "num_data": 10, "num_steps": 5}
+    page = pv.diagnose(vae.model, vae.guide, train=[grey], test=[grey], check_support=False, **few)
+    estimate = next(finding for finding in page.findings if finding.topic == "estimate")
+    assert estimate.state != "fine" and "is a score" in estimate.claim
+    assert "lower bound" not in str(page) and "score (data outside the support)" in str(page)
+    assert not [row for row in page.numbers if row.name == "log p(x), lower bound"]
