@@ -49,6 +49,8 @@ class Evidence:
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
         not log p(x).
+    :ivar checks: (B,) bool by reason: what a check of the estimator's own has found, true where it doubts the number.
+    :ivar unchecked: why a reason was not judged, by its name.
     """
 
     log_evidence: Tensor
@@ -66,6 +68,8 @@ class Evidence:
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     support_checked: bool = True
+    checks: Mapping[str, Tensor] = field(default_factory=dict)
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
@@ -80,12 +84,15 @@ class Evidence:
             cost=mean_cost(records),
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             support_checked=records[0].support_checked,
+            checks={n: torch.cat([r.checks[n] for r in records]) for n in records[0].checks},
+            unchecked={n: why for r in records for n, why in r.unchecked.items()},
         )
 
     def select(self, kept: Tensor) -> "Evidence":
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
         some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
-        return replace(self, **some, curve=None if self.curve is None else self.curve.select(kept))
+        checks = {name: flags[kept] for name, flags in self.checks.items()}
+        return replace(self, **some, checks=checks, curve=None if self.curve is None else self.curve.select(kept))
 
     def __len__(self) -> int:
         return len(self.log_evidence)
@@ -171,7 +178,8 @@ class Evidence:
         """Every field as plain Python, for JSON."""
         scales = {n: s.tolist() if isinstance(s, Tensor) else s for n, s in self.stripped_scales.items()}
         curve = None if self.curve is None else self.curve.to_dict()
-        return {**to_plain(self), "curve": curve, "stripped_scales": scales}
+        checks = {name: flags.tolist() for name, flags in self.checks.items()}
+        return {**to_plain(self), "curve": curve, "stripped_scales": scales, "checks": checks}
 
     def __str__(self) -> str:
         elbo = Estimate.over_data(self.elbo, self.elbo_std_error)
