@@ -9,21 +9,26 @@ from torch import Tensor
 from ..errors import InvalidDataError, SupportError
 from .recorder import Layout
 from .records import SiteRecord, padded
-from .supports import bounds_of, innermost
+from .supports import bounds_of, innermost, is_discrete, support_of
 
 
 def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> None:
-    """Raise on NaN, infinite or impossible observations, naming the data; what is masked does not count."""
+    """Raise on NaN, infinite or impossible observations, naming the data; what is masked does not count.
+
+    NaN is legal where the density itself has a place for it, as that of `NanMaskedNormal`: where its log_prob is finite.
+    """
+    legal = legal_nan(site, layout)
     if site.value.is_floating_point():
-        bad = bad_data(~site.value.isfinite(), site, layout, site.event_dim)
+        bad = bad_data(~site.value.isfinite() & ~legal, site, layout, site.event_dim)
         if bool(bad.any()):
             raise InvalidDataError(
                 f"the observed site '{site.name}' has NaN or infinite values in data {rows(bad)}: remove those rows, or "
-                "mask what is missing (poutine.mask or obs_mask) and fill it with any finite number"
+                "mask what is missing: fn.mask(~x.isnan()), poutine.mask or obs_mask"
             )
     if check_support and site.fns:
         inside, event_dim = inside_for_any(site.value, site.fns, layout)
-        bad = bad_data(~inside, site, layout, event_dim)
+        base_event_dim = site.event_dim - event_dim
+        bad = bad_data(~(inside | any_of(legal, base_event_dim)), site, layout, event_dim)
         if bool(bad.any()):
             fn = site.fns[0]
             raise SupportError(
@@ -45,18 +50,35 @@ def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[T
         event_dim = fn.event_dim - base.event_dim
         try:
             ok = base.support.check(value)
-        except NotImplementedError:
-            return torch.ones_like(inside), 0
+        except NotImplementedError:  # a distribution that does not say where its support is
+            return torch.ones_like(inside), event_dim
         extra = max(ok.ndim - event_dim - layout.num_plates, 0)
         inside = inside | (ok.flatten(0, extra - 1).any(0) if extra else ok)
     return inside, event_dim
 
 
+def legal_nan(site: SiteRecord, layout: Layout) -> Tensor:
+    """True where a value is NaN and the density of a continuous distribution is finite all the same, (*plates, *event)."""
+    missing = site.value.isnan()
+    with torch._C.DisableTorchFunction():  # our own look at the data is not the program's
+        if not site.fns or is_discrete(site.fns[0]) or not bool(missing.any()):
+            return torch.zeros_like(missing)
+    finite = first_particle(site.log_prob.isfinite(), layout.num_plates)
+    return missing & finite.reshape(finite.shape + (1,) * site.event_dim)
+
+
+def any_of(flags: Tensor, event_dim: int) -> Tensor:
+    return flags.flatten(-event_dim).any(-1) if event_dim else flags
+
+
 def bad_data(bad: Tensor, site: SiteRecord, layout: Layout, event_dim: int) -> Tensor:
     """Reduce a flag per element, (*plates, *event), to one per datum, (B,), leaving out what is masked."""
     if site.event_mask is not None:
+        own = innermost(site.fns[0]).event_dim if site.fns else 0  # a mask has one value for an event of the base
+        bad = any_of(bad, own + event_dim - site.event_dim)
+        event_dim = site.event_dim - own
         bad = bad & first_particle(site.event_mask, layout.num_plates + event_dim)
-    bad = bad.flatten(-event_dim).any(-1) if event_dim else bad
+    bad = any_of(bad, event_dim)
     if site.mask is not None:
         bad = bad & first_particle(site.mask, layout.num_plates)
     bad = padded(bad, layout.num_plates)
@@ -78,5 +100,5 @@ def rows(bad: Tensor) -> str:
 
 def bounds_vary(fns: Sequence[Any]) -> bool:
     """Whether the support of an observed site differs between particles that were run one by one."""
-    bounds = [bounds_of(fn.support) for fn in fns if hasattr(fn, "support")]
+    bounds = [bounds_of(support_of(fn)) for fn in fns]
     return any(not torch.equal(a, b) for other in bounds[1:] for a, b in zip(bounds[0], other, strict=True))

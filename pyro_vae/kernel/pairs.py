@@ -22,7 +22,7 @@ from .programs import Program
 from .recorder import Layout, Site
 from .records import leading_record
 from .structure import Structure, analyse, kept_guide_sites
-from .supports import bounds_of
+from .supports import bounds_of, support_of
 
 
 class Pair:
@@ -118,7 +118,7 @@ class Pair:
 
     def _check_data(self, model_sites: Mapping[str, Site], layout: Layout) -> None:
         record = leading_record(model_sites)
-        movable = {name for name, site in record.items() if bounds_of(getattr(site.fns[0], "support", None))}
+        movable = {name for name, site in record.items() if bounds_of(support_of(site.fns[0]))}
         check_data(record, layout, self.check_support, movable)
 
     def _probe_model(self, model: Program, guide_sites: Mapping[str, Site]) -> dict[str, Site]:

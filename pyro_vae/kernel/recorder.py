@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from ..errors import DatumPlateError, StructureError, SubsamplingError
+from .holes import filled
 from .supports import has_edges, inside_support
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]
@@ -66,10 +67,11 @@ class Site:
         if isinstance(self.density, dist.Delta) and not self.is_observed:
             log_prob = self.density.log_density
         else:
-            log_prob = self.density.log_prob(self.value)
+            value = filled(self.density, self.value, self.mask)
+            log_prob = self.density.log_prob(value)
             if self.is_given and has_edges(self.density):
                 # Some densities go on beyond their support when argument checks are off.
-                outside = ~inside_support(self.density, self.value)
+                outside = ~inside_support(self.density, value)
                 log_prob = torch.where(outside, log_prob.new_full((), -torch.inf), log_prob)
         return log_prob.float() if log_prob.dtype in (torch.float16, torch.bfloat16) else log_prob
 

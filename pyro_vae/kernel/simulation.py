@@ -37,8 +37,9 @@ def simulate_arguments(
         if site.is_observed and not site.is_factor:
             place = place_of(name, before[name].value, args)
             value = site.value.reshape(args[place].shape)
+            value = torch.where(args[place].isnan(), args[place].to(value), value)  # a hole stays a hole
             filled[place] = value.to(args[place].dtype)
-            if place in taken or not torch.equal(filled[place].to(value), value):
+            if place in taken or not same_numbers(filled[place].to(value), value):
                 why = "is observed by another site too" if place in taken else f"({args[place].dtype}) cannot hold them"
                 raise ArgumentError(f"the argument that '{name}' observes {why}. {SAY_WHERE}")
             taken.add(place)
@@ -68,7 +69,7 @@ def place_of(name: str, observed: Tensor, args: tuple) -> int:
         if isinstance(arg, Tensor)
         and arg.numel() == observed.numel()
         and (arg.shape == observed.shape or arg.shape[:1] == observed.shape[:1])  # the rest may be flattened, not turned
-        and torch.equal(arg.flatten().to(observed), observed.flatten())
+        and same_numbers(arg.flatten().to(observed), observed.flatten())
     ]
     if len(places) != 1:
         raise ArgumentError(
@@ -76,6 +77,11 @@ def place_of(name: str, observed: Tensor, args: tuple) -> int:
             f"expected (an argument that the model rescales first is none). {SAY_WHERE}"
         )
     return places[0]
+
+
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Equal, NaN being equal to NaN."""
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def reconstruct_sites(

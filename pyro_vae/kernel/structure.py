@@ -22,7 +22,7 @@ from ..errors import (
 from .autoguides import auto_sites
 from .plates import batch_shape, check_plates
 from .recorder import Layout, Site
-from .supports import has_edges, innermost, inside_support
+from .supports import has_edges, innermost, inside_support, is_discrete
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def match_sites(
         if (
             isinstance(innermost(site.fn), dist.Delta)
             and name not in auto_sites(guide)
-            and not partner.fn.support.is_discrete
+            and not is_discrete(partner.fn)
         ):
             raise AuxiliarySiteError(
                 f"the guide's site '{name}' is a Delta, a point mass without a density over a continuous latent: use a "

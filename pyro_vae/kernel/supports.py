@@ -11,6 +11,19 @@ from torch.distributions.constraints import Constraint
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
 
+def support_of(fn: Any) -> Any:
+    """The constraint of the values, `None` where the distribution does not say (normalizing flows of other libraries)."""
+    try:
+        return getattr(fn, "support", None)
+    except NotImplementedError:
+        return None
+
+
+def is_discrete(fn: Any) -> bool:
+    support = support_of(fn)
+    return support is not None and bool(support.is_discrete)
+
+
 def innermost(fn: Any) -> Any:
     """The distribution under masks, events and expansions."""
     while isinstance(fn, WRAPPERS):
@@ -46,7 +59,7 @@ def has_edges(fn: Any) -> bool:
     base = innermost(fn)
     if type(base) in TRANSFORMED:
         return True
-    support: Any = getattr(base, "support", None)
+    support: Any = support_of(base)
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support is not None and not support.is_discrete and support is not torch.distributions.constraints.real
@@ -62,7 +75,7 @@ def inside_support(fn: Any, value: Tensor) -> Tensor:
             for transform in reversed(base.transforms):
                 value = transform.inv(value)
         inside = inside_support(below, value) if below is not base else base.support.check(value)
-    except NotImplementedError:  # a transform without an inverse, a distribution that does not say
+    except (NotImplementedError, KeyError):  # a transform without an inverse, a distribution that does not say
         return torch.ones((), dtype=torch.bool, device=value.device)
     return inside.flatten(-event_dim).all(-1) if event_dim else inside
 
