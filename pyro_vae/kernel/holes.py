@@ -1,0 +1,76 @@
+"""Holes: numbers of a value that a mask hides. No density ever sees what stands there, be it NaN or outside the support.
+
+A mask that acts on the log-density alone, `torch.where(mask, log_prob, 0)`, is not enough: a NaN behind it makes every
+gradient NaN, because zero times NaN is NaN.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+
+from .isolation import kept_random_state
+from .supports import TRANSFORMED, WRAPPERS, innermost, support_of
+
+
+def hidden_places(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> Tensor | None:
+    """True where a mask hides a number of `value`, broadcastable to it; `None` where nothing is masked.
+
+    Masks come from `poutine.mask` (`site_mask`) and from `fn.mask(m)` at any depth below `to_event`.
+    """
+    masks = [(site_mask, fn.event_dim)]
+    below = fn
+    while isinstance(below, WRAPPERS):
+        masks.append((getattr(below, "_mask", None), below.event_dim))
+        below = below.base_dist
+    hidden = None
+    for mask, event_dim in masks:
+        if mask is None or mask is True:
+            continue
+        kept = torch.as_tensor(mask, dtype=torch.bool, device=value.device)
+        mine = ~kept.reshape(kept.shape + (1,) * event_dim)
+        hidden = mine if hidden is None else hidden | mine
+    return hidden
+
+
+def filled(fn: Any, value: Tensor, site_mask: Tensor | bool | None) -> Tensor:
+    """`value` with numbers from inside the support wherever a mask hides what stands there."""
+    hidden = hidden_places(fn, site_mask, value)
+    if hidden is None or not value.numel():
+        return value
+    return torch.where(hidden, inside(fn, value), value)
+
+
+@torch.no_grad()
+def inside(fn: Any, value: Tensor) -> Tensor:
+    """Numbers inside the support, broadcastable to `value`."""
+    base = innermost(fn)
+    if type(base) in TRANSFORMED:
+        inner = inside(base.base_dist, value)
+        inner = inner.expand(torch.broadcast_shapes(inner.shape, base.base_dist.shape()))
+        for transform in base.transforms:
+            inner = transform(inner)
+        return inner
+    support = support_of(base)
+    if support is None:
+        return value.new_zeros(())
+    if not support.is_discrete:
+        try:
+            transform = transform_to(support)
+            return transform(value.new_zeros(torch.Size(transform.inverse_shape(base.batch_shape + base.event_shape))))
+        except NotImplementedError:  # a support without a transform: take a draw
+            return drawn(base, value.device)
+    for number in (0, 1):
+        constant = value.new_full(base.batch_shape + base.event_shape, number)
+        with torch._C.DisableTorchFunction():  # our own look at the support is not the program's
+            if bool(support.check(constant).all()):
+                return constant
+    return drawn(base, value.device)
+
+
+def drawn(base: Any, device: torch.device) -> Tensor:
+    """A draw that leaves the random state as it was."""
+    with kept_random_state([device]):
+        value: Tensor = base.sample()
+    return value
