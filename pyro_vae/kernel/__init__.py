@@ -3,6 +3,7 @@
 from .batches import arguments_of, check_loader, first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
+from .holes import FillHoles
 from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
@@ -30,6 +31,7 @@ __all__ = [
     "Betas",
     "Call",
     "Cut",
+    "FillHoles",
     "LivePair",
     "LogWeights",
     "Pair",

@@ -13,9 +13,8 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.scale_messenger import ScaleMessenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 
-from .holes import filled, hidden_places
 from .latents import (
     UNCONSTRAINED,
     Beta,
@@ -47,7 +46,6 @@ class BetaMessenger(Messenger):
         super().__init__()
         self.betas, self.has_jacobians, self.guide = betas, has_jacobians, guide
         self.scales: dict[str, Beta] = {}
-        self._observed: dict[str, Any] = {}
 
     def __enter__(self) -> BetaMessenger:
         # Scales around the whole call come after ours, so that the messages do not have them yet.
@@ -56,8 +54,6 @@ class BetaMessenger(Messenger):
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not site_is_factor(msg) and not site_is_subsample(msg):
-            self._fill_holes(msg)
         if site_is_subsample(msg) or (msg["is_observed"] and not (self.has_jacobians and is_jacobian(msg))):
             return
         name = msg["name"]
@@ -65,18 +61,7 @@ class BetaMessenger(Messenger):
         self.scales[name] = msg["scale"] * self.outside
         msg["scale"] = msg["scale"] * beta_at(self.betas, latent)
 
-    def _fill_holes(self, msg: Any) -> None:
-        """The trace, and so the density, gets numbers from inside the support where a mask hides what was observed."""
-        if hidden_places(msg["fn"], msg["mask"], msg["value"]) is not None:
-            self._observed[msg["name"]] = msg["value"]
-            msg["value"] = filled(msg["fn"], msg["value"], msg["mask"])
-
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self._observed:  # the trace has its copy by now, the program gets what it passed
-            msg["value"] = self._observed.pop(msg["name"])
-        self._mark_imputed(msg)
-
-    def _mark_imputed(self, msg: Any) -> None:
         """Mark what `obs_mask` leaves to the model to draw without a reparameterisation: see `check_imputed`."""
         if self.guide is not None and msg["name"] not in self.guide.scales and is_imputed(msg) and not msg["fn"].has_rsample:
             msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))

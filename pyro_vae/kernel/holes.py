@@ -7,6 +7,8 @@ gradient NaN, because zero times NaN is NaN.
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -74,3 +76,23 @@ def drawn(base: Any, device: torch.device) -> Tensor:
     with kept_random_state([device]):
         value: Tensor = base.sample()
     return value
+
+
+class FillHoles(Messenger):
+    """For Pyro's own traces: what an outer handler records, and so scores, has no holes; the program gets what it passed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] or site_is_factor(msg) or site_is_subsample(msg):
+            return
+        if hidden_places(msg["fn"], msg["mask"], msg["value"]) is not None:
+            self._passed[msg["name"]] = msg["value"]
+            msg["value"] = filled(msg["fn"], msg["value"], msg["mask"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        """Outer handlers have their copy by now."""
+        if msg["name"] in self._passed:
+            msg["value"] = self._passed.pop(msg["name"])

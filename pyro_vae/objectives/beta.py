@@ -10,7 +10,7 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from ..kernel import Beta, Betas, WeighedTraces, check_imputed, weigh_traces
+from ..kernel import Beta, Betas, FillHoles, WeighedTraces, check_imputed, weigh_traces
 from .base import BetaObjective
 from .terms import Density, Pass, Terms, places_of, terms_of
 from .weights import snapshot
@@ -38,7 +38,7 @@ class BetaELBO(BetaObjective):
         self._forget()
         self._betas = self._betas_now()
         self._recorded = snapshot(self._betas)
-        yield from super()._get_traces(model, guide, args, kwargs)
+        yield from super()._get_traces(FillHoles()(model), FillHoles()(guide), args, kwargs)
         self._complete = True
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
