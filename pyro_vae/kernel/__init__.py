@@ -14,7 +14,7 @@ from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
 from .structure import Structure
-from .supports import TRANSFORMED, bounds_of, innermost
+from .supports import TRANSFORMED, bounds_of, innermost, support_of
 from .tape import tape_pair
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "reduce_to_datum",
     "simulate_arguments",
     "simulate_sites",
+    "support_of",
     "tape_pair",
     "weigh_traces",
 ]

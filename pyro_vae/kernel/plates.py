@@ -119,7 +119,7 @@ def check_plates(site: Site, layout: Layout) -> None:
                     f"plate '{frame.name}' at site '{site.name}' is subsampled ({frame.size} of {full_size}) inside a "
                     "datum: its log p would be a random estimate inside the logarithm. Evaluate with the full plate"
                 )
-            if frame.size == -1:
+            if frame.size == -1 and layout.datum_plate is not None:
                 raise StructureError(f"plate '{frame.name}' at site '{site.name}' has no size: give it one")
     if layout.datum_plate is None:
         return

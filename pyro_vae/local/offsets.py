@@ -12,7 +12,8 @@ from torch.distributions.transforms import identity_transform
 
 from ..errors import LocalFitError
 from ..kernel import FIT, Call, bounds_of
-from .space import bijection, differentiable
+from .bijections import bijection
+from .space import differentiable
 
 LEARNING_RATE, FIT_PARTICLES = 0.1, 4
 LAST_LEVEL, MAX_ROUNDS = 3, 7
@@ -108,7 +109,7 @@ class GuideOffsets:
         """Put back an earlier state for the data where `where`, shape (B,), is true."""
         for (key, tensor), old in zip(self._tensors.items(), state, strict=True):
             if self._layout.datum_dim is None:
-                flags = where
+                flags = where.reshape((1,) * tensor.ndim)
             else:
                 axis = self._layout.datum_dim - self._event_dims[key]
                 if tensor.ndim < -axis or tensor.shape[axis] != len(where):

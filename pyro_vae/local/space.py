@@ -6,12 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
-from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
+from torch.distributions.transforms import Transform, identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import Call, LogWeights, Record, innermost, reduce_to_datum
+from ..kernel import Call, LogWeights, Record, innermost, reduce_to_datum, support_of
+from .bijections import bijection
 
 REMEDY = "Use ImportanceSampling, which needs no fit"
 
@@ -179,7 +178,10 @@ def find_transforms(call: Call) -> dict[str, Transform]:
         if "VonMises" in type(base).__name__ or type(base).__name__.startswith("Sine"):
             raise LocalFitError(f"the latent site '{name}' is an angle: its space has no ends to unbound. {REMEDY}")
         mixture = isinstance(base, torch.distributions.MixtureSameFamily)
-        support = base.component_distribution.support if mixture else sites[name].fn.support
+        support = support_of(base.component_distribution if mixture else sites[name].fn)
+        if support is None:  # a flow of another library: taken for the reals, and the record says so
+            transforms[name] = identity_transform
+            continue
         if support.is_discrete:
             raise LocalFitError(f"the latent site '{name}' is discrete: enumerate it, or {REMEDY[0].lower()}{REMEDY[1:]}")
         try:
@@ -199,11 +201,3 @@ def find_transforms(call: Call) -> dict[str, Transform]:
         if not torch.allclose(transform(u), bijection(again[name].fn.support)(u)):
             raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")
     return transforms
-
-
-def bijection(support: Constraint) -> Transform:
-    """`biject_to`, with the identity recognised under the wrappers that `to_event` leaves."""
-    transform = inner = biject_to(support)
-    while isinstance(inner, IndependentTransform):
-        inner = inner.base_transform
-    return identity_transform if inner == identity_transform else transform
