@@ -8,6 +8,7 @@ from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
+from .one_way import is_one_way, lacks_inverse
 from .pairs import Pair, checked_seed
 from .plates import INFER
 from .recorder import Cut
@@ -50,7 +51,9 @@ __all__ = [
     "find_masks",
     "first_element",
     "innermost",
+    "is_one_way",
     "kept_random_state",
+    "lacks_inverse",
     "over_batches",
     "padded",
     "reconstruct_sites",

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import StructureError, quoted
-from .agreement import close
 from .calls import Call
 from .live import rehearsal
+from .one_way import log_prob_at
 from .programs import Program, score
 from .recorder import Layout
-from .records import Record, SiteRecord
+from .records import Record, SiteRecord, close
 from .supports import has_edges, innermost, inside_support
 
 SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
@@ -42,10 +42,10 @@ def site_log_q(site: SiteRecord, layout: Layout, rows: Tensor | None = None) -> 
     draws = rows_of(site, layout) if rows is None else rows
     if has_edges(fn) or not fn.has_rsample:  # a support may depend on the data, and draws of others lie outside
         inside = inside_support(fn, draws)
-        log_q = fn.log_prob(torch.where(inside, draws, site.value))
+        log_q = log_prob_at(site.name, fn, torch.where(inside, draws, site.value))
         log_q = torch.where(inside, log_q, log_q.new_full((), -torch.inf))
     else:
-        log_q = fn.log_prob(draws)
+        log_q = log_prob_at(site.name, fn, draws)
     shape = list(draws.shape)
     shape[axis] = layout.batch_size
     log_q = log_q.expand(shape).movedim(axis, 1).flatten(2)

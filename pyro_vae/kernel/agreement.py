@@ -12,10 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import BatchCouplingError, DropoutWarning, HiddenRandomnessError, StructureError
 from .data import bounds_vary
+from .discrete import told_apart
+from .enumerated import axes_by_name, check_enumerated_axes
 from .isolation import LayerWatch
 from .log_weights import masked_sum
 from .programs import Program, Values, draw, score
-from .records import Record
+from .records import Record, close
 from .structure import Structure
 
 READS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "__contains__"}
@@ -44,10 +46,10 @@ def choose_executions(guide: Program, model: Program, structure: Structure, size
 
 
 def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -> dict[str, Tensor]:
-    guide.execution = "loop"
-    drawn = draw(guide, num_particles)
-    values = values_of(drawn, structure)
-    if not agree(drawn, score(guide, values, num_particles), structure, num_particles):
+    guide.execution, guide.base_draws = "loop", True
+    with axes_by_name(structure.guide_enumerated):
+        drawn = draw(guide, num_particles)
+    if not agree(drawn, score(guide, replayable(drawn, structure), num_particles), structure, num_particles):
         raise HiddenRandomnessError(hidden_randomness("guide"))
     guide.execution = "leading"
     try:
@@ -56,12 +58,21 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -
             for site in leading.values():
                 site.log_prob  # noqa: B018  computed here, watched
         guide.execution = "loop"
-        again = score(guide, values_of(leading, structure), num_particles)
+        again = score(guide, replayable(leading, structure), num_particles)
         if agree(again, leading, structure, num_particles):
             guide.execution = "leading"
     except Exception:  # whatever a program may raise when its tensors have an axis more
         guide.execution = "loop"
-    return values
+    guide.base_draws = False
+    values = values_of(drawn, structure)
+    check_enumerated_axes(guide, values, drawn, structure)
+    return {name: told_apart(drawn[name], structure.layout) for name in values}
+
+
+def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
+    """What makes a guide draw the same again: the values, and for flows without an inverse what is behind them."""
+    values = values_of(record, structure)
+    return {name: value if (base := record[name].base_draw) is None else base for name, value in values.items()}
 
 
 def choose_for_model(model: Program, values: dict[str, Tensor], structure: Structure, num_particles: int) -> Record:
@@ -70,11 +81,13 @@ def choose_for_model(model: Program, values: dict[str, Tensor], structure: Struc
         values = values_for_model(values, structure)
     else:  # draws of the prior lie further apart than those of a tight guide, and show more
         prior = draw(model, num_particles)
-        values = {name: prior[name].value for name in structure.latents}
-    reference = score(model, values, num_particles)
+        values = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
+    with axes_by_name(structure.layout.enumerated):
+        reference = score(model, values, num_particles)
     values |= {name: reference[name].value for name in structure.prior_sites}
     if not agree(reference, score(model, values, num_particles), structure, num_particles):
         raise HiddenRandomnessError(hidden_randomness("model"))
+    check_enumerated_axes(model, values, reference, structure)
     check_data_are_independent(model, values, reference, structure)
     # Sites that are drawn while scoring cannot be drawn under vmap.
     for candidate in ("leading",) if structure.prior_sites else ("leading", "vmap"):
@@ -145,14 +158,6 @@ def agree(reference: Record, candidate: Record, structure: Structure, num_partic
         if not close(a, b):
             return False
     return True
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    # Per entry, so that one datum far out does not loosen the others; convolutions on a GPU may use TF32.
-    rtol, atol = (1e-9, 1e-9) if a.dtype == torch.float64 else (1e-3, 1e-3) if a.is_cuda else (2e-5, 1e-4)
-    return torch.allclose(a, b.to(a.dtype), rtol=rtol, atol=atol, equal_nan=True)
 
 
 def check_data_are_independent(model: Program, values: Values, reference: Record, structure: Structure) -> None:

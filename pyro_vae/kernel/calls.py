@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from copy import copy
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +11,8 @@ from . import isolation
 from .agreement import values_for_model, values_of
 from .data import check_observed, rows
 from .log_weights import LogWeights
-from .programs import Program, draw, score
+from .masked import check_masked_latents
+from .programs import Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout
 from .records import Record, leading_record, looped_record, narrow_record, select_particle
 from .structure import Structure
@@ -108,33 +107,8 @@ class Call:
         weights = LogWeights(self.structure, guide, model, num_particles)
         if not self.masks_checked:
             self.masks_checked = True
-            self._check_masked_latents(guide, model, weights)
+            check_masked_latents(self, guide, model, weights, noise=(PROBE, 1))
         return weights
-
-    def _check_masked_latents(self, guide: Record, model: Record, weights: LogWeights) -> None:
-        """A masked latent has no density, so nothing may depend on it: move it, and log p(x, z) must stay."""
-        values = {
-            n: s.value for n, s in self.first_particle(model).items() if not s.is_observed and n in self.layout.event_dims
-        }
-        masks = {n: m for n in self.structure.latents if (m := weights.joint_mask(n)) is not None and not bool(m.all())}
-        if not masks:
-            return
-        self.set_noise(PROBE, 1)
-        moved = self.latent_values(self.draw(1))
-        swapped = {n: v for n, v in values.items() if n not in self.layout.enumerated}
-        for name, mask in masks.items():
-            kept = select_particle(mask, 0, self.layout.num_plates).unsqueeze(-1 - self.layout.num_plates)
-            kept = kept.reshape(kept.shape + (1,) * self.layout.event_dims[name])
-            swapped[name] = torch.where(kept, values[name], moved[name])
-        self.cost += 1
-        before = LogWeights(self.structure, self.first_particle(guide), self.first_particle(model), 1).log_joint
-        after = LogWeights(self.structure, self.first_particle(guide), score(self.model, swapped, 1), 1).log_joint
-        changed = ~torch.isclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)[0]
-        if bool(changed.any()):
-            raise MaskError(
-                f"the masked latents {quoted(masks)} of data {rows(changed)} change the density of what is not masked: "
-                "without a density of their own there is no log p(x). Mask what depends on them as well, or do not mask them"
-            )
 
     def log_weights(self, num_particles: int, stream: int, *, adjust: Adjust | None = None) -> tuple[Tensor, Tensor]:
         """Log-weights and ELBO terms of K draws of the guide, two tensors (K, B); nothing larger is kept."""
@@ -178,13 +152,6 @@ class Call:
                 f"the log-weights of data {rows(bad)} are NaN or infinite: look for NaN in the arguments, for a scale "
                 "that underflows to 0 or for a logarithm of 0 in model or guide"
             )
-
-
-def ancestral(program: Program) -> Program:
-    """The same program, drawing the sites that it enumerates."""
-    drawing = copy(program)
-    drawing.layout = replace(program.layout, enumerated=())
-    return drawing
 
 
 def check_data(record: Record, layout: Layout, check_support: bool, latent_supports: Collection[str] = frozenset()) -> None:

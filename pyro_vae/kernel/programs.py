@@ -1,6 +1,7 @@
 """The two verbs, `draw` and `score`, and the three ways to execute a program for K particles."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -45,10 +46,11 @@ class Program:
         self.layout = Layout()
         self.names: frozenset[str] | None = None
         self.execution = "loop"
+        self.base_draws = False  # whether values given for flows without an inverse are draws of their bases
 
     def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:
         """One run of the program, plain or with a leading particle axis."""
-        recorder = Recorder(self.layout, self.indices, self.draw_indices, num_particles=num_particles, **options)
+        recorder = Recorder(self.layout, self.indices, self.draw_indices, num_particles=num_particles, base_draws=self.base_draws, **options)
         with recorder:
             self.fn(*self.args, **self.kwargs)
         if self.names is not None and self.names != recorder.sites.keys():
@@ -80,6 +82,13 @@ class Program:
                 value = value.reshape(shape + value.shape[value.ndim - self.layout.event_dims[name] :])
             plain[name] = value
         return plain
+
+
+def ancestral(program: Program) -> Program:
+    """The same program, drawing the sites that it enumerates."""
+    drawing = copy(program)
+    drawing.layout = replace(program.layout, enumerated=())
+    return drawing
 
 
 def draw(

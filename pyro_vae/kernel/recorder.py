@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DatumPlateError, StructureError, SubsamplingError
 from .holes import filled
+from .one_way import draw_base, is_one_way, log_prob_at, push
 from .supports import has_edges, inside_support
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]
@@ -53,6 +54,8 @@ class Site:
     is_observed: bool
     infer: Mapping[str, Any]
     is_given: bool = False  # the value was not drawn from this very distribution
+    base_draw: Tensor | None = None  # behind the value, of a flow without an inverse
+    own_log_prob: Tensor | None = None  # of such a flow, taken when the value was drawn
 
     @property
     def is_factor(self) -> bool:
@@ -66,9 +69,11 @@ class Site:
         """Unreduced and unmasked by plate masks, shape (*E, K, *plates). A Delta counts with its log-density alone."""
         if isinstance(self.density, dist.Delta) and not self.is_observed:
             log_prob = self.density.log_density
+        elif self.own_log_prob is not None:
+            log_prob = self.own_log_prob
         else:
             value = filled(self.density, self.value, self.mask)
-            log_prob = self.density.log_prob(value)
+            log_prob = log_prob_at(self.name, self.density, value)
             if self.is_given and has_edges(self.density):
                 # Some densities go on beyond their support when argument checks are off.
                 outside = ~inside_support(self.density, value)
@@ -85,6 +90,7 @@ class Recorder(Messenger):
     :param values: answers for latent sites; other latent sites are drawn.
     :param adjust: maps (name, distribution) of a drawn site to (the one to draw from, the one that is log q).
     :param redraw_observed: draw the observed sites too (`simulate`).
+    :param base_draws: the values given for flows without an inverse are draws of their bases.
     :param cuts: filled, in their order, with every reparameterised draw and the leaf that the program gets in its place:
         log-densities then depend on the leaves, and how the draws depend on parameters stays known.
     """
@@ -100,14 +106,16 @@ class Recorder(Messenger):
         adjust: Adjust | None = None,
         redraw_observed: bool = False,
         cuts: list[Cut] | None = None,
+        base_draws: bool = False,
     ) -> None:
         super().__init__()
         self.layout, self.indices, self.draw_indices = layout, indices, draw_indices
         self.num_particles, self.values, self.adjust = num_particles, values or {}, adjust
-        self.redraw_observed, self.cuts = redraw_observed, cuts
+        self.redraw_observed, self.cuts, self.base_draws = redraw_observed, cuts, base_draws
         self.sites: dict[str, Site] = {}
         self.drawn: set[str] = set()
         self._densities: dict[str, Any] = {}
+        self._one_way: dict[str, tuple[Tensor, Tensor]] = {}  # draws of the base, log-densities
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -148,16 +156,32 @@ class Recorder(Messenger):
                 "inside the program): pass the value with obs= instead"
             )
         fn = msg["fn"] = self._expanded(msg)
-        if name in self.values and not isinstance(fn, dist.Delta):
+        if name in self.values and self.base_draws and is_one_way(fn):
+            msg["value"] = self._pushed(name, fn, fn, self.values[name])
+        elif name in self.values and not isinstance(fn, dist.Delta):
             msg["value"] = self.values[name]
         elif name in self.layout.enumerated:
             msg["value"] = self._support(name, fn)
         else:
             if self.adjust is not None and not isinstance(fn, dist.Delta):
                 fn, self._densities[name] = self.adjust(name, fn)
-            msg["value"] = fn() if isinstance(fn, dist.Delta) else self._cut(fn())
+            if is_one_way(fn):
+                msg["value"] = self._pushed(name, fn, self._densities.get(name, fn), draw_base(fn))
+            else:
+                msg["value"] = fn() if isinstance(fn, dist.Delta) else self._cut(fn())
             self.drawn.add(name)
         msg["done"] = True
+
+    def _pushed(self, name: str, fn: Any, density: Any, base: Tensor) -> Tensor:
+        """The value of a flow without an inverse, whose density is taken now, while the flow remembers the draw."""
+        if self.cuts is not None:
+            raise StructureError(
+                f"the guide's site '{name}' is a flow without an inverse, so the gradient of its density at a draw is not "
+                "known: use gradient='standard', or a flow with an inverse"
+            )
+        value = push(fn, base)
+        self._one_way[name] = base, density.log_prob(value)
+        return value
 
     def _cut(self, value: Tensor) -> Tensor:
         if self.cuts is None or not value.requires_grad:
@@ -193,7 +217,10 @@ class Recorder(Messenger):
         name = msg["name"]
         if name in self.sites:
             raise StructureError(f"two sample statements are named '{name}': give each site of a program its own name")
+        base_draw, own_log_prob = self._one_way.get(name, (None, None))
         self.sites[name] = Site(
+            base_draw=base_draw,
+            own_log_prob=own_log_prob,
             name=name,
             fn=msg["fn"],
             density=self._densities.get(name, msg["fn"]),

@@ -23,6 +23,7 @@ class SiteRecord:
     :param log_prob: computes the log-density, broadcastable to (*E, K, *plates), no plate mask applied.
     :param mask: boolean over (*E, K, *plates), or `None`.
     :param event_mask: the mask over single elements of an event where it is not the same for all of them, or `None`.
+    :param base_draw: behind the value of a flow without an inverse, of the same shape; otherwise `None`.
     :param fns: the distributions, one (leading axis) or one per particle (loop); none after `torch.vmap`.
     """
 
@@ -34,10 +35,11 @@ class SiteRecord:
         mask: Tensor | None,
         event_mask: Tensor | None = None,
         fns: Sequence[Any] = (),
+        base_draw: Tensor | None = None,
     ) -> None:
         self.name, self.value, self.mask, self.event_mask = site.name, value, mask, event_mask
         self.is_observed, self.event_dim, self.fns = site.is_observed, site.fn.event_dim, fns
-        self.scale, self.frames = site.scale, site.frames
+        self.scale, self.frames, self.base_draw = site.scale, site.frames, base_draw
         self._log_prob = log_prob
 
     @cached_property
@@ -85,6 +87,14 @@ def as_mask(mask: Tensor | bool | None, like: Tensor) -> Tensor | None:
     return torch.zeros((), dtype=torch.bool, device=like.device) if mask is False else mask.bool()
 
 
+def close(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    # Per entry, so that one datum far out does not loosen the others; convolutions on a GPU may use TF32.
+    rtol, atol = (1e-9, 1e-9) if a.dtype == torch.float64 else (1e-3, 1e-3) if a.is_cuda else (2e-5, 1e-4)
+    return torch.allclose(a, b.to(a.dtype), rtol=rtol, atol=atol, equal_nan=True)
+
+
 def padded(tensor: Tensor, width: int) -> Tensor:
     return tensor.reshape((1,) * (width - tensor.ndim) + tensor.shape) if tensor.ndim < width else tensor
 
@@ -106,7 +116,7 @@ def leading_record(sites: Mapping[str, Site]) -> Record:
     record = {}
     for name, site in sites.items():
         mask, event_mask = find_masks(site.fn, site.mask, site.value)
-        record[name] = SiteRecord(site, site.value, site.log_prob, mask, event_mask, [site.fn])
+        record[name] = SiteRecord(site, site.value, site.log_prob, mask, event_mask, [site.fn], site.base_draw)
     return record
 
 
@@ -117,9 +127,11 @@ def looped_record(runs: Sequence[Mapping[str, Site]], layout: Layout) -> Record:
     for name, first in runs[0].items():
         sites = [run[name] for run in runs]
         masks = [find_masks(site.fn, site.mask, site.value) for site in sites]
-        value = first.value
+        value, base_draw = first.value, first.base_draw
         if not first.is_observed:
             value = stack_particles([site.value for site in sites], width + first.fn.event_dim)
+        if base_draw is not None:
+            base_draw = stack_particles([site.base_draw for site in sites], width + first.fn.event_dim)  # type: ignore[misc]
         record[name] = SiteRecord(
             first,
             value,
@@ -127,6 +139,7 @@ def looped_record(runs: Sequence[Mapping[str, Site]], layout: Layout) -> Record:
             stack_masks([mask for mask, _ in masks], value, width),
             stack_masks([mask for _, mask in masks], value, width + first.fn.event_dim),
             [site.fn for site in sites],
+            base_draw,
         )
     return record
 

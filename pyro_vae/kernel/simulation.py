@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from . import isolation
-from .calls import GUIDE, SIMULATION, ancestral
+from .calls import GUIDE, SIMULATION
 from .pairs import Pair, check_signature, checked_seed, devices_of
 from .plates import find_layout
-from .programs import Program
+from .programs import Program, ancestral
 from .recorder import Site
 
 SAY_WHERE = "Say with data=lambda observed: (...) how simulated values become the model's arguments"

@@ -19,7 +19,7 @@ from ..kernel.aggregate import (
     read_by_prior,
     rows_of,
 )
-from ..kernel.agreement import close
+from ..kernel.records import close
 from ..kernel.data import rows as numbers_of
 from ..kernel.recorder import Layout
 from .formulas import by_number

@@ -11,7 +11,7 @@ from torch.distributions import transform_to
 from torch.distributions.transforms import identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import FIT, Call, bounds_of
+from ..kernel import FIT, Call, bounds_of, is_one_way, kept_random_state, lacks_inverse, support_of
 from .bijections import bijection
 from .space import differentiable
 
@@ -20,6 +20,7 @@ LAST_LEVEL, MAX_ROUNDS = 3, 7
 SMALL_GAIN = 0.5
 UNCONSTRAINED = "_unconstrained"  # what autoguides draw in place of a latent
 CHECK_PARTICLES, TOLERANCE = 50, 0.05  # nats that a whole round may still gain for a datum to count as settled
+UNIT_DRAWS = 20  # behind the unit of an offset, where no parameter gives one
 # Of parameters that say the same thing twice, the one that is left alone.
 REDUNDANT = {"probs", "covariance_matrix", "precision_matrix"}
 
@@ -64,8 +65,9 @@ class GuideOffsets:
             )
         self._transforms[name] = transforms_of(fn)
         moving = rebuilt(fn, partial(self._shifted, name, False), fn.batch_shape)
-        still = rebuilt(fn, partial(self._shifted, name, True), fn.batch_shape)
-        return moving, still
+        if is_one_way(moving):  # log q is known at its own draws alone, and with it the whole gradient
+            return moving, moving
+        return moving, rebuilt(fn, partial(self._shifted, name, True), fn.batch_shape)
 
     def _shifted(
         self, site: str, detach: bool, parameter: str, value: Tensor, event_dim: int, unit: Tensor | None
@@ -76,7 +78,7 @@ class GuideOffsets:
             shape = value.shape[surplus:]
             self._tensors[key] = torch.zeros(shape, dtype=value.dtype, device=value.device, requires_grad=True)
             self._units[key] = None if unit is None else mean_of_first(unit.detach().expand(value.shape), surplus)
-            if unit is not None:
+            if unit is not None and parameter == "loc":
                 self._locations[key] = mean_of_first(value.detach(), surplus)
             self._event_dims[key] = event_dim
         offset, fixed_unit = self._tensors[key], self._units[key]
@@ -90,7 +92,7 @@ class GuideOffsets:
             site, unit = key[0], self._units[key]
             latent = site.removesuffix(UNCONSTRAINED)
             value = (values if latent == site else unconstrained).get(latent)
-            if value is None or unit is None:
+            if value is None or unit is None or any(lacks_inverse(t) for t in self._transforms[site]):
                 continue
             for transform in reversed(self._transforms[site]):
                 value = transform.inv(value)
@@ -159,7 +161,46 @@ def rebuilt(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int = 0) 
     return rebuilt_leaf(fn, shift, batch_shape, event_dim)
 
 
+class Moved(dist.TorchDistribution):
+    """loc + scale * draw, of a distribution that cannot be made anew from parameters: a family that contains it."""
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, fn: Any, loc: Tensor, log_scale: Tensor) -> None:
+        self.fn, self.loc, self.log_scale = fn, loc, log_scale
+        super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:
+        return bool(self.fn.has_rsample)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        draws: Tensor = self.loc + self.log_scale.exp() * self.fn(sample_shape)
+        return draws
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob: Tensor = self.fn.log_prob((value - self.loc) / self.log_scale.exp())
+        event_dim = len(self.event_shape)
+        log_scale = self.log_scale.expand(self.batch_shape + self.event_shape)
+        return log_prob - (log_scale.flatten(-event_dim).sum(-1) if event_dim else log_scale)
+
+
+def moved_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int) -> Moved:
+    own_event, shape = len(fn.event_shape), batch_shape + fn.event_shape
+    with kept_random_state(), torch.no_grad():
+        draws = fn(torch.Size([UNIT_DRAWS]))
+    zeros = draws.new_zeros(shape)
+    spread = draws.std(0).expand(shape)
+    return Moved(
+        fn if fn.batch_shape == batch_shape else fn.expand(batch_shape),
+        shift("shift", zeros, event_dim + own_event, spread),
+        shift("log_scale", zeros, event_dim + own_event, None),
+    )
+
+
 def rebuilt_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int) -> Any:
+    if support_of(fn) is None:  # a flow of another library
+        return moved_leaf(fn, shift, batch_shape, event_dim)
     if bounds_of(fn.support):
         raise LocalFitError(
             f"the support of {type(fn).__name__} moves with its parameters: use another family in the guide, or "

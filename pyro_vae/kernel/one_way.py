@@ -1,0 +1,60 @@
+"""Flows without an inverse (planar, radial, Sylvester, block autoregressive): their density is known at their own draws.
+
+Pyro's transforms remember the last draw, by identity. So the log-density is taken as soon as a value is drawn, and a value
+is drawn again by pushing the same draw of the base through the flow.
+"""
+
+from typing import Any
+
+import pyro.distributions.transforms as T
+from pyro.distributions.transforms.planar import ConditionedPlanar
+from pyro.distributions.transforms.radial import ConditionedRadial
+from torch import Tensor
+from torch.distributions.transforms import ComposeTransform, IndependentTransform, Transform
+
+from ..errors import StructureError
+from .supports import TRANSFORMED, innermost
+
+# Those of Pyro raise a KeyError for any value but their last draw.
+WITHOUT_INVERSE = (ConditionedPlanar, ConditionedRadial, T.Sylvester, T.BlockAutoregressive, T.Polynomial)
+
+
+def is_one_way(fn: Any) -> bool:
+    """Whether the density of a distribution is known at its own draws alone."""
+    base = innermost(fn)
+    return type(base) in TRANSFORMED and any(lacks_inverse(t) for t in base.transforms)
+
+
+def lacks_inverse(transform: Transform) -> bool:
+    if isinstance(transform, ComposeTransform):
+        return any(lacks_inverse(part) for part in transform.parts)
+    if isinstance(transform, IndependentTransform):
+        return lacks_inverse(transform.base_transform)
+    return isinstance(transform, WITHOUT_INVERSE) or type(transform)._inverse is Transform._inverse
+
+
+def draw_base(fn: Any) -> Tensor:
+    base: Tensor = innermost(fn).base_dist()
+    return base
+
+
+def push(fn: Any, base: Tensor) -> Tensor:
+    """From a draw of the base to the value."""
+    for transform in innermost(fn).transforms:
+        base = transform(base)
+    return base
+
+
+def log_prob_at(name: str, fn: Any, value: Tensor) -> Tensor:
+    """The log-density, or an error by name where the value is not known to the flow as its own."""
+    try:
+        log_prob: Tensor = fn.log_prob(value)
+        return log_prob
+    except (KeyError, NotImplementedError) as error:
+        if not is_one_way(fn):
+            raise
+        raise StructureError(
+            f"site '{name}' is a flow without an inverse, so its density is known at its own draws alone, and here it is "
+            "asked for at other values. Use a flow with an inverse (spline, affine coupling, affine autoregressive), or "
+            "ImportanceSampling, which needs own draws alone"
+        ) from error
