@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from .errors import ConvergenceWarning, UnreliableEvidenceWarning
 from .estimates import warn_about
-from .kernel import first_element, over_batches
+from .kernel import check_loader, first_element, over_batches
 
 
 def evaluate(
@@ -31,13 +31,14 @@ def evaluate(
 
     :returns: one record for all data, fields (N,).
     :raises EmptyBatchError: if the loader yields nothing.
-    :raises ArgumentError: if `args` returns no tuple.
+    :raises ArgumentError: if the loader is a tensor or a data set of single data, or if `args` returns no tuple.
 
     Example::
 
         result = pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), DataLoader(TensorDataset(x), 100), seed=0)
         print(result)
     """
+    check_loader(loader)
     batches = tqdm(loader, desc=type(estimator).__name__, unit="batch", disable=not progress)
     results = over_batches(quietly(estimator), batches, args, seed=seed)
     joined = type(results[0]).cat(results)

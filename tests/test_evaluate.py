@@ -21,7 +21,7 @@ from pair_helpers import (
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.errors import EmptyBatchError
+from pyro_vae.errors import ArgumentError, EmptyBatchError
 
 ESTIMATORS = {
     "importance": functools.partial(pv.ImportanceSampling, num_particles=50),
@@ -196,3 +196,24 @@ def test_monte_carlo_errors_average_over_batches():
     mean = run(estimator, [x] * 100).mean()
     assert float(mean.std_error) < 0.003
     assert abs(float(mean.value - lm.log_evidence(x))) < 4 * float(mean.std_error)
+
+
+def test_a_tensor_or_a_data_set_in_the_place_of_a_loader_is_refused_and_the_remedy_works():
+    """20 data of 64 numbers were taken for 20 batches of 64 data."""
+    x = torch.zeros(20, 64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(z.shape[:-1] + (64,)), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 0.2).to_event(1))
+
+    estimator = pv.ImportanceSampling(model, guide, num_particles=10)
+    for loader in (x, TensorDataset(x)):
+        with pytest.raises(ArgumentError, match="expected an iterable of batches"):
+            pv.evaluate(estimator, loader, progress=False)
+    for loader in ([x], DataLoader(TensorDataset(x), batch_size=7)):
+        assert len(pv.evaluate(estimator, loader, progress=False)) == 20

@@ -6,15 +6,15 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import AuxiliarySiteError, MaskError, NonFiniteError, quoted
+from ..errors import AuxiliarySiteError, NonFiniteError, quoted
 from . import isolation
 from .agreement import values_for_model, values_of
-from .data import check_observed, rows
+from .data import check_not_shared, check_observed, rows
 from .log_weights import LogWeights
 from .masked import check_masked_latents
 from .programs import Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout
-from .records import Record, leading_record, looped_record, narrow_record, select_particle
+from .records import Record, leading_record, looped_record, narrow_record
 from .structure import Structure
 
 # Streams of noise within one call, so that no two uses share their draws.
@@ -157,4 +157,5 @@ class Call:
 def check_data(record: Record, layout: Layout, check_support: bool, latent_supports: Collection[str] = frozenset()) -> None:
     for site in record.values():
         if site.is_observed and site.value.numel():  # a factor has an empty value
+            check_not_shared(site, layout)
             check_observed(site, layout, check_support and site.name not in latent_supports)

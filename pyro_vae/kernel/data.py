@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidDataError, SupportError
+from ..errors import ArgumentError, InvalidDataError, SupportError
 from .recorder import Layout
 from .records import SiteRecord, padded
 from .supports import bounds_of, innermost, is_discrete, support_of
@@ -37,6 +37,19 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
                 "is no log p(x). Bring the data into the support (binarise grey pixels, say), choose another likelihood, "
                 "or pass check_support=False and read the result as a score, not as evidence"
             )
+
+
+def check_not_shared(site: SiteRecord, layout: Layout) -> None:
+    """Refuse one observed event for all data: nearly always a single datum, x[0], passed in the place of a batch."""
+    batch = site.value.shape[: site.value.ndim - site.event_dim]
+    if layout.datum_dim is None or not site.event_dim or layout.batch_size == 1:
+        return
+    if len(batch) < -layout.datum_dim or batch[layout.datum_dim] == 1:
+        raise ArgumentError(
+            f"the plate '{layout.datum_plate}' holds {layout.batch_size} data, but the observed site '{site.name}' has one "
+            f"value of shape {tuple(site.value.shape)} for all of them. A single datum needs its own axis: pass x[None] or "
+            "x[:1]. If all data do share this observation, expand it to one row per datum"
+        )
 
 
 def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[Tensor, int]:

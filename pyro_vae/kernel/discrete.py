@@ -11,17 +11,16 @@ from .supports import inside_support, is_discrete
 
 
 def told_apart(site: SiteRecord, layout: Layout) -> Tensor:
-    """The values of a site, (K, *plates, *event), whose second particle differs from the first one in every discrete draw."""
+    """The values of a site, (K, *plates, *event). Every discrete draw of a later particle differs from that of the first."""
     value, fn = site.value, site.fns[-1]
     if not is_discrete(fn) or value.ndim != 1 + layout.num_plates + site.event_dim:
         return value
-    first, second = value[0], value[1]
-    alike = first == second
+    first, others = value[:1], value[1:]
+    alike = first == others
     if site.event_dim:
         alike = alike.flatten(-site.event_dim).all(-1)
         alike = alike.reshape(alike.shape + (1,) * site.event_dim)
-    second = torch.where(alike, another_value(fn, second), second)
-    return torch.cat([value[:1], second.unsqueeze(0), value[2:]])
+    return torch.cat([first, torch.where(alike, another_value(fn, others), others)])
 
 
 def support_values(fn: Any) -> Tensor | None:
@@ -34,7 +33,7 @@ def support_values(fn: Any) -> Tensor | None:
 
 
 def another_value(fn: Any, value: Tensor) -> Tensor:
-    """For every draw, (*plates, *event), the next value of the support; of counts one more, or one less at their end."""
+    """For every draw, (K, *plates, *event), the next value of the support; of counts one more, or one less at their end."""
     support = support_values(fn)
     if support is not None:
         draws = value.unsqueeze(0)

@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 def check_masked_latents(
     call: Call, guide: Record, model: Record, weights: LogWeights, *, noise: tuple[int, int]
 ) -> None:
-    """Continuous latents are moved to another draw of the guide, discrete ones to every value, enumerated ones have them all.
+    """Move continuous latents to another draw of the guide and discrete ones to every value; enumerated ones have them all.
 
     :param noise: stream and block of the draw.
     """
@@ -68,7 +68,8 @@ def varies_with(name: str, mask: Tensor, weights: LogWeights) -> Tensor:
 def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, model: Record) -> Tensor:
     """(B,), where log p(x, z) of the first particle changes when the masked latents move."""
     layout, first = call.layout, call.first_particle(model)
-    values = {n: s.value for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated}
+    moved = [n for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated]
+    values = {n: first[n].value for n in moved}
     drawn = call.draw(1)
     before = LogWeights(call.structure, call.first_particle(guide), first, 1).log_joint
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)

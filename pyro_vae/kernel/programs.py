@@ -50,7 +50,8 @@ class Program:
 
     def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:
         """One run of the program, plain or with a leading particle axis."""
-        recorder = Recorder(self.layout, self.indices, self.draw_indices, num_particles=num_particles, base_draws=self.base_draws, **options)
+        options |= {"num_particles": num_particles, "base_draws": self.base_draws}
+        recorder = Recorder(self.layout, self.indices, self.draw_indices, **options)
         with recorder:
             self.fn(*self.args, **self.kwargs)
         if self.names is not None and self.names != recorder.sites.keys():

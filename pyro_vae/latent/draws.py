@@ -19,9 +19,9 @@ from ..kernel.aggregate import (
     read_by_prior,
     rows_of,
 )
-from ..kernel.records import close
 from ..kernel.data import rows as numbers_of
 from ..kernel.recorder import Layout
+from ..kernel.records import close
 from .formulas import by_number
 from .per_unit import unit_names
 

@@ -34,7 +34,11 @@ FAMILIES = {
         0.4,
         (-1.0, 0.0, math.nan),
     ),
-    "ZeroInflatedPoisson": (lambda a: dist.ZeroInflatedPoisson(a.exp(), gate=torch.full_like(a, 0.2)), 2.0, (-1.0, math.nan)),
+    "ZeroInflatedPoisson": (
+        lambda a: dist.ZeroInflatedPoisson(a.exp(), gate=torch.full_like(a, 0.2)),
+        2.0,
+        (-1.0, math.nan),
+    ),
     "mixture": (
         lambda a: dist.MixtureSameFamily(
             dist.Categorical(a.new_tensor([0.3, 0.7])), dist.Gamma(a.exp().unsqueeze(-1) + a.new_tensor([0.5, 1.0]), 1.0)

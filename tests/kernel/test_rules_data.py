@@ -18,7 +18,8 @@ from kernel_helpers import (
 )
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_vae.errors import InvalidDataError, NonFiniteError, SupportError
+import pyro_vae as pv
+from pyro_vae.errors import ArgumentError, InvalidDataError, NonFiniteError, SupportError
 from pyro_vae.kernel import Pair
 
 ZERO = tensor(0.0)
@@ -227,3 +228,49 @@ def test_data_are_checked_when_drawn_from_the_prior():
     assert z.shape == (3, B, 2)
     mean = z @ lm.weight.T + lm.bias
     assert_close(record["x"].log_prob, normal(x, mean, lm.variance.sqrt()).sum(-1))
+
+
+# ------------------------------------------------------------------------------- one observation for all data
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, g: pv.ImportanceSampling(m, g, num_particles=10),
+        lambda m, g: pv.AdaptiveImportanceSampling(m, g, num_particles=10),
+        lambda m, g: pv.InferenceGaps(m, g),
+        lambda m, g: pv.ExactEvidence(m, g),
+    ],
+)
+def test_a_single_datum_in_the_place_of_a_batch_is_refused_and_the_remedy_works(run):
+    """A datum of 64 numbers would be taken for 64 data that all observe the same 64 numbers."""
+    x = torch.zeros(20, 64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(z.shape[:-1] + (64,)), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 0.2).to_event(1))
+
+    with pytest.raises(ArgumentError, match=r"x\[None\]"):
+        run(model, guide)(x[0])
+    assert len(pv.ImportanceSampling(model, guide, num_particles=10)(x[0][None])) == 1
+
+
+def test_an_observed_number_may_be_shared():
+    """A constant that all data observe, without an event: log N(0; 0, sqrt 2) for each."""
+
+    def model(n):
+        with pyro.plate("data", n):
+            z = pyro.sample("z", dist.Normal(torch.zeros(n), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.0))
+
+    def guide(n):
+        with pyro.plate("data", n):
+            pyro.sample("z", dist.Normal(torch.zeros(n), 0.5**0.5))
+
+    found = pv.ImportanceSampling(model, guide, num_particles=5)(3).log_evidence
+    torch.testing.assert_close(found, dist.Normal(0.0, 2**0.5).log_prob(torch.zeros(3)))

@@ -9,6 +9,7 @@ import torch
 from kernel_helpers import F64, assert_close, normal, randn, tensor, weigh
 from pyro.infer import config_enumerate
 
+import pyro_vae as pv
 from pyro_vae.errors import EnumerationError, SiteMismatchError, StructureError
 
 ZERO = tensor(0.0)
@@ -516,3 +517,74 @@ def test_a_network_on_a_one_hot_class(x):
         terms = torch.stack(terms)
         assert_close(result.log_weight, terms.logsumexp(0))
         assert_close(result.elbo, (q[:, None] * (terms - q.log()[:, None])).sum(0))
+
+
+# ------------------------------------------------------------------------ the axis must stay where it was put
+
+AXIS_X = torch.tensor([0.3, -0.5])
+LOCS = torch.tensor([-1.0, 2.0])
+
+
+def squeezed(s, x):
+    s = s.squeeze(-2) if s.dim() > 2 else s
+    m = LOCS[s]
+    return dist.Normal(m.unsqueeze(-2) if m.dim() > 1 else m, 1.0), x
+
+
+def taken_for_data(s, x):
+    return dist.Normal(LOCS[s].reshape(-1, 1), 1.0).to_event(1), x[:, None]
+
+
+def one_axis_too_many(s, x):
+    return dist.Normal(LOCS[s].unsqueeze(-2), 1.0), x
+
+
+def turned(s, x):
+    m = LOCS[s]
+    return dist.Normal(m.flip(0) if m.dim() > 1 else m, 1.0), x
+
+
+def fixed_shape(s, x):
+    return dist.Normal(LOCS[s].reshape(2), 1.0), x
+
+
+@pytest.mark.parametrize("side", ["model", "guide"])
+@pytest.mark.parametrize("move", [squeezed, taken_for_data, one_axis_too_many, turned, fixed_shape])
+def test_a_program_that_moves_the_enumerated_axis_is_refused_and_the_remedy_works(move, side):
+    def programs(infer):
+        def model(x):
+            with pyro.plate("data", 2, dim=-1):
+                s = pyro.sample("s", dist.Categorical(torch.tensor([0.9, 0.1])), infer=infer if side == "model" else {})
+                fn, value = move(s, x)
+                pyro.sample("x", fn, obs=value)
+
+        def guide(x):
+            if side == "guide" or not infer:
+                with pyro.plate("data", 2, dim=-1):
+                    pyro.sample("s", dist.Categorical(torch.tensor([0.5, 0.5])), infer=infer if side == "guide" else {})
+
+        return model, guide
+
+    with pytest.raises(EnumerationError, match="take out infer="):
+        pv.ImportanceSampling(*programs({"enumerate": "parallel"}), num_particles=10)(AXIS_X)
+    if move is one_axis_too_many:  # wrong in a plain run too
+        return
+    truth = (dist.Normal(LOCS, 1.0).log_prob(AXIS_X[:, None]) + torch.tensor([0.9, 0.1]).log()).logsumexp(1)
+    drawn = pv.ImportanceSampling(*programs({}), num_particles=2000, seed=0)(AXIS_X)
+    assert ((drawn.log_evidence - truth).abs() < 5 * drawn.std_error).all()
+    assert (drawn.std_error < 0.05).all()
+
+
+def test_a_moved_axis_of_many_values_is_found():
+    """More combinations than are all looked at."""
+    locs = torch.linspace(-3, 3, 30)
+
+    def model(x):
+        with pyro.plate("data", 2):
+            s = pyro.sample("s", dist.Categorical(torch.ones(30)), infer={"enumerate": "parallel"})
+            t = pyro.sample("t", dist.Categorical(torch.ones(30)), infer={"enumerate": "parallel"})
+            m = locs[s] + (locs[t].flip(0) if t.dim() > 1 else locs[t])
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    with pytest.raises(EnumerationError, match="the log-density of site 'x' differs"):
+        pv.ExactEvidence(model, lambda x: None)(AXIS_X)

@@ -21,6 +21,7 @@ from kernel_helpers import (
 )
 from torch import nn
 
+import pyro_vae as pv
 from pyro_vae.errors import BatchCouplingError, DropoutWarning, HiddenRandomnessError, StructureError
 from pyro_vae.kernel import Pair
 
@@ -649,3 +650,67 @@ def test_batch_norm_in_a_closure_switched_to_train_mode_between_two_calls():
     with pytest.raises(BatchCouplingError, match="eval"):
         weigh(None, None, x, pair=pair, K=3)
     assert int(norm.num_batches_tracked) == 0
+
+
+# --------------------------------------------------------------------------------------- rare discrete latents
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_data_coupled_through_a_rare_discrete_latent_are_found_with_every_seed(seed):
+    def model(x):
+        with pyro.plate("data", 3):
+            s = pyro.sample("s", dist.Bernoulli(0.05 * torch.ones(3)))
+            pyro.sample("x", dist.Normal(3 * s.sum(-1, keepdim=True).expand(s.shape), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("s", dist.Bernoulli(0.5 * torch.ones(3)))
+
+    with pytest.raises(BatchCouplingError):
+        pv.ImportanceSampling(model, guide, num_particles=100, seed=seed)(torch.tensor([0.0, 0.0, 0.5]))
+
+
+@pytest.mark.parametrize("family", ["Poisson", "Binomial", "Categorical", "OneHotCategorical"])
+@pytest.mark.parametrize("seed", range(3))
+def test_coupling_through_other_rare_counts(family, seed):
+    fns = {
+        "Poisson": lambda: dist.Poisson(0.01 * torch.ones(3)),
+        "Binomial": lambda: dist.Binomial(2, 0.01 * torch.ones(3)),
+        "Categorical": lambda: dist.Categorical(torch.tensor([0.99, 0.01]).expand(3, 2)),
+        "OneHotCategorical": lambda: dist.OneHotCategorical(torch.tensor([0.99, 0.01]).expand(3, 2)),
+    }
+
+    def model(x):
+        with pyro.plate("data", 3):
+            s = pyro.sample("s", fns[family]()).float()
+            s = s[..., 1] if family == "OneHotCategorical" else s
+            pyro.sample("x", dist.Normal(3 * s.sum(-1, keepdim=True).expand(s.shape), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("s", fns[family]())
+
+    with pytest.raises(BatchCouplingError):
+        pv.ImportanceSampling(model, guide, num_particles=100, seed=seed)(torch.tensor([0.0, 0.0, 0.5]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_particle_axis_that_is_turned_shows_although_draws_are_rare(seed):
+    """The few particles of the comparison must not all draw the same class. Five errors per datum."""
+    locs = torch.tensor([-1.2, 0.9])
+
+    def model(x):
+        with pyro.plate("data", 2):
+            s = pyro.sample("s", dist.Bernoulli(torch.full((2,), 0.1)))
+            m = locs[s.long()]
+            m = m.flip(0) if m.dim() > 1 else m
+            pyro.sample("x", dist.Normal(m, 0.3), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            pyro.sample("s", dist.Bernoulli(torch.tensor([0.1, 0.9])))
+
+    x = torch.tensor([-1.2, 2.0])
+    truth = (dist.Normal(locs, 0.3).log_prob(x[:, None]) + torch.tensor([0.9, 0.1]).log()).logsumexp(1)
+    evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=seed)(x)
+    assert ((evidence.log_evidence - truth).abs() < 5 * evidence.std_error).all()

@@ -19,6 +19,7 @@ from kernel_helpers import (
     weigh,
 )
 
+import pyro_vae as pv
 from pyro_vae.errors import MaskError
 from pyro_vae.kernel import Pair
 
@@ -398,3 +399,44 @@ def test_a_masked_latent_that_nothing_reads_is_fine():
     log_p = normal(z1, 0.0, 1.0) + torch.where(seen, normal(z2, z1, 1.0), 0.0) + normal(x, used, 1.0)
     log_q = normal(z1, x / 3, 0.8) + torch.where(seen, normal(z2, (x + z1) / 2, 0.9), 0.0)
     assert_close(result.log_weight, log_p - log_q, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------- discrete latents that are masked
+
+
+def masked_discrete(family, enumerate_in, reads):
+    """A latent masked for the second datum, which the observation reads or not."""
+    fns = {
+        "Bernoulli": lambda: dist.Bernoulli(torch.tensor([0.1, 0.1])),
+        "Categorical": lambda: dist.Categorical(torch.tensor([0.9, 0.05, 0.05]).expand(2, 3)),
+        "Poisson": lambda: dist.Poisson(torch.tensor([0.1, 0.1])),
+    }
+    mask = torch.tensor([True, False])
+    infer = {"enumerate": "parallel"}
+
+    def model(x):
+        with pyro.plate("data", 2):
+            with poutine.mask(mask=mask):
+                s = pyro.sample("s", fns[family](), infer=infer if enumerate_in == "model" else {})
+            with poutine.mask(mask=True if reads else mask):
+                pyro.sample("x", dist.Normal(2.0 * s, 1.0), obs=x)
+
+    def guide(x):
+        if enumerate_in != "model":
+            with pyro.plate("data", 2):
+                pyro.sample("s", fns[family](), infer=infer if enumerate_in == "guide" else {})
+
+    return model, guide
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("enumerate_in", ["guide", "model", "nowhere"])
+@pytest.mark.parametrize("family", ["Bernoulli", "Categorical", "Poisson"])
+def test_a_masked_discrete_latent_that_others_read_is_refused_whatever_was_drawn(family, enumerate_in, seed):
+    if family == "Poisson" and enumerate_in != "nowhere":
+        pytest.skip("cannot be enumerated")
+    x = torch.tensor([0.3, -0.5])
+    with pytest.raises(MaskError, match=r"'s' of data \[1\]"):
+        pv.ImportanceSampling(*masked_discrete(family, enumerate_in, reads=True), num_particles=10, seed=seed)(x)
+    evidence = pv.ImportanceSampling(*masked_discrete(family, enumerate_in, reads=False), num_particles=10, seed=seed)(x)
+    assert evidence.log_evidence[1] == 0

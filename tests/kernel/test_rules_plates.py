@@ -22,6 +22,7 @@ from kernel_helpers import (
     weigh,
 )
 
+import pyro_vae as pv
 from pyro_vae.errors import (
     DatumPlateError,
     EmptyBatchError,
@@ -840,3 +841,46 @@ def test_a_conditioned_program():
 
     model = poutine.condition(joint, data={"x": x})
     assert_weights(weigh(model, exact_pair(lm)[1], x), lm.log_evidence(x))
+
+
+# -------------------------------------------------------------------------------- one datum without any shape
+
+
+def test_one_latent_without_any_shape():
+    """z ~ N(0, 1), x ~ N(z, 1), x = 1.3: every estimator, and the split of the gap."""
+    x = torch.tensor(1.3)
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.5, 0.8))
+
+    truth = dist.Normal(0.0, 2**0.5).log_prob(x).reshape(1)
+    gaps = pv.InferenceGaps(model, guide, seed=0, datum_plate=None)(x)
+    kl = torch.distributions.kl_divergence(dist.Normal(0.5, 0.8), dist.Normal(0.65, 0.5**0.5)).reshape(1)
+    assert ((gaps.log_evidence - truth).abs() < 5 * gaps.std_errors["log_evidence"]).all()
+    assert ((gaps.amortization - kl).abs() < 5 * gaps.std_errors["amortization"] + 0.01).all()
+    assert (gaps.std_errors["amortization"] < 0.02).all()
+    torch.testing.assert_close(pv.ExactEvidence(model, guide, datum_plate=None)(x).log_evidence, truth, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plate_without_a_size_inside_the_one_datum():
+    """f ~ Beta(2, 2), four flips of which three are heads: a ratio of beta functions. Five errors."""
+    y = torch.tensor([1.0, 0.0, 1.0, 1.0])
+
+    def model(y):
+        f = pyro.sample("f", dist.Beta(2.0, 2.0))
+        with pyro.plate("flips"):
+            pyro.sample("y", dist.Bernoulli(f), obs=y)
+
+    def guide(y):
+        pyro.sample("f", dist.Beta(4.0, 3.0))
+
+    def log_beta(a, b):
+        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+    evidence = pv.ImportanceSampling(model, guide, num_particles=2000, seed=0, datum_plate=None)(y)
+    assert abs(float(evidence.log_evidence) - (log_beta(5, 3) - log_beta(2, 2))) < 5 * float(evidence.std_error)
+    assert float(evidence.std_error) < 0.02

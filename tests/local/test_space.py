@@ -1,6 +1,7 @@
 """`LatentSpace`: a bijection between latent values and vectors whose density integrates to the same p(x)."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -8,11 +9,13 @@ import pytest
 import torch
 from pair_helpers import F64, exact_pair, linear_gaussian
 from pyro import poutine
+from torch.distributions import constraints
 
 import pyro_vae as pv
 from pyro_vae.errors import LocalFitError
 from pyro_vae.kernel import Pair
 from pyro_vae.local import LatentSpace
+from pyro_vae.local.bijections import bijection
 
 PRIORS = {
     "real": dist.Normal(torch.tensor(0.3, dtype=F64), 2.0),
@@ -293,3 +296,46 @@ def test_a_mask_inside_an_event_is_refused_by_name():
     truth = dist.Normal(x.new_zeros(()), (1.0 + seen.sum(-1)).to(F64).sqrt()).log_prob(x)
     assert ((evidence.log_evidence - truth).abs() < 4.5 * evidence.std_error).all()
     assert evidence.std_error.max() < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bijections_stay_inside_the_support_where_floats_end(dtype):
+    """At u = -2000 an exponential would be zero, where a Gamma of small concentration is infinite."""
+    far = torch.tensor([-2000.0, 0.0, 2000.0], dtype=dtype)
+    for support, fn in (
+        (constraints.positive, dist.Gamma(torch.tensor(0.05, dtype=dtype), 0.8)),
+        (constraints.unit_interval, dist.Beta(torch.tensor(0.05, dtype=dtype), 0.5)),
+    ):
+        value = bijection(support)(far)
+        assert value.isfinite().all()
+        assert fn.log_prob(value).isfinite().all()
+    simplex = bijection(constraints.simplex)(torch.stack([far, far]))
+    assert (simplex > 0).all()
+    assert dist.Dirichlet(torch.full((4,), 0.05, dtype=dtype)).log_prob(simplex).isfinite().all()
+    u = torch.tensor([-3.0, 0.0, 5.0], dtype=dtype)
+    torch.testing.assert_close(bijection(constraints.positive).inv(bijection(constraints.positive)(u)), u)
+
+
+def test_a_gamma_of_small_concentration():
+    """Half of its mass is below 1e-6: by quadrature in u = log v. Five errors and a gate of the errors."""
+    x = torch.tensor([0.0, 1.0, 3.0])
+
+    def model(x):
+        with pyro.plate("data", 3):
+            v = pyro.sample("v", dist.Gamma(0.05, 0.8).expand([3]))
+            pyro.sample("x", dist.Poisson(v + 0.1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("v", dist.Gamma(torch.tensor([0.02, 0.3, 2.0]), torch.ones(3)))
+
+    u = torch.linspace(-1500, 8, 300_001, dtype=torch.float64)
+    log_prior = 0.05 * u + 0.05 * math.log(0.8) - math.lgamma(0.05) - 0.8 * u.exp()
+    rate = u.exp() + 0.1
+    log_joint = torch.stack([log_prior + k * rate.log() - rate - math.lgamma(k + 1) for k in x.tolist()])
+    truth = log_joint.logsumexp(1) + math.log(float(u[1] - u[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evidence = pv.AdaptiveImportanceSampling(model, guide, num_particles=2000, seed=0)(x)
+    assert ((evidence.log_evidence - truth).abs() < 5 * evidence.std_error).all()
+    assert (evidence.std_error < 0.2).all()
