@@ -3,6 +3,7 @@
 from .batches import arguments_of, check_loader, first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
+from .draw_order import depends_on_own_draw, out_of_order
 from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
@@ -44,11 +45,13 @@ __all__ = [
     "check_imputed",
     "check_loader",
     "checked_seed",
+    "depends_on_own_draw",
     "eval_mode",
     "find_masks",
     "first_element",
     "innermost",
     "kept_random_state",
+    "out_of_order",
     "over_batches",
     "padded",
     "reconstruct_sites",

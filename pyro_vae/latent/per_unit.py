@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, Call, LogWeights, Record, SiteRecord, innermost, reduce_to_datum
+from ..kernel import (
+    GUIDE,
+    Call,
+    LogWeights,
+    Record,
+    SiteRecord,
+    depends_on_own_draw,
+    innermost,
+    out_of_order,
+    reduce_to_datum,
+)
 from ..kernel.data import first_particle
 from ..kernel.recorder import Layout
 from ..kernel.records import padded
@@ -24,6 +34,7 @@ class SiteTerms:
     site_kl: Tensor  # (B,)
     mask: Tensor  # (B, U), false where a unit has no place in a datum
     analytic: bool  # no drawn value entered
+    is_kl: bool  # of q and p given the same draws; otherwise only the sum over all sites is a KL
 
 
 @dataclass(frozen=True)
@@ -44,22 +55,29 @@ class UnitTerms:
     kl: Averages  # (B, D)
     site_kl: Averages  # (B, S)
     mask: Tensor  # (B, D)
+    is_kl: Tensor  # (D,), as in `SiteTerms`
     cost: int  # decoder evaluations per datum
 
 
 def unit_terms(call: Call, num_particles: int) -> UnitTerms:
-    """Average over particles: what has a formula given the latents drawn before it by that, the rest by drawn values."""
+    """Average over particles: what has a formula given the latents drawn before it by that, the rest by drawn values.
+
+    No formula where the prior of a latent depends on its own draw, by way of what the guide draws later.
+    """
     latents = call.structure.latents
     refuse_without_units(call)
     # One plain run per particle: distributions in the shapes they were written with. The programs are this call's own.
     call.guide.execution = call.model.execution = "loop"
     means, kls, site_kls = Mean(), Mean(), Mean()
+    sampled: frozenset[str] | None = None
     for k in range(num_particles):
         call.set_noise(GUIDE, k)
         guide = call.draw(1)
         model = call.score(call.latent_values(guide), 1)
         weights = call.weigh(guide, model, 1)
-        sites = [site_terms(name, guide, model, weights, call.layout) for name in latents]
+        if sampled is None:
+            sampled = sites_without_formula(call, guide, model)
+        sites = [site_terms(name, guide, model, weights, call.layout, name not in sampled) for name in latents]
         means.add(torch.cat([s.mean for s in sites], 1))
         kls.add(torch.cat([s.kl for s in sites], 1))
         site_kls.add(torch.stack([s.site_kl for s in sites], 1))
@@ -74,6 +92,7 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
         kl=kls.averages(),
         site_kl=kl,
         mask=torch.cat([s.mask for s in sites], 1),
+        is_kl=torch.cat([torch.full_like(s.mask[0], s.is_kl) for s in sites]),
         cost=call.cost,
     )
 
@@ -97,7 +116,19 @@ class Mean:
         return Averages(self._first + shift, spread / max(self.count - 1, 1))
 
 
-def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout) -> SiteTerms:
+def sites_without_formula(call: Call, guide: Record, model: Record) -> frozenset[str]:
+    """The latents whose prior depends on their own draw."""
+    names = out_of_order(guide, model)
+    if not names:
+        return frozenset()
+    call.cost += 1 + len(names)
+    return depends_on_own_draw(names, call.guide.fn, call.model.fn, call.guide.args, call.guide.kwargs)
+
+
+def site_terms(
+    name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout, by_formula: bool
+) -> SiteTerms:
+    """:param by_formula: whether a KL given the draws may be averaged over draws of the guide."""
     site, p = guide[name], model[name].fns[0]
     q = density_of_guide(name, guide, p)
     value = site.value[0]
@@ -107,16 +138,17 @@ def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, lay
     means = to_units(value if mean is None else mean)
     sides = [by_number(fn) for fn in (q, p) if fn is not None]
     if len(sides) == 2 and not any(side.event_shape for side in sides):
-        exact = analytic_kl(*sides)
+        exact = analytic_kl(*sides) if by_formula else None
         kl = to_units(sides[0].log_prob(value) - sides[1].log_prob(value) if exact is None else exact)
         site_kl = torch.where(mask, kl, torch.zeros_like(kl)).sum(1)
     else:
-        exact = None if q is None else joint_kl(q, p)
+        exact = joint_kl(q, p) if by_formula and q is not None else None
         site_kl = sampled_kl(name, weights) if exact is None else masked_kl(exact, weights.joint_mask(name), layout)
         kl = torch.full_like(means, torch.nan, dtype=site_kl.dtype)
     if not means.is_floating_point():
         means = means.to(site_kl.dtype)
-    return SiteTerms(means, kl, site_kl, mask, analytic=mean is not None and exact is not None)
+    analytic = mean is not None and exact is not None
+    return SiteTerms(means, kl, site_kl, mask, analytic, is_kl=by_formula)
 
 
 def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:
