@@ -14,7 +14,7 @@ from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
 from .structure import Structure
-from .supports import TRANSFORMED, bounds_of, innermost
+from .supports import TRANSFORMED, bounds_of, innermost, of_one_value
 from .tape import tape_pair
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "first_element",
     "innermost",
     "kept_random_state",
+    "of_one_value",
     "out_of_order",
     "over_batches",
     "padded",

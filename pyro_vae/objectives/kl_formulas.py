@@ -10,10 +10,9 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import biject_to, kl_divergence
-from torch.distributions.transforms import IndependentTransform
 
 from ..errors import StructureError
-from ..kernel import TRANSFORMED, WeighedTraces, innermost
+from ..kernel import TRANSFORMED, WeighedTraces, innermost, of_one_value
 
 
 def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
@@ -66,12 +65,6 @@ def of_one_element(fn: Any) -> Any:
     if base.event_dim or any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
         return fn
     return dist.TransformedDistribution(base, transforms)
-
-
-def of_one_value(transform: Any) -> Any:
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return transform
 
 
 def log_jacobian(site: Any, unconstrained: Tensor, prior: Any) -> Tensor:
