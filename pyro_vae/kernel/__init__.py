@@ -8,7 +8,7 @@ from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
-from .pairs import Pair, checked_seed
+from .pairs import Pair, checked_seed, signature_of
 from .plates import INFER
 from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
@@ -57,6 +57,7 @@ __all__ = [
     "padded",
     "reconstruct_sites",
     "reduce_to_datum",
+    "signature_of",
     "simulate_arguments",
     "simulate_sites",
     "tape_pair",

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
 from ..kernel import (
     GUIDE,
     Call,
@@ -23,6 +22,7 @@ from ..kernel.data import first_particle
 from ..kernel.recorder import Layout
 from ..kernel.records import padded
 from .formulas import analytic_kl, by_number, density_of_guide, joint_kl, mean_of
+from .refusals import check_finite, refuse_without_units
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,7 @@ def sites_without_formula(call: Call, guide: Record, model: Record) -> frozenset
     return depends_on_own_draw(names, call.guide.fn, call.model.fn, call.guide.args, call.guide.kwargs)
 
 
-def site_terms(
-    name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout, by_formula: bool
-) -> SiteTerms:
+def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout, by_formula: bool) -> SiteTerms:
     """:param by_formula: whether a KL given the draws may be averaged over draws of the guide."""
     site, p = guide[name], model[name].fns[0]
     q = density_of_guide(name, guide, p)
@@ -196,34 +194,3 @@ def has_one_draw(call: Call, guide: Record) -> bool:
 
 def unit_names(site: str, count: int) -> Sequence[str]:
     return [site] if count == 1 else [f"{site}[{unit}]" for unit in range(count)]
-
-
-def refuse_without_units(call: Call) -> None:
-    refuse_without_draws(call)
-    if call.structure.model_enumerated:
-        raise EnumerationError(
-            f"the model sums out {quoted(call.structure.model_enumerated)}, so the prior of the other latents is a mixture "
-            "without a formula: add these sites to the guide, or write the mixture as a distribution (MixtureSameFamily)"
-        )
-
-
-def refuse_without_draws(call: Call) -> None:
-    structure = call.structure
-    if structure.guide_enumerated:
-        raise EnumerationError(
-            f"the guide enumerates {quoted(structure.guide_enumerated)}, and units are looked at one draw at a time: pass "
-            "the guide without infer={'enumerate': ...}, or as "
-            "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
-        )
-    if not structure.latents:
-        raise StructureError("the guide draws no latent site of the model, so there is no unit to look at")
-
-
-def check_finite(site_kl: Tensor, names: Sequence[str]) -> None:
-    bad = (~site_kl.isfinite()).any(0).tolist()
-    if any(bad):
-        raise NonFiniteError(
-            f"the KL of {quoted(name for name, is_bad in zip(names, bad, strict=True) if is_bad)} to the prior is NaN or "
-            "infinite: look for NaN in the arguments or parameters, for a scale that underflows to 0, or for draws of the "
-            "guide outside the support of the prior"
-        )
