@@ -186,5 +186,5 @@ def test_a_two_layer_vae_trained_from_the_bottom_up():
     with torch.no_grad():
         pyro.set_rng_seed(1)
         found = torch.tensor([objective.loss(model, guide, X) for _ in range(50)], dtype=F64)
-    assert abs(float(pyro.param("s1")) - 2**0.5) < 0.1 and abs(float(pyro.param("w")) - 0.5) < 0.05
-    assert abs(float(found.mean() - truth)) < 0.1
+    assert abs(pyro.param("s1").item() - 2**0.5) < 0.1 and abs(pyro.param("w").item() - 0.5) < 0.05
+    assert abs(found.mean() - truth) < 0.1
