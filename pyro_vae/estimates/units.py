@@ -23,11 +23,14 @@ class UnitActivity:
         noise of that mean, so it may fall a little below zero. NaN for one datum, and where no mean is defined
         (Categorical).
     :ivar kl: (D,) mean over the data of KL(q(z_d given x) to p(z_d)); NaN for a site whose q or p does not fall apart into
-        units, see `site_kl`.
-    :ivar fraction_at_prior: (D,) the share of the data whose KL in this unit is below `epsilon`; NaN with `kl`.
+        units, see `site_kl`. Where the prior of a site depends on what the guide draws later and given it, this is the mean
+        of log q - log p: a part of the KL of all latents that may be negative.
+    :ivar fraction_at_prior: (D,) the share of the data whose KL in this unit is below `epsilon`; NaN where `kl` is NaN or
+        such a part.
     :ivar std_errors: Monte Carlo errors (D,) of these three by name; zero where everything had a formula.
     :ivar sampling_errors: their errors as a draw of data from a population, (D,) by name.
-    :ivar site_kl: mean KL of each latent site as a whole, an `Estimate` by name; what is masked counts zero here.
+    :ivar site_kl: mean KL of each latent site as a whole, an `Estimate` by name; what is masked counts zero here. The sum
+        over sites is the KL of all latents.
     :ivar counts: (D,) the data in which the unit has a place: all but those where its site is masked.
     :ivar num_data: N.
     :ivar threshold: a unit is active above this variance of means.
@@ -88,6 +91,10 @@ class UnitActivity:
         unknown = int(self.kl.isnan().sum())
         if unknown:
             parts.append(f"{unknown} without a KL of their own (their site does not fall apart into units)")
+        incomplete = int((self.fraction_at_prior.isnan() & ~self.kl.isnan()).sum())
+        if incomplete:
+            reason = "the guide draws them before latents that their prior depends on"
+            parts.append(f"{incomplete} with only a part of the KL of all latents ({reason})")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,19 +3,20 @@
 from .batches import arguments_of, check_loader, first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
+from .draw_order import depends_on_own_draw, out_of_order
 from .holes import FillHoles
 from .isolation import batch_noise, eval_mode, kept_random_state
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
 from .one_way import is_one_way, lacks_inverse
-from .pairs import Pair, checked_seed
+from .pairs import Pair, checked_seed, signature_of
 from .plates import INFER
 from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
 from .structure import Structure
-from .supports import TRANSFORMED, bounds_of, innermost, support_of
+from .supports import TRANSFORMED, bounds_of, innermost, of_one_value, support_of
 from .tape import tape_pair
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "check_imputed",
     "check_loader",
     "checked_seed",
+    "depends_on_own_draw",
     "eval_mode",
     "find_masks",
     "first_element",
@@ -54,10 +56,13 @@ __all__ = [
     "is_one_way",
     "kept_random_state",
     "lacks_inverse",
+    "of_one_value",
+    "out_of_order",
     "over_batches",
     "padded",
     "reconstruct_sites",
     "reduce_to_datum",
+    "signature_of",
     "simulate_arguments",
     "simulate_sites",
     "support_of",

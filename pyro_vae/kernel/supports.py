@@ -7,6 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import AffineTransform, IndependentTransform
 
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
@@ -52,6 +53,15 @@ def mask_hides_score(fn: Any) -> bool:
 
 
 TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
+
+
+def of_one_value(transform: Any) -> Any:
+    """A transform that acts on each element of an event by itself, as one of single numbers; any other as it is."""
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    if isinstance(transform, AffineTransform):
+        return AffineTransform(transform.loc, transform.scale)
+    return transform
 
 
 def has_edges(fn: Any) -> bool:

@@ -26,7 +26,7 @@ class CollapseMonitor:
     Call it with the model's own arguments in every step. Each `every`-th call it looks at the units of that batch, as
     `ActiveUnits` does; the others cost nothing. A unit is silent in a batch if its KL is below `epsilon` nats for a share of
     at least 1 - `delta` of the data (Lucas, Tucker, Grosse and Norouzi, 2019, https://arxiv.org/abs/1911.02469), or, where
-    its site has no KL per unit, if the variance of its posterior means is not above `threshold`.
+    it has no KL of its own (see `ActiveUnits`), if the variance of its posterior means is not above `threshold`.
 
     The pair counts as collapsed after `patience` looks in a row at which a `share` of the units or more was silent, and as
     recovered at the first look at which it was not. Patience, because an untrained encoder is often close to the prior in
@@ -171,4 +171,4 @@ class CollapseMonitor:
 
 def silent(units: UnitActivity) -> Tensor:
     """(D,) true where a unit says nothing about the data: by its KL, or by its means where it has no KL of its own."""
-    return torch.where(units.kl.isnan(), ~units.active, units.collapsed)
+    return torch.where(units.fraction_at_prior.isnan(), ~units.active, units.collapsed)

@@ -5,10 +5,10 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import biject_to, constraints, kl_divergence
-from torch.distributions.transforms import ComposeTransform, IndependentTransform
+from torch.distributions.transforms import ComposeTransform
 
 from ..errors import StructureError
-from ..kernel import Record, innermost
+from ..kernel import Record, innermost, of_one_value
 from ..kernel.supports import TRANSFORMED
 
 
@@ -50,7 +50,7 @@ def by_number(fn: Any) -> Any:
     if type(base) not in TRANSFORMED or not base.event_shape:
         return base
     below = innermost(base.base_dist)
-    transforms = [t.base_transform if isinstance(t, IndependentTransform) else t for t in base.transforms]
+    transforms = [of_one_value(transform) for transform in base.transforms]
     if below.event_shape or any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
         return base
     transforms = [t for t in transforms if not (isinstance(t, ComposeTransform) and not t.parts)]  # the identity

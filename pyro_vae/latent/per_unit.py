@@ -7,12 +7,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, Call, LogWeights, Record, SiteRecord, innermost, reduce_to_datum
+from ..kernel import (
+    GUIDE,
+    Call,
+    LogWeights,
+    Record,
+    SiteRecord,
+    depends_on_own_draw,
+    innermost,
+    out_of_order,
+    reduce_to_datum,
+)
 from ..kernel.data import first_particle
 from ..kernel.recorder import Layout
 from ..kernel.records import padded
 from .formulas import analytic_kl, by_number, density_of_guide, joint_kl, mean_of
+from .refusals import check_finite, refuse_without_units
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class SiteTerms:
     site_kl: Tensor  # (B,)
     mask: Tensor  # (B, U), false where a unit has no place in a datum
     analytic: bool  # no drawn value entered
+    is_kl: bool  # of q and p given the same draws; otherwise only the sum over all sites is a KL
 
 
 @dataclass(frozen=True)
@@ -44,22 +55,29 @@ class UnitTerms:
     kl: Averages  # (B, D)
     site_kl: Averages  # (B, S)
     mask: Tensor  # (B, D)
+    is_kl: Tensor  # (D,), as in `SiteTerms`
     cost: int  # decoder evaluations per datum
 
 
 def unit_terms(call: Call, num_particles: int) -> UnitTerms:
-    """Average over particles: what has a formula given the latents drawn before it by that, the rest by drawn values."""
+    """Average over particles: what has a formula given the latents drawn before it by that, the rest by drawn values.
+
+    No formula where the prior of a latent depends on its own draw, by way of what the guide draws later.
+    """
     latents = call.structure.latents
     refuse_without_units(call)
     # One plain run per particle: distributions in the shapes they were written with. The programs are this call's own.
     call.guide.execution = call.model.execution = "loop"
     means, kls, site_kls = Mean(), Mean(), Mean()
+    sampled: frozenset[str] | None = None
     for k in range(num_particles):
         call.set_noise(GUIDE, k)
         guide = call.draw(1)
         model = call.score(call.latent_values(guide), 1)
         weights = call.weigh(guide, model, 1)
-        sites = [site_terms(name, guide, model, weights, call.layout) for name in latents]
+        if sampled is None:
+            sampled = sites_without_formula(call, guide, model)
+        sites = [site_terms(name, guide, model, weights, call.layout, name not in sampled) for name in latents]
         means.add(torch.cat([s.mean for s in sites], 1))
         kls.add(torch.cat([s.kl for s in sites], 1))
         site_kls.add(torch.stack([s.site_kl for s in sites], 1))
@@ -74,6 +92,7 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
         kl=kls.averages(),
         site_kl=kl,
         mask=torch.cat([s.mask for s in sites], 1),
+        is_kl=torch.cat([torch.full_like(s.mask[0], s.is_kl) for s in sites]),
         cost=call.cost,
     )
 
@@ -97,7 +116,17 @@ class Mean:
         return Averages(self._first + shift, spread / max(self.count - 1, 1))
 
 
-def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout) -> SiteTerms:
+def sites_without_formula(call: Call, guide: Record, model: Record) -> frozenset[str]:
+    """The latents whose prior depends on their own draw."""
+    names = out_of_order(guide, model)
+    if not names:
+        return frozenset()
+    call.cost += 1 + len(names)
+    return depends_on_own_draw(names, call.guide.fn, call.model.fn, call.guide.args, call.guide.kwargs)
+
+
+def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout, by_formula: bool) -> SiteTerms:
+    """:param by_formula: whether a KL given the draws may be averaged over draws of the guide."""
     site, p = guide[name], model[name].fns[0]
     q = density_of_guide(name, guide, p)
     value = site.value[0]
@@ -107,16 +136,17 @@ def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, lay
     means = to_units(value if mean is None else mean)
     sides = [by_number(fn) for fn in (q, p) if fn is not None]
     if len(sides) == 2 and not any(side.event_shape for side in sides):
-        exact = analytic_kl(*sides)
+        exact = analytic_kl(*sides) if by_formula else None
         kl = to_units(sides[0].log_prob(value) - sides[1].log_prob(value) if exact is None else exact)
         site_kl = torch.where(mask, kl, torch.zeros_like(kl)).sum(1)
     else:
-        exact = None if q is None else joint_kl(q, p)
+        exact = joint_kl(q, p) if by_formula and q is not None else None
         site_kl = sampled_kl(name, weights) if exact is None else masked_kl(exact, weights.joint_mask(name), layout)
         kl = torch.full_like(means, torch.nan, dtype=site_kl.dtype)
     if not means.is_floating_point():
         means = means.to(site_kl.dtype)
-    return SiteTerms(means, kl, site_kl, mask, analytic=mean is not None and exact is not None)
+    analytic = mean is not None and exact is not None
+    return SiteTerms(means, kl, site_kl, mask, analytic, is_kl=by_formula)
 
 
 def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:
@@ -164,34 +194,3 @@ def has_one_draw(call: Call, guide: Record) -> bool:
 
 def unit_names(site: str, count: int) -> Sequence[str]:
     return [site] if count == 1 else [f"{site}[{unit}]" for unit in range(count)]
-
-
-def refuse_without_units(call: Call) -> None:
-    refuse_without_draws(call)
-    if call.structure.model_enumerated:
-        raise EnumerationError(
-            f"the model sums out {quoted(call.structure.model_enumerated)}, so the prior of the other latents is a mixture "
-            "without a formula: add these sites to the guide, or write the mixture as a distribution (MixtureSameFamily)"
-        )
-
-
-def refuse_without_draws(call: Call) -> None:
-    structure = call.structure
-    if structure.guide_enumerated:
-        raise EnumerationError(
-            f"the guide enumerates {quoted(structure.guide_enumerated)}, and units are looked at one draw at a time: pass "
-            "the guide without infer={'enumerate': ...}, or as "
-            "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
-        )
-    if not structure.latents:
-        raise StructureError("the guide draws no latent site of the model, so there is no unit to look at")
-
-
-def check_finite(site_kl: Tensor, names: Sequence[str]) -> None:
-    bad = (~site_kl.isfinite()).any(0).tolist()
-    if any(bad):
-        raise NonFiniteError(
-            f"the KL of {quoted(name for name, is_bad in zip(names, bad, strict=True) if is_bad)} to the prior is NaN or "
-            "infinite: look for NaN in the arguments or parameters, for a scale that underflows to 0, or for draws of the "
-            "guide outside the support of the prior"
-        )

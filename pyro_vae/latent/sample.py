@@ -13,7 +13,8 @@ from ..estimates import LatentSample
 from ..kernel import GUIDE, INFER, Call, Pair, Record, Structure, check_loader, first_element, over_batches
 from ..kernel.calls import SIMULATION
 from .means import free_sites, posterior_mean
-from .per_unit import by_unit, mask_of, refuse_without_draws, unit_names
+from .per_unit import by_unit, mask_of, unit_names
+from .refusals import refuse_without_draws
 
 
 class AggregatedPosterior:

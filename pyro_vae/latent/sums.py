@@ -110,7 +110,8 @@ class UnitSums:
         kl, noise = terms.kl.value, terms.kl.variance
         self.means.add(terms.mean.value, terms.mean.variance, terms.mask)
         self.kl.add(kl, noise, terms.mask)
-        below = torch.where(kl.isnan(), kl, (kl < self.epsilon).to(kl.dtype))
+        known = ~kl.isnan() & terms.is_kl
+        below = torch.where(known, (kl < self.epsilon).to(kl.dtype), torch.nan)
         # With noise around it, a KL near epsilon may have fallen on the other side.
         chance = torch.special.ndtr((self.epsilon - kl) / noise.sqrt())
         self.at_prior.add(below, torch.where(noise > 0, chance * (1 - chance), torch.zeros_like(chance)), terms.mask)

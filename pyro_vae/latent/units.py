@@ -31,6 +31,11 @@ class ActiveUnits:
     not fall apart into units (full covariance, a flow, a mixture over vectors) there is one KL for the site, and NaN per
     unit. Means are those of the constrained values; a Bernoulli's is its probability; a Categorical has a KL but no mean.
 
+    A formula given the draws is right only if the prior of a latent depends on no draw that the guide makes given that
+    latent. Where it does (the model draws z2, then z1 given z2; the guide draws z1, then z2 given z1), the number for z1 is
+    the mean of log q - log p over the draws. It may be negative. The sum over sites is the KL of all latents either way, but
+    such a unit has no `fraction_at_prior` (NaN).
+
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
     :param num_particles: K, at least 2. One draw is all that is used where the only latent has formulas for both.

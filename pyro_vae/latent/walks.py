@@ -14,7 +14,8 @@ from ..kernel.calls import SIMULATION
 from ..kernel.recorder import Layout
 from ..kernel.records import padded
 from .means import free_sites, posterior_mean
-from .per_unit import refuse_without_units, unit_names
+from .per_unit import unit_names
+from .refusals import refuse_without_units
 
 PRIOR_BLOCKS = 10  # of NOISE_BLOCK draws each, for the quantiles
 MOST_UNITS = 10  # that are moved unasked

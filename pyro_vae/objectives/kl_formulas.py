@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,10 +11,46 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import biject_to, kl_divergence
-from torch.distributions.transforms import IndependentTransform
 
 from ..errors import StructureError
-from ..kernel import TRANSFORMED, WeighedTraces, innermost
+from ..kernel import (
+    TRANSFORMED,
+    WeighedTraces,
+    depends_on_own_draw,
+    innermost,
+    of_one_value,
+    out_of_order,
+    signature_of,
+)
+
+
+class OwnDraws:
+    """Finds the latents whose prior depends on their own draw, by way of what the guide draws later: no formula for them.
+
+    Nothing is run where both sides draw in the same order. The last answer is kept for the steps that follow.
+    """
+
+    _last: tuple[Any, frozenset[str]] = ((), frozenset())  # what was asked, and the answer
+
+    def find(
+        self,
+        guide_sites: Mapping[str, Any],
+        model_sites: Mapping[str, Any],
+        model: Callable,
+        guide: Callable,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> frozenset[str]:
+        names = out_of_order(guide_sites, model_sites)
+        if not names:
+            return frozenset()
+        asked = model, guide, names, signature_of((args, kwargs), floats=False)
+        if self._last[0] != asked:
+            self._last = asked, depends_on_own_draw(names, guide, model, args, kwargs)
+        return self._last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a copy of the objective holds no programs
 
 
 def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
@@ -66,12 +103,6 @@ def of_one_element(fn: Any) -> Any:
     if base.event_dim or any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
         return fn
     return dist.TransformedDistribution(base, transforms)
-
-
-def of_one_value(transform: Any) -> Any:
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return transform
 
 
 def log_jacobian(site: Any, unconstrained: Tensor, prior: Any) -> Tensor:

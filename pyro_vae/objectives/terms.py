@@ -28,8 +28,8 @@ class Terms:
     add. Sums over the data with the scale of their plate (N/B under subsampling), averaged over particles.
 
     :ivar reconstruction: ``E_q log p(x|z)``; minus the distortion D.
-    :ivar kl: ``E_q[log q(z|x) - log p(z)]`` by latent site, the rate R of each; analytic in the mean-field objective.
-        Latents that an autoguide draws jointly stand under one name, joined by ``+``.
+    :ivar kl: ``E_q[log q(z|x) - log p(z)]`` by latent site, the rate R of each; analytic in the mean-field objective where a
+        formula is right. Latents that an autoguide draws jointly stand under one name, joined by ``+``.
     :ivar kl_sum: the sum of `kl`, the rate R.
     :ivar elbo: ``-(D + R)``.
     :ivar loss: what the objective returned.
