@@ -16,10 +16,11 @@ from pyro.poutine.util import site_is_subsample
 
 from . import isolation
 from .aggregate import Sizes
-from .agreement import READS, close
+from .agreement import READS
 from .latents import UNCONSTRAINED
 from .live import moved_parameters, rehearsal
 from .pairs import devices_of
+from .records import close
 from .tape import Tape
 
 

@@ -22,7 +22,7 @@ def hidden_places(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> Te
     Masks come from `poutine.mask` (`site_mask`) and from `fn.mask(m)` at any depth below `to_event`.
     """
     masks = [(site_mask, fn.event_dim)]
-    below = fn
+    below: Any = fn
     while isinstance(below, WRAPPERS):
         masks.append((getattr(below, "_mask", None), below.event_dim))
         below = below.base_dist

@@ -168,13 +168,10 @@ class Moved(dist.TorchDistribution):
 
     def __init__(self, fn: Any, loc: Tensor, log_scale: Tensor) -> None:
         self.fn, self.loc, self.log_scale = fn, loc, log_scale
+        self.has_rsample = fn.has_rsample
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=False)
 
-    @property
-    def has_rsample(self) -> bool:
-        return bool(self.fn.has_rsample)
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         draws: Tensor = self.loc + self.log_scale.exp() * self.fn(sample_shape)
         return draws
 

@@ -172,7 +172,7 @@ def find_transforms(call: Call) -> dict[str, Transform]:
     """The bijection of each latent site, from plain runs of the model under its prior."""
     call.cost += 1
     sites = call.model.run()
-    transforms = {}
+    transforms: dict[str, Transform] = {}
     for name in call.structure.latents:
         base = innermost(sites[name].fn)
         if "VonMises" in type(base).__name__ or type(base).__name__.startswith("Sine"):
