@@ -65,8 +65,11 @@ class MixtureProposal:
 
     def log_prob(self, u: Tensor) -> Tensor:
         """(K, B)."""
-        terms = [self._part_log_prob(part, u) for part in self.parts]
-        return torch.logsumexp(torch.stack(terms, -1) + self.shares.log(), -1)
+        return torch.logsumexp(self.log_terms(u), -1)
+
+    def log_terms(self, u: Tensor) -> Tensor:
+        """(K, B, C), of each part, its share included."""
+        return torch.stack([self._part_log_prob(part, u) for part in self.parts], -1) + self.shares.log()
 
     def _part_log_prob(self, part: GaussianProposal, u: Tensor) -> Tensor:
         squared, log_det, dim, nu = part.squared_distance(u), part.log_det(), self.dim, degrees(self.dim)
