@@ -7,7 +7,7 @@ import torch
 
 from .errors import SubsamplingError
 from .estimates import Evidence, Gaps, warn_about
-from .evidence.adaptive import fitted_log_weights
+from .evidence.adaptive import fitted_log_weights, with_search
 from .evidence.importance import checked_count, mean_std_error, summarise
 from .kernel import GUIDE, INFER, Call, Pair
 from .local import fit_offsets, restarted
@@ -81,9 +81,9 @@ class InferenceGaps:
             cost = call.cost
             if self._estimator is None:
                 log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, None, "auto")
-                evidence = summarise(call, log_weight, elbo, call.cost - cost)
+                evidence = with_search(summarise(call, log_weight, elbo, call.cost - cost), fitted)
                 if fitted is not None:
-                    offsets = restarted(call, offsets, *fitted, num_steps=self.num_steps)
+                    offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=self.num_steps)
             else:
                 evidence = self._estimator(*args, **kwargs)
             _, bound = call.log_weights(self.num_particles, GUIDE)

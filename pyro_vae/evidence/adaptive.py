@@ -1,6 +1,7 @@
 """Importance sampling from proposals fitted to each datum first."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor
 
 from ..errors import OptionError, quoted
 from ..estimates import Evidence, warn_about
-from ..kernel import GUIDE, INFER, Call, Pair
+from ..kernel import GUIDE, INFER, Call, Pair, Record
 from ..local import (
     LatentSpace,
     MixtureProposal,
+    Witnesses,
     fit_with_points,
+    missed_modes,
     num_gradients_for,
     num_starts_for,
     proposal_log_weights,
@@ -39,12 +42,14 @@ class AdaptiveImportanceSampling:
     prior keeps the weights bounded. On amortized guides this is more than a nat nearer to log p(x) than
     `ImportanceSampling` at ten times the cost.
 
-    One Gaussian misses what is not near it, with good diagnostics. Up to ten latents the default therefore looks for more:
-    from draws of the prior and of the guide, the one where p(x, z) is highest above what is fitted so far starts a further
-    fit, twice; the fits share the draws by their estimated masses. Per datum, one to three parts and Gaussian or Student t
-    tails, whichever measures the largest effective sample size on the points of search and fits. These points only choose:
-    no weight is made of them, so the estimate stays unbiased. A mode can still be missed, less and less often the more
-    latents there are, see :doc:`/evidence`.
+    One Gaussian misses what is not near it, with good diagnostics. Up to ten latents the default therefore looks for more.
+    Four spread draws of the prior are moved uphill, and two further fits start from them or from other draws: one where
+    p(x, z) is highest outside the first fit, one where it is highest above both. The fits share the draws by their estimated
+    masses. Per datum, one to three parts and Gaussian or Student t tails, whichever measures the largest effective sample
+    size on the points of search and fits. These points only choose: no weight is made of them, so the estimate stays
+    unbiased. A mode can still be missed, less and less often the more latents there are, see :doc:`/evidence`. A posterior
+    with more modes than three parts can hold is doubted: `checks["search"]` is true where the search has seen a mode that
+    holds 2% of p(x) or more and that the proposal lacks.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites; the start of the fits, and what `elbo` is about.
@@ -52,8 +57,8 @@ class AdaptiveImportanceSampling:
     :param num_gradients: gradients per datum for the fit, each counted as three decoder evaluations; by default
         `max(20 + 3 D, min(0.35 K, 40 + 5 D))` for D latents.
     :param proposal: "gaussian", "student" (a multivariate t of 5 + D degrees, the factor 1 + 0.15 / sqrt(D)), "mixture" (the
-        search, which costs another 20 + min(K / 10, 500) decoder evaluations and 2 (12 + 3 D) gradients), or "auto":
-        "mixture" up to ten latents, "gaussian" beyond.
+        search, which costs another 20 + min(K / 10, 500) + 3 D decoder evaluations and 32 + 2 (12 + 3 D) gradients), or
+        "auto": "mixture" up to ten latents, "gaussian" beyond.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
         whole call one datum.
@@ -100,8 +105,8 @@ class AdaptiveImportanceSampling:
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
-            log_weight, elbo, _ = fitted_log_weights(call, self.num_particles, self.num_gradients, self.proposal)
-            evidence = summarise(call, log_weight, elbo, call.cost)
+            log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, self.num_gradients, self.proposal)
+            evidence = with_search(summarise(call, log_weight, elbo, call.cost), fitted)
         warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
 
@@ -112,9 +117,34 @@ def checked_proposal(proposal: Proposal) -> Proposal:
     return proposal
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The proposals fitted to each datum.
+
+    :ivar moments: mean and standard deviation, (B, D), of the draws of the guide behind the start of the fit.
+    :ivar witnesses: points that judge the search, or `None` where nothing was searched; `why_not` says why.
+    """
+
+    space: LatentSpace
+    proposal: MixtureProposal
+    moments: tuple[Tensor, Tensor]
+    witnesses: Witnesses | None = None
+    why_not: str = ""
+
+
+def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
+    """The record with what the search has found about itself; `None` where no proposal was needed."""
+    if fitted is None:
+        return evidence
+    if fitted.witnesses is None:
+        return replace(evidence, unchecked={**evidence.unchecked, "search": fitted.why_not})
+    missed = missed_modes(fitted.witnesses, fitted.proposal, evidence.log_evidence)
+    return replace(evidence, checks={**evidence.checks, "search": missed})
+
+
 def fitted_log_weights(
     call: Call, num_particles: int, num_gradients: int | None, proposal: Proposal
-) -> tuple[Tensor, Tensor, tuple[LatentSpace, MixtureProposal] | None]:
+) -> tuple[Tensor, Tensor, Fitted | None]:
     """(Log-weights of the fitted proposals, (K, B); ELBO terms of the guide, (K', B); the proposals, if any were needed)."""
     call.set_noise(GUIDE, 0)
     guide = call.draw(ELBO_PARTICLES)
@@ -124,17 +154,39 @@ def fitted_log_weights(
     call.check_finite(elbo)
     if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself, and there is nothing to fit
         return weights.log_weight, elbo, None
+    fitted = fit_proposals(call, guide, model, elbo, num_particles, num_gradients, proposal)
+    return proposal_log_weights(fitted.space, fitted.proposal, num_particles), elbo, fitted
+
+
+def fit_proposals(
+    call: Call,
+    guide: Record,
+    model: Record,
+    elbo: Tensor,
+    num_particles: int,
+    num_gradients: int | None,
+    proposal: Proposal,
+) -> Fitted:
+    """From draws of the guide, what the model made of them and their ELBO terms."""
     space = LatentSpace(call, guide, model)
     call.set_noise(GUIDE, 1)
-    u, _ = space.pack(call.latent_values(call.draw(START_PARTICLES)))
+    u = space.filled(space.pack(call.latent_values(call.draw(START_PARTICLES)))[0])
+    moments = u.mean(0), u.std(0)
     floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1
     num_gradients = num_gradients or num_gradients_for(num_particles, space.dim)
-    part, points = fit_with_points(space, u.mean(0), u.std(0), num_gradients, floor)
-    if proposal == "mixture" or (proposal == "auto" and space.dim <= SEARCHED_DIM):
-        u, log_det = space.pack(call.latent_values(guide))
-        u = space.filled(u)
-        starts = u, space.densities(model, u, log_det)[0]
-        chosen = search(space, part, points, starts, num_starts_for(num_particles))
-    else:
-        chosen = MixtureProposal.of(part, student=proposal == "student")
-    return proposal_log_weights(space, chosen, num_particles), elbo, (space, chosen)
+    part, points = fit_with_points(space, *moments, num_gradients, floor)
+    why_not = why_not_searched(proposal, space.dim)
+    if why_not:
+        return Fitted(space, MixtureProposal.of(part, student=proposal == "student"), moments, why_not=why_not)
+    u, log_det = space.pack(call.latent_values(guide))
+    u = space.filled(u)
+    starts = u, space.densities(model, u, log_det)[0]
+    chosen, found = search(space, part, points, starts, num_starts_for(num_particles))
+    return Fitted(space, chosen, moments, found)
+
+
+def why_not_searched(proposal: Proposal, dim: int) -> str:
+    """Nothing where it is searched."""
+    if proposal == "auto" and dim > SEARCHED_DIM:
+        return f"no search for modes beyond {SEARCHED_DIM} latents"
+    return f"no search for modes with proposal='{proposal}'" if proposal in ("gaussian", "student") else ""

@@ -13,16 +13,16 @@ from tqdm import tqdm
 from ..errors import LocalFitError, OptionError, quoted
 from ..estimates import Evidence, warn_about
 from ..kernel import ANNEAL, GUIDE, INFER, PILOT, Call, Pair
-from ..local import LatentSpace, fit_gaussian, num_gradients_for
-from .adaptive import ELBO_PARTICLES, START_PARTICLES
+from .adaptive import ELBO_PARTICLES, START_PARTICLES, fit_proposals, with_search
 from .hmc import State, adapted, transition
-from .importance import checked_count, mean_std_error, summarise
+from .importance import checked_count, summarise
 from .paths import STARTS, Path
 
 SCHEDULES = ("adaptive", "linear", "sigmoid")
 Visit = Callable[[int, State, Tensor], None]
 SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three is so many times as long as tuned
 PILOT_STEPS, PILOT_CHAINS = 40, 4
+PILOT_RUN = 1000  # block of noise, beyond those of the search
 FIRST_STEP_SIZE = 0.8  # radians
 SIGMOID_STEEPNESS = 4.0  # of Grosse, Ghahramani and Adams (2015)
 LINEAR_SHARE = 0.2  # of an adaptive schedule, in case the pilot saw no variation where there is some
@@ -47,8 +47,10 @@ class AnnealedImportanceSampling:
     :param num_steps: T, temperatures after the first.
     :param num_chains: C, chains per datum.
     :param num_leapfrog: gradients per transition.
-    :param start: s, one of "fitted" (the Gaussian fitted to each datum, as in `AdaptiveImportanceSampling`), "guide" and
-        "prior". The nearer to the posterior, the fewer steps are needed.
+    :param start: s, one of "fitted" (the proposals that `AdaptiveImportanceSampling` fits to each datum: up to ten latents
+        the mixture that its search has found, beyond that a Gaussian), "guide" and "prior". The nearer to the posterior,
+        the fewer steps are needed. Chains rarely cross from one mode to another: where the start has missed a mode, so do
+        they, and `checks["search"]` says what it says there.
     :param schedule: "adaptive" (steps of equal conditional ESS, as the pilot saw it), "linear" or "sigmoid".
     :param progress: show a progress bar on runs of more than a few seconds.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
@@ -100,7 +102,8 @@ class AnnealedImportanceSampling:
         with self._pair.open(args, kwargs, self.seed) as call:
             run = Annealing(call, self)
             log_weight, acceptance, _ = run.forward()
-            evidence = replace(summarise(call, log_weight, run.elbo, call.cost), acceptance=acceptance)
+            evidence = with_search(summarise(call, log_weight, run.elbo, call.cost), run.fitted)
+            evidence = replace(evidence, acceptance=acceptance)
         warn_about(evidence, stacklevel=3)
         return evidence
 
@@ -133,16 +136,19 @@ class Annealing:
                 f"the guide computes its latents from {quoted(hidden)}, so log q is not known at other values: use "
                 "start='fitted'"
             )
-        self.space = LatentSpace(call, guide, model)
         self.latent_shapes = {name: value.shape[1:] for name, value in call.latent_values(guide).items()}
-        call.set_noise(GUIDE, 1)
-        u = self.space.filled(self.space.pack(call.latent_values(call.draw(START_PARTICLES)))[0])
-        floor = self.elbo.mean(0) - 3 * mean_std_error(self.elbo) - 1
-        fitted = fit_gaussian(self.space, u.mean(0), u.std(0), num_gradients_for(FIT_PARTICLES, self.space.dim), floor)
+        fitted = fit_proposals(
+            call, guide, model, self.elbo, FIT_PARTICLES, None, "auto" if options.start == "fitted" else "gaussian"
+        )
+        if options.start != "fitted":
+            fitted = replace(fitted, why_not=f"chains from the {options.start} search for no modes")
+        self.space, self.fitted, moments = fitted.space, fitted, fitted.moments
         if options.start == "prior":
             call.set_noise(PILOT, 0)
             u = self.space.draw_prior(START_PARTICLES)[0]
-        self.path = Path(self.space, options.start, fitted, (u.mean(0), u.std(0)))
+            moments = u.mean(0), u.std(0)
+        shape = fitted.proposal.parts[0] if fitted.witnesses is None else fitted.proposal.as_fitted()
+        self.path = Path(self.space, options.start, shape, moments)
         self.temperatures, self.step_sizes = self._tune()
 
     def forward(self, visit: Visit | None = None) -> tuple[Tensor, Tensor, State]:
@@ -181,7 +187,7 @@ class Annealing:
 
     def _move(self, state: State, i: int) -> tuple[State, Tensor]:
         t = self.temperatures[i]
-        reference = self.path.reference(t.clamp(max=1))  # beyond the joint the fit would be extrapolated
+        reference = self.path.reference(t.clamp(max=1), state.u)  # beyond the joint the fit would be extrapolated
         step_size = self.step_sizes[i]
         if self.grid is not None and i % SHORT_EVERY == 0:
             # Whoever gave a grid looks at all states alike: none may be stuck where the density is steeper than was tuned
@@ -199,14 +205,14 @@ class Annealing:
         grid = share if self.options.start == "fitted" else share**3  # other starts change fastest at first
         if self.grid is not None:
             grid = grid * self.grid[-1]
-        self.call.set_noise(PILOT, 1)
+        self.call.set_noise(PILOT, PILOT_RUN)
         state = self.path.draw(PILOT_CHAINS)
         step_size = torch.full_like(self.elbo[0], FIRST_STEP_SIZE)
         spreads, step_sizes = [], []
         for t in grid:
             spreads.append(finite_spread(state.log_joint - state.log_start))
             t = t.expand_as(step_size)
-            reference = self.path.reference(t.clamp(max=1))
+            reference = self.path.reference(t.clamp(max=1), state.u)
             state, acceptance = transition(state, self.path.evaluate, t, reference, step_size, self.options.num_leapfrog)
             step_size = adapted(step_size, acceptance)
             step_sizes.append(step_size)

@@ -14,6 +14,7 @@ from ..errors import LatentsError, quoted
 from ..estimates import Evidence, Sandwich, warn_about
 from ..kernel import INFER, REVERSE, padded
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
+from .adaptive import with_search
 from .annealed import AnnealedImportanceSampling, Annealing
 from .importance import summarise
 
@@ -107,7 +108,8 @@ class BidirectionalMonteCarlo(AnnealedImportanceSampling):
             start = posterior_draws(run, self.latents)
             tuned = call.cost
             log_weight, acceptance, last = run.forward()
-            lower = replace(summarise(call, log_weight, run.elbo, call.cost), acceptance=acceptance)
+            lower = with_search(summarise(call, log_weight, run.elbo, call.cost), run.fitted)
+            lower = replace(lower, acceptance=acceptance)
             forward = call.cost
             reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), REVERSE)
             upper = replace(upper_bound(lower, reverse, tuned + call.cost - forward), acceptance=acceptance)

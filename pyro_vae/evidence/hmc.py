@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..local import GaussianProposal
+from ..local import GaussianProposal, MixtureProposal
 
 TARGET_ACCEPTANCE = 0.65
 ADAPTATION = 0.3  # gain of the log step size per unit of acceptance
@@ -45,11 +45,48 @@ class State:
         )
 
 
+@dataclass(frozen=True)
+class ChosenPart:
+    """A part of a mixture for each chain, `label` (C, B), in place of the one Gaussian that a transition is split around.
+
+    Drawn anew before each transition with the probability that the mixture gives to the parts at the chain's state. The
+    transition leaves the joint density of state and label invariant, and so that of the state: which is why `log_label`
+    enters the acceptance.
+    """
+
+    mixture: MixtureProposal
+    label: Tensor
+
+    @classmethod
+    def at(cls, mixture: MixtureProposal, u: Tensor) -> ChosenPart:
+        return cls(mixture, torch.distributions.Categorical(logits=mixture.log_terms(u)).sample())
+
+    def whitened(self, u: Tensor) -> Tensor:
+        return self._chosen([part.whitened(u) for part in self.mixture.parts], self.label.T.unsqueeze(1))
+
+    def coloured(self, noise: Tensor) -> Tensor:
+        return self._chosen([part.coloured(noise) for part in self.mixture.parts], self.label.unsqueeze(-1))
+
+    def pulled(self, gradient: Tensor) -> Tensor:
+        return self._chosen([part.pulled(gradient) for part in self.mixture.parts], self.label.T.unsqueeze(1))
+
+    def log_label(self, u: Tensor) -> Tensor:
+        """(C, B), log of the probability of the label at u."""
+        return self.mixture.log_terms(u).log_softmax(-1).gather(-1, self.label.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def _chosen(by_part: list[Tensor], label: Tensor) -> Tensor:
+        chosen = by_part[0]
+        for i, values in enumerate(by_part[1:], start=1):
+            chosen = torch.where(label == i, values, chosen)
+        return chosen
+
+
 def transition(
     state: State,
     evaluate: Callable[[Tensor], State],
     t: Tensor,
-    reference: GaussianProposal,
+    reference: GaussianProposal | ChosenPart,
     step_size: Tensor,
     num_leapfrog: int,
 ) -> tuple[State, Tensor]:
@@ -66,7 +103,7 @@ def transition(
 
     def kick(at: State, v: Tensor) -> Tensor:
         """Half a step along the gradient of psi."""
-        return 0.5 * h * (reference.tril.mT @ at.gradient(t).permute(1, 2, 0) + v)
+        return 0.5 * h * (reference.pulled(at.gradient(t)) + v)
 
     moved, w = state, v
     for _ in range(num_leapfrog):
@@ -77,6 +114,8 @@ def transition(
     # N(loc, S) is constant up to its quadratic form, which the rotation exchanges with the momentum's.
     before = state.log_density(t) - 0.5 * first.square().sum(1).T
     after = moved.log_density(t) - 0.5 * p.square().sum(1).T
+    if isinstance(reference, ChosenPart):
+        before, after = before + reference.log_label(state.u), after + reference.log_label(moved.u)
     acceptance = (after - before).clamp(max=0).exp().nan_to_num(nan=0.0)
     accepted = torch.rand_like(acceptance) < acceptance
     return moved.where(accepted, state), acceptance

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..local import GaussianProposal, LatentSpace
+from ..local import GaussianProposal, LatentSpace, MixtureProposal
 from ..local.space import differentiable
-from .hmc import State
+from .hmc import ChosenPart, State
 
 STARTS = ("fitted", "guide", "prior")
 
@@ -15,19 +15,24 @@ STARTS = ("fitted", "guide", "prior")
 class Path:
     """start^(1 - t) joint^t for t from 0 to 1, in unconstrained space, for all data of a call.
 
-    :param start: "fitted" (the Gaussian fitted to each datum), "guide" or "prior".
-    :param fitted: that Gaussian, which also shapes the motion near the end of any path.
+    :param start: "fitted" (what was fitted to each datum), "guide" or "prior".
+    :param fitted: the mixture that a search has found, or one Gaussian, which also shapes the motion near the end of a path
+        from elsewhere.
     :param moments: mean and standard deviation, (B, D), of draws of the start, which shape it near the beginning.
     """
 
-    def __init__(self, space: LatentSpace, start: str, fitted: GaussianProposal, moments: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self,
+        space: LatentSpace,
+        start: str,
+        fitted: GaussianProposal | MixtureProposal,
+        moments: tuple[Tensor, Tensor],
+    ) -> None:
         self.space, self.start, self.fitted, self.moments = space, start, fitted, moments
 
     def draw(self, num_chains: int) -> State:
         if self.start == "fitted":
-            loc = self.fitted.loc
-            noise = torch.randn(*loc.shape, num_chains, dtype=loc.dtype, device=loc.device)
-            return self.evaluate(self.fitted.coloured(noise))
+            return self.evaluate(self.fitted.draw(num_chains))
         if self.start == "prior":
             return self.evaluate(self.space.draw_prior(num_chains)[0])
         call = self.space.call
@@ -40,19 +45,18 @@ class Path:
             piece = u[first : first + length].detach().requires_grad_()
             with differentiable():
                 log_start, log_joint = self._ends(piece)
-                joint_gradient = torch.autograd.grad(log_joint.sum(), piece, retain_graph=log_start is not None)[0]
-                start_gradient = None if log_start is None else torch.autograd.grad(log_start.sum(), piece)[0]
-            piece, log_joint = piece.detach(), log_joint.detach()
-            if log_start is None or start_gradient is None:
-                log_start = self.fitted.log_prob(piece)
-                whitened = self.fitted.whitened(piece)
-                upper = self.fitted.tril.mT
-                start_gradient = -torch.linalg.solve_triangular(upper, whitened, upper=True).permute(2, 0, 1)
-            pieces.append((piece, log_start.detach(), log_joint, start_gradient, joint_gradient))
+                joint_gradient = torch.autograd.grad(log_joint.sum(), piece, retain_graph=True)[0]
+                start_gradient = torch.autograd.grad(log_start.sum(), piece)[0]
+            pieces.append((piece.detach(), log_start.detach(), log_joint.detach(), start_gradient, joint_gradient))
         return State(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
-    def reference(self, t: Tensor) -> GaussianProposal:
-        """The Gaussian around which motion at t, (B,), is split: between the start's moments and the fit."""
+    def reference(self, t: Tensor, u: Tensor) -> GaussianProposal | ChosenPart:
+        """The Gaussian around which motion at t, (B,), is split: between the start's moments and the fit.
+
+        On a path from a mixture, for each chain one of its parts, by where the chain is: u, (C, B, D).
+        """
+        if isinstance(self.fitted, MixtureProposal):
+            return ChosenPart.at(self.fitted, u)
         if self.start == "fitted":
             return self.fitted
         mean, scale = self.moments
@@ -63,10 +67,10 @@ class Path:
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
         return GaussianProposal((covariance @ shift).squeeze(-1), torch.linalg.cholesky(covariance))
 
-    def _ends(self, u: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(log-density of the start, None where it is the fitted Gaussian; log p(x, u)), (C, B) each."""
+    def _ends(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(log-density of the start, log p(x, u)), (C, B) each."""
         if self.start == "fitted":
-            return None, self.space.log_joint(u)
+            return self.fitted.log_prob(u), self.space.log_joint(u)
         if self.start == "prior":
             log_joint, log_prior = self.space.log_joint_and_prior(u)
             return log_prior, log_joint

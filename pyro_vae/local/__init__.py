@@ -1,6 +1,7 @@
 """Fits per datum: the guide's own family with offsets, and a Gaussian proposal. Serves evidence and gaps alike."""
 
 from .gaussian import GaussianProposal, fit_gaussian, fit_with_points, num_gradients_for
+from .missed import Witnesses, missed_modes
 from .mixture import MixtureProposal, proposal_log_weights
 from .offsets import GuideOffsets, fit_offsets
 from .restart import restarted
@@ -12,9 +13,11 @@ __all__ = [
     "GuideOffsets",
     "LatentSpace",
     "MixtureProposal",
+    "Witnesses",
     "fit_gaussian",
     "fit_offsets",
     "fit_with_points",
+    "missed_modes",
     "num_gradients_for",
     "num_starts_for",
     "proposal_log_weights",

@@ -34,6 +34,15 @@ class GaussianProposal:
         """(B, D, K) standard coordinates to u, (K, B, D)."""
         return (self.loc.unsqueeze(-1) + self.tril @ noise).permute(2, 0, 1)
 
+    def pulled(self, gradient: Tensor) -> Tensor:
+        """Gradients with respect to u, (K, B, D), to those with respect to standard coordinates, (B, D, K)."""
+        return self.tril.mT @ gradient.permute(1, 2, 0)
+
+    def draw(self, num_particles: int) -> Tensor:
+        """(K, B, D)."""
+        noise = torch.randn(*self.loc.shape, num_particles, dtype=self.loc.dtype, device=self.loc.device)
+        return self.coloured(noise)
+
     def squared_distance(self, u: Tensor) -> Tensor:
         """(K, B), squared Mahalanobis distance from `loc`."""
         return self.whitened(u).square().sum(1).T

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,13 @@ class MixtureProposal:
     :ivar parts: C Gaussians, not yet widened.
     :ivar shares: (B, C), rows sum to one.
     :ivar student: (B,), where the parts have the tails of a t.
+    :ivar widened: whether the Gaussians are wider than the parts, f as above, or f = 1.
     """
 
     parts: tuple[GaussianProposal, ...]
     shares: Tensor
     student: Tensor
+    widened: bool = True
 
     @classmethod
     def of(cls, part: GaussianProposal, *, student: bool = False) -> "MixtureProposal":
@@ -38,12 +40,21 @@ class MixtureProposal:
         shares = torch.ones_like(part.loc[:, :1])
         return cls((part,), shares, torch.full_like(shares[:, 0], student, dtype=torch.bool))
 
+    def as_fitted(self) -> "MixtureProposal":
+        """The parts as they were fitted, for chains: weights need tails that are too wide, a start of chains does not."""
+        return replace(self, student=torch.zeros_like(self.student), widened=False)
+
     def with_part(self, part: GaussianProposal, shares: Tensor) -> "MixtureProposal":
-        return MixtureProposal((*self.parts, part), shares, self.student)
+        return replace(self, parts=(*self.parts, part), shares=shares)
 
     @property
     def dim(self) -> int:
         return self.parts[0].loc.shape[-1]
+
+    @property
+    def width(self) -> float:
+        """f of the Gaussians."""
+        return widening(GAUSSIAN_WIDTH, self.dim) if self.widened else 1.0
 
     def draw(self, num_particles: int) -> Tensor:
         """(K, B, D). Systematic sampling gives each part its share of K up to one, at random which."""
@@ -51,7 +62,7 @@ class MixtureProposal:
         noise = torch.randn(*like.shape, num_particles, dtype=like.dtype, device=like.device)  # (B, D, K)
         chi2 = torch.distributions.Chi2(like.new_tensor(nu)).sample(torch.Size((len(like), 1, num_particles)))
         student = widening(STUDENT_WIDTH, self.dim) * (nu / chi2).sqrt()
-        noise = noise * torch.where(self.student.reshape(-1, 1, 1), student, widening(GAUSSIAN_WIDTH, self.dim))
+        noise = noise * torch.where(self.student.reshape(-1, 1, 1), student, self.width)
         drawn = self.parts[0].coloured(noise)
         if len(self.parts) == 1:
             return drawn
@@ -65,13 +76,15 @@ class MixtureProposal:
 
     def log_prob(self, u: Tensor) -> Tensor:
         """(K, B)."""
-        terms = [self._part_log_prob(part, u) for part in self.parts]
-        return torch.logsumexp(torch.stack(terms, -1) + self.shares.log(), -1)
+        return torch.logsumexp(self.log_terms(u), -1)
+
+    def log_terms(self, u: Tensor) -> Tensor:
+        """(K, B, C), of each part, its share included."""
+        return torch.stack([self._part_log_prob(part, u) for part in self.parts], -1) + self.shares.log()
 
     def _part_log_prob(self, part: GaussianProposal, u: Tensor) -> Tensor:
         squared, log_det, dim, nu = part.squared_distance(u), part.log_det(), self.dim, degrees(self.dim)
-        width = widening(GAUSSIAN_WIDTH, dim)
-        gaussian = -0.5 * squared / width**2 - dim * (math.log(width) + 0.5 * math.log(2 * math.pi))
+        gaussian = -0.5 * squared / self.width**2 - dim * (math.log(self.width) + 0.5 * math.log(2 * math.pi))
         width = widening(STUDENT_WIDTH, dim)
         constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim * (math.log(width) + 0.5 * math.log(nu * math.pi))
         student = constant - 0.5 * (nu + dim) * torch.log1p(squared / (nu * width**2))

@@ -11,12 +11,15 @@ from torch.nn.functional import pad
 from ..kernel import PILOT
 from ..ops import log_mean_exp
 from .gaussian import FitPoints, GaussianProposal, fit_with_points
+from .missed import Witnesses, witnesses
 from .mixture import PRIOR_SHARE, MixtureProposal, prior_blocks
 from .space import LatentSpace
+from .starts import climbed_starts
 
 MAX_PARTS = 3
 SEARCH_GRADIENTS = 12  # and three per latent, for each further part
 WIDE = 3.0  # a start is sought where the posterior is high above the parts found so far, made this much wider
+OUTSIDE = 3.0  # a point is outside a part beyond sqrt(D) + 3 standard deviations
 SMALLEST_SHARE = 0.01  # below it a part is left out
 NOISE_OF_A_FIT = 1000  # blocks of noise, more than any fit uses
 PART_GAIN = math.log(1.05)  # a further part must measure 5% more ESS
@@ -71,8 +74,12 @@ def num_starts_for(num_particles: int) -> int:
 
 def search(
     space: LatentSpace, first: GaussianProposal, points: FitPoints, guide: tuple[Tensor, Tensor], num_starts: int
-) -> MixtureProposal:
+) -> tuple[MixtureProposal, Witnesses]:
     """Fit up to two more parts where the posterior is high and the parts so far are not, and choose among the mixtures.
+
+    The second part starts at the highest point outside the first, the third where the posterior is highest above both. A
+    few of the points are draws of the prior that were moved uphill first. Beside the proposal come points that may lie near
+    further modes, by which `missed_modes` judges it.
 
     In the manner of incremental mixture importance sampling (Raftery and Bao, 2010,
     https://doi.org/10.1111/j.1541-0420.2010.01399.x), which finds modes that no diagnostic of the first part would show.
@@ -82,17 +89,21 @@ def search(
     :param num_starts: draws of the prior to start from, one decoder evaluation each.
     """
     pool = Pool.of_prior(space, num_starts).with_fit(points)
+    climbed = climbed_starts(space, pool.u[:num_starts], pool.log_joint[:num_starts])
     masses = [log_mass(points)]
     scale = first.tril.square().sum(-1).sqrt()
     mixtures = [MixtureProposal.of(first)]
     for i in range(1, MAX_PARTS):
-        loc = best_start(mixtures[-1], torch.cat([guide[0], pool.u]), torch.cat([guide[1], pool.log_joint]))
+        start = outside_start if i == 1 else best_start
+        loc = start(
+            mixtures[-1], torch.cat([guide[0], pool.u, climbed[0]]), torch.cat([guide[1], pool.log_joint, climbed[1]])
+        )
         num_gradients = SEARCH_GRADIENTS + 3 * space.dim
         part, points = fit_with_points(space, loc, scale, num_gradients, first_block=i * NOISE_OF_A_FIT)
         pool = pool.with_fit(points)
         masses.append(log_mass(points))
         mixtures.append(mixtures[-1].with_part(part, shares_of(torch.stack(masses, -1))))
-    return choose(pool, mixtures)
+    return choose(pool, mixtures), witnesses(space, mixtures[-1].parts, *climbed)
 
 
 def log_mass(points: FitPoints) -> Tensor:
@@ -115,6 +126,18 @@ def best_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Tensor
     terms = torch.stack([part.log_prob(u) for part in wide], -1) + mixture.shares.log()
     best = (log_joint - torch.logsumexp(terms, -1)).nan_to_num(-torch.inf).argmax(0)
     return u[best, torch.arange(len(best), device=u.device)]
+
+
+def outside_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Tensor:
+    """(B, D), the point of (K, B, D) where the posterior is highest outside all parts; `best_start` where all are inside.
+
+    A point in the tail of a part that is found already can rise farther above it than another mode does.
+    """
+    nearest = torch.stack([part.squared_distance(u) for part in mixture.parts]).amin(0).sqrt()
+    outside = (nearest > math.sqrt(mixture.dim) + OUTSIDE) & (log_joint > -torch.inf)  # false for nan
+    best = torch.where(outside, log_joint, -torch.inf).argmax(0)
+    start = u[best, torch.arange(len(best), device=u.device)]
+    return torch.where(outside.any(0).unsqueeze(-1), start, best_start(mixture, u, log_joint))
 
 
 def choose(pool: Pool, mixtures: Sequence[MixtureProposal]) -> MixtureProposal:

@@ -169,6 +169,94 @@ def test_two_modes_in_five_dimensions():
     assert float(((both.log_evidence - truth).abs() > 0.2).double().mean()) < 0.2
 
 
+def outlier(x):
+    """Two ways to explain a large x, one dearer than the other, and the guide knows the dear one."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", standard(x, 1))
+        pyro.sample("x", dist.Normal(torch.where(z < 0, -5 * z, 4 * z), 0.5).to_event(1), obs=x)
+
+
+def at_the_dear_mode(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.abs() / 4, 0.2).to_event(1))
+
+
+def outlier_truth(x):
+    grid = torch.linspace(-30, 30, 200_001, dtype=F64)
+    log_joint = dist.Normal(0.0, 1.0).log_prob(grid)
+    log_joint = log_joint + dist.Normal(torch.where(grid < 0, -5 * grid, 4 * grid), 0.5).log_prob(x)
+    return log_joint.logsumexp(-1) + math.log(60 / 200_000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("kind", ["evidence", "annealed", "gaps"])
+def test_a_mode_far_from_the_prior(kind, dtype):
+    """From x = 14 on the guide's mode holds next to nothing; no draw of the prior is near either. 64 data.
+
+    Errors beyond 0.05 and four stated errors (one false alarm in 16,000 per datum) must be doubted, and few may be.
+    """
+    x = torch.tensor([2, 4, 7, 10, 14, 20, 40, 60], dtype=dtype).repeat_interleave(8).unsqueeze(-1)
+    truth = outlier_truth(x.double())
+    with quiet():
+        if kind == "evidence":
+            result = pv.AdaptiveImportanceSampling(outlier, at_the_dear_mode, seed=0)(x)
+        elif kind == "annealed":
+            result = pv.AnnealedImportanceSampling(outlier, at_the_dear_mode, num_steps=30, progress=False, seed=0)(x)
+        else:
+            result = pv.InferenceGaps(outlier, at_the_dear_mode, num_steps=2, seed=0)(x).evidence
+    off = (result.log_evidence - truth).abs()
+    assert float(result.std_error.median()) < 0.03
+    wrong = off > (4 * result.std_error).clamp(min=0.05)
+    assert not bool((wrong & ~result.checks["search"]).any()), off
+    assert float(result.checks["search"].double().mean()) < 0.1
+
+
+def blocks(num_blocks):
+    """Blocks of two latents, the first of each with either sign: 2^blocks modes. The guide knows one of them."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard(x, 2 * num_blocks, 1.5))
+            pairs = z.reshape(*z.shape[:-1], num_blocks, 2)
+            mean = torch.stack([pairs[..., 0].square(), pairs[..., 1]], -1).flatten(-2)
+            pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pairs = x.reshape(len(x), num_blocks, 2)
+            loc = torch.stack([pairs[..., 0].clamp(min=0.1).sqrt(), 0.9 * pairs[..., 1]], -1).flatten(-2)
+            pyro.sample("z", dist.Normal(loc, 0.4).to_event(1))
+
+    def truth(x):
+        pairs = x.reshape(len(x), num_blocks, 2)
+        grid = torch.linspace(-12, 12, 24_001, dtype=F64)
+        first = dist.Normal(0.0, 1.5).log_prob(grid) + dist.Normal(grid.square(), 0.5).log_prob(pairs[..., :1])
+        second = dist.Normal(0.0, math.hypot(1.5, 0.5)).log_prob(pairs[..., 1])
+        return (first.logsumexp(-1) + math.log(24 / 24_000) + second).sum(-1)
+
+    return model, guide, truth
+
+
+def test_more_modes_than_parts_are_doubted():
+    """Sixteen modes: at least four of five data that are off are doubted, and few of those that are right."""
+    model, guide, truth = blocks(4)
+    x = pv.simulate(model, torch.zeros(150, 8, dtype=F64), seed=1).observed["x"]
+    with quiet():
+        result = pv.AdaptiveImportanceSampling(model, guide, seed=0)(x)
+    off, doubted = (result.log_evidence - truth(x)).abs(), result.checks["search"]
+    assert int((off > 0.15).sum()) > 60  # or there is nothing to find
+    assert float(doubted[off > 0.15].double().mean()) > 0.8
+    assert float(doubted[off < 0.05].double().mean()) < 0.3  # some lack a mode of a few percent
+
+
+@pytest.mark.parametrize("dim", [1, 3, 8])
+def test_posteriors_of_one_mode_are_not_doubted(dim):
+    lm, x = linear_gaussian(dim, dim + 3, num_data=100)
+    with quiet():
+        result = pv.AdaptiveImportanceSampling(model_of(lm), crude(dim), seed=0)(x)
+    assert int(result.checks["search"].sum()) == 0
+
+
 def test_t_tails_gain_on_a_skewed_posterior():
     x = torch.arange(12, dtype=F64)
     with quiet():
@@ -189,7 +277,13 @@ def test_beyond_ten_latents_auto_is_gaussian():
         )
     assert torch.equal(auto.log_evidence, gaussian.log_evidence)
     assert auto.cost == gaussian.cost
-    assert mixture.cost == gaussian.cost + 20 + 20 + 2 * 3 * (12 + 33)
+    # draws of the prior, four starts moved uphill, two fits, and the exchanges between their ends
+    assert mixture.cost == gaussian.cost + 20 + 20 + 4 * 8 * 3 + 2 * 3 * (12 + 33) + 3 * 11
+    for result, why in ((auto, "beyond 10 latents"), (gaussian, "proposal='gaussian'")):
+        assert "search" not in result.checks
+        assert why in result.unchecked["search"]
+    assert not bool(mixture.checks["search"].any())
+    assert not mixture.unchecked
 
 
 def test_up_to_ten_latents_auto_is_the_mixture():

@@ -143,3 +143,16 @@ def test_weights_of_any_mixture_are_unbiased(student, num_particles):
     assert weights.shape == (num_particles, 6000)
     assert error < 0.03
     assert abs(float(ratio.mean()) - 1) < 4 * error
+
+
+def test_the_parts_as_they_were_fitted():
+    """Without tails and without widening: what chains start from."""
+    parts = tuple(random_part() for _ in range(2))
+    shares = torch.tensor([[0.3, 0.7]], dtype=F64).expand(4, 2)
+    bare = MixtureProposal(parts, shares, torch.ones(4, dtype=torch.bool)).as_fitted()
+    u = torch.randn(5, 4, 3, dtype=F64)
+    terms = torch.stack([dist.MultivariateNormal(p.loc, scale_tril=p.tril).log_prob(u) for p in parts], -1)
+    assert torch.allclose(bare.log_prob(u), (terms + shares.log()).logsumexp(-1), atol=1e-10)
+    drawn = bare.draw(20_000)
+    mean = 0.3 * parts[0].loc + 0.7 * parts[1].loc
+    assert (drawn.mean(0) - mean).abs().max() < 4.5 * float(drawn.std(0).max()) / math.sqrt(20_000)

@@ -8,7 +8,7 @@ from pair_helpers import F64
 
 from pyro_vae.local import GaussianProposal, MixtureProposal
 from pyro_vae.local.gaussian import FitPoints
-from pyro_vae.local.search import Pool, best_start, choose, shares_of
+from pyro_vae.local.search import Pool, best_start, choose, outside_start, shares_of
 
 
 def gaussian(loc, scale, num_data=3, dim=1):
@@ -97,3 +97,13 @@ def test_shares_follow_the_masses():
     masses = torch.tensor([[0.0, math.log(3)], [0.0, -9.0], [-math.inf, 0.0], [-math.inf, -math.inf], [0.0, math.nan]])
     expected = torch.tensor([[0.25, 0.75], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     assert torch.allclose(shares_of(masses), expected)
+
+
+def test_the_second_start_is_outside_of_the_first_part():
+    """The tail at 3.9 rises higher above the part, made wider, but lies within 1 + 3 standard deviations."""
+    covered = MixtureProposal.of(gaussian(0.0, 1.0))
+    u = torch.tensor([0.0, 3.9, 8.0, 30.0], dtype=F64).reshape(-1, 1, 1).expand(4, 3, 1)
+    log_joint = torch.tensor([0.0, 20.0, -50.0, -60.0], dtype=F64).reshape(-1, 1).repeat(1, 3)
+    assert torch.equal(outside_start(covered, u, log_joint), torch.full((3, 1), 8.0, dtype=F64))
+    log_joint[2:, 1] = torch.tensor([math.nan, -math.inf])  # nothing usable is outside: the best one inside
+    assert outside_start(covered, u, log_joint)[1, 0] == 3.9

@@ -1,0 +1,69 @@
+"""Whether a posterior has modes that its fitted proposal lacks: points near other modes, compared with the proposal."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .gaussian import GaussianProposal
+from .mixture import MixtureProposal
+from .space import LatentSpace
+
+EXCESS = 5.0  # nats by which the posterior is above the proposal at a mode that was missed
+SMALLEST_MODE = math.log(0.02)  # of p(x); what is smaller does not matter
+APART = 3.0  # standard deviations between two values of a latent, from which on they may belong to two modes
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Points that may lie near other modes: `u` (W, B, D), `log_joint` (W, B), `log_mass` (W, B) of a mode there."""
+
+    u: Tensor
+    log_joint: Tensor
+    log_mass: Tensor
+
+
+def witnesses(space: LatentSpace, parts: Sequence[GaussianProposal], u: Tensor, log_joint: Tensor) -> Witnesses:
+    """The climbed starts, (S, B, D) and (S, B), and each part with one latent moved to where another part or start has it.
+
+    A posterior over several things with two explanations each has a mode for every combination. A few starts reach few of
+    these modes, but exchanges between two of them lead to others. One decoder evaluation per latent and part.
+    """
+    volumes = torch.stack([log_volume(part) for part in parts])  # (C, B)
+    nearest = torch.stack([part.squared_distance(u) for part in parts]).argmin(0)  # (S, B)
+    locs = torch.stack([part.loc for part in parts])
+    moved = torch.cat([exchanged(part, torch.cat([locs, u])) for part in parts])
+    moved_joint = torch.cat([space.log_joint(moved[first : first + n]) for first, n in space.call.chunks(len(moved))])
+    volume = torch.cat([volumes.gather(0, nearest), volumes.repeat_interleave(space.dim, 0)])
+    log_joint = torch.cat([log_joint, moved_joint])
+    return Witnesses(torch.cat([u, moved]), log_joint, log_joint + volume)
+
+
+def missed_modes(found: Witnesses, proposal: MixtureProposal, log_evidence: Tensor) -> Tensor:
+    """(B,), where a witness is far above the proposal and its mode would hold a part of p(x) that matters.
+
+    Where the proposal has found a mode, p(x, u) / r(u) is p(x), up to the shape of the mode.
+    """
+    above = found.log_joint - proposal.log_prob(found.u) - log_evidence > EXCESS
+    return (above & (found.log_mass - log_evidence > SMALLEST_MODE)).any(0)
+
+
+def exchanged(part: GaussianProposal, donors: Tensor) -> Tensor:
+    """(D, B, D): the centre with one latent as the first donor, (S, B, D), that has it elsewhere; the others follow it.
+
+    They go to their mean given that latent, under the part. Where no donor has the latent elsewhere, the centre stays.
+    """
+    covariance = part.tril @ part.tril.mT
+    variance = covariance.diagonal(dim1=-2, dim2=-1)  # (B, D)
+    shift = donors - part.loc
+    elsewhere = shift.abs() > APART * variance.sqrt()
+    first = elsewhere.to(torch.uint8).argmax(0, keepdim=True)  # the first of the largest
+    shift = torch.where(elsewhere.any(0), shift.gather(0, first)[0], 0.0)
+    return part.loc + ((shift / variance).unsqueeze(-1) * covariance).movedim(1, 0)
+
+
+def log_volume(part: GaussianProposal) -> Tensor:
+    """(B,), log of the mass of a mode of that width and height one."""
+    return part.log_det() + 0.5 * part.loc.shape[-1] * math.log(2 * math.pi)

@@ -1,0 +1,52 @@
+"""Where the search for further parts starts: a few spread draws of the prior, moved uphill."""
+
+import torch
+from torch import Tensor
+
+from .gaussian import value_and_gradient
+from .space import LatentSpace
+
+NUM_CLIMBED = 4
+CLIMBING_STEPS = 8  # gradients per start
+FIRST_STEP = 1.0  # standard deviations of the prior
+GROWTH, SHRINKAGE = 1.5, 0.5  # of a step per latent, while its gradient keeps its sign and once it changes
+TINY = 1e-6  # a scale where all draws of the prior agree
+
+
+def climbed_starts(space: LatentSpace, u: Tensor, log_joint: Tensor) -> tuple[Tensor, Tensor]:
+    """From a few spread ones of the prior's draws, (K, B, D) with (K, B), some steps uphill: (S, B, D) and (S, B).
+
+    A draw of the prior is rarely near a narrow mode, so that the highest draw alone leads to one and the same mode.
+    """
+    scale = u.std(0, correction=0).clamp(min=TINY)
+    return climb(space, spread(u, log_joint, scale), FIRST_STEP * scale)
+
+
+def spread(u: Tensor, log_joint: Tensor, scale: Tensor) -> Tensor:
+    """The point of the highest log joint, then again and again the one farthest from those taken: (S, B, D)."""
+    rows = torch.arange(u.shape[1], device=u.device)
+    usable = log_joint > -torch.inf  # false for nan
+    chosen = [torch.where(usable, log_joint, -torch.inf).argmax(0)]
+    distance = torch.full_like(log_joint, torch.inf)
+    for _ in range(min(NUM_CLIMBED, len(u)) - 1):
+        distance = torch.minimum(distance, ((u - u[chosen[-1], rows]) / scale).square().sum(-1))
+        chosen.append(torch.where(usable, distance, -1.0).argmax(0))
+    return u[torch.stack(chosen), rows]
+
+
+def climb(space: LatentSpace, u: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest points of Rprop from u, (S, B, D), with their log joint: only the signs of a gradient count.
+
+    So no scale has to be known (Riedmiller and Braun, 1993, https://doi.org/10.1109/ICNN.1993.298623).
+    """
+    step, sign = step.expand_as(u), torch.zeros_like(u)
+    best, highest = u, torch.full_like(u[..., 0], -torch.inf)
+    for _ in range(CLIMBING_STEPS):
+        log_joint, gradient = value_and_gradient(space, u)
+        higher = log_joint > highest  # false for nan
+        best, highest = torch.where(higher.unsqueeze(-1), u, best), torch.where(higher, log_joint, highest)
+        before, sign = sign, gradient.nan_to_num(nan=0.0).sign()
+        agreement = sign * before
+        step = step * torch.where(agreement > 0, GROWTH, torch.where(agreement < 0, SHRINKAGE, 1.0))
+        u = u + sign * step
+    return best, highest

@@ -1,0 +1,130 @@
+"""Draws of the prior that are moved uphill, and the points by which the search for modes is judged."""
+
+import math
+
+import torch
+from pair_helpers import F64
+
+from pyro_vae.local import GaussianProposal, MixtureProposal, missed_modes
+from pyro_vae.local.missed import exchanged, witnesses
+from pyro_vae.local.starts import CLIMBING_STEPS, climb, climbed_starts, spread
+
+
+class Density:
+    """A latent space of `dim` latents whose log joint is arithmetic; the prior is not asked."""
+
+    def __init__(self, log_joint, dim, chunk=3):
+        self.log_joint, self.dim, self.chunk, self.call = log_joint, dim, chunk, self
+
+    def log_joint_and_prior(self, u):
+        return self.log_joint(u), torch.zeros_like(u[..., 0])
+
+    def chunks(self, size):
+        return [(first, min(self.chunk, size - first)) for first in range(0, size, self.chunk)]
+
+
+def gaussian(loc, scale=0.1):
+    loc = torch.tensor(loc, dtype=F64)
+    return GaussianProposal(loc, scale * torch.eye(loc.shape[-1], dtype=F64).expand(len(loc), -1, -1))
+
+
+def corners(u):
+    """Four modes at (+-3, +-3) of width 0.1 in both latents, each of mass 1/4."""
+    return (-0.5 * ((u.abs() - 3) / 0.1).square() - math.log(0.1 * math.sqrt(2 * math.pi)) - math.log(2)).sum(-1)
+
+
+def test_the_highest_draw_comes_first_and_the_others_are_far_from_each_other():
+    u = torch.tensor([0.0, 0.1, 5.0, -4.0, 4.9, 9.0, 2.4], dtype=F64).reshape(-1, 1, 1)
+    log_joint = torch.tensor([1.0, 3.0, 0.0, 0.0, 2.0, math.nan, -math.inf], dtype=F64).unsqueeze(-1)
+    assert spread(u, log_joint, torch.ones(1, 1, dtype=F64)).flatten()[:3].tolist() == [0.1, 5.0, -4.0]
+
+
+def test_distances_are_in_standard_deviations():
+    u = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 1.0]], dtype=F64).unsqueeze(1)
+    log_joint = torch.tensor([1.0, 0.0, 0.0], dtype=F64).unsqueeze(-1)
+    assert spread(u, log_joint, torch.tensor([[100.0, 1.0]], dtype=F64))[1].flatten().tolist() == [0.0, 1.0]
+
+
+def test_a_climb_reaches_a_mode_ten_standard_deviations_away():
+    """Whatever the scale of the log joint: for the signs of its gradient only."""
+    for steepness in (1e-4, 1.0, 1e6):
+        space = Density(lambda u, s=steepness: -s * (u - 10).square().sum(-1), 1)
+        u, log_joint = climb(space, torch.zeros(2, 3, 1, dtype=F64), torch.ones(3, 1, dtype=F64))
+        assert bool(((u - 10).abs() < 1.5).all())
+        assert torch.equal(log_joint, space.log_joint(u))
+
+
+def test_a_climb_returns_the_highest_point_that_it_saw():
+    """It runs off a cliff, where nothing is a number, and stays there."""
+    seen = []
+
+    def log_joint(u):
+        seen.append(u.detach())
+        return torch.where(u < 2.2, u, math.nan).sum(-1)
+
+    u, highest = climb(Density(log_joint, 1), torch.zeros(1, 1, 1, dtype=F64), torch.ones(1, 1, dtype=F64))
+    assert len(seen) == CLIMBING_STEPS
+    assert float(u) == float(highest) == max(float(s) for s in seen if float(s) < 2.2)
+
+
+def test_starts_end_in_several_modes():
+    torch.manual_seed(0)
+    u = torch.randn(70, 20, 2, dtype=F64) * 2
+    ends, _ = climbed_starts(Density(corners, 2), u, corners(u))
+    assert ends.shape == (4, 20, 2)
+    assert float(((ends.abs() - 3).abs() < 1).double().mean()) > 0.9
+    assert float((ends[0].sign() != ends[1].sign()).any(-1).double().mean()) > 0.9
+
+
+def test_an_exchange_takes_one_latent_from_elsewhere_and_the_others_follow():
+    """Correlation 0.8: where the first latent goes from 0 to 10, the mean of the second goes to 8."""
+    tril = torch.linalg.cholesky(torch.tensor([[[1.0, 0.8], [0.8, 1.0]]], dtype=F64))
+    part = GaussianProposal(torch.zeros(1, 2, dtype=F64), tril)
+    donors = torch.tensor([[[2.0, 1.0]], [[10.0, 2.9]], [[20.0, 0.0]]], dtype=F64)
+    moved = exchanged(part, donors)
+    assert torch.allclose(moved[0, 0], torch.tensor([10.0, 8.0], dtype=F64))  # from the first donor that is far
+    assert torch.equal(moved[1, 0], torch.zeros(2, dtype=F64))  # no donor is
+
+
+def found_from(parts, ends):
+    u = torch.tensor(ends, dtype=F64).unsqueeze(1)
+    return witnesses(Density(corners, 2), parts, u, corners(u))
+
+
+def test_a_mode_that_follows_by_exchange_is_missed():
+    """The proposal holds three of the four corners and no start ended in the last one."""
+    three = [gaussian([c]) for c in ([3.0, 3.0], [-3.0, 3.0], [3.0, -3.0])]
+    shares, light = torch.full((1, 3), 1 / 3, dtype=F64), torch.zeros(1, dtype=torch.bool)
+    held = torch.tensor([math.log(0.75)], dtype=F64)
+    found = found_from(three, [[3.0, 3.0], [3.0, -3.0]])
+    assert bool(missed_modes(found, MixtureProposal(tuple(three), shares, light), held).all())
+    # Two of four, of which one exchange leads to the others.
+    two = [three[0], gaussian([[-3.0, -3.0]])]
+    shares = torch.full((1, 2), 0.5, dtype=F64)
+    found = found_from(two, [[3.0, 3.0]])
+    assert bool(missed_modes(found, MixtureProposal(tuple(two), shares, light), torch.log(held.new_tensor([0.5]))).all())
+
+
+def test_nothing_is_missed_where_all_modes_are_held():
+    four = [gaussian([c]) for c in ([3.0, 3.0], [-3.0, 3.0], [3.0, -3.0], [-3.0, -3.0])]
+    shares, light = torch.full((1, 4), 0.25, dtype=F64), torch.zeros(1, dtype=torch.bool)
+    found = found_from(four, [[3.0, 3.05], [-3.1, -3.0]])
+    assert not bool(missed_modes(found, MixtureProposal(tuple(four), shares, light), torch.zeros(1, dtype=F64)).any())
+
+
+def test_a_mode_that_holds_next_to_nothing_is_not_missed():
+    part = gaussian([[3.0, 3.0]])
+
+    def log_joint(u):
+        return corners(u) + math.log(4) + torch.where((u > 0).all(-1), 0.0, -6.0)
+
+    ends = torch.tensor([[[-3.0, 3.0]]], dtype=F64)
+    found = witnesses(Density(log_joint, 2), [part], ends, log_joint(ends))
+    assert not bool(missed_modes(found, MixtureProposal.of(part), torch.zeros(1, dtype=F64)).any())
+
+
+def test_points_that_are_not_numbers_are_no_witnesses():
+    part = gaussian([[3.0, 3.0]])
+    ends = torch.tensor([[[math.nan, 3.0]], [[-3.0, 3.0]]], dtype=F64)
+    found = witnesses(Density(lambda u: torch.full_like(u[..., 0], math.nan), 2), [part], ends, ends[..., 0] * math.nan)
+    assert not bool(missed_modes(found, MixtureProposal.of(part), torch.zeros(1, dtype=F64)).any())
