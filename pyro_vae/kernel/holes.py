@@ -24,7 +24,7 @@ def hidden_places(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> Te
     masks = [(site_mask, fn.event_dim)]
     below: Any = fn
     while isinstance(below, WRAPPERS):
-        masks.append((getattr(below, "_mask", None), below.event_dim))
+        masks.append((getattr(below, "_mask", None), len(below.event_shape)))
         below = below.base_dist
     hidden = None
     for mask, event_dim in masks:
