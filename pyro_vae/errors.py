@@ -23,6 +23,7 @@ __all__ = [
     "ObservedInGuideError",
     "OptionError",
     "ParameterStoreWarning",
+    "PrecisionWarning",
     "ScheduleWarning",
     "SiteMismatchError",
     "StructureError",
@@ -118,11 +119,15 @@ class NonFiniteError(RuntimeError):
 
 
 class UnreliableEvidenceWarning(UserWarning):
-    """Some log-evidence estimates have heavy-tailed weights: they are likely too low, by more than their error."""
+    """Some estimates of log p(x) are in doubt: they are likely off by more than their error."""
 
 
 class ConvergenceWarning(UserWarning):
-    """Some per-datum fits had not settled when their steps were used up."""
+    """Some per-datum fits had not converged when their steps were used up."""
+
+
+class PrecisionWarning(UserWarning):
+    """Rounding moves some estimates by more than their error says: the numbers need float64."""
 
 
 class DropoutWarning(UserWarning):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import LocalFitError, OptionError, quoted
 from ..estimates import Evidence, warn_about
+from ..estimates.doubts import ANNEALED_CHAINS
 from ..kernel import ANNEAL, GUIDE, INFER, PILOT, Call, Pair
 from ..local import LatentSpace, fit_gaussian, num_gradients_for
 from .adaptive import ELBO_PARTICLES, START_PARTICLES
@@ -100,7 +101,7 @@ class AnnealedImportanceSampling:
         with self._pair.open(args, kwargs, self.seed) as call:
             run = Annealing(call, self)
             log_weight, acceptance, _ = run.forward()
-            evidence = replace(summarise(call, log_weight, run.elbo, call.cost), acceptance=acceptance)
+            evidence = replace(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), acceptance=acceptance)
         warn_about(evidence, stacklevel=3)
         return evidence
 

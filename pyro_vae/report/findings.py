@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..estimates import Estimate
-from ..estimates.evidence import DOUBTFUL
+from ..estimates.doubts import are_many, counted
+from ..estimates.evidence import well_known
 from ..estimates.mean import LEVEL, normal_quantile
 from .numbers import difference
 
@@ -157,23 +158,21 @@ def collapsed(diagnosis: Diagnosis) -> bool:
 def estimate(diagnosis: Diagnosis) -> Finding:
     """May log p(x) be believed? By the weights, the fits, and the trial on simulated data."""
     gaps, check = diagnosis.test, diagnosis.self_check
-    high, unsettled = int(gaps.evidence.unreliable.sum()), int((~gaps.converged).sum())
-    numbers = f"Pareto k is high for {high} and the fit not settled for {unsettled} of {len(gaps)} data"
+    doubted = int((~gaps.evidence.reliable).sum())
+    numbers = f"data in doubt: {counted(gaps.doubts, gaps.unchecked)}"
     if check is None:
         trial, biased, passed = "no trial on simulated data.", False, False
     else:
         trial = f"on simulated data: {lower_first(check.verdict())}"
         biased, passed = not check.passed and check.outcome != "too few data", check.passed
-    few = gaps.evidence.doubtful and gaps.evidence.num_particles < 100
-    if refuted := int(gaps.refuted.sum()):
-        numbers += f", log p(x) is below the ELBO for {refuted}"
-    biased = biased or refuted > DOUBTFUL * len(gaps)
-    if biased or few or high > len(gaps) / 2:
+    few = "tails" in gaps.unchecked
+    biased = biased or are_many(gaps.doubts["below the ELBO"])
+    if biased or few or doubted > len(gaps) / 2:
         return Finding("estimate", "fault", f"The estimates cannot be trusted: {numbers}; {trial}")
     if not gaps.evidence.support_checked:
         score = "Values outside the support were let through: what stands for log p(x) is a score"
         return Finding("estimate", "undecided", f"{score}. {numbers}; {trial}")
-    if gaps.evidence.doubtful:
+    if not well_known(gaps.evidence):
         return Finding("estimate", "undecided", f"The estimates can be trusted for most data: {numbers}; {trial}")
     if not passed:
         return Finding("estimate", "undecided", f"No fault seen in the weights: {numbers}; {trial}")
@@ -185,7 +184,8 @@ def gap(diagnosis: Diagnosis) -> Finding:
     gaps = diagnosis.test
     inference = gaps.summary()["inference"]
     top = gaps.evidence.mean_confidence_interval()[1] - float(gaps.log_evidence.mean()) + float(inference.value)
-    if max(top, inference.confidence_interval()[1]) < SMALL and not gaps.evidence.doubtful and not bool(gaps.refuted.any()):
+    sure = well_known(gaps.evidence) and not bool(gaps.doubts["below the ELBO"].any())
+    if max(top, inference.confidence_interval()[1]) < SMALL and sure:
         return Finding("gap", "fine", f"The ELBO is next to log p(x): the inference gap is {text(inference)}.")
     state = "undecided" if gaps.larger_part() == "undecided" else "fault"
     return Finding("gap", state, gaps.verdict())

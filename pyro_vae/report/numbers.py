@@ -66,8 +66,8 @@ def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
     n = len(gaps)
     for name, estimate in gaps.summary().items():
         yield number("gaps", data, gaps.titles[name], estimate, n)
-    yield number("gaps", data, "Pareto k above threshold", int(gaps.evidence.unreliable.sum()), n, "data")
-    yield number("gaps", data, "fits not settled", int((~gaps.converged).sum()), n, "data")
+    for reason, flags in gaps.doubts.items():
+        yield number("gaps", data, f"in doubt: {reason}", int(flags.sum()), n, "data")
     ess = f"ESS of {gaps.evidence.num_particles} weights, median"
     yield number("gaps", data, ess, float(gaps.evidence.ess.median()), n, "weights")
     yield number("cost", data, "gaps", gaps.cost, n, "decoder evaluations per datum")
