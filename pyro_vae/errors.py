@@ -9,7 +9,6 @@ __all__ = [
     "CollapseWarning",
     "ConvergenceWarning",
     "DatumPlateError",
-    "DropoutWarning",
     "EmptyBatchError",
     "EnumerationError",
     "GlobalLatentError",
@@ -111,7 +110,7 @@ class LazyGuideError(RuntimeError):
 
 
 class HiddenRandomnessError(RuntimeError):
-    """A program whose densities differ between two runs at the same values."""
+    """A program whose densities differ between two runs at the same values, as under active dropout."""
 
 
 class NonFiniteError(RuntimeError):
@@ -128,10 +127,6 @@ class ConvergenceWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """Rounding moves some estimates by more than their error says: the numbers need float64."""
-
-
-class DropoutWarning(UserWarning):
-    """Dropout is active: the numbers describe a randomly thinned network."""
 
 
 class ScheduleWarning(UserWarning):
