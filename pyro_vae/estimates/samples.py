@@ -106,6 +106,8 @@ class SampleCheckResult:
     def verdict(self) -> str:
         """One sentence about memorising, which claims no more than the 95% interval of `probability_nearer` allows."""
         nearer, size = self.probability_nearer(), len(self)
+        if size < 2:
+            return "No verdict from one datum."
         if self.unchecked:
             return f"No verdict: {self.unchecked['memorised']}."
         low, high = nearer.confidence_interval()
