@@ -142,12 +142,19 @@ def beta_sweep(
         std_errors=table("std_error"),
         sampling_errors=table("sampling_error"),
         bound=records[0].bound,
-        doubts={reason: torch.stack([r.doubts[reason].sum() for r in records]) for reason in records[0].doubts},
+        doubts=doubts_of(records),
         pairs=tuple(pairs),
         stores=tuple(stores),
         num_data=len(records[0]),
         num_updates=num_updates,
     )
+
+
+def doubts_of(records: list[Evidence]) -> dict[str, Tensor]:
+    """How many data are in doubt, one number per record, by reason."""
+    reasons = dict.fromkeys(reason for record in records for reason in record.doubts)
+    found = {reason: [r.doubts.get(reason, torch.zeros(1)).sum() for r in records] for reason in reasons}
+    return {reason: torch.stack(counts).long() for reason, counts in found.items()}
 
 
 @contextmanager
