@@ -152,8 +152,9 @@ class Gaps:
         if high < 0:  # of all data: what log p(x) lacks would only be added to the family's part
             known = self
         summary = known.summary()
-        sizes = {n: summary[n].with_error() for n in GAPS}
-        split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
+        encoder, family = summary["amortization"], summary["approximation"]
+        split = f"encoder {encoder.with_error()}, family {family.with_error(unit=' nats')}"
+        split += "" if family.doubt else " (Monte Carlo error)"
         if len(known) < len(self):
             split += f" for the {len(known)} of {len(self)} data whose log p(x) is known well"
         below = self.doubts["below the ELBO"]

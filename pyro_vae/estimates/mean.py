@@ -37,11 +37,12 @@ class Estimate:
         half = normal_quantile(level) * float(self.std_error)
         return float(self.value) - half, float(self.value) + half
 
-    def with_error(self, digits: int = 3, sampling: bool = False) -> str:
-        """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003"; in doubt, no error."""
+    def with_error(self, digits: int = 3, *, sampling: bool = False, unit: str = "") -> str:
+        """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003 nats"; in doubt, no error."""
         if self.doubt:
-            return f"{float(self.value):.{digits}f} (error not to be trusted)"
-        return f"{float(self.value):.{digits}f} +- {float(self.sampling_error if sampling else self.std_error):.{digits}f}"
+            return f"{float(self.value):.{digits}f}{unit} (error not to be trusted)"
+        error = self.sampling_error if sampling else self.std_error
+        return f"{float(self.value):.{digits}f} +- {float(error):.{digits}f}{unit}"
 
     def __str__(self) -> str:
         if self.doubt:

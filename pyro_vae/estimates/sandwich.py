@@ -78,7 +78,7 @@ class Sandwich:
                 f" and {self.upper.cost:g} in reverse, decoder evaluations per datum",
                 f"  upper bound  {self.upper.mean()}",
                 f"  lower bound  {self.lower.mean()}",
-                f"  width        {width.with_error(digits=4)} nats",
+                f"  width        {width.with_error(4, unit=' nats')}",
                 *(f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.lower.method)),
             ]
         )

@@ -16,17 +16,17 @@ HEADLINES = {
     "collapse": "The latents are not used: the posterior has collapsed onto the prior.",
     "blind encoder": "The guide gives all data the same latents: its encoder does not look at the data.",
     "estimate": "These estimates cannot be trusted yet.",
-    "encoder": "The encoder is what keeps the ELBO from log p(x): {encoder} nats.",
+    "encoder": "The encoder is what keeps the ELBO from log p(x): {encoder}.",
     "overfitted encoder": (
-        "The encoder is what keeps the ELBO from log p(x), because it does not carry over to new data: {encoder} nats."
+        "The encoder is what keeps the ELBO from log p(x), because it does not carry over to new data: {encoder}."
     ),
-    "family": "The variational family is what keeps the ELBO from log p(x): {family} nats.",
+    "family": "The variational family is what keeps the ELBO from log p(x): {family}.",
     "overfitted model": (
-        "The model does not carry over to new data: log p(x) of test data is {loss} nats below that of training data "
+        "The model does not carry over to new data: log p(x) of test data is {loss} below that of training data "
         "(sampling error)."
     ),
-    "undecided": "The ELBO is {inference} nats below log p(x); whether encoder or family does more is not decided.",
-    "none": "The ELBO is next to log p(x): {inference} nats.",
+    "undecided": "The ELBO is {inference} below log p(x); whether encoder or family does more is not decided.",
+    "none": "The ELBO is next to log p(x): {inference}.",
 }
 ADVICE = {
     "collapse": (
@@ -90,18 +90,18 @@ def headline_of(diagnosis: Diagnosis) -> str:
     digits = 2 if float(summary["inference"].value) >= 1 else 3
     loss = loss_of_the_model(diagnosis)
     return HEADLINES[diagnosis.culprit].format(
-        inference=summary["inference"].with_error(digits),
+        inference=summary["inference"].with_error(digits, unit=" nats"),
         encoder=part_of(summary["amortization"], summary["inference"], digits),
         family=part_of(summary["approximation"], summary["inference"], digits),
-        loss="" if loss is None else loss.with_error(2, sampling=True),
+        loss="" if loss is None else loss.with_error(2, sampling=True, unit=" nats"),
     )
 
 
 def part_of(part: Estimate, whole: Estimate, digits: int) -> str:
     """ "0.31 +- 0.01 of 0.42 +- 0.01"; noise may make the other part negative, and no part is larger than the whole."""
     if float(part.value) >= float(whole.value):
-        return f"all of {whole.with_error(digits)}"
-    return f"{part.with_error(digits)} of {whole.with_error(digits)}"
+        return f"all of {whole.with_error(digits, unit=' nats')}"
+    return f"{part.with_error(digits)} of {whole.with_error(digits, unit=' nats')}"
 
 
 def advice_of(diagnosis: Diagnosis) -> str:

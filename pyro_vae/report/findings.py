@@ -171,7 +171,7 @@ def upper_end(estimate: Estimate) -> float:
 
 
 def text(estimate: Estimate) -> str:
-    return f"{estimate.with_error()} nats" + ("" if estimate.doubt else " (Monte Carlo error)")
+    return estimate.with_error(unit=" nats") + ("" if estimate.doubt else " (Monte Carlo error)")
 
 
 def signed(estimate: Estimate) -> str:
