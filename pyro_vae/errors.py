@@ -9,7 +9,6 @@ __all__ = [
     "CollapseWarning",
     "ConvergenceWarning",
     "DatumPlateError",
-    "DropoutWarning",
     "EmptyBatchError",
     "EnumerationError",
     "GlobalLatentError",
@@ -23,6 +22,7 @@ __all__ = [
     "ObservedInGuideError",
     "OptionError",
     "ParameterStoreWarning",
+    "PrecisionWarning",
     "ScheduleWarning",
     "SiteMismatchError",
     "StructureError",
@@ -110,7 +110,7 @@ class LazyGuideError(RuntimeError):
 
 
 class HiddenRandomnessError(RuntimeError):
-    """A program whose densities differ between two runs at the same values."""
+    """A program whose densities differ between two runs at the same values, as under active dropout."""
 
 
 class NonFiniteError(RuntimeError):
@@ -118,15 +118,15 @@ class NonFiniteError(RuntimeError):
 
 
 class UnreliableEvidenceWarning(UserWarning):
-    """Some log-evidence estimates have heavy-tailed weights: they are likely too low, by more than their error."""
+    """Some estimates of log p(x) are in doubt: they are likely off by more than their error."""
 
 
 class ConvergenceWarning(UserWarning):
-    """Some per-datum fits had not settled when their steps were used up."""
+    """Some per-datum fits had not converged when their steps were used up."""
 
 
-class DropoutWarning(UserWarning):
-    """Dropout is active: the numbers describe a randomly thinned network."""
+class PrecisionWarning(UserWarning):
+    """Rounding moves some estimates by more than their error says: the numbers need float64."""
 
 
 class ScheduleWarning(UserWarning):

@@ -6,8 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .errors import ConvergenceWarning, UnreliableEvidenceWarning
 from .estimates import warn_about
+from .estimates.doubts import CATEGORIES
 from .kernel import check_loader, first_element, over_batches
 
 
@@ -51,7 +51,7 @@ def quietly(estimator: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         with warnings.catch_warnings():
-            for category in (UnreliableEvidenceWarning, ConvergenceWarning):
+            for category in CATEGORIES:
                 warnings.simplefilter("ignore", category)
             return estimator(*args)
 

@@ -7,6 +7,7 @@ import torch
 
 from .errors import SubsamplingError
 from .estimates import Evidence, Gaps, warn_about
+from .estimates.doubts import FITTED_PROPOSALS
 from .evidence.adaptive import fitted_log_weights, with_search
 from .evidence.importance import checked_count, mean_std_error, summarise
 from .kernel import GUIDE, INFER, Call, Pair
@@ -81,7 +82,7 @@ class InferenceGaps:
             cost = call.cost
             if self._estimator is None:
                 log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, None, "auto")
-                evidence = with_search(summarise(call, log_weight, elbo, call.cost - cost), fitted)
+                evidence = with_search(summarise(call, log_weight, elbo, call.cost - cost, FITTED_PROPOSALS), fitted)
                 if fitted is not None:
                     offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=self.num_steps)
             else:

@@ -24,8 +24,8 @@ __all__ = ["CosineAnnealing", "CyclicalAnnealing", "LinearAnnealing", "SigmoidAn
 
 Schedule = Callable[[int], float]
 
-TOLERANCE = 0.02  # of the largest value: closer than that, a schedule counts as settled
-FAR = 10**9  # updates after the last one at which a schedule must have settled
+TOLERANCE = 0.02  # of the largest value: closer than that, a schedule counts as constant
+FAR = 10**9  # updates after the last one at which a schedule must be constant
 STRIDE = 1.02  # ratio of the distances at which it is looked at on the way there
 
 
@@ -221,12 +221,12 @@ def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule")
         return None
     final = values[-1]
     course = f"goes on between {min(values):.3g} and {max(values):.3g} without an end"
-    remedy = "Let it settle, or plan without num_updates if that is meant"
+    remedy = "Let it become constant, or plan without num_updates if that is meant"
     moving = [last, *(step for step, value in later if abs(value - final) > tolerance)][-1]
     if moving < last + FAR / 2:
-        settled = _first_settled(schedule, moving, next(step for step, _ in later if step > moving), final, tolerance)
-        course = f"comes to stay near {final:.3g} only from update {settled} on"
-        remedy = f"Shorten the schedule or plan at least {settled + 1} updates"
+        end = _first_constant(schedule, moving, next(step for step, _ in later if step > moving), final, tolerance)
+        course = f"comes to stay near {final:.3g} only from update {end} on"
+        remedy = f"Shorten the schedule or plan at least {end + 1} updates"
         if min(values) < min(last_value, final) - tolerance or max(values) > max(last_value, final) + tolerance:
             course = f"moves between {min(values):.3g} and {max(values):.3g} and {course}"
     return (
@@ -235,15 +235,15 @@ def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule")
     )
 
 
-def _first_settled(schedule: Schedule, moving: int, settled: int, final: float, tolerance: float) -> int:
+def _first_constant(schedule: Schedule, moving: int, constant: int, final: float, tolerance: float) -> int:
     """By bisection, between a step that is not there yet and a later one that is."""
-    while settled - moving > 1:
-        middle = (moving + settled) // 2
+    while constant - moving > 1:
+        middle = (moving + constant) // 2
         if abs(_value(schedule, middle) - final) > tolerance:
             moving = middle
         else:
-            settled = middle
-    return settled
+            constant = middle
+    return constant
 
 
 def _later_values(schedule: Schedule, last: int) -> Iterator[tuple[int, float]]:

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from pair_helpers import make_gaps
 
 import pyro_vae as pv
 from pyro_vae.errors import OptionError
@@ -54,6 +55,14 @@ def test_the_waterfall_steps_from_the_elbo_to_log_p():
     assert "nats" in ax.get_ylabel()
     low, high = ax.get_ylim()
     assert low < -14.0 and high > -10.0
+
+
+def test_an_error_in_doubt_has_no_bar():
+    """Heavy tails concern the bars that end at log p(x), and not the amortization gap."""
+    for k, bars in ((0.1, 3), (0.9, 1)):
+        ax = plot_gaps(make_gaps(1.0, 0.5, pareto_k=torch.full((50,), k, dtype=torch.float64)))
+        assert len(ax.containers) - 3 == bars
+        assert sum("in doubt" in text.get_text() for text in ax.texts) == 3 - bars
 
 
 def test_hatches_differ_so_that_black_and_white_will_do():

@@ -235,7 +235,7 @@ UNFINISHED = {
     "without an end": (
         lambda step: 1 + math.sin(step / 100),
         5000,
-        "goes on between .* and 2 without an end. Let it settle",
+        "goes on between .* and 2 without an end. Let it become constant",
     ),
     "a switch": (lambda step: 0.0 if step < 1000 else 1.0, 1000, "near 1 only from update 1000 on"),
     "a bump": (

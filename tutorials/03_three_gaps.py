@@ -161,7 +161,7 @@ plt.show()
 # proposal fitted to each digit, and the gaps built on it are low by as much as it is.
 #
 # One run of training, stopped five times to measure the gaps on digits that it never sees. Warnings about single digits
-# are held back in the loop; each record counts those digits itself, in ``evidence.unreliable``.
+# are held back in the loop; each record counts those digits itself, in ``evidence.doubts``.
 
 CHECKPOINTS = [1, 2] if SMOKE_TEST else [4, 12, 40, 100, 200]  # epochs
 pixels = torch.tensor(load_digits().data, dtype=torch.float32)
@@ -291,7 +291,7 @@ for times in (1, 10):
 
 print(f"{'proposal':<22}{'cost':>7}{'log p(x)':>10}{'Monte Carlo error':>19}{'median ESS':>12}{'Pareto k high':>15}")
 for name, record in records.items():
-    mean, high = record.mean(), record.unreliable.double().mean()
+    mean, high = record.mean(), record.doubts["tails"].double().mean()
     print(f"{name:<22}{record.cost:>7.0f}{mean.value:>10.3f}{mean.std_error:>19.3f}{record.ess.median():>12.0f}{high:>15.0%}")
 
 # %%

@@ -107,7 +107,7 @@ for k in (0.1, 0.3, 0.4, 0.5, 0.6, 0.7):
 # As k grows, the misses are all on one side, and the left picture says why. A replica that has not drawn the tail has too
 # small a mean *and* too small a spread: it is wrong and sure. One that has drawn it is high and knows that it is uncertain.
 # So ``confidence_interval`` widens the upper end only, by what the fitted tail says is missing, and keeps its word up to
-# :math:`k = 0.7`. From there on (earlier for fewer draws) the record counts an estimate as unreliable.
+# :math:`k = 0.7`. From there on (earlier for fewer draws) the record doubts the estimate (`"tails"` in ``record.doubts``).
 
 ks, plain, widened = (list(map(float, column)) for column in zip(*rows, strict=True))
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -236,8 +236,9 @@ for ax, kind, x in zip(axes, ("drawn", "disputed real"), (drawn.observed["obs"],
         low, high = (end - float(exact.mean().value) for end in record.mean_confidence_interval())
         off = record.log_evidence - exact.log_evidence
         worst = int(off.abs().argmax())
+        high = int(record.doubts["tails"].sum()) if "tails" in record.doubts else "-"  # not judged below K = 100
         print(f"{name:<26}{record.cost:>8.0f}{off.mean():>14.3f}{f'[{low:.3f}, {high:.3f}]':>20}", end="")
-        print(f"{off[worst]:>13.3f}{record.std_error[worst]:>11.3f}{int(record.unreliable.sum()):>8d}")
+        print(f"{off[worst]:>13.3f}{record.std_error[worst]:>11.3f}{high:>8}")
         ax.plot([low, high], [i, i], "k-|", markersize=9)
         ax.plot(off.mean(), i, "ko" if low <= 0 <= high else "kX", markersize=8)
     ax.axvline(0, color="black", linestyle=":")

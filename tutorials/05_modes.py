@@ -2,7 +2,7 @@
 Mode-seeking and mass-covering
 ==============================
 
-A guide with one mode cannot be a posterior with two. Which way it fails depends on the objective: the ELBO settles on one
+A guide with one mode cannot be a posterior with two. Which way it fails depends on the objective: the ELBO ends on one
 mode, ``InclusiveKL`` spreads over both, and importance-weighted bounds lie in between. At the end you will have seen both
 divergences as landscapes, you will know which fit serves for estimating log p(x), and why a good Pareto k and a good
 effective sample size cannot tell you that a mode was missed.

@@ -246,7 +246,7 @@ for name, found in runs.items():
     print(
         f"{name:20s}{found['updates']:8d}{found['units'].num_active:8d}{rate:8.2f}{information:7.2f}"
         f"{float(evidence.elbo.mean()):9.3f}{float(evidence.log_evidence.mean()):10.3f}{float(gain.mean()):8.3f}"
-        f"{float(gain.std()) / len(gain) ** 0.5:7.3f}{int(evidence.unreliable.sum()):5d}"
+        f"{float(gain.std()) / len(gain) ** 0.5:7.3f}{int(evidence.doubts['tails'].sum()):5d}"
     )
 
 figure, axes = plt.subplot_mosaic([["rate", "judge"], ["beta", "judge"]], height_ratios=(3, 1), figsize=(12, 5))

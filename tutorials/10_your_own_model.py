@@ -154,8 +154,8 @@ print(page)
 # - *First*: standing advice for that culprit. It does not know your program; more of that below.
 # - *The latents are used*: the skills hold more than a nat of information on the student. Had it been nothing, the verdict
 #   would be collapse, and no gap would matter.
-# - *The estimates can be trusted*: the weights behind log p(x) behave (Pareto k), the fits per student have settled, and on
-#   students simulated from the model, whose log p(x) two bounds enclose, no bias was seen.
+# - *The estimates can be trusted*: the weights behind log p(x) behave (no *tails*), the fits per student have converged, and
+#   on students simulated from the model, whose log p(x) two bounds enclose, no bias was seen.
 # - *The larger part of the gap*, with Monte Carlo errors: what other draws would change for these students.
 # - *Test minus training data*: what model and encoder lose on students they were not trained on, with sampling errors:
 #   what other students would change. The encoder loses a little; it has learned some of its students by heart.

@@ -42,7 +42,7 @@ class MixtureSampling:
             log_mixture = torch.logaddexp(log_guide + math.log1p(-share), log_prior + math.log(share))
             log_weight, control = log_joint - log_mixture, (log_guide - log_mixture).expm1()
             call.check_finite(log_weight)
-            evidence = summarise(call, log_weight, weights.elbo, call.cost)
+            evidence = summarise(call, log_weight, weights.elbo, call.cost, "draws of guide and prior")
         top = log_weight.amax(0)
         weight, centred = (log_weight - top).exp(), control - control.mean(0)
         slope = (centred * weight).sum(0) / centred.square().sum(0).clamp(min=torch.finfo(weight.dtype).tiny)

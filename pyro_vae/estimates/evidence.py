@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnreliableEvidenceWarning
 from ..ops import pareto_k_threshold
+from . import doubts as table
 from .curve import KCurve
 from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate, normal_quantile, student_quantile
 
-DOUBTFUL = 0.05  # share of data with a fault beyond which a mean over them is not believed
+JUDGED = 100  # weights from which on a tail index is fitted
 
 PER_DATUM = (
     "log_evidence",
@@ -34,7 +34,7 @@ class Evidence:
     """log p(x) per datum, as an estimator returned it. B data; nats; larger is better.
 
     :ivar log_evidence: (B,) estimate of log p(x).
-    :ivar std_error: (B,) its Monte Carlo error (delta method); too small where `pareto_k` is high.
+    :ivar std_error: (B,) its Monte Carlo error (delta method); not to be trusted where the datum is not `reliable`.
     :ivar elbo: (B,) L[q] of the user's own guide, whatever the estimator.
     :ivar elbo_std_error: (B,) Monte Carlo error of `elbo`.
     :ivar ess: (B,) effective sample size, between 1 and `num_particles`.
@@ -49,6 +49,8 @@ class Evidence:
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
         not log p(x).
+    :ivar method: what ran: "importance sampling" (from the guide itself), "fitted proposals", "annealed chains", "reverse
+        chains", "exact", or the name of an estimator of your own. Remedies go by it.
     :ivar checks: (B,) bool by reason: what a check of the estimator's own has found, true where it doubts the number.
     :ivar unchecked: why a reason was not judged, by its name.
     """
@@ -68,13 +70,18 @@ class Evidence:
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     support_checked: bool = True
+    method: str = ""
     checks: Mapping[str, Tensor] = field(default_factory=dict)
     unchecked: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.bound != "exact" and self.num_particles < JUDGED:
+            object.__setattr__(self, "unchecked", {"tails": f"K < {JUDGED}", **self.unchecked})
 
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        check_same(records, ("bound", "num_particles", "support_checked"))
+        check_same(records, ("bound", "num_particles", "support_checked", "method"))
         curves = [r.curve for r in records if r.curve is not None]
         return cls(
             **concatenated(records, PER_DATUM),
@@ -84,7 +91,8 @@ class Evidence:
             cost=mean_cost(records),
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             support_checked=records[0].support_checked,
-            checks={n: torch.cat([r.checks[n] for r in records]) for n in records[0].checks},
+            method=records[0].method,
+            checks=table.concatenated_flags(records),
             unchecked={n: why for r in records for n, why in r.unchecked.items()},
         )
 
@@ -98,20 +106,23 @@ class Evidence:
         return len(self.log_evidence)
 
     def mean(self) -> Estimate:
-        """The mean of log p(x) over the data."""
-        return Estimate.over_data(self.log_evidence, self.std_error)
+        """The mean of log p(x) over the data; with more than 5% of them in doubt, it says not to trust its errors."""
+        return Estimate.over_data(self.log_evidence, self.std_error, doubt=self._said_of_mean(~self.reliable))
 
     @property
-    def unreliable(self) -> Tensor:
-        """(B,) true where Pareto k is above min(1 - 1/log10 K, 0.7)."""
-        return self.pareto_k > pareto_k_threshold(self.num_particles)
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
+
+        "tails": Pareto k is above min(1 - 1/log10 K, 0.7). The others are the findings of the estimator's own checks.
+        """
+        if self.bound == "exact" or "tails" in self.unchecked:
+            return dict(self.checks)
+        return {"tails": self.pareto_k > pareto_k_threshold(self.num_particles), **self.checks}
 
     @property
-    def doubtful(self) -> bool:
-        """Whether the mean over these data is not to be trusted: few weights, or heavy tails in more than 5% of the data."""
-        if self.bound == "exact":
-            return False
-        return self.num_particles < 100 or int(self.unreliable.sum()) > DOUBTFUL * len(self)
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return table.without_doubt(self.doubts, like=self.log_evidence)
 
     def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
         """Monte Carlo interval per datum, two tensors (B,).
@@ -123,7 +134,7 @@ class Evidence:
         if self.bound == "exact":
             return self.log_evidence, self.log_evidence
         v, s = self.log_evidence, self.std_error
-        if self.num_particles < 100:
+        if self.num_particles < JUDGED:
             quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
             return v - quantile * s, v + quantile * s
         quantile = normal_quantile(level)
@@ -137,7 +148,7 @@ class Evidence:
         low, high = estimate.confidence_interval(level)
         if self.bound == "exact":
             return low, high
-        if self.num_particles < 100:
+        if self.num_particles < JUDGED:
             quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
             half = quantile * float(estimate.std_error)
             return float(estimate.value) - half, float(estimate.value) + half
@@ -155,46 +166,55 @@ class Evidence:
         return 1 / (1 - self.pareto_k.nan_to_num(nan=0.0).clamp(0.0, 0.95))
 
     def warnings(self) -> list[Warning]:
-        """What is doubtful about these estimates; estimators raise it, `evaluate` once for all batches."""
-        count = int(self.unreliable.sum())
-        if not count:
-            return []
+        """What is in doubt about these estimates; estimators raise it, `evaluate` once for all batches."""
         off = "high" if self.bound == "upper" else "low"
-        remedy = (
-            "Raise num_particles; where the guide was used as it is, AdaptiveImportanceSampling fits the proposal to each "
-            "datum first"
-        )
-        if self.acceptance is not None:
-            remedy = "Raise num_steps"
-        return [
-            UnreliableEvidenceWarning(
-                f"the weights of {count} of {len(self)} data have a Pareto k above "
-                f"{pareto_k_threshold(self.num_particles):.2f}: their log p(x) is likely too {off}, by more than the stated "
-                f"error. {remedy}"
-            )
-        ]
+        threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
+        return table.warnings_about(self.doubts, self.method, off=off, threshold=threshold)
+
+    def _said_of_mean(self, doubted: Tensor) -> str:
+        """As `said_of_mean`; an exact value has no error, so that there a single doubt is one too many."""
+        if self.bound == "exact" and bool(doubted.any()):
+            return f"{table.count(doubted)} in doubt"
+        return table.said_of_mean(doubted)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
         scales = {n: s.tolist() if isinstance(s, Tensor) else s for n, s in self.stripped_scales.items()}
         curve = None if self.curve is None else self.curve.to_dict()
-        checks = {name: flags.tolist() for name, flags in self.checks.items()}
-        return {**to_plain(self), "curve": curve, "stripped_scales": scales, "checks": checks}
+        return {
+            **to_plain(self),
+            "curve": curve,
+            "stripped_scales": scales,
+            "checks": table.plain(self.checks),
+            "unchecked": dict(self.unchecked),
+            "doubts": table.plain(self.doubts),
+            "reliable": self.reliable.tolist(),
+        }
 
     def __str__(self) -> str:
-        elbo = Estimate.over_data(self.elbo, self.elbo_std_error)
+        rounded = self.doubts.get("precision", torch.zeros_like(self.reliable))
+        elbo = Estimate.over_data(self.elbo, self.elbo_std_error, doubt=table.said_of_mean(rounded))
         name = "log p(x)" if self.support_checked else "score (not log p(x): values outside the support)"
+        exact = self.bound == "exact"
+        bound = f"{self.bound}, up to rounding" if exact and bool(rounded.any()) else self.bound
+        weights = "" if exact else f", K = {self.num_particles}"
         lines = [
-            f"Evidence of {len(self)} data, K = {self.num_particles}, cost {self.cost:g} decoder evaluations per datum",
-            f"  {name:<10} {self.mean()}, bound: {self.bound}",
+            f"Evidence of {len(self)} data{weights}, cost {self.cost:g} decoder evaluations per datum",
+            f"  {name:<10} {self.mean()}, bound: {bound}",
             f"  {'ELBO':<10} {elbo}",
-            f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}; "
-            f"Pareto k above threshold: {int(self.unreliable.sum())} of {len(self)}",
         ]
+        if not exact:
+            lines.append(f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}")
         if self.acceptance is not None:
             lines.append(
                 f"  acceptance of the chains {float(self.acceptance.mean()):.2f}, lowest {float(self.acceptance.min()):.2f}"
             )
+        lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method)]
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
         return "\n".join(lines)
+
+
+def well_known(evidence: Evidence) -> bool:
+    """Whether the mean over these data may be believed: weights enough to judge, and at most 5% of the data in doubt."""
+    return "tails" not in evidence.unchecked and not evidence.mean().doubt

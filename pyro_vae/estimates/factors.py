@@ -134,41 +134,49 @@ class FactorInformation:
             f"{int(unknown.sum())} by none (no share above {HALF}), {undecided} undecided."
         )
 
-    def warnings(self) -> list[Warning]:
-        """What the number of data, rather than the code, has made of the information; the estimator raises them."""
-        doubts: list[Warning] = []
+    @property
+    def doubts(self) -> dict[str, str]:
+        """What the number of data, rather than the code, has made of the information: by reason, what is wrong.
+
+        "range": an information is beyond what it can be. "rare values": a datum is the only one with its value of a factor.
+        "own posterior": the information changes when each datum's own posterior is left out.
+        """
+        found = {}
         beyond = torch.maximum(-self.information, self.information - self.entropy)
         margin = (SIGMAS * self.information_std_error).minimum(self.entropy)  # no error excuses more
         bad = (beyond > CLOSE * self.entropy + margin).nonzero().tolist()
         if bad:
             d, f = bad[0]
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            doubts.append(
-                SurgeryWarning(
-                    f"the information of '{self.names[d]}' about factor {f}{more} is {float(self.information[d, f]):.3g} "
-                    f"nats, outside of [0, {float(self.entropy[f]):.3g}]: the posteriors are too narrow for so few data to "
-                    "overlap, or the draws too few. Pass more data, or raise num_particles"
-                )
+            found["range"] = (
+                f"the information of '{self.names[d]}' about factor {f}{more} is {float(self.information[d, f]):.3g} "
+                f"nats, outside of [0, {float(self.entropy[f]):.3g}]: the posteriors are too narrow for so few data to "
+                "overlap, or the draws too few. Pass more data, or raise num_particles"
             )
         left_out = self.leave_one_out.clamp(min=0.0)
         if self.aggregate == "full" and bool(left_out.isnan().any()):
-            doubts.append(
-                SurgeryWarning(
-                    "some data are the only ones with their value of a factor, or the only ones where they draw: whatever "
-                    "tells them from the others counts as information about the factor. Join rare values, or pass more data"
-                )
+            found["rare values"] = (
+                "some data are the only ones with their value of a factor, or the only ones where they draw: whatever "
+                "tells them from the others counts as information about the factor. Join rare values, or pass more data"
             )
         elif self.aggregate == "full" and float((own := (self.information - left_out) / self.entropy).max()) > CLOSE:
             d, f = divmod(int(own.argmax()), own.shape[1])
-            doubts.append(
-                SurgeryWarning(
-                    f"'{self.names[d]}' says {float(self.information[d, f]):.3g} nats about factor {f}, but "
-                    f"{float(left_out[d, f]):.3g} with each datum's own posterior left out (MIG {float(self.mig.value):.3g} "
-                    f"and {self.leave_one_out_mig:.3g}): the posteriors are so narrow for so few data that draws tell "
-                    "single data apart, and with them their factors. Pass more data before a statement about new data"
-                )
+            found["own posterior"] = (
+                f"'{self.names[d]}' says {float(self.information[d, f]):.3g} nats about factor {f}, but "
+                f"{float(left_out[d, f]):.3g} with each datum's own posterior left out (MIG {float(self.mig.value):.3g} "
+                f"and {self.leave_one_out_mig:.3g}): the posteriors are so narrow for so few data that draws tell "
+                "single data apart, and with them their factors. Pass more data before a statement about new data"
             )
-        return doubts
+        return found
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there is no doubt at all."""
+        return not self.doubts
+
+    def warnings(self) -> list[Warning]:
+        """The doubts; the estimator raises them."""
+        return [SurgeryWarning(sentence) for sentence in self.doubts.values()]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
@@ -179,6 +187,8 @@ class FactorInformation:
             "num_values": list(self.num_values),
             "leave_one_out_mig": self.leave_one_out_mig,
             "order": self.order.tolist(),
+            "doubts": self.doubts,
+            "reliable": self.reliable,
         }
 
     def __str__(self) -> str:

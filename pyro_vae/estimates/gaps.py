@@ -7,14 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConvergenceWarning, UnreliableEvidenceWarning
-from .evidence import DOUBTFUL, Evidence
+from . import doubts as table
+from .evidence import Evidence, well_known
 from .joining import check_same, concatenated, mean_cost, to_plain
 from .mean import LEVEL, Estimate
 
 PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
-SIGMAS, ROUNDING = 4.5, 0.05  # errors, and nats, by which log p(x) must lie below an ELBO to be refuted by it
+SIGMAS, ROUNDING = 4.5, 0.05  # errors, and nats, by which log p(x) must lie below an ELBO to be in doubt for it
 GAPS = ("amortization", "approximation", "inference")
+OF_LOG_EVIDENCE = ("tails", "posterior side", "search", "precision", "below the ELBO")
+REASONS = {  # that concern each number
+    "elbo": ("precision",),
+    "optimal_elbo": ("precision", "not converged"),
+    "log_evidence": OF_LOG_EVIDENCE,
+    "amortization": ("precision", "not converged"),
+    "approximation": (*OF_LOG_EVIDENCE, "not converged"),
+    "inference": OF_LOG_EVIDENCE,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +35,8 @@ class Gaps:
     :ivar log_evidence: (B,) log p(x), estimated from below.
     :ivar std_errors: Monte Carlo errors (B,) of the above and of the gaps, by name; differences are paired. "contrast" is
         that of amortization minus approximation.
-    :ivar converged: (B,) whether the fit of q* settled; where not, amortization is too small.
-    :ivar evidence: the `Evidence` behind `log_evidence`, with its ESS and Pareto k.
+    :ivar converged: (B,) whether the fit of q* converged; where not, amortization is too small.
+    :ivar evidence: the `Evidence` behind `log_evidence`, with its ESS, Pareto k and doubts.
     :ivar family: what was freed per datum.
     :ivar num_particles: K behind L[q] and L[q*].
     :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
@@ -84,9 +93,16 @@ class Gaps:
         return len(self.elbo)
 
     def summary(self) -> dict[str, Estimate]:
-        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps."""
-        names = ("elbo", "optimal_elbo", "log_evidence", *GAPS)
-        return {name: Estimate.over_data(getattr(self, name), self.std_errors[name]) for name in names}
+        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps.
+
+        The errors of a mean are not to be trusted where more than 5% of the data are in doubt for a reason that concerns it.
+        """
+        doubts, found = self.doubts, {}
+        for name, reasons in REASONS.items():
+            doubted = ~table.without_doubt({r: doubts[r] for r in reasons if r in doubts}, like=self.elbo)
+            doubt = table.said_of_mean(doubted)
+            found[name] = Estimate.over_data(getattr(self, name), self.std_errors[name], doubt=doubt)
+        return found
 
     @property
     def titles(self) -> dict[str, str]:
@@ -101,39 +117,55 @@ class Gaps:
     def verdict(self, level: float = LEVEL) -> str:
         """One sentence about the mean gaps that claims no more than the Monte Carlo intervals allow.
 
-        Where the weights of more than 5% of the data have a heavy tail it is about the others alone, and says so.
+        Where log p(x) of more than 5% of the data is in doubt it is about the others alone, and says so.
         """
         return self._decide(level)[1]
 
     @property
-    def refuted(self) -> Tensor:
-        """(B,) true where log p(x) lies below L[q] or L[q*] by more than chance: it misses a mode, and is too low."""
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where the numbers are in doubt: those of `evidence` and two more.
+
+        "not converged": the fit of q* ran out of steps. "below the ELBO": log p(x) lies below L[q] or L[q*] by more than
+        chance, so that it misses a mode, and is too low.
+        """
         gaps = torch.stack([self.approximation, self.inference])
         errors = torch.stack([self.std_errors["approximation"], self.std_errors["inference"]])
-        return (gaps < -(SIGMAS * errors + ROUNDING)).any(0)
+        below = (gaps < -(SIGMAS * errors + ROUNDING)).any(0)
+        return {**self.evidence.doubts, "not converged": ~self.converged, "below the ELBO": below}
+
+    @property
+    def unchecked(self) -> dict[str, str]:
+        """Why a reason was not judged, by its name."""
+        return dict(self.evidence.unchecked)
+
+    @property
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return table.without_doubt(self.doubts, like=self.elbo)
 
     def _decide(self, level: float) -> tuple[str, str]:
         known = self
-        if self.evidence.doubtful and bool((reliable := ~self.evidence.unreliable).any()):
+        if not well_known(self.evidence) and bool((reliable := self.evidence.reliable).any()):
             known = self.select(reliable)
         low, _ = known._contrast(level)
         _, high = self._contrast(level)
         if high < 0:  # of all data: what log p(x) lacks would only be added to the family's part
             known = self
         summary = known.summary()
-        sizes = {n: f"{float(summary[n].value):.3f} +- {float(summary[n].std_error):.3f}" for n in GAPS}
-        split = f"encoder {sizes['amortization']}, family {sizes['approximation']} nats (Monte Carlo error)"
+        encoder, family = summary["amortization"], summary["approximation"]
+        split = f"encoder {encoder.with_error()}, family {family.with_error(unit=' nats')}"
+        split += "" if family.doubt else " (Monte Carlo error)"
         if len(known) < len(self):
             split += f" for the {len(known)} of {len(self)} data whose log p(x) is known well"
-        unsettled, refuted = int((~known.converged).sum()), int(self.refuted.sum())
-        if refuted > DOUBTFUL * len(self):
-            below = f"log p(x) of {refuted} of {len(self)} data is below their ELBO, so too low"
-            return "undecided", f"Not decided: {below} ({split})."
-        if high >= 0 and low > 0 and (known.evidence.doubtful or len(known) < len(self) / 2):
+        below = self.doubts["below the ELBO"]
+        if table.are_many(below):
+            return "undecided", (f"Not decided: log p(x) of {table.count(below)} is below their ELBO, so too low ({split}).")
+        if high >= 0 and low > 0 and (not well_known(known.evidence) or len(known) < len(self) / 2):
             return "undecided", f"Not decided: log p(x) is not known well enough from these weights ({split})."
-        if high < 0 and unsettled:  # what such fits have not reached is taken for the family's, never for the encoder's
+        unfinished = int((~known.converged).sum())
+        if high < 0 and unfinished:  # what such fits have not reached is taken for the family's, never for the encoder's
             return "undecided", (
-                f"Not decided: {unsettled} of {len(known)} fits had not settled, and their part of the gap is not the "
+                f"Not decided: {unfinished} of {len(known)} fits had not converged, and their part of the gap is not the "
                 f"family's ({split})."
             )
         if high < 0:
@@ -152,38 +184,32 @@ class Gaps:
         return low - max(above, 0), high
 
     def warnings(self) -> list[Warning]:
-        """What is doubtful about these estimates; the estimator raises it, `evaluate` once for all batches."""
-        doubts = self.evidence.warnings()
-        if count := int(self.refuted.sum()):
-            doubts.append(
-                UnreliableEvidenceWarning(
-                    f"log p(x) of {count} of {len(self)} data lies below their ELBO by more than chance, so it is too low: "
-                    "the proposals miss a mode there. Raise num_particles, or give a guide with several modes"
-                )
-            )
-        if count := int((~self.converged).sum()):
-            doubts.append(
-                ConvergenceWarning(
-                    f"the optimum q* of {count} of {len(self)} data had not settled: their amortization gap is too small "
-                    "and their approximation gap too large. Raise num_steps"
-                )
-            )
-        return doubts
+        """What is in doubt about these estimates; the estimator raises it, `evaluate` once for all batches."""
+        own = {reason: flags for reason, flags in self.doubts.items() if reason not in self.evidence.doubts}
+        return [*self.evidence.warnings(), *table.warnings_about(own, self.evidence.method)]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
-        plain = to_plain(self)
-        plain["std_errors"] = {name: value.tolist() for name, value in self.std_errors.items()}
-        return {**plain, **{n: getattr(self, n).tolist() for n in GAPS}, "evidence": self.evidence.to_dict()}
+        return {
+            **to_plain(self),
+            "std_errors": {name: value.tolist() for name, value in self.std_errors.items()},
+            **{n: getattr(self, n).tolist() for n in GAPS},
+            "evidence": self.evidence.to_dict(),
+            "doubts": table.plain(self.doubts),
+            "unchecked": self.unchecked,
+            "reliable": self.reliable.tolist(),
+        }
 
     def __str__(self) -> str:
         lines = [f"{f'Gaps of {len(self)} data, nats per datum':<40}{'mean':>10}{'Monte Carlo':>14}{'sampling':>12}"]
         for name, e in self.summary().items():
             title = f"  {self.titles[name]}" if name in GAPS else self.titles[name]
-            lines.append(f"{title:<40}{float(e.value):>10.3f}{float(e.std_error):>14.3f}{float(e.sampling_error):>12.3f}")
+            errors = f"{float(e.std_error):>14.3f}{float(e.sampling_error):>12.3f}"
+            if e.doubt:
+                errors = f"   error not to be trusted: {e.doubt}"
+            lines.append(f"{title:<40}{float(e.value):>10.3f}{errors}")
         lines += [
-            f"Pareto k above threshold: {int(self.evidence.unreliable.sum())} of {len(self)}; "
-            f"fits settled: {int(self.converged.sum())} of {len(self)}; "
+            *table.printed(self.doubts, self.unchecked, self.evidence.method),
             f"cost: {self.cost:g} decoder evaluations per datum",
             f"q*: {self.family}",
             self.verdict(),

@@ -1,7 +1,7 @@
 """A mean over data with its two errors, and the quantiles behind intervals."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,25 +17,36 @@ class Estimate:
     :ivar std_error: **Monte Carlo** error: how far another seed would move the value *for these data*.
     :ivar sampling_error: error of the mean as a draw of data from a population; contains the Monte Carlo noise. NaN for
         one datum.
+    :ivar doubt: why neither error is to be trusted, such as "12 of 60 data in doubt"; empty where both are.
     """
 
     value: Tensor
     std_error: Tensor
     sampling_error: Tensor
+    doubt: str = field(default="", kw_only=True)
 
     @classmethod
-    def over_data(cls, values: Tensor, std_errors: Tensor) -> "Estimate":
+    def over_data(cls, values: Tensor, std_errors: Tensor, *, doubt: str = "") -> "Estimate":
         """From values and Monte Carlo errors per datum, shape (B,), independent between data."""
         num_data = values.shape[0]
         sampling = values.std() / math.sqrt(num_data) if num_data > 1 else torch.full_like(values[0], math.nan)
-        return cls(values.mean(), std_errors.square().sum().sqrt() / num_data, sampling)
+        return cls(values.mean(), std_errors.square().sum().sqrt() / num_data, sampling, doubt=doubt)
 
     def confidence_interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The Monte Carlo interval of the mean for these data."""
         half = normal_quantile(level) * float(self.std_error)
         return float(self.value) - half, float(self.value) + half
 
+    def with_error(self, digits: int = 3, *, sampling: bool = False, unit: str = "") -> str:
+        """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003 nats"; in doubt, no error."""
+        if self.doubt:
+            return f"{float(self.value):.{digits}f}{unit} (error not to be trusted)"
+        error = self.sampling_error if sampling else self.std_error
+        return f"{float(self.value):.{digits}f} +- {float(error):.{digits}f}{unit}"
+
     def __str__(self) -> str:
+        if self.doubt:
+            return f"{float(self.value):.3f} nats (error not to be trusted: {self.doubt})"
         return (
             f"{float(self.value):.3f} nats (Monte Carlo error {float(self.std_error):.3f}, "
             f"sampling error {float(self.sampling_error):.3f})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .doubts import FEW
 from .joining import to_plain
 from .mean import Estimate
 
@@ -99,6 +100,8 @@ class BetaSweep:
     :ivar std_errors: **Monte Carlo** errors (P,) of these four by name. They know nothing of how far the training got.
     :ivar sampling_errors: their errors as means of data drawn from a population, (P,) by name.
     :ivar bound: what `log_evidence` is, as its estimator says: "lower", "exact" or "consistent".
+    :ivar doubts: how many of the N data have a `log_evidence` in doubt, (P,) by reason. Its errors are not to be trusted
+        where these are more than 5%.
     :ivar pairs: the P trained (model, guide).
     :ivar stores: the P states of Pyro's parameter store that belong to them. A pair whose parameters live there is used
         inside `with pyro.get_param_store().scope(sweep.stores[i]):`; one of modules needs no store.
@@ -114,6 +117,7 @@ class BetaSweep:
     std_errors: Mapping[str, Tensor]
     sampling_errors: Mapping[str, Tensor]
     bound: str
+    doubts: Mapping[str, Tensor]
     pairs: tuple[tuple[Callable, Callable], ...]
     stores: tuple[Any, ...]
     num_data: int
@@ -125,7 +129,7 @@ class BetaSweep:
     def to_dict(self) -> dict[str, Any]:
         """Every number as plain Python, for JSON; the pairs and their stores stay out."""
         kept = {name: value for name, value in to_plain(self).items() if name not in ("pairs", "stores")}
-        return {**kept, **errors_to_plain(self)}
+        return {**kept, **errors_to_plain(self), "doubts": {r: counts.tolist() for r, counts in self.doubts.items()}}
 
     def __str__(self) -> str:
         return "\n".join(
@@ -133,6 +137,12 @@ class BetaSweep:
                 f"{len(self)} pairs of {self.num_updates} updates each, measured on {self.num_data} data",
                 f"nats per datum (+-: Monte Carlo error); log p(x) is a bound of kind: {self.bound}",
                 *table(self, ("rate", "distortion", "elbo", "log_evidence")),
+                *(
+                    f"beta {self.beta[i]:.4g}: error of log p(x) not to be trusted: {reason} {int(n)} of {self.num_data}"
+                    for reason, counts in self.doubts.items()
+                    for i, n in enumerate(counts)
+                    if n > FEW * self.num_data
+                ),
             ]
         )
 
@@ -148,6 +158,9 @@ def table(record: Any, names: tuple[str, ...]) -> list[str]:
     """One line per beta: the named values with their Monte Carlo errors."""
     lines = [f"{'beta':>10}" + "".join(f"{name:>22}" for name in names)]
     for i, beta in enumerate(record.beta.tolist()):
-        cells = (f"{float(getattr(record, name)[i]):.3f} +- {float(record.std_errors[name][i]):.3f}" for name in names)
+        cells = [f"{float(getattr(record, name)[i]):.3f} +- {float(record.std_errors[name][i]):.3f}" for name in names]
+        doubts = record.doubts.values() if isinstance(record, BetaSweep) else ()
+        if any(counts[i] > FEW * record.num_data for counts in doubts):
+            cells[-1] = f"{float(record.log_evidence[i]):.3f} (in doubt)"
         lines.append(f"{beta:>10.4g}" + "".join(f"{cell:>22}" for cell in cells))
     return lines

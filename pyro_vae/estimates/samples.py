@@ -79,9 +79,25 @@ class SampleCheckResult:
         return int((self.data_distance == 0).sum())
 
     @property
-    def suspicious(self) -> bool:
-        """Whether samples are nearer to the training data than held-out data are, by more than a 95% interval allows."""
-        return self.num_known <= len(self) / 2 and self.probability_nearer().confidence_interval()[0] > 0.5
+    def doubts(self) -> dict[str, str]:
+        """ "memorised": samples are nearer to the training data than held-out data, by more than a 95% interval allows."""
+        if self.unchecked or not self.probability_nearer().confidence_interval()[0] > 0.5:
+            return {}
+        return {"memorised": self.verdict()}
+
+    @property
+    def unchecked(self) -> dict[str, str]:
+        """Why this was not judged."""
+        if len(self) < 2:
+            return {"memorised": "one datum"}
+        if self.num_known > len(self) / 2:
+            return {"memorised": f"{self.num_known} of the {len(self)} held-out data are themselves in the training data"}
+        return {}
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there is no doubt at all."""
+        return not self.doubts
 
     def mean_sharpness(self) -> dict[str, Statistic]:
         """The mean of each kind of sharpness over its N images, with its sampling error; empty where there are no images."""
@@ -92,8 +108,8 @@ class SampleCheckResult:
         nearer, size = self.probability_nearer(), len(self)
         if size < 2:
             return "No verdict from one datum."
-        if self.num_known > size / 2:
-            return f"No verdict: {self.num_known} of the {size} held-out data are themselves in the training data."
+        if self.unchecked:
+            return f"No verdict: {self.unchecked['memorised']}."
         low, high = nearer.confidence_interval()
         number = f"probability {float(nearer.value):.3f} +- {float(nearer.sampling_error):.3f} (sampling error)"
         if low > 0.5:
@@ -122,6 +138,9 @@ class SampleCheckResult:
             "probability_nearer": to_plain(self.probability_nearer()),
             "z_score": self.z_score,
             "verdict": self.verdict(),
+            "doubts": self.doubts,
+            "unchecked": self.unchecked,
+            "reliable": self.reliable,
         }
 
     def __str__(self) -> str:

@@ -1,11 +1,12 @@
 """The record of log p(x) from below and from above."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from . import doubts as table
 from .evidence import Evidence
 from .mean import Estimate
 
@@ -29,13 +30,28 @@ class Sandwich:
 
     def mean_width(self) -> Estimate:
         """The mean width. Both errors are from its spread over the data, which contains the draw of the latents."""
-        estimate = Estimate.over_data(self.width, self.lower.std_error)
-        return Estimate(estimate.value, estimate.sampling_error, estimate.sampling_error)
+        estimate = Estimate.over_data(self.width, self.lower.std_error, doubt=table.said_of_mean(~self.reliable))
+        return replace(estimate, std_error=estimate.sampling_error)
 
     @classmethod
     def cat(cls, records: Sequence["Sandwich"]) -> "Sandwich":
         """Join the results of several batches in their order; they must come from the same estimator."""
         return cls(Evidence.cat([r.lower for r in records]), Evidence.cat([r.upper for r in records]))
+
+    @property
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where one of the two ends is in doubt."""
+        return table.either(self.lower.doubts, self.upper.doubts)
+
+    @property
+    def unchecked(self) -> dict[str, str]:
+        """Why a reason was not judged at one of the ends, by its name."""
+        return {**self.lower.unchecked, **self.upper.unchecked}
+
+    @property
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return table.without_doubt(self.doubts, like=self.width)
 
     def __len__(self) -> int:
         return len(self.lower)
@@ -46,7 +62,13 @@ class Sandwich:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
-        return {"lower": self.lower.to_dict(), "upper": self.upper.to_dict()}
+        return {
+            "lower": self.lower.to_dict(),
+            "upper": self.upper.to_dict(),
+            "doubts": table.plain(self.doubts),
+            "unchecked": self.unchecked,
+            "reliable": self.reliable.tolist(),
+        }
 
     def __str__(self) -> str:
         width = self.mean_width()
@@ -56,6 +78,7 @@ class Sandwich:
                 f" and {self.upper.cost:g} in reverse, decoder evaluations per datum",
                 f"  upper bound  {self.upper.mean()}",
                 f"  lower bound  {self.lower.mean()}",
-                f"  width        {float(width.value):.4f} +- {float(width.std_error):.4f} nats",
+                f"  width        {width.with_error(4, unit=' nats')}",
+                *(f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.lower.method)),
             ]
         )

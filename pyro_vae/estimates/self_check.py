@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
+from . import doubts as table
 from .evidence import Evidence
 from .mean import LEVEL
 from .sandwich import Sandwich
@@ -91,14 +92,30 @@ class SelfCheckResult:
             )
         if outcome == "too low":
             return (
-                f"The estimate is too low for this model ({bias}): give it more particles or steps, or try "
-                "AdaptiveImportanceSampling, which looks for further modes, and AnnealedImportanceSampling."
+                f"The estimate is too low for this model ({bias}). "
+                f"{table.remedy_for('below the ELBO', self.evidence.method)}."
             )
         if outcome == "too few data":
             return f"Not decided: {len(self)} data leave the bias open ({bias}). Pass more data, or raise num_steps."
         return f"No bias seen on {len(self)} simulated data ({bias}); intervals reach the bounds for {self.coverage():.0%}."
 
+    @property
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where the estimate on trial or one of its bounds is in doubt."""
+        return table.either(self.evidence.doubts, self.sandwich.doubts)
+
+    @property
+    def unchecked(self) -> dict[str, str]:
+        """Why a reason was not judged in one of the three, by its name."""
+        return {**self.sandwich.unchecked, **self.evidence.unchecked}
+
+    @property
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return table.without_doubt(self.doubts, like=self.evidence.log_evidence)
+
     def warnings(self) -> list[Warning]:
+        """The verdict, unless no bias was seen."""
         return [UnreliableEvidenceWarning(self.verdict())] if not self.passed else []
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +129,9 @@ class SelfCheckResult:
             "outcome": self.outcome,
             "passed": self.passed,
             "verdict": self.verdict(),
+            "doubts": table.plain(self.doubts),
+            "unchecked": self.unchecked,
+            "reliable": self.reliable.tolist(),
         }
 
     def __len__(self) -> int:

@@ -136,11 +136,13 @@ class Surgery:
                 f"{self.log_num_data:.3f}."
             )
         share = f", {100 * information / kl:.0f} % of the KL" if kl > 0 and information >= 0 else ""
+        if kl > 0 and information >= kl:  # by the noise of the other part
+            share = ", all of the KL"
         return f"The latents say {size} about which of the {self.num_data} data they came from{share}."
 
-    def warnings(self) -> list[Warning]:
-        """Parts beyond what they can be, and a mutual information at its ceiling; the estimator raises them."""
-        doubts: list[Warning] = []
+    @property
+    def doubts(self) -> dict[str, str]:
+        """By part, what is wrong with it: it is beyond what it can be, or a mutual information at its ceiling."""
         limits = dict.fromkeys(PARTS, (0.0, math.inf))
         limits["mutual_information"] = (0.0, self.log_num_data)
         if bool(self.dimension_wise.isnan().all()):
@@ -148,27 +150,31 @@ class Surgery:
         cause = "too few draws: raise num_particles or num_draws"
         if self.aggregate != "full":
             cause = f"the bias of aggregate='{self.aggregate}', or {cause}, or use aggregate='full'"
-        above = False
+        found = {}
+        if self.ceiling:
+            found["mutual_information"] = (
+                f"the mutual information, {float(self.mutual_information.value):.4g} nats, is within {NEAR} of log N = "
+                f"{self.log_num_data:.4g}: the data set is too small to tell how much more there is. Pass more data"
+            )
         for name, (low, high) in limits.items():
             part = getattr(self, name)
             value, margin = float(part.value), SIGMAS * float(part.std_error)
             beyond = max(low - value, value - high)
             if beyond > ROUNDING and not beyond <= margin:
-                above = above or value > high
-                doubts.append(
-                    SurgeryWarning(
-                        f"{name} is {value:.4g} nats (Monte Carlo error {float(part.std_error):.2g}), outside of "
-                        f"[{low:g}, {high:.4g}]: that is {cause}"
-                    )
+                found[name] = (
+                    f"{name} is {value:.4g} nats (Monte Carlo error {float(part.std_error):.2g}), outside of "
+                    f"[{low:g}, {high:.4g}]: that is {cause}"
                 )
-        if self.ceiling and not above:
-            doubts.append(
-                SurgeryWarning(
-                    f"the mutual information, {float(self.mutual_information.value):.4g} nats, is within {NEAR} of log N = "
-                    f"{self.log_num_data:.4g}: the data set is too small to tell how much more there is. Pass more data"
-                )
-            )
-        return doubts
+        return found
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there is no doubt at all."""
+        return not self.doubts
+
+    def warnings(self) -> list[Warning]:
+        """The doubts; the estimator raises them."""
+        return [SurgeryWarning(sentence) for sentence in self.doubts.values()]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
@@ -179,6 +185,8 @@ class Surgery:
             "log_num_data": self.log_num_data,
             "ceiling": self.ceiling,
             "notes": list(self.notes),
+            "doubts": self.doubts,
+            "reliable": self.reliable,
         }
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import OptionError, quoted
 from ..estimates import Evidence, warn_about
+from ..estimates.doubts import FITTED_PROPOSALS
 from ..kernel import GUIDE, INFER, Call, Pair, Record
 from ..local import (
     LatentSpace,
@@ -106,7 +107,7 @@ class AdaptiveImportanceSampling:
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
             log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, self.num_gradients, self.proposal)
-            evidence = with_search(summarise(call, log_weight, elbo, call.cost), fitted)
+            evidence = with_search(summarise(call, log_weight, elbo, call.cost, FITTED_PROPOSALS), fitted)
         warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
 

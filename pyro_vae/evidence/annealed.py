@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import LocalFitError, OptionError, quoted
 from ..estimates import Evidence, warn_about
+from ..estimates.doubts import ANNEALED_CHAINS
 from ..kernel import ANNEAL, GUIDE, INFER, PILOT, Call, Pair
 from .adaptive import ELBO_PARTICLES, START_PARTICLES, fit_proposals, with_search
 from .hmc import State, adapted, transition
@@ -102,7 +103,7 @@ class AnnealedImportanceSampling:
         with self._pair.open(args, kwargs, self.seed) as call:
             run = Annealing(call, self)
             log_weight, acceptance, _ = run.forward()
-            evidence = with_search(summarise(call, log_weight, run.elbo, call.cost), run.fitted)
+            evidence = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
             evidence = replace(evidence, acceptance=acceptance)
         warn_about(evidence, stacklevel=3)
         return evidence

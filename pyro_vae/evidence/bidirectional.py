@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import LatentsError, quoted
 from ..estimates import Evidence, Sandwich, warn_about
+from ..estimates.doubts import ANNEALED_CHAINS, REVERSE_CHAINS
 from ..kernel import INFER, REVERSE, padded
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from .adaptive import with_search
@@ -108,7 +109,7 @@ class BidirectionalMonteCarlo(AnnealedImportanceSampling):
             start = posterior_draws(run, self.latents)
             tuned = call.cost
             log_weight, acceptance, last = run.forward()
-            lower = with_search(summarise(call, log_weight, run.elbo, call.cost), run.fitted)
+            lower = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
             lower = replace(lower, acceptance=acceptance)
             forward = call.cost
             reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), REVERSE)
@@ -180,5 +181,6 @@ def upper_bound(lower: Evidence, reverse: Tensor, cost: float) -> Evidence:
         smoothed=-log_mean_exp(smoothed, 0),
         ess=effective_sample_size(-reverse),
         bound="upper",
+        method=REVERSE_CHAINS,
         cost=cost,
     )

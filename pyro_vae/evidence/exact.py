@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import LocalFitError, NonFiniteError, quoted
 from ..estimates import Evidence
+from ..estimates.doubts import EXACT_VALUE
 from ..kernel import GUIDE, INFER, Call, LogWeights, Pair
 from ..local import LatentSpace
 from ..local.gaussian import value_and_gradient
@@ -200,4 +201,5 @@ def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         index=call.index,
         stripped_scales=call.structure.stripped_scales,
         support_checked=call.check_support,
+        method=EXACT_VALUE,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..estimates import Evidence, KCurve, warn_about
+from ..estimates.doubts import GUIDE_ITSELF
 from ..kernel import GUIDE, INFER, Call, Pair
 from ..ops import effective_sample_size, jackknife_log_mean_exp, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 
@@ -71,7 +72,7 @@ class ImportanceSampling:
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
             log_weight, elbo = call.log_weights(self.num_particles, GUIDE)
-            evidence = summarise(call, log_weight, elbo, call.cost)
+            evidence = summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF)
         evidence = replace(evidence, curve=KCurve.from_log_weights(log_weight))
         if self.jackknife:
             value, std_error = jackknife_log_mean_exp(log_weight, self.jackknife)
@@ -92,8 +93,8 @@ def checked_order(jackknife: int) -> int:
     return jackknife
 
 
-def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float) -> Evidence:
-    """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record."""
+def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:
+    """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record; `method` names what ran."""
     smoothed, pareto_k = pareto_smooth(log_weight)
     return Evidence(
         log_evidence=log_mean_exp(log_weight, 0),
@@ -109,6 +110,7 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float) -> Evid
         index=call.index,
         stripped_scales=call.structure.stripped_scales,
         support_checked=call.check_support,
+        method=method,
     )
 
 

@@ -3,14 +3,13 @@
 Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program give wrong numbers without any.
 """
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import BatchCouplingError, DropoutWarning, HiddenRandomnessError, StructureError
+from ..errors import BatchCouplingError, HiddenRandomnessError, StructureError
 from .data import bounds_vary
 from .discrete import told_apart
 from .enumerated import axes_by_name, check_enumerated_axes
@@ -24,23 +23,24 @@ READS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__arra
 READS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
 
 
-def choose_executions(guide: Program, model: Program, structure: Structure, sizes: set[int]) -> frozenset[str]:
+def choose_executions(
+    guide: Program, model: Program, structure: Structure, sizes: set[int], *, allow_dropout: bool
+) -> frozenset[str]:
     """Set `execution` of both programs; refuse programs with hidden randomness or data that depend on one another.
 
     Returns the observed sites whose support depends on latents: a value outside it is a weight of zero, not bad data.
 
     :param sizes: every size that occurs among data and values; the number of particles differs from all of them.
+    :param allow_dropout: in training, whose steps are meant to be random.
     """
     num_particles = next(k for k in range(2, len(sizes) + 3) if k not in sizes)
     with torch.no_grad(), LayerWatch() as watch:
         values = choose_for_guide(guide, structure, num_particles)
         reference = choose_for_model(model, values, structure, num_particles)
-    if watch.saw_dropout:
-        warnings.warn(
-            "dropout is active, so every evaluation is of another random network: call .eval() on the modules of model "
-            "and guide",
-            DropoutWarning,
-            stacklevel=4,
+    if watch.saw_dropout and not allow_dropout:
+        raise HiddenRandomnessError(
+            "dropout is active, so every evaluation is of another random network: call .eval() on the modules of model and "
+            "guide, and give training=self.training to functional dropout"
         )
     return frozenset(name for name, site in reference.items() if site.is_observed and bounds_vary(site.fns))
 

@@ -1,6 +1,5 @@
 """A pair as it is trained: gradients, parameters, buffers, modes and random state of a call are the user's own."""
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..errors import BatchCouplingError, DropoutWarning
+from ..errors import BatchCouplingError
 from . import isolation
 from .autoguides import refuse_guide
 from .calls import Call
@@ -26,6 +25,8 @@ class LivePair(Pair):
     What they look like is found out in a rehearsal, at the first call with arguments of new shapes, and believed from then
     on while parameters move. Modules are in eval mode while it lasts.
     """
+
+    allow_dropout = True
 
     def __init__(
         self, model: Callable, guide: Callable, *, datum_plate: str | None = INFER, prior_sites: Collection[str] = ()
@@ -102,8 +103,6 @@ def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[list
         stack.enter_context(isolation.kept_random_state(devices))
         stack.enter_context(isolation.kept_traces(*programs))
         stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", DropoutWarning)
         yield stack.enter_context(isolation.eval_mode(*programs))
 
 

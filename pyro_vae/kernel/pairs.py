@@ -28,6 +28,8 @@ from .supports import bounds_of, support_of
 class Pair:
     """Any Pyro model and guide, and what is known about them for the shapes they were called with so far."""
 
+    allow_dropout = False  # numbers of a random network are about no model
+
     def __init__(
         self,
         model: Callable,
@@ -93,7 +95,7 @@ class Pair:
         guide.names, model.names = frozenset(guide_sites), frozenset(model_sites)
         values = [*guide_sites.values(), *model_sites.values()]
         sizes = {size for s in values for size in (*s.value.shape, *s.fn.shape())} | {structure.layout.batch_size}
-        latent_supports = choose_executions(guide, model, structure, sizes)
+        latent_supports = choose_executions(guide, model, structure, sizes, allow_dropout=self.allow_dropout)
         structure = replace(structure, latent_supports=latent_supports)
         return structure, guide.names, model.names, guide.execution, model.execution
 

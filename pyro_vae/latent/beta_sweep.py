@@ -16,8 +16,9 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError, UnreliableEvidenceWarning
+from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
 from ..estimates import BetaSweep, Estimate, Evidence, warn_about
+from ..estimates.doubts import CATEGORIES
 from ..evidence import AdaptiveImportanceSampling
 from ..evidence.importance import checked_count, mean_std_error
 from ..kernel import INFER, Pair, arguments_of, check_loader, eval_mode, first_element, kept_random_state, over_batches
@@ -141,11 +142,19 @@ def beta_sweep(
         std_errors=table("std_error"),
         sampling_errors=table("sampling_error"),
         bound=records[0].bound,
+        doubts=doubts_of(records),
         pairs=tuple(pairs),
         stores=tuple(stores),
         num_data=len(records[0]),
         num_updates=num_updates,
     )
+
+
+def doubts_of(records: list[Evidence]) -> dict[str, Tensor]:
+    """How many data are in doubt, one number per record, by reason."""
+    reasons = dict.fromkeys(reason for record in records for reason in record.doubts)
+    found = {reason: [r.doubts.get(reason, torch.zeros(1)).sum() for r in records] for reason in reasons}
+    return {reason: torch.stack(counts).long() for reason, counts in found.items()}
 
 
 @contextmanager
@@ -182,7 +191,8 @@ def measure(
             rate, distortion = guide_terms(call)
             call.check_finite(-rate - distortion)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnreliableEvidenceWarning)  # the joined record speaks for all batches
+            for category in CATEGORIES:  # the joined record speaks for all batches
+                warnings.simplefilter("ignore", category)
             record = estimator(*arguments)
         return [(terms.mean(0), mean_std_error(terms)) for terms in (rate, distortion, -(rate + distortion))], record
 

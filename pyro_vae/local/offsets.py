@@ -19,7 +19,7 @@ LEARNING_RATE, FIT_PARTICLES = 0.1, 4
 LAST_LEVEL, MAX_ROUNDS = 3, 7
 SMALL_GAIN = 0.5
 UNCONSTRAINED = "_unconstrained"  # what autoguides draw in place of a latent
-CHECK_PARTICLES, TOLERANCE = 50, 0.05  # nats that a whole round may still gain for a datum to count as settled
+CHECK_PARTICLES, TOLERANCE = 50, 0.05  # nats that a whole round may still gain for a datum to count as converged
 UNIT_DRAWS = 20  # behind the unit of an offset, where no parameter gives one
 # Of parameters that say the same thing twice, the one that is left alone.
 REDUNDANT = {"probs", "covariance_matrix", "precision_matrix"}
@@ -240,8 +240,8 @@ def fit_offsets(
     Rounds of `num_steps` Adam steps with sticking-the-landing gradients (Roeder, Wu and Duvenaud, 2017,
     https://arxiv.org/abs/1703.09194); a round ends at the average of the iterates of its second half. After each round
     the gain is measured per datum on common noise: a datum that lost more than 0.05 nats (and three errors) is put back,
-    one that gained less than that has settled. Once most data gain under half a nat, the next round has twice the
-    particles and a rate lower by the root of two. Stops when all have settled with 32 particles, or after seven rounds.
+    one that gained less than that has converged. Once most data gain under half a nat, the next round has twice the
+    particles and a rate lower by the root of two. Stops when all have converged with 32 particles, or after seven rounds.
 
     What is left to gain then is 0.001 nats for 3 latents and 0.03 for 50, measured on linear-Gaussian posteriors with
     strong correlations and a diagonal guide; where the family contains the posterior, nothing.

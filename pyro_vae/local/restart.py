@@ -24,7 +24,7 @@ def restarted(
     The witnesses are the parts of the proposal, their latents made independent: where the ELBO of one is higher than that of
     the fit, by more than chance, the fit starts again from its centre. The better of both is kept for each datum. Where the
     guide's locations cannot be put there (a joint autoguide, a flow), or that does not help, a witness that is still better
-    by more than half a nat says that the optimum was not found: the datum has not settled.
+    by more than half a nat says that the optimum was not found: the datum has not converged.
     """
     own = check_terms(call, offsets)
     witnesses = torch.stack([witness_terms(call, space, part) for part in proposal.parts])  # (C, K, B)

@@ -29,7 +29,7 @@ class InclusiveKL(DatumELBO):
 
     log p(x) by ``log 1/K sum_k w_k``, the KL by ``sum_k v_k log p(x, z_k) / q(z_k|x)`` minus that. Reweighted wake-sleep
     (Bornschein and Bengio, 2015, https://arxiv.org/abs/1406.2751; Le et al., 2019, https://arxiv.org/abs/1805.10469): each
-    side learns from its own term, and the model not from the KL. Where the ELBO's KL(q to p) settles on one mode of a
+    side learns from its own term, and the model not from the KL. Where the ELBO's KL(q to p) ends on one mode of a
     posterior, this one covers all that r finds. The weights are normalised for each datum apart, (K, B), where Pyro's
     `ReweightedWakeSleep` has one weight for the whole batch. Nothing is differentiated through a draw, so any latent will
     do. Normalised weights are biased by O(1/K); a proposal that misses a mode leaves it out here too.

@@ -18,7 +18,8 @@ def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
     :param gaps: what `InferenceGaps` returned.
     :param ax: where to draw; a new figure by default.
 
-    Bars carry their Monte Carlo error at two standard errors. Fills differ by hatch as well as by shade.
+    Bars carry their Monte Carlo error at two standard errors, unless more than 5% of the data are in doubt. Fills differ by
+    hatch as well as by shade.
 
     Example::
 
@@ -33,10 +34,13 @@ def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
         ("inference", elbo, top, "1.0", ""),
     ]
     for position, (name, low, high, shade, hatch) in enumerate(steps):
-        error = 2 * float(mean[name].std_error)
+        doubt = mean[name].doubt
+        error = 0.0 if doubt else 2 * float(mean[name].std_error)
         ax.bar(position, high - low, bottom=low, width=0.6, color=shade, edgecolor="black", hatch=hatch)
-        ax.errorbar(position, high, yerr=error, color="black", capsize=4)
-        ax.annotate(f"{high - low:.2f}", (position, max(low, high) + error), (0, 4), textcoords="offset points", ha="center")
+        if not doubt:
+            ax.errorbar(position, high, yerr=error, color="black", capsize=4)
+        number = f"{high - low:.2f}" + ("\nin doubt" if doubt else "")
+        ax.annotate(number, (position, max(low, high) + error), (0, 4), textcoords="offset points", ha="center")
     for level, name, va in ((elbo, "ELBO", "top"), (optimal, "optimal ELBO", "bottom"), (top, "log p(x)", "bottom")):
         ax.axhline(level, color="black", linewidth=0.8, linestyle=":")
         ax.annotate(f" {name} {level:.2f}", (2.45, level), (0, -2 if va == "top" else 1), textcoords="offset points", va=va)

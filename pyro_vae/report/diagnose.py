@@ -13,15 +13,14 @@ import torch
 
 from ..errors import (
     ArgumentError,
-    ConvergenceWarning,
     LatentsError,
     NonFiniteError,
     OptionError,
     StructureError,
     SurgeryWarning,
-    UnreliableEvidenceWarning,
 )
 from ..estimates import Evidence
+from ..estimates.doubts import CATEGORIES
 from ..evaluate import evaluate
 from ..evidence import AdaptiveImportanceSampling, SelfCheck
 from ..gaps import InferenceGaps
@@ -174,7 +173,7 @@ def diagnose(
 def quiet_about_what_is_found() -> Iterator[None]:
     """Doubts about the numbers stand in the findings."""
     with warnings.catch_warnings():
-        for category in (UnreliableEvidenceWarning, ConvergenceWarning, SurgeryWarning):
+        for category in (*CATEGORIES, SurgeryWarning):
             warnings.simplefilter("ignore", category)
         yield
 

@@ -12,11 +12,12 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from ..estimates import Gaps, SampleCheckResult, SelfCheckResult, Surgery, UnitActivity
+from ..estimates import Estimate, Gaps, SampleCheckResult, SelfCheckResult, Surgery, UnitActivity
 from ..estimates.gaps import GAPS
 from ..simulate import Reconstruction, Simulation
+from .culprits import advice_of, culprit_of, headline_of
 from .figure import draw
-from .findings import ADVICE, Finding, culprit_of, findings_of, headline_of
+from .findings import Finding, findings_of
 from .numbers import Number, numbers_of
 from .page import render
 
@@ -70,8 +71,8 @@ class Diagnosis:
 
     @property
     def culprit(self) -> str:
-        """What to change first: "collapse", "blind encoder", "estimate", "encoder", "overfitted encoder", "family",
-        "undecided" or "none"."""
+        """What to change first: "collapse", "blind encoder", "estimate", "encoder", "overfitted encoder",
+        "overfitted model", "family", "undecided" or "none"."""
         return culprit_of(self)
 
     @property
@@ -82,7 +83,7 @@ class Diagnosis:
     @property
     def advice(self) -> str:
         """What to do about it."""
-        return ADVICE[self.culprit]
+        return advice_of(self)
 
     def verdict(self) -> str:
         """What is wrong and what to change first, in two sentences."""
@@ -133,7 +134,9 @@ class Diagnosis:
         test, train = self.test.summary(), self.train.summary()
         for name in test:
             title = f"  {self.test.titles[name]}" if name in GAPS else self.test.titles[name]
-            lines.append(f"{title:<32}" + "".join(f"{with_error(side[name]):>26}" for side in (test, train)))
+            lines.append(f"{title:<32}" + "".join(f"{cell(side[name]):>26}" for side in (test, train)))
+        if any(estimate.doubt for side in (test, train) for estimate in side.values()):
+            lines.append("in doubt: the error is not to be trusted, for more than 5% of the data are in doubt")
         for part, why in self.left_out.items():
             lines += wrapped(f"Left out: {part}: {why}")
         lines.append(
@@ -142,8 +145,8 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def with_error(estimate: Any) -> str:
-    return f"{float(estimate.value):.3f} +- {float(estimate.sampling_error):.3f}"
+def cell(estimate: Estimate) -> str:
+    return f"{float(estimate.value):.3f} (in doubt)" if estimate.doubt else estimate.with_error(sampling=True)
 
 
 def wrapped(paragraph: str, indent: str = "  ") -> list[str]:

@@ -1,4 +1,4 @@
-"""What the numbers of a diagnosis say: claims that their intervals allow, and what to change first."""
+"""What the numbers of a diagnosis say: claims that their intervals allow."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..estimates import Estimate
-from ..estimates.evidence import DOUBTFUL
+from ..estimates import Estimate, Gaps
+from ..estimates.doubts import are_many, counted
+from ..estimates.evidence import well_known
 from ..estimates.mean import LEVEL, normal_quantile
 from .numbers import difference
 
@@ -16,51 +17,7 @@ if TYPE_CHECKING:
 
 SMALL = 0.1  # nats: an information or a gap below it is nothing to mend
 LARGE = 0.5  # share of the gap on test data that must be there on training data too, to blame the encoder's size
-
-HEADLINES = {
-    "collapse": "The latents are not used: the posterior has collapsed onto the prior.",
-    "blind encoder": "The guide gives all data the same latents: its encoder does not look at the data.",
-    "estimate": "These estimates cannot be trusted yet.",
-    "encoder": "The encoder is what keeps the ELBO from log p(x): {amortization} of {inference} nats.",
-    "overfitted encoder": (
-        "The encoder is what keeps the ELBO from log p(x), because it does not carry over to new data: {amortization} of "
-        "{inference} nats."
-    ),
-    "family": "The variational family is what keeps the ELBO from log p(x): {approximation} of {inference} nats.",
-    "undecided": "The ELBO is {inference} nats below log p(x); whether encoder or family does more is not decided.",
-    "none": "The ELBO is next to log p(x): {inference} nats.",
-}
-ADVICE = {
-    "collapse": (
-        "Anneal the KL (beta=pv.LinearAnnealing(...)), give it free bits (free_bits=...), or keep the guide ahead of the "
-        "model (pv.AggressiveTraining). If the latents stay unused then, the decoder can do without them."
-    ),
-    "blind encoder": (
-        "Look whether the encoder was trained and gets x at all (its parameters in the optimiser, dead activations, scales "
-        "of the data). The nats of KL that it pays buy nothing."
-    ),
-    "estimate": (
-        "More particles (num_particles=), or another estimator (evidence=functools.partial(pv.AnnealedImportanceSampling, "
-        "...)), before anything is read from the gaps."
-    ),
-    "encoder": (
-        "A better encoder: show it all of the datum (masks and labels too), make it bigger, or give it more updates. The "
-        "guide's own family, fitted to each datum, does better."
-    ),
-    "overfitted encoder": (
-        "More or augmented data, or a smaller or regularised encoder: it does far better on its training data than on new "
-        "ones. For numbers to report, fit the guide per datum (pv.AdaptiveImportanceSampling)."
-    ),
-    "family": (
-        "A richer family for the guide (pv.nn.MultivariateNormal, a flow, a mixture), or train with "
-        "pv.ImportanceWeightedELBO: no encoder can do better in this one."
-    ),
-    "undecided": "More data or particles (num_data=, num_particles=) if it matters which part is larger.",
-    "none": (
-        "Nothing in the inference: the bound is tight for this model. Whether a simple family has bent the model to fit it "
-        "shows when a richer one is trained and log p(x) compared; the rest is in decoder, prior, likelihood and training."
-    ),
-}
+ALARM = 3.0  # sampling errors of a loss on new data: one false alarm in 700
 
 
 @dataclass(frozen=True)
@@ -82,40 +39,9 @@ def findings_of(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     found = [latents(diagnosis), estimate(diagnosis), gap(diagnosis), held_out(diagnosis)]
     if diagnosis.samples is not None:
         # Nearer to the training data: copies, or the densest parts of the data alone.
-        open_ = diagnosis.samples.suspicious or diagnosis.samples.verdict().startswith("No verdict")
-        state = "undecided" if open_ else "fine"
+        state = "undecided" if diagnosis.samples.doubts or diagnosis.samples.unchecked else "fine"
         found.append(Finding("samples", state, diagnosis.samples.verdict()))
     return tuple(finding for finding in found if finding is not None)
-
-
-def culprit_of(diagnosis: Diagnosis) -> str:
-    """What to change first: a key of `ADVICE`.
-
-    Latents that say nothing come first, because then there is nothing to infer; then an estimate that cannot be trusted,
-    because then nothing is known about the gap.
-    """
-    states = {finding.topic: finding.state for finding in diagnosis.findings}
-    if states.get("latents") == "fault":
-        return "collapse" if collapsed(diagnosis) else "blind encoder"
-    if states["estimate"] == "fault":
-        return "estimate"
-    if states["gap"] == "fine":
-        return "none"
-    part = diagnosis.test.larger_part()
-    if part == "encoder" and overfitted(diagnosis):
-        return "overfitted encoder"
-    return part
-
-
-def headline_of(diagnosis: Diagnosis) -> str:
-    """The culprit in one sentence, with the sizes on test data and their Monte Carlo errors."""
-    summary = diagnosis.test.summary()
-    digits = 2 if float(summary["inference"].value) >= 1 else 3
-    sizes = {
-        name: f"{float(estimate.value):.{digits}f} +- {float(estimate.std_error):.{digits}f}"
-        for name, estimate in summary.items()
-    }
-    return HEADLINES[diagnosis.culprit].format(**sizes)
 
 
 def latents(diagnosis: Diagnosis) -> Finding | None:
@@ -130,6 +56,9 @@ def latents(diagnosis: Diagnosis) -> Finding | None:
         assert units is not None
         name, said = "KL to the prior", rate(diagnosis)
     size = f"{name} {text(said)}"
+    if surgery is not None and surgery.ceiling:
+        limit = f"log {surgery.num_data} = {surgery.log_num_data:.3f} nats"
+        size = f"{name} at its ceiling, {limit}, so that these data cannot show how much more there is"
     numbers = ", ".join(part for part in (active, size) if part)
     top = upper_end(said)
     if math.isnan(top):
@@ -157,23 +86,21 @@ def collapsed(diagnosis: Diagnosis) -> bool:
 def estimate(diagnosis: Diagnosis) -> Finding:
     """May log p(x) be believed? By the weights, the fits, and the trial on simulated data."""
     gaps, check = diagnosis.test, diagnosis.self_check
-    high, unsettled = int(gaps.evidence.unreliable.sum()), int((~gaps.converged).sum())
-    numbers = f"Pareto k is high for {high} and the fit not settled for {unsettled} of {len(gaps)} data"
+    doubted = int((~gaps.evidence.reliable).sum())
+    numbers = f"data in doubt: {counted(gaps.doubts, gaps.unchecked)}"
     if check is None:
         trial, biased, passed = "no trial on simulated data.", False, False
     else:
         trial = f"on simulated data: {lower_first(check.verdict())}"
         biased, passed = not check.passed and check.outcome != "too few data", check.passed
-    few = gaps.evidence.doubtful and gaps.evidence.num_particles < 100
-    if refuted := int(gaps.refuted.sum()):
-        numbers += f", log p(x) is below the ELBO for {refuted}"
-    biased = biased or refuted > DOUBTFUL * len(gaps)
-    if biased or few or high > len(gaps) / 2:
+    few = "tails" in gaps.unchecked
+    biased = biased or are_many(gaps.doubts["below the ELBO"])
+    if biased or few or doubted > len(gaps) / 2:
         return Finding("estimate", "fault", f"The estimates cannot be trusted: {numbers}; {trial}")
     if not gaps.evidence.support_checked:
         score = "Values outside the support were let through: what stands for log p(x) is a score"
         return Finding("estimate", "undecided", f"{score}. {numbers}; {trial}")
-    if gaps.evidence.doubtful:
+    if not well_known(gaps.evidence):
         return Finding("estimate", "undecided", f"The estimates can be trusted for most data: {numbers}; {trial}")
     if not passed:
         return Finding("estimate", "undecided", f"No fault seen in the weights: {numbers}; {trial}")
@@ -185,7 +112,8 @@ def gap(diagnosis: Diagnosis) -> Finding:
     gaps = diagnosis.test
     inference = gaps.summary()["inference"]
     top = gaps.evidence.mean_confidence_interval()[1] - float(gaps.log_evidence.mean()) + float(inference.value)
-    if max(top, inference.confidence_interval()[1]) < SMALL and not gaps.evidence.doubtful and not bool(gaps.refuted.any()):
+    sure = well_known(gaps.evidence) and not bool(gaps.doubts["below the ELBO"].any())
+    if max(top, inference.confidence_interval()[1]) < SMALL and sure:
         return Finding("gap", "fine", f"The ELBO is next to log p(x): the inference gap is {text(inference)}.")
     state = "undecided" if gaps.larger_part() == "undecided" else "fault"
     return Finding("gap", state, gaps.verdict())
@@ -193,16 +121,34 @@ def gap(diagnosis: Diagnosis) -> Finding:
 
 def held_out(diagnosis: Diagnosis) -> Finding:
     """What model and encoder lose on data they were not trained on."""
-    test, train = diagnosis.test.summary(), diagnosis.train.summary()
-    model, encoder = (difference(test[name], train[name]) for name in ("log_evidence", "amortization"))
-    state = "fault" if overfitted(diagnosis) else "fine"
-    if bool(encoder.sampling_error.isnan()):
+    test, train = known(diagnosis.test), known(diagnosis.train)
+    model, encoder = (difference(test.summary()[n], train.summary()[n]) for n in ("log_evidence", "amortization"))
+    of_model = loss_of_the_model(diagnosis) is not None
+    state = "fault" if of_model or overfitted(diagnosis) else "fine"
+    if state == "fine" and (bool(encoder.sampling_error.isnan()) or model.doubt or encoder.doubt):
         state = "undecided"
     claim = (
         f"Test minus training data: log p(x) {signed(model)} nats (the model), amortization gap {signed(encoder)} nats (the "
         "encoder); sampling errors."
     )
-    return Finding("held-out", state, claim)
+    if len(test) < len(diagnosis.test) or len(train) < len(diagnosis.train):
+        claim = f"{claim[:-1]}, of the {len(test)} and {len(train)} data whose log p(x) is not in doubt."
+    return Finding("held-out", state, f"The model is overfitted. {claim}" if of_model else claim)
+
+
+def known(gaps: Gaps) -> Gaps:
+    """The data whose log p(x) is not in doubt, where others are many; all of them where that leaves less than half."""
+    kept = gaps.evidence.reliable
+    return gaps.select(kept) if are_many(~kept) and int(kept.sum()) >= len(gaps) / 2 else gaps
+
+
+def loss_of_the_model(diagnosis: Diagnosis) -> Estimate | None:
+    """By how much log p(x) is lower on test data, if that is more than chance and worth a word."""
+    train, test = (known(gaps).summary()["log_evidence"] for gaps in (diagnosis.train, diagnosis.test))
+    loss = difference(train, test)
+    if loss.doubt or not float(loss.value) > max(SMALL, ALARM * float(loss.sampling_error)):
+        return None
+    return loss
 
 
 def overfitted(diagnosis: Diagnosis) -> bool:
@@ -225,11 +171,12 @@ def upper_end(estimate: Estimate) -> float:
 
 
 def text(estimate: Estimate) -> str:
-    return f"{float(estimate.value):.3f} +- {float(estimate.std_error):.3f} nats (Monte Carlo error)"
+    return estimate.with_error(unit=" nats") + ("" if estimate.doubt else " (Monte Carlo error)")
 
 
 def signed(estimate: Estimate) -> str:
-    return f"{float(estimate.value):+.2f} +- {float(estimate.sampling_error):.2f}"
+    sign = "+" if float(estimate.value) >= 0 else ""
+    return sign + estimate.with_error(2, sampling=True)
 
 
 def lower_first(sentence: str) -> str:

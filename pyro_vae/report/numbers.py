@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..estimates import Estimate, Gaps, SampleCheckResult, SelfCheckResult, Statistic, Surgery, UnitActivity
@@ -28,6 +28,7 @@ class Number:
     :ivar sampling_error: its error as a statement about the population of data; NaN where it has none.
     :ivar unit: of the three, such as "nats per datum".
     :ivar num_data: behind it.
+    :ivar doubt: why its errors are not to be trusted, such as "12 of 60 data in doubt"; empty where they are.
     """
 
     part: str
@@ -38,6 +39,7 @@ class Number:
     sampling_error: float
     unit: str
     num_data: int
+    doubt: str = ""
 
 
 def numbers_of(diagnosis: Diagnosis) -> list[Number]:
@@ -55,19 +57,18 @@ def numbers_of(diagnosis: Diagnosis) -> list[Number]:
 
 
 def number(part: str, data: str, name: str, estimate: Estimate | float, num_data: int, unit: str = NATS) -> Number:
-    if isinstance(estimate, Estimate):
-        values = float(estimate.value), float(estimate.std_error), float(estimate.sampling_error)
-    else:
-        values = float(estimate), math.nan, math.nan
-    return Number(part, data, name, *values, unit, num_data)
+    if not isinstance(estimate, Estimate):
+        return Number(part, data, name, float(estimate), math.nan, math.nan, unit, num_data)
+    values = float(estimate.value), float(estimate.std_error), float(estimate.sampling_error)
+    return Number(part, data, name, *values, unit, num_data, estimate.doubt)
 
 
 def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
     n = len(gaps)
     for name, estimate in gaps.summary().items():
         yield number("gaps", data, gaps.titles[name], estimate, n)
-    yield number("gaps", data, "Pareto k above threshold", int(gaps.evidence.unreliable.sum()), n, "data")
-    yield number("gaps", data, "fits not settled", int((~gaps.converged).sum()), n, "data")
+    for reason, flags in gaps.doubts.items():
+        yield number("gaps", data, f"in doubt: {reason}", int(flags.sum()), n, "data")
     ess = f"ESS of {gaps.evidence.num_particles} weights, median"
     yield number("gaps", data, ess, float(gaps.evidence.ess.median()), n, "weights")
     yield number("cost", data, "gaps", gaps.cost, n, "decoder evaluations per datum")
@@ -76,7 +77,8 @@ def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
 def difference(one: Estimate, other: Estimate) -> Estimate:
     """Of means over two independent sets of data."""
     errors = zip((one.std_error, one.sampling_error), (other.std_error, other.sampling_error), strict=True)
-    return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors))
+    doubt = " and ".join(dict.fromkeys(side.doubt for side in (one, other) if side.doubt))
+    return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors), doubt=doubt)
 
 
 def held_out(diagnosis: Diagnosis) -> Iterator[Number]:
@@ -95,7 +97,8 @@ def of_surgery(surgery: Surgery) -> Iterator[Number]:
     }
     for name in PARTS_OF_KL:
         title = titles.get(name, name.replace("_", " "))
-        yield number("surgery", "train", title, getattr(surgery, name), surgery.num_data)
+        estimate = replace(getattr(surgery, name), doubt=surgery.doubts.get(name, ""))
+        yield number("surgery", "train", title, estimate, surgery.num_data)
     ceiling = "log N, ceiling of the mutual information"
     yield number("surgery", "train", ceiling, surgery.log_num_data, surgery.num_data, "nats")
     yield number("cost", "train", "surgery", surgery.cost, surgery.num_data, "decoder evaluations per datum")

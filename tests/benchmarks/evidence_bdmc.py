@@ -69,7 +69,7 @@ def main() -> None:
         mean = result.mean()
         print(
             f"{label:<34} cost {result.cost:7.0f}  log p {float(mean.value):9.4f} +- {float(mean.std_error):.4f}  "
-            f"median ESS {float(result.ess.median()):6.0f}  k high {float(result.unreliable.float().mean()):.3f}  "
+            f"median ESS {float(result.ess.median()):6.0f}  k high {float(result.doubts['tails'].float().mean()):.3f}  "
             f"{time.perf_counter() - start:5.0f} s",
             flush=True,
         )

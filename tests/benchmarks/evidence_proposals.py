@@ -159,10 +159,9 @@ def row(case: Case, proposal: str, cost: int, replicates: int) -> str:
     if num_particles < 100:
         return f"| {case.name} | {cost:,} | {proposal} | too little is left for 100 weights | | | | |"
     results = [estimate(case, proposal, num_particles, num_gradients, seed) for seed in range(replicates)]
-    value, ess, unreliable = (
-        torch.stack([getattr(r, name).double() for r in results]) for name in ("log_evidence", "ess", "unreliable")
-    )
-    figures = f"{float(ess.mean()):.0f} | {float(ess.min()):.0f} | {float(unreliable.mean()):.1%} |"
+    value, ess = (torch.stack([getattr(r, name).double() for r in results]) for name in ("log_evidence", "ess"))
+    tails = torch.stack([r.doubts["tails"].double() for r in results])
+    figures = f"{float(ess.mean()):.0f} | {float(ess.min()):.0f} | {float(tails.mean()):.1%} |"
     if case.truth is None:
         mean, error = float(value.mean()), float(value.mean(1).std()) / replicates**0.5
         return f"| {case.name} | {results[0].cost:,} | {proposal} | {mean:.4f} +- {error:.4f} | | {figures}"

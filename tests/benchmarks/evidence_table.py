@@ -83,7 +83,7 @@ def real_images(vae: torch.nn.Module, x: torch.Tensor, quick: bool) -> None:
         mean = evidence.mean()
         print(
             f"{name:<36}{evidence.cost:>12.0f} {float(mean.value):>12.4f} +- {float(mean.std_error):.4f} "
-            f"{float(evidence.unreliable.float().mean()):>17.1%} {time.perf_counter() - begin:>5.0f} s",
+            f"{float(evidence.doubts['tails'].float().mean()):>17.1%} {time.perf_counter() - begin:>5.0f} s",
             flush=True,
         )
 

@@ -61,7 +61,7 @@ def test_linear_gaussian(dim, num_data, family):
     assert (result.log_evidence - lm.log_evidence(x)).abs().max() < 1e-10
     assert result.bound == "exact"
     assert bool((result.std_error == 0).all())
-    assert not bool(result.unreliable.any())
+    assert bool(result.reliable.all())
     assert torch.equal(torch.stack(result.confidence_interval()), result.log_evidence.expand(2, -1))
 
 

@@ -292,7 +292,7 @@ def test_a_heavy_tail_raises_a_warning_with_count_and_remedy():
     with pytest.warns(UnreliableEvidenceWarning) as caught:
         result = pv.ImportanceSampling(model_of(lm), guide, num_particles=1000, seed=0)(x)
     count = int((result.pareto_k > 0.6667).sum())
-    assert count == int(result.unreliable.sum()) > 5
+    assert count == int(result.doubts["tails"].sum()) > 5
     message = str(caught[0].message)
     assert f"{count} of 30 data" in message
     assert "0.67" in message

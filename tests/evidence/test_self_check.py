@@ -74,7 +74,7 @@ def test_a_mode_that_the_proposal_misses_is_seen():
             check = pv.SelfCheck(two_modes, one_mode, evidence=trial, num_steps=50, num_chains=4, seed=seed)(x)
         assert not check.passed and "apart" in check.verdict()
         assert any("apart" in str(warning.message) for warning in caught)
-        assert check.evidence.unreliable.double().mean() < 0.1  # the weights of hardly any datum show it
+        assert check.evidence.doubts["tails"].double().mean() < 0.1  # the weights of hardly any datum show it
 
 
 def rescaled(x):

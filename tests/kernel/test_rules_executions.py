@@ -22,7 +22,7 @@ from kernel_helpers import (
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import BatchCouplingError, DropoutWarning, HiddenRandomnessError, StructureError
+from pyro_vae.errors import BatchCouplingError, HiddenRandomnessError, StructureError
 from pyro_vae.kernel import Pair
 
 B, D, X = 5, 2, 4
@@ -487,7 +487,7 @@ def test_sites_that_depend_on_the_data_of_a_batch_are_refused():
 
 
 @pytest.mark.parametrize("side", ["model", "guide"])
-def test_dropout_warns(side):
+def test_dropout_is_refused(side):
     net = nn.Sequential(nn.Linear(D, X), nn.Dropout(0.5))
     model, guide = pair_of(net if side == "model" else net[0])
 
@@ -495,11 +495,14 @@ def test_dropout_warns(side):
         net[1](x) if side == "guide" else None
         guide(x)
 
-    with pytest.warns(DropoutWarning, match=r"\.eval\(\)"):
-        weigh(model, encoder, randn(B, X))
+    for _ in range(2):  # what was refused once is refused again
+        with pytest.raises(HiddenRandomnessError, match=r"dropout is active.*\.eval\(\)"):
+            weigh(model, encoder, randn(B, X))
+    net.eval()  # the remedy
+    weigh(model, encoder, randn(B, X))
 
 
-def test_dropout_in_eval_mode_does_not_warn():
+def test_dropout_in_eval_mode_is_none():
     net = nn.Sequential(nn.Linear(D, X), nn.Dropout(0.5)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

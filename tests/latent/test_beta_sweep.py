@@ -271,14 +271,23 @@ def test_unreliable_evidence_warns_once_for_all_batches():
         return model_of(lm), guide
 
     with pytest.warns(UnreliableEvidenceWarning) as caught:
-        sweep(make_pair, DataLoader(TensorDataset(x), 2), evidence=partial(pv.ImportanceSampling, num_particles=200))
+        loader = DataLoader(TensorDataset(x), 2)
+        result = sweep(make_pair, loader, evidence=partial(pv.ImportanceSampling, num_particles=200))
     assert len(caught) == 1 and "of 8 data" in str(caught[0].message)
+    count = int(result.doubts["tails"][0])
+    assert count > 0 and result.to_dict()["doubts"] == {"tails": [count]}
+    assert "(in doubt)" in str(result) and f"error of log p(x) not to be trusted: tails {count} of 8" in str(result)
 
 
 def test_the_record_prints_and_goes_into_json():
     result = sweep(betas=(0.5, 2.0))
     lines = str(result).splitlines()
-    assert len(lines) == 5 and "Monte Carlo error" in lines[1] and lines[3].split()[0] == "0.5"
+    assert (
+        len(lines) == 5
+        and "in doubt" not in str(result)
+        and "Monte Carlo error" in lines[1]
+        and lines[3].split()[0] == "0.5"
+    )
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain["beta"] == [0.5, 2.0] and plain["rate"] == result.rate.tolist() and "pairs" not in plain
     assert plain["std_errors"]["elbo"] == result.std_errors["elbo"].tolist()

@@ -319,7 +319,7 @@ def test_the_look_is_that_of_the_pair_in_eval_mode():
 
 
 def test_methods_that_ask_for_their_mode_without_being_called():
-    """A module's own method with functional dropout: in eval mode too, or the kernel would warn."""
+    """A module's own method with functional dropout: in eval mode too, or the kernel would refuse it."""
 
     class Tutorial(nn.Module):
         def __init__(self):

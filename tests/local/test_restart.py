@@ -148,7 +148,7 @@ def test_locations_below_a_transform_are_moved_too(make):
     assert bool(gaps.converged.all()) and gaps.larger_part() == "encoder"
 
 
-def test_what_cannot_be_moved_has_not_settled():
+def test_what_cannot_be_moved_has_not_converged():
     """A joint autoguide over one call as one datum, at the worse of two modes: no claim is made for the family."""
 
     def bimodal(x):

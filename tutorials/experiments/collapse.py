@@ -227,7 +227,7 @@ def measure(vae: pv.VAE, x: Tensor) -> tuple[dict[str, Any], pv.Evidence]:
         "units_at_prior": units.num_collapsed,
         "elbo": float(evidence.elbo.mean()),
         "log_p": numbers(evidence.mean()),
-        "high_pareto_k": int(evidence.unreliable.sum()),  # data whose log p(x) may be too low
+        "high_pareto_k": int(evidence.doubts["tails"].sum()),  # data whose log p(x) may be too low
     }, evidence
 
 

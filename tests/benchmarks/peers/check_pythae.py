@@ -103,7 +103,8 @@ def encoder_as_it_is():
     fitted = pv.AdaptiveImportanceSampling(model, guide_of(encoder), num_particles=1000, seed=0)(x)
     truth = log_evidence(x).mean()
     line = f"encoder 3 standard deviations off, K = 1,000: pythae {theirs.mean():.3f} +- {theirs.std() / 20**0.5:.3f}, "
-    line += f"ImportanceSampling {as_it_is.mean().value:.3f} (Pareto k high for {int(as_it_is.unreliable.sum())} of 50), "
+    high = int(as_it_is.doubts["tails"].sum())
+    line += f"ImportanceSampling {as_it_is.mean().value:.3f} (Pareto k high for {high} of 50), "
     line += f"AdaptiveImportanceSampling {fitted.mean().value:.3f}, log p(x) {truth:.3f}"
     return bool(truth - theirs.mean() > 0.5) and abs(fitted.mean().value - truth) < 0.01, line
 

@@ -88,8 +88,9 @@ def per_cell():
     fitted = pv.AdaptiveImportanceSampling(*pair(trained()), seed=0)(x)
     error = ours.mean().std_error
     line = f"{tuple(theirs.shape)}, mean {theirs.mean():.3f}; ImportanceSampling {ours.mean().value:.3f} +- {error:.3f} "
-    line += f"(Pareto k high for {int(ours.unreliable.sum())}), AdaptiveImportanceSampling {fitted.mean().value:.3f} +- "
-    line += f"{fitted.mean().std_error:.3f} (for {int(fitted.unreliable.sum())}); get_elbo {float(trained().get_elbo()):.3f}"
+    high = [int(record.doubts["tails"].sum()) for record in (ours, fitted)]
+    line += f"(Pareto k high for {high[0]}), AdaptiveImportanceSampling {fitted.mean().value:.3f} +- "
+    line += f"{fitted.mean().std_error:.3f} (for {high[1]}); get_elbo {float(trained().get_elbo()):.3f}"
     return theirs.shape == (len(x),) and abs(theirs.mean() - ours.mean().value) < 5 * 2**0.5 * error, line
 
 

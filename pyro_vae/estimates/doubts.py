@@ -1,0 +1,171 @@
+"""The one table of doubts: why a number may be wrong, what that means, and the remedy that fits what ran."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConvergenceWarning, PrecisionWarning, UnreliableEvidenceWarning
+
+FEW = 0.05  # share of data in doubt up to which the mean over them, and its error, are still believed
+# What estimates log p(x), as `Evidence.method` says.
+GUIDE_ITSELF = "importance sampling"
+FITTED_PROPOSALS = "fitted proposals"
+ANNEALED_CHAINS, REVERSE_CHAINS = "annealed chains", "reverse chains"
+EXACT_VALUE = "exact"
+ELSEWHERE = "(evidence= of InferenceGaps and diagnose)"
+REMEDIES = {
+    GUIDE_ITSELF: f"Raise num_particles, or use AdaptiveImportanceSampling {ELSEWHERE}, which fits a proposal to each datum",
+    FITTED_PROPOSALS: f"Raise num_particles, or use AnnealedImportanceSampling {ELSEWHERE}",
+    ANNEALED_CHAINS: "Raise num_steps and num_chains",
+    REVERSE_CHAINS: "Raise num_steps and num_chains",
+}
+OTHERWISE = "Raise the particles or steps of the estimator"
+SEVERAL_MODES = "or give a guide with several modes"
+MORE_MODES = {
+    GUIDE_ITSELF: f"Use AdaptiveImportanceSampling {ELSEWHERE}, which looks for modes, {SEVERAL_MODES}",
+    FITTED_PROPOSALS: f"Raise num_particles, use AnnealedImportanceSampling {ELSEWHERE}, {SEVERAL_MODES}",
+    ANNEALED_CHAINS: f"Raise num_steps and num_chains, {SEVERAL_MODES}",
+}
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to doubt the numbers of some data.
+
+    :ivar meaning: a sentence with {data}, such as "12 of 60 data", {off}, "low" or "high", and {threshold} of Pareto k.
+    :ivar remedies: what to do, by the method that ran.
+    :ivar otherwise: what to do after any other method.
+    :ivar category: of the warning.
+    """
+
+    meaning: str
+    remedies: Mapping[str, str]
+    otherwise: str = OTHERWISE
+    category: type[UserWarning] = UnreliableEvidenceWarning
+
+
+TABLE = {
+    "tails": Doubt(
+        "the weights of {data} have a Pareto k above {threshold}: their log p(x) is likely too {off}, by more than the "
+        "stated error",
+        REMEDIES,
+    ),
+    "posterior side": Doubt(
+        "a second proposal, fitted on the side of the posterior, gives another log p(x) for {data}: the first one is likely "
+        "too {off}, by more than the stated error",
+        REMEDIES,
+    ),
+    "search": Doubt(
+        "the posterior of {data} has more modes than were fitted: their log p(x) is likely too {off}, by more than the "
+        "stated error",
+        MORE_MODES,
+    ),
+    "precision": Doubt(
+        "log p(x) of {data} moves by more than a tenth of its error when a few particles are scored in float64: the error "
+        "does not contain this rounding",
+        {},
+        "Use float64: model.double(), guide.double(), and the data in double",
+        PrecisionWarning,
+    ),
+    "not converged": Doubt(
+        "the fit of the optimum q* of {data} had not converged: their amortization gap is too small and their approximation "
+        "gap too large",
+        {},
+        "Raise num_steps",
+        ConvergenceWarning,
+    ),
+    "below the ELBO": Doubt(
+        "log p(x) of {data} lies below their ELBO by more than chance, so it is too low: a mode of the posterior is missed",
+        MORE_MODES,
+    ),
+}
+CATEGORIES = tuple(dict.fromkeys(doubt.category for doubt in TABLE.values()))
+
+
+def remedy_for(reason: str, method: str) -> str:
+    """What to do about a doubt after this method ran."""
+    doubt = TABLE[reason]
+    return doubt.remedies.get(method, doubt.otherwise)
+
+
+def warnings_about(doubts: Mapping[str, Tensor], method: str, **words: Any) -> list[Warning]:
+    """One warning for each reason that some data are in doubt for."""
+    return [
+        TABLE[reason].category(f"{TABLE[reason].meaning.format(data=count(flags), **words)}. {remedy_for(reason, method)}")
+        for reason, flags in doubts.items()
+        if bool(flags.any())
+    ]
+
+
+def without_doubt(doubts: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """(B,) true where no reason has a doubt; `like` is any (B,)."""
+    clear = torch.ones_like(like, dtype=torch.bool)
+    for flags in doubts.values():
+        clear = clear & ~flags
+    return clear
+
+
+def either(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The doubts of two records about the same data, taken together."""
+    return {**first, **{reason: flags | first[reason] if reason in first else flags for reason, flags in second.items()}}
+
+
+def concatenated_flags(records: Sequence[Any]) -> dict[str, Tensor]:
+    """The `checks` of several batches. A batch without a check has no doubt of it, and says why in `unchecked`."""
+    reasons = dict.fromkeys(reason for record in records for reason in record.checks)
+
+    def flags(record: Any, reason: str) -> Tensor:
+        return record.checks.get(reason, torch.zeros_like(record.log_evidence, dtype=torch.bool))
+
+    return {reason: torch.cat([flags(record, reason) for record in records]) for reason in reasons}
+
+
+def are_many(doubted: Tensor) -> bool:
+    """Whether so many of the data are in doubt that their mean is not to be trusted."""
+    return int(doubted.sum()) > FEW * len(doubted)
+
+
+def said_of_mean(doubted: Tensor) -> str:
+    """What a mean over (B,) data says beside its error, "12 of 60 data in doubt"; empty where few or none are."""
+    return f"{count(doubted)} in doubt" if are_many(doubted) else ""
+
+
+def count(flags: Tensor) -> str:
+    return f"{int(flags.sum())} of {len(flags)} data"
+
+
+def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
+    """All reasons in one line: "tails 3 of 60, precision not checked (why)"."""
+    parts = []
+    for reason in TABLE:
+        verb = "judged" if reason == "tails" else "checked"
+        if reason in doubts:
+            number = f"{int(doubts[reason].sum())} of {len(doubts[reason])}"
+            rest = f" (not all {verb}: {unchecked[reason]})" if reason in unchecked else ""
+            parts.append(f"{reason} {number}{rest}")
+        elif reason in unchecked:
+            parts.append(f"{reason} not {verb} ({unchecked[reason]})")
+    return ", ".join(parts)
+
+
+def remedies_for(doubts: Mapping[str, Tensor], method: str) -> list[str]:
+    """What to do about the doubts that there are, each remedy once with all its reasons: "tails: raise num_particles"."""
+    reasons: dict[str, list[str]] = {}
+    for reason, flags in doubts.items():
+        if bool(flags.any()):
+            reasons.setdefault(remedy_for(reason, method), []).append(reason)
+    return [f"{', '.join(names)}: {remedy}" for remedy, names in reasons.items()]
+
+
+def printed(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str], method: str) -> list[str]:
+    """The lines of a printed record: all reasons counted, then what to do."""
+    line = counted(doubts, unchecked)
+    return [f"doubts: {line}", *(f"  {remedy}" for remedy in remedies_for(doubts, method))] if line else []
+
+
+def plain(doubts: Mapping[str, Tensor]) -> dict[str, list[bool]]:
+    """For JSON."""
+    return {reason: flags.tolist() for reason, flags in doubts.items()}

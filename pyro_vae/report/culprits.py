@@ -1,0 +1,119 @@
+"""What to change first, in a sentence with its size, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..estimates import Estimate
+from ..estimates.doubts import remedy_for
+from ..estimates.gaps import OF_LOG_EVIDENCE
+from .findings import collapsed, loss_of_the_model, overfitted
+
+if TYPE_CHECKING:
+    from .diagnosis import Diagnosis
+
+HEADLINES = {
+    "collapse": "The latents are not used: the posterior has collapsed onto the prior.",
+    "blind encoder": "The guide gives all data the same latents: its encoder does not look at the data.",
+    "estimate": "These estimates cannot be trusted yet.",
+    "encoder": "The encoder is what keeps the ELBO from log p(x): {encoder}.",
+    "overfitted encoder": (
+        "The encoder is what keeps the ELBO from log p(x), because it does not carry over to new data: {encoder}."
+    ),
+    "family": "The variational family is what keeps the ELBO from log p(x): {family}.",
+    "overfitted model": (
+        "The model does not carry over to new data: log p(x) of test data is {loss} below that of training data "
+        "(sampling error)."
+    ),
+    "undecided": "The ELBO is {inference} below log p(x); whether encoder or family does more is not decided.",
+    "none": "The ELBO is next to log p(x): {inference}.",
+}
+ADVICE = {
+    "collapse": (
+        "Anneal the KL (beta=pv.LinearAnnealing(...)), give it free bits (free_bits=...), or keep the guide ahead of the "
+        "model (pv.AggressiveTraining). If the latents stay unused then, the decoder can do without them."
+    ),
+    "blind encoder": (
+        "Look whether the encoder was trained and gets x at all (its parameters in the optimiser, dead activations, scales "
+        "of the data). The nats of KL that it pays buy nothing."
+    ),
+    "estimate": "{remedy}, before anything is read from the gaps.",
+    "encoder": (
+        "A better encoder: show it all of the datum (masks and labels too), make it bigger, or give it more updates. The "
+        "guide's own family, fitted to each datum, does better."
+    ),
+    "overfitted encoder": (
+        "More or augmented data, or a smaller or regularised encoder: it does far better on its training data than on new "
+        "ones. For numbers to report, fit the guide per datum (pv.AdaptiveImportanceSampling)."
+    ),
+    "family": (
+        "A richer family for the guide (pv.nn.MultivariateNormal, a flow, a mixture), or train with "
+        "pv.ImportanceWeightedELBO: no encoder can do better in this one."
+    ),
+    "overfitted model": (
+        "More or augmented training data, a smaller or regularised decoder, or training that stops when log p(x) of "
+        "held-out data falls. This is more than all of the inference gap, so that a better guide comes second."
+    ),
+    "undecided": "More data or particles (num_data=, num_particles=) if it matters which part is larger.",
+    "none": (
+        "Nothing in the inference: the bound is tight for this model. Whether a simple family has bent the model to fit it "
+        "shows when a richer one is trained and log p(x) compared; the rest is in decoder, prior, likelihood and training."
+    ),
+}
+
+
+def culprit_of(diagnosis: Diagnosis) -> str:
+    """What to change first: a key of `ADVICE`.
+
+    Latents that say nothing come first, because then there is nothing to infer; then an estimate that cannot be trusted,
+    because then nothing is known about the gap; then the larger of what the model loses on new data and of the gap.
+    """
+    states = {finding.topic: finding.state for finding in diagnosis.findings}
+    if states.get("latents") == "fault":
+        return "collapse" if collapsed(diagnosis) else "blind encoder"
+    if states["estimate"] == "fault":
+        return "estimate"
+    loss = loss_of_the_model(diagnosis)
+    if loss is not None and float(loss.value) > float(diagnosis.test.inference.mean()):
+        return "overfitted model"
+    if states["gap"] == "fine":
+        return "none"
+    part = diagnosis.test.larger_part()
+    if part == "encoder" and overfitted(diagnosis):
+        return "overfitted encoder"
+    return part
+
+
+def headline_of(diagnosis: Diagnosis) -> str:
+    """The culprit in one sentence, with the sizes on test data and their Monte Carlo errors."""
+    summary = diagnosis.test.summary()
+    digits = 2 if float(summary["inference"].value) >= 1 else 3
+    loss = loss_of_the_model(diagnosis)
+    return HEADLINES[diagnosis.culprit].format(
+        inference=summary["inference"].with_error(digits, unit=" nats"),
+        encoder=part_of(summary["amortization"], summary["inference"], digits),
+        family=part_of(summary["approximation"], summary["inference"], digits),
+        loss="" if loss is None else loss.with_error(2, sampling=True, unit=" nats"),
+    )
+
+
+def part_of(part: Estimate, whole: Estimate, digits: int) -> str:
+    """ "0.31 +- 0.01 of 0.42 +- 0.01"; noise may make the other part negative, and no part is larger than the whole."""
+    if float(part.value) >= float(whole.value):
+        return f"all of {whole.with_error(digits, unit=' nats')}"
+    return f"{part.with_error(digits)} of {whole.with_error(digits, unit=' nats')}"
+
+
+def advice_of(diagnosis: Diagnosis) -> str:
+    """What to do about the culprit; about an estimate in doubt, what fits the estimator that ran."""
+    return ADVICE[diagnosis.culprit].format(remedy=remedy_of(diagnosis))
+
+
+def remedy_of(diagnosis: Diagnosis) -> str:
+    """For the reason that most of the test data are in doubt for; where the weights show none, for a mode that is missed."""
+    gaps = diagnosis.test
+    if "tails" in gaps.unchecked:
+        return "Take at least 100 weights per datum (num_particles, or num_chains of annealed chains)"
+    counts = {reason: int(flags.sum()) for reason, flags in gaps.doubts.items() if reason in OF_LOG_EVIDENCE}
+    reason = max(counts, key=counts.__getitem__, default="")
+    return remedy_for(reason if counts.get(reason) else "below the ELBO", gaps.evidence.method)
