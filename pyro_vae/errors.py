@@ -23,6 +23,7 @@ __all__ = [
     "ObservedInGuideError",
     "OptionError",
     "ParameterStoreWarning",
+    "PrecisionWarning",
     "ScheduleWarning",
     "SiteMismatchError",
     "StructureError",
@@ -119,6 +120,10 @@ class NonFiniteError(RuntimeError):
 
 class UnreliableEvidenceWarning(UserWarning):
     """Some log-evidence estimates have heavy-tailed weights: they are likely too low, by more than their error."""
+
+
+class PrecisionWarning(UserWarning):
+    """Rounding in float32 moves log p(x) by more than its stated error allows."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..errors import LocalFitError, NonFiniteError, quoted
 from ..estimates import Evidence
-from ..kernel import GUIDE, INFER, Call, LogWeights, Pair
+from ..kernel import GUIDE, INFER, Call, LogWeights, Pair, movement
 from ..local import LatentSpace
 from ..local.gaussian import value_and_gradient
 from .adaptive import ELBO_PARTICLES
-from .importance import mean_std_error
+from .importance import check_precision, mean_std_error
 
 CHECKS = 300  # points from the prior and around the maximum at which a joint must look Gaussian
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
@@ -129,7 +129,7 @@ def gaussian_integral(space: LatentSpace, u: Tensor) -> Tensor | None:
 
 def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
     """(B,), by the trapezoid rule over a box per datum that holds its joint, on ever finer grids."""
-    centre, half = zoom(space, centre, REACH * spread)
+    centre, half, highest = zoom(space, centre, REACH * spread)
     before = None
     num_points = FEWEST
     while num_points <= MOST[space.dim]:
@@ -139,19 +139,32 @@ def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
         if before is not None and bool(((log_evidence - before).abs() < tolerance).all()):
             wider = trapezoid(space, centre, 2 * half, 2 * num_points)  # is anything left outside the box?
             if bool(((wider - log_evidence).abs() < tolerance).all()):
+                space.log_joint(highest)  # where precision matters, so weighed last
                 return log_evidence
         before, num_points = log_evidence, 2 * num_points
+    space.log_joint(highest)
+    shift, _ = movement(space.call)
+    if shift is not None and bool((shift.abs() > tolerance).any()):
+        raise NonFiniteError(
+            f"two grids of up to {MOST[space.dim]} points per axis do not agree to {float(tolerance.max()):.1g} nats: "
+            f"rounding in float32 moves log p(x, z) by up to {float(shift.abs().max()):.2g} nats. Cast model and data to "
+            "float64 (model.double(), x.double())"
+        )
     raise NonFiniteError(
         f"two grids of up to {MOST[space.dim]} points per axis do not agree to {TOLERANCE} nats: the density has heavy "
         "tails or jumps, or kinks in two dimensions. Use AnnealedImportanceSampling"
     )
 
 
-def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    """The box, centre and half widths (B, D), around all points of a coarse grid that are within 40 nats of the highest."""
+def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The box around all points of a coarse grid that are within 40 nats of the highest, and the highest itself.
+
+    Centre and half widths of the box, (B, D) each; the highest point of each datum, (1, B, D).
+    """
     for _ in range(MOST_ZOOMS):
         unit = unit_grid(centre, COARSE[space.dim])
         log_joint = values_on(space, centre, half, unit)
+        highest = centre + half * unit[log_joint.argmax(0), 0]
         near = (log_joint > log_joint.amax(0) - NEGLIGIBLE).unsqueeze(-1)
         cell = 2 / (COARSE[space.dim] - 1)
         low = torch.where(near, unit, 1.0).amin(0) - cell
@@ -160,7 +173,7 @@ def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tens
         centre, half = centre + half * (low + high) / 2, half * (high - low) / 2
         if bool((high - low > 1.4).all()):  # hardly smaller than before
             break
-    return centre, half
+    return centre, half, highest.unsqueeze(0)
 
 
 def trapezoid(space: LatentSpace, centre: Tensor, half: Tensor, num_points: int) -> Tensor:
@@ -186,7 +199,7 @@ def values_on(space: LatentSpace, centre: Tensor, half: Tensor, unit: Tensor) ->
 def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
     call.check_finite(log_evidence.unsqueeze(0))
     zero = torch.zeros_like(log_evidence)
-    return Evidence(
+    evidence = Evidence(
         log_evidence=log_evidence,
         std_error=zero,
         elbo=elbo.mean(0),
@@ -201,3 +214,4 @@ def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         stripped_scales=call.structure.stripped_scales,
         support_checked=call.check_support,
     )
+    return check_precision(call, evidence)

@@ -9,6 +9,7 @@ from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
 from .pairs import Pair, checked_seed
 from .plates import INFER
+from .precision import Movement, movement
 from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
@@ -32,6 +33,7 @@ __all__ = [
     "Cut",
     "LivePair",
     "LogWeights",
+    "Movement",
     "Pair",
     "Record",
     "SiteRecord",
@@ -49,6 +51,7 @@ __all__ = [
     "first_element",
     "innermost",
     "kept_random_state",
+    "movement",
     "over_batches",
     "padded",
     "reconstruct_sites",
