@@ -13,7 +13,7 @@ from .calls import Call
 from .isolation import is_active_dropout
 from .log_weights import LogWeights
 from .programs import score
-from .records import Record
+from .records import Record, padded
 
 CHECKED_PARTICLES = 2  # per datum, those with the highest log p(x, z) of the last ones weighed
 
@@ -25,6 +25,7 @@ WIDER = {
 }
 CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 ATTRIBUTES = {"__get__", "__set__", "__delete__"}  # of tensors, such as `x.shape`
+TO_NUMPY = {"numpy", "__array__"}  # where nobody sees what is rounded
 
 
 class Movement(NamedTuple):
@@ -41,7 +42,8 @@ class Movement(NamedTuple):
 class InFloat64(TorchFunctionMode):
     """Inside, programs compute in float64: every operation gets its tensors cast first, and literals follow.
 
-    No tensor, module or parameter of the user's is changed, wherever a program may hold it.
+    No tensor, module or parameter of the user's is changed, wherever a program may hold it. What `torch.jit.script` has
+    compiled is not seen: it gets float64, and may round inside.
 
     :ivar lowered: an operation that came back to a lower precision all the same, or "".
     :ivar saw_dropout: whether active dropout ran, so that two runs differ by more than rounding.
@@ -74,7 +76,8 @@ class InFloat64(TorchFunctionMode):
             func = torch.Tensor.double
         args, kwargs = self._widened(args), {key: self._widened(value) for key, value in kwargs.items()}
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.dtype in WIDER and any(is_wide(arg) for arg in args):
+        is_low = name in TO_NUMPY or (isinstance(result, Tensor) and result.dtype in WIDER)
+        if is_low and any(is_wide(arg) for arg in args):
             self.lowered = name
         return result
 
@@ -171,6 +174,6 @@ def picked_values(weights: LogWeights, record: Record, particles: Tensor) -> dic
             if layout.datum_dim is not None:
                 plates[layout.datum_dim] = particles.shape[1]
             index = particles.reshape(len(particles), *plates, *[1] * layout.event_dims[name])
-            value = torch.take_along_dim(value, index, -(width + 1))
+            value = torch.take_along_dim(value, padded(index, value.ndim), -(width + 1))
         values[name] = value
     return values
