@@ -124,7 +124,8 @@ def gaussian_integral(space: LatentSpace, u: Tensor) -> Tensor | None:
     if not bool(((predicted - found).abs().amax((0, 2)) <= tolerance * scale).all()):  # NaN is no agreement
         return None
     log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return space.log_joint(maximum.unsqueeze(0))[0] + 0.5 * (space.dim * math.log(2 * math.pi) - log_det)
+    highest = torch.stack([maximum, maximum + posterior[0]])  # two, for the check of the precision
+    return space.log_joint(highest)[0] + 0.5 * (space.dim * math.log(2 * math.pi) - log_det)
 
 
 def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
@@ -157,14 +158,14 @@ def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
 
 
 def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The box around all points of a coarse grid that are within 40 nats of the highest, and the highest itself.
+    """The box around all points of a coarse grid that are within 40 nats of the highest, and the highest two.
 
-    Centre and half widths of the box, (B, D) each; the highest point of each datum, (1, B, D).
+    Centre and half widths of the box, (B, D) each; the two highest points of each datum, (2, B, D).
     """
     for _ in range(MOST_ZOOMS):
         unit = unit_grid(centre, COARSE[space.dim])
         log_joint = values_on(space, centre, half, unit)
-        highest = centre + half * unit[log_joint.argmax(0), 0]
+        highest = centre + half * unit[log_joint.topk(2, 0).indices, 0]
         near = (log_joint > log_joint.amax(0) - NEGLIGIBLE).unsqueeze(-1)
         cell = 2 / (COARSE[space.dim] - 1)
         low = torch.where(near, unit, 1.0).amin(0) - cell
@@ -173,7 +174,7 @@ def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tens
         centre, half = centre + half * (low + high) / 2, half * (high - low) / 2
         if bool((high - low > 1.4).all()):  # hardly smaller than before
             break
-    return centre, half, highest.unsqueeze(0)
+    return centre, half, highest
 
 
 def trapezoid(space: LatentSpace, centre: Tensor, half: Tensor, num_points: int) -> Tensor:

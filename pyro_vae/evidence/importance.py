@@ -12,8 +12,8 @@ from ..estimates import Evidence, KCurve, warn_about
 from ..kernel import GUIDE, INFER, Call, Pair, movement
 from ..ops import effective_sample_size, jackknife_log_mean_exp, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 
-# Rounding that no record shows: its numbers have three decimals, and sums in float32 scatter by about eps |log p(x)|.
-SMALLEST_SHIFT, SCATTER = 1e-3, 3.0
+# Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
+UNSEEN, SCATTER = 5e-4, 3.0
 
 
 class ImportanceSampling:
@@ -124,8 +124,8 @@ def check_precision(call: Call, evidence: Evidence) -> Evidence:
     if shift is None:
         return replace(evidence, unchecked={**evidence.unchecked, "precision": why})
     value = evidence.log_evidence
-    invisible = SMALLEST_SHIFT + SCATTER * torch.finfo(value.dtype).eps * value.abs()
-    doubted = shift.mean(0).abs() > torch.fmax(0.1 * evidence.std_error, invisible)
+    usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * value.abs()
+    doubted = shift.abs().amax(0) > torch.fmax(0.1 * evidence.std_error, usual)
     return replace(evidence, checks={**evidence.checks, "precision": doubted})
 
 

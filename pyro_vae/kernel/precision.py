@@ -108,7 +108,8 @@ def movement(call: Call) -> Movement:
     before = call.weighed
     if before is None:
         return Movement(None, "no particles were weighed")
-    records = [before.model, before._guide] if is_own_draw(before) else [before.model]
+    own = is_own_draw(before)
+    records = [before.model, before._guide] if own else [before.model]
     if all(site.log_prob.dtype == torch.float64 for record in records for site in record.values()):
         return Movement(torch.zeros(1, call.batch_size, dtype=torch.float64, device=call.device))
     particles = best_particles(before)
@@ -116,25 +117,25 @@ def movement(call: Call) -> Movement:
     mode = InFloat64()
     try:
         with mode:
-            after = weigh_again(call, before, particles)
+            after = weigh_again(call, before, particles, own)
     except Exception as error:  # whatever a program may raise when its tensors are of another dtype
         return Movement(None, f"the programs cannot be run in float64 ({type(error).__name__}: {error})")
     if mode.saw_dropout:
         return Movement(None, "dropout is active, so that two runs differ by more than rounding")
     if mode.lowered or after.dtype != torch.float64:
         return Movement(None, f"the programs return to a lower precision (in {mode.lowered or 'their log-densities'})")
-    return Movement(after - torch.take_along_dim(weight_of(before), particles, 0))
+    weight = (before.log_weight if own else before.log_joint).detach()
+    return Movement(after - torch.take_along_dim(weight, particles, 0))
 
 
-def weigh_again(call: Call, before: LogWeights, particles: Tensor) -> Tensor:
-    """Their log-weights, (P, B), or log p(x, z) where they are no draws of the guide."""
+def weigh_again(call: Call, before: LogWeights, particles: Tensor, own: bool) -> Tensor:
+    """The log-weights of these particles, (P, B); log p(x, z) where they are not the guide's own draws."""
     model = score(call.model, picked_values(before, before.model, particles), len(particles))
-    if is_own_draw(before):
-        guide = score(call.guide, picked_values(before, before._guide, particles), len(particles))
-    else:
-        guide = call.first_particle(before._guide)  # for its masks
-    after = LogWeights(before.structure, guide, model, len(particles))
-    return after.log_weight if is_own_draw(before) else after.log_joint
+    if not own:
+        masks = call.first_particle(before._guide)
+        return LogWeights(before.structure, masks, model, len(particles)).log_joint
+    guide = score(call.guide, picked_values(before, before._guide, particles), len(particles))
+    return LogWeights(before.structure, guide, model, len(particles)).log_weight
 
 
 def is_own_draw(weights: LogWeights) -> bool:
@@ -142,10 +143,6 @@ def is_own_draw(weights: LogWeights) -> bool:
     guide, model = weights._guide, weights.model
     sides = [(guide[n].value, model[n].value) for n in weights.structure.latents if n in guide]
     return all(drawn.shape == given.shape and torch.equal(drawn, given) for drawn, given in sides)
-
-
-def weight_of(weights: LogWeights) -> Tensor:
-    return (weights.log_weight if is_own_draw(weights) else weights.log_joint).detach()
 
 
 def best_particles(weights: LogWeights) -> Tensor:
