@@ -49,10 +49,12 @@ class ExactEvidence:
     :param prior_sites: refused here if any.
     :param check_support: raise on observations outside the support of their likelihood.
 
-    Called with the model's own arguments; returns `Evidence` for the B data, with bound "exact" and no error.
+    Called with the model's own arguments; returns `Evidence` for the B data, with bound "exact" and no error. Rounding is no
+    Monte Carlo error: where float32 is not enough, `checks["precision"]` of the record is true.
 
     :raises LocalFitError: where none of the three applies.
-    :raises NonFiniteError: where the grids do not agree: a posterior far narrower than its prior, or a density with jumps.
+    :raises NonFiniteError: where the grids do not agree: a posterior far narrower than its prior, a density with jumps, or
+        rounding in float32.
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
 
     Example::
