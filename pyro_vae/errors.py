@@ -121,6 +121,10 @@ class UnreliableEvidenceWarning(UserWarning):
     """Some estimates of log p(x) are in doubt: they are likely off by more than their error."""
 
 
+class PrecisionWarning(UserWarning):
+    """Rounding in float32 moves log p(x) by more than its stated error allows."""
+
+
 class ConvergenceWarning(UserWarning):
     """Some per-datum fits had not converged when their steps were used up."""
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..errors import LocalFitError, NonFiniteError, quoted
 from ..estimates import Evidence
 from ..estimates.doubts import EXACT_VALUE
-from ..kernel import GUIDE, INFER, Call, LogWeights, Pair
+from ..kernel import GUIDE, INFER, Call, LogWeights, Pair, movement
 from ..local import LatentSpace
 from ..local.gaussian import value_and_gradient
 from .adaptive import ELBO_PARTICLES
-from .importance import mean_std_error
+from .importance import check_precision, mean_std_error
 
 CHECKS = 300  # points from the prior and around the maximum at which a joint must look Gaussian
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
@@ -50,10 +50,12 @@ class ExactEvidence:
     :param prior_sites: refused here if any.
     :param check_support: raise on observations outside the support of their likelihood.
 
-    Called with the model's own arguments; returns `Evidence` for the B data, with bound "exact" and no error.
+    Called with the model's own arguments; returns `Evidence` for the B data, with bound "exact" and no error. Rounding is no
+    Monte Carlo error: where float32 is not enough, `checks["precision"]` of the record is true.
 
     :raises LocalFitError: where none of the three applies.
-    :raises NonFiniteError: where the grids do not agree: a posterior far narrower than its prior, or a density with jumps.
+    :raises NonFiniteError: where the grids do not agree: a posterior far narrower than its prior, a density with jumps, or
+        rounding in float32.
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
 
     Example::
@@ -125,12 +127,13 @@ def gaussian_integral(space: LatentSpace, u: Tensor) -> Tensor | None:
     if not bool(((predicted - found).abs().amax((0, 2)) <= tolerance * scale).all()):  # NaN is no agreement
         return None
     log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return space.log_joint(maximum.unsqueeze(0))[0] + 0.5 * (space.dim * math.log(2 * math.pi) - log_det)
+    highest = torch.stack([maximum, maximum + posterior[0]])  # two, for the check of the precision
+    return space.log_joint(highest)[0] + 0.5 * (space.dim * math.log(2 * math.pi) - log_det)
 
 
 def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
     """(B,), by the trapezoid rule over a box per datum that holds its joint, on ever finer grids."""
-    centre, half = zoom(space, centre, REACH * spread)
+    centre, half, highest = zoom(space, centre, REACH * spread)
     before = None
     num_points = FEWEST
     while num_points <= MOST[space.dim]:
@@ -140,19 +143,32 @@ def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
         if before is not None and bool(((log_evidence - before).abs() < tolerance).all()):
             wider = trapezoid(space, centre, 2 * half, 2 * num_points)  # is anything left outside the box?
             if bool(((wider - log_evidence).abs() < tolerance).all()):
+                space.log_joint(highest)  # where precision matters, so weighed last
                 return log_evidence
         before, num_points = log_evidence, 2 * num_points
+    space.log_joint(highest)
+    shift, _ = movement(space.call)
+    if shift is not None and bool((shift.abs() > tolerance).any()):
+        raise NonFiniteError(
+            f"two grids of up to {MOST[space.dim]} points per axis do not agree to {float(tolerance.max()):.1g} nats: "
+            f"rounding in float32 moves log p(x, z) by up to {float(shift.abs().max()):.2g} nats. Cast model and data to "
+            "float64 (model.double(), x.double())"
+        )
     raise NonFiniteError(
         f"two grids of up to {MOST[space.dim]} points per axis do not agree to {TOLERANCE} nats: the density has heavy "
         "tails or jumps, or kinks in two dimensions. Use AnnealedImportanceSampling"
     )
 
 
-def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    """The box, centre and half widths (B, D), around all points of a coarse grid that are within 40 nats of the highest."""
+def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The box around all points of a coarse grid that are within 40 nats of the highest, and the highest two.
+
+    Centre and half widths of the box, (B, D) each; the two highest points of each datum, (2, B, D).
+    """
     for _ in range(MOST_ZOOMS):
         unit = unit_grid(centre, COARSE[space.dim])
         log_joint = values_on(space, centre, half, unit)
+        highest = centre + half * unit[log_joint.topk(2, 0).indices, 0]
         near = (log_joint > log_joint.amax(0) - NEGLIGIBLE).unsqueeze(-1)
         cell = 2 / (COARSE[space.dim] - 1)
         low = torch.where(near, unit, 1.0).amin(0) - cell
@@ -161,7 +177,7 @@ def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tens
         centre, half = centre + half * (low + high) / 2, half * (high - low) / 2
         if bool((high - low > 1.4).all()):  # hardly smaller than before
             break
-    return centre, half
+    return centre, half, highest
 
 
 def trapezoid(space: LatentSpace, centre: Tensor, half: Tensor, num_points: int) -> Tensor:
@@ -187,7 +203,7 @@ def values_on(space: LatentSpace, centre: Tensor, half: Tensor, unit: Tensor) ->
 def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
     call.check_finite(log_evidence.unsqueeze(0))
     zero = torch.zeros_like(log_evidence)
-    return Evidence(
+    evidence = Evidence(
         log_evidence=log_evidence,
         std_error=zero,
         elbo=elbo.mean(0),
@@ -203,3 +219,4 @@ def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         support_checked=call.check_support,
         method=EXACT_VALUE,
     )
+    return check_precision(call, evidence)

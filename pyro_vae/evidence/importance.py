@@ -10,8 +10,11 @@ from torch import Tensor
 from ..errors import OptionError
 from ..estimates import Evidence, KCurve, warn_about
 from ..estimates.doubts import GUIDE_ITSELF
-from ..kernel import GUIDE, INFER, Call, Pair
+from ..kernel import GUIDE, INFER, Call, Pair, movement
 from ..ops import effective_sample_size, jackknife_log_mean_exp, log_mean_exp, log_mean_exp_std_error, pareto_smooth
+
+# Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
+UNSEEN, SCATTER = 5e-4, 3.0
 
 
 class ImportanceSampling:
@@ -96,7 +99,7 @@ def checked_order(jackknife: int) -> int:
 def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:
     """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record; `method` names what ran."""
     smoothed, pareto_k = pareto_smooth(log_weight)
-    return Evidence(
+    evidence = Evidence(
         log_evidence=log_mean_exp(log_weight, 0),
         std_error=log_mean_exp_std_error(log_weight),
         elbo=elbo.mean(0),
@@ -112,6 +115,20 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method:
         support_checked=call.check_support,
         method=method,
     )
+    return check_precision(call, evidence)
+
+
+def check_precision(call: Call, evidence: Evidence) -> Evidence:
+    """The same record with the check "precision": whether float64 moves log p(x) by more than a tenth of its error."""
+    before = call.cost
+    shift, why = movement(call)
+    evidence = replace(evidence, cost=evidence.cost + call.cost - before)
+    if shift is None:
+        return replace(evidence, unchecked={**evidence.unchecked, "precision": why})
+    value = evidence.log_evidence
+    usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * value.abs()
+    doubted = shift.abs().amax(0) > torch.fmax(0.1 * evidence.std_error, usual)
+    return replace(evidence, checks={**evidence.checks, "precision": doubted})
 
 
 def mean_std_error(terms: Tensor) -> Tensor:

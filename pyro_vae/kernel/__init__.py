@@ -12,6 +12,7 @@ from .log_weights import LogWeights, reduce_to_datum
 from .one_way import is_one_way, lacks_inverse
 from .pairs import Pair, checked_seed, signature_of
 from .plates import INFER
+from .precision import Movement, movement
 from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
@@ -36,6 +37,7 @@ __all__ = [
     "FillHoles",
     "LivePair",
     "LogWeights",
+    "Movement",
     "Pair",
     "Record",
     "SiteRecord",
@@ -56,6 +58,7 @@ __all__ = [
     "is_one_way",
     "kept_random_state",
     "lacks_inverse",
+    "movement",
     "of_one_value",
     "out_of_order",
     "over_batches",

@@ -36,6 +36,8 @@ class Call:
         self.check_support = check_support
         self.data_checked = self.masks_checked = False
         self.cost = 0  # decoder evaluations per datum so far
+        self.weighed: LogWeights | None = None  # the last particles at given values, for the check of their precision
+        self._scored: Record | None = None
 
     @property
     def index(self) -> Tensor | None:
@@ -57,7 +59,9 @@ class Call:
             return {name: record[name].value for name in self.structure.latents}, record
         drawn = draw(ancestral(self.model), num_particles)
         values = {name: site.value for name, site in drawn.items() if name in self.structure.latents}
-        return values, self.score(values, num_particles)
+        record = self.score(values, num_particles)
+        self._scored = None  # may lie anywhere, see `weigh`
+        return values, record
 
     def simulate(self) -> Record:
         """One draw of all sites of the model, the observed ones too."""
@@ -73,7 +77,8 @@ class Call:
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
         """The model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""
         self.cost += num_particles * (3 if torch.is_grad_enabled() else 1)
-        record = score(self.model, values, num_particles)
+        self.weighed = self._scored = None  # their memory is needed now
+        record = self._scored = score(self.model, values, num_particles)
         if not self.data_checked and self.model.execution == "vmap":  # which returns no distributions
             self._checked(leading_record(self.model.run(values=self.model.plain_values(values, 0))))
         return self._checked(record)
@@ -108,6 +113,8 @@ class Call:
         if not self.masks_checked:
             self.masks_checked = True
             check_masked_latents(self, guide, model, weights, noise=(PROBE, 1))
+        if model is self._scored:  # draws of the prior may lie anywhere
+            self.weighed = weights
         return weights
 
     def log_weights(self, num_particles: int, stream: int, *, adjust: Adjust | None = None) -> tuple[Tensor, Tensor]:

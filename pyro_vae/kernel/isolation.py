@@ -162,6 +162,14 @@ def noise_seed(seed: int, stream: int, block: int) -> int:
     return int(entropy.generate_state(1, numpy.uint64)[0] >> numpy.uint64(1))
 
 
+def is_active_dropout(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether this call of a function of torch thins a network at random."""
+    if func not in DROPOUTS:
+        return False
+    training = kwargs.get("training", args[2] if len(args) > 2 else func not in OFF_BY_DEFAULT)
+    return bool(training) and kwargs.get("p", args[1] if len(args) > 1 else 0.5) > 0
+
+
 class LayerWatch(TorchFunctionMode):
     """Watches the layers that run inside: those that change themselves or are random have no place in an evaluation.
 
@@ -198,9 +206,7 @@ class LayerWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in BATCH_NORMS and (kwargs.get("training") or (len(args) > 5 and args[5])):
             raise BatchCouplingError(BATCH_NORM)
-        if func in DROPOUTS:
-            training = kwargs.get("training", args[2] if len(args) > 2 else func not in OFF_BY_DEFAULT)
-            if training and (kwargs.get("p", args[1] if len(args) > 1 else 0.5)) > 0:
-                self.saw_dropout = True
-                return args[0] if args else kwargs["input"]
+        if is_active_dropout(func, args, kwargs):
+            self.saw_dropout = True
+            return args[0] if args else kwargs["input"]
         return func(*args, **kwargs)
