@@ -3,6 +3,7 @@
 from .gaussian import GaussianProposal, fit_gaussian, fit_with_points, num_gradients_for
 from .mixture import MixtureProposal, proposal_log_weights
 from .offsets import GuideOffsets, fit_offsets
+from .posterior_side import SPACE, PosteriorSide
 from .restart import restarted
 from .search import num_starts_for, search
 from .space import LatentSpace
@@ -12,6 +13,8 @@ __all__ = [
     "GuideOffsets",
     "LatentSpace",
     "MixtureProposal",
+    "PosteriorSide",
+    "SPACE",
     "fit_gaussian",
     "fit_offsets",
     "fit_with_points",
