@@ -42,7 +42,7 @@ class Resampled:
 
     def __init__(self, u: Tensor, num_chosen: int) -> None:
         """`u`, (K, B, D), is the first block; it only says where zero is, so that nothing cancels in the moments."""
-        self._origin = u.nan_to_num().mean(0)
+        self._origin = u.nan_to_num(0.0, posinf=0.0, neginf=0.0).mean(0)
         self.chosen = self._origin.expand(num_chosen, *self._origin.shape).clone()
         self._log_total = torch.full_like(u[0, :, 0], -torch.inf)
         self._log_squares = self._log_total.clone()
