@@ -11,7 +11,7 @@ from ..local import SPACE, LatentSpace, PosteriorSide
 from ..ops import log_mean_exp, log_mean_exp_std_error
 
 REASON = "posterior side"
-HIGHEST_Z = 2.0  # joint standard errors by which the second estimate may stand above the first
+HIGHEST_Z = 2.2  # joint standard errors by which the second estimate may stand above the first
 
 
 class SecondLook:

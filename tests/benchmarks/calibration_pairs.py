@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from pyro_vae.exact import LinearGaussian
 
 NARROW, WIDE = "narrower than the posterior", "wider than the posterior"
+BLIND = "one of two modes"  # which no check of this kind can see
 
 
 @dataclass
@@ -154,6 +155,25 @@ def skewed(dim: int, kind: str, factor: float, num_data: int) -> Case:
     return posterior_is_prior("skewed", f"{kind}, D = {dim}, factor {factor}", prior, draw, num_data)
 
 
+def one_of_two_modes(num_data: int) -> Case:
+    """x ~ N(|z|, 0.3), so that z and -z are alike; the guide draws the positive ones."""
+    x = 1 + 2 * torch.rand(num_data, 1)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.5).to_event(1))
+            pyro.sample("x", dist.Normal(z.abs(), 0.3).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.96 * x, 0.32).to_event(1))
+
+    precision = 1 / 1.5**2 + 1 / 0.3**2
+    positive = dist.Normal(0.0, 1.0).cdf(x / 0.3**2 / math.sqrt(precision))
+    truth = dist.Normal(0.0, math.hypot(1.5, 0.3)).log_prob(x) + math.log(2) + positive.log()
+    return Case(BLIND, BLIND, model, guide, x, truth.sum(-1))
+
+
 class FlowGuide(torch.nn.Module):
     """A conditional spline flow over a Gaussian, both given by small networks of x."""
 
@@ -245,3 +265,4 @@ def all_cases(num_data: int) -> Iterator[Case]:
     for dim in (1, 2, 4, 10):
         for factor in (1.1, 1.25, 1.5, 2.0):
             yield gaussian_guide(dim, factor, num_data, diagonal=False)
+    yield one_of_two_modes(num_data)

@@ -56,8 +56,8 @@ def conditional_family(lm, factor):
 def test_a_narrow_guide_is_found_out():
     """Four correlated latents, 0.8 of the conditional sd: good tail indices, and intervals that miss.
 
-    300 data, about 80 of them with good k. Measured: their plain intervals cover 59%, the widened ones 99%, and all that miss
-    are flagged. Fewer than 90% of 80 covered is seen at 97% less than once in 300 runs.
+    300 data, about 80 of them with good k. Measured: their plain intervals cover 59%, the widened ones 99%, and all of the
+    plain ones that miss are flagged. Fewer than 90% of 80 covered is seen at 97% less than once in 300 runs.
     """
     lm, x = linear_gaussian(latent_dim=4, data_dim=6, num_data=300, variance=1.0)
     evidence = estimate(model_of(lm), guide_of(conditional_family(lm, 0.8)), x)
