@@ -13,7 +13,7 @@ from ..kernel import GUIDE, INFER, Call, Pair
 from ..ops import effective_sample_size, jackknife_log_mean_exp, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from .second_look import SecondLook
 
-FEWEST_PARTICLES = 1000  # below it the check would cost more than 35%, and what 35% can pay for was measured not to do
+FEWEST_PARTICLES = 1000  # below it the check would cost more than 35% of the decoder evaluations
 
 
 class ImportanceSampling:

@@ -15,6 +15,7 @@ family and, for its false alarms, per case:
 """
 
 import argparse
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ def covered(log_weight: Tensor) -> Tensor:
 class Tally:
     """Per datum: is the tail index good, does the check doubt it, does the interval cover without and with the check?"""
 
+    pareto_k: Tensor
     good: Tensor
     flagged: Tensor
     needless: Tensor  # flagged although the estimate lies within two stated errors of log p(x)
@@ -104,11 +106,18 @@ class Tally:
         flagged = evidence.checks["posterior side"]
         needless = flagged & (truth <= slack + evidence.log_evidence + 2 * evidence.std_error)
         ratio = (higher - low) / (high - low)
-        return cls(good, flagged, needless, above & (truth <= below), above & (truth <= slack + higher), ratio)
+        return cls(
+            evidence.pareto_k, good, flagged, needless, above & (truth <= below), above & (truth <= slack + higher), ratio
+        )
 
     @classmethod
     def cat(cls, parts: Sequence["Tally"]) -> "Tally":
         return cls(*(torch.cat(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    def band(self, low: float, high: float) -> "Tally":
+        """The data with a tail index between two numbers."""
+        inside = (self.pareto_k > low) & (self.pareto_k <= high)
+        return Tally(*(column[inside] for column in vars(self).values()))
 
     def row(self, name: str) -> str:
         kept = self.good & ~self.flagged
@@ -152,6 +161,8 @@ def look_at_pairs(num_data: int, num_particles: int, seed: int, verbose: bool) -
         print(Tally.cat(tallies).row(family))
     del families[BLIND]  # listed above, and left out of the sums
     missing = [t for family, tallies in families.items() if not family.startswith(WIDE) for t in tallies]
+    for low, high in itertools.pairwise((-math.inf, 0.2, 0.4, 0.6, 0.7)):
+        print(Tally.cat(missing).band(low, high).row(f"all that miss mass, k from {low} to {high}"))
     print(Tally.cat(missing).row("all that miss mass"))
     print(Tally.cat([t for tallies in families.values() for t in tallies]).row("all"))
 
