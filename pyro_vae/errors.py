@@ -129,10 +129,6 @@ class ConvergenceWarning(UserWarning):
     """Some per-datum fits had not converged when their steps were used up."""
 
 
-class PrecisionWarning(UserWarning):
-    """Rounding moves some estimates by more than their error says: the numbers need float64."""
-
-
 class ScheduleWarning(UserWarning):
     """A schedule is not doing what it was made for: it stands still, or the training ends before it does."""
 

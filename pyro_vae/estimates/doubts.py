@@ -39,12 +39,14 @@ class Doubt:
     :ivar remedies: what to do, by the method that ran.
     :ivar otherwise: what to do after any other method.
     :ivar category: of the warning.
+    :ivar chance: share of data up to which the doubt may be chance, and nobody is warned.
     """
 
     meaning: str
     remedies: Mapping[str, str]
     otherwise: str = OTHERWISE
     category: type[UserWarning] = UnreliableEvidenceWarning
+    chance: float = 0.0
 
 
 TABLE = {
@@ -57,6 +59,7 @@ TABLE = {
         "a second proposal, fitted on the side of the posterior, gives another log p(x) for {data}: the first one is likely "
         "too {off}, by more than the stated error",
         REMEDIES,
+        chance=FEW,  # 2 to 3% of data with a good guide
     ),
     "search": Doubt(
         "the posterior of {data} has more modes than were fitted: their log p(x) is likely too {off}, by more than the "
@@ -92,11 +95,11 @@ def remedy_for(reason: str, method: str) -> str:
 
 
 def warnings_about(doubts: Mapping[str, Tensor], method: str, **words: Any) -> list[Warning]:
-    """One warning for each reason that some data are in doubt for."""
+    """One warning for each reason that more data are in doubt for than chance explains."""
     return [
         TABLE[reason].category(f"{TABLE[reason].meaning.format(data=count(flags), **words)}. {remedy_for(reason, method)}")
         for reason, flags in doubts.items()
-        if bool(flags.any())
+        if int(flags.sum()) > TABLE[reason].chance * len(flags)
     ]
 
 

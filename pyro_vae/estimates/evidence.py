@@ -25,6 +25,8 @@ PER_DATUM = (
     "pareto_k",
     "smoothed",
     "acceptance",
+    "second",
+    "second_std_error",
     "index",
 )
 
@@ -44,6 +46,9 @@ class Evidence:
     :ivar num_particles: K, the weights behind each value.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
     :ivar acceptance: (B,) mean acceptance of the transitions of annealed chains, or `None`.
+    :ivar second: (B,) log p(x) once more, from the posterior's side, or `None`: see `ImportanceSampling`. Only the upper end
+        of the intervals reads it. It saw the same particles, so it is no bound and no better estimate.
+    :ivar second_std_error: (B,) its Monte Carlo error.
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
@@ -66,6 +71,8 @@ class Evidence:
     num_particles: int
     cost: float
     acceptance: Tensor | None = None
+    second: Tensor | None = None
+    second_std_error: Tensor | None = None
     curve: KCurve | None = None
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
@@ -128,8 +135,9 @@ class Evidence:
         """Monte Carlo interval per datum, two tensors (B,).
 
         From 100 particles on [v - z s, max(v, v_PSIS) + z s / (1 - k)]: weights with a heavy tail (k > 0) miss on the
-        low side, so only the upper end is widened. Below that, where no tail index can be fitted, Student's t. An
-        interval cannot see a mode that the proposal never visits.
+        low side, so only the upper end is widened. Where `second` has an upper end of its own, the larger of the two counts.
+        Below that, where no tail index can be fitted, Student's t. An interval cannot see a mode that the proposal never
+        visits.
         """
         if self.bound == "exact":
             return self.log_evidence, self.log_evidence
@@ -140,7 +148,10 @@ class Evidence:
         quantile = normal_quantile(level)
         if self.bound == "upper":  # minus the log of a mean of 1 / w, whose heavy tail pushes it up
             return torch.fmin(v, self.smoothed) - quantile * s * self._widening(), v + quantile * s
-        return v - quantile * s, self._highest() + quantile * s * self._widening()
+        high = self._highest() + quantile * s * self._widening()
+        if self.second is not None and self.second_std_error is not None:
+            high = torch.fmax(high, self.second + quantile * self.second_std_error)
+        return v - quantile * s, high
 
     def mean_confidence_interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The same interval for the mean over these data; errors of different data are independent."""
@@ -155,7 +166,25 @@ class Evidence:
         half = normal_quantile(level) * float((self.std_error * self._widening()).square().sum().sqrt()) / len(self)
         if self.bound == "upper":
             return float(torch.fmin(self.log_evidence, self.smoothed).mean()) - half, high
-        return low, float(self._highest().mean()) + half
+        return low, max(float(self._highest().mean()) + half, self._second_high(level))
+
+    def _second_high(self, level: float) -> float:
+        """The upper end of the mean by the second estimates: of all data, or only of those where the check doubts the first.
+
+        The first sees a shortfall that all data share and none shows, the second one that a few data have.
+        """
+        if self.second is None or self.second_std_error is None:
+            return -math.inf
+        known, ends = self.second.isfinite() & self.second_std_error.isfinite(), []
+        for chosen in (known, known & self._check("posterior side")):
+            values = torch.where(chosen, self.second, self._highest())
+            errors = torch.where(chosen, self.second_std_error, self.std_error * self._widening())
+            ends.append(float(values.mean()) + normal_quantile(level) * float(errors.square().sum().sqrt()) / len(self))
+        return max(ends)
+
+    def _check(self, reason: str) -> Tensor:
+        """(B,), what a check found; false where it was not made."""
+        return self.checks.get(reason, torch.zeros_like(self.log_evidence, dtype=torch.bool))
 
     def _highest(self) -> Tensor:
         """The larger of the raw and the Pareto-smoothed estimate."""

@@ -10,11 +10,14 @@ from torch import Tensor
 
 
 def concatenated(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Join the per-datum fields of records of several batches, in their order."""
+    """Join the per-datum fields of records of several batches, in their order; NaN where only some batches have one."""
     joined: dict[str, Any] = {}
     for name in names:
         parts = [getattr(record, name) for record in records]
-        joined[name] = None if parts[0] is None else torch.cat(parts)
+        like = next((part for part in parts if part is not None), None)
+        if like is not None:
+            parts = [like.new_full((len(r),), torch.nan) if p is None else p for r, p in zip(records, parts, strict=True)]
+        joined[name] = None if like is None else torch.cat(parts)
     return joined
 
 

@@ -12,6 +12,9 @@ from ..estimates import Evidence, KCurve, warn_about
 from ..estimates.doubts import GUIDE_ITSELF
 from ..kernel import GUIDE, INFER, Call, Pair, movement
 from ..ops import effective_sample_size, jackknife_log_mean_exp, log_mean_exp, log_mean_exp_std_error, pareto_smooth
+from .second_look import SecondLook
+
+FEWEST_PARTICLES = 1000  # below it the check would cost more than 35% of the decoder evaluations
 
 # Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
 UNSEEN, SCATTER = 5e-4, 3.0
@@ -33,6 +36,11 @@ class ImportanceSampling:
         O(1/K^2) or O(1/K^3) at no cost (Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb; see
         `pyro_vae.ops.jackknife_log_mean_exp`). The result is then `bound="consistent"`: of either sign, no longer a lower
         bound; its error comes from the pseudo-values; NaN where no more than `jackknife` weights are positive.
+    :param check: make a second estimate from the posterior's side, for 346 more decoder evaluations per datum: draw a few
+        particles by weight, move them along the gradients of log p(x, z), and sample from a Gaussian fitted to these. Where
+        that is higher, the guide has missed mass near its draws, which no weight can show. It raises the upper end of the
+        intervals; `checks["posterior side"]` is true where it is higher by 2.2 joint errors. `log_evidence` stays as it is.
+        Made from 1,000 particles on; `unchecked` says why it was not. See :doc:`/evidence` for what it cannot see.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
         whole call one datum.
@@ -61,6 +69,7 @@ class ImportanceSampling:
         *,
         num_particles: int = 5000,
         jackknife: int = 0,
+        check: bool = True,
         seed: int | None = None,
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
@@ -68,14 +77,16 @@ class ImportanceSampling:
     ) -> None:
         self.jackknife = checked_order(jackknife)
         self.num_particles = checked_count("num_particles", num_particles, lowest=jackknife + 1)
+        self.check = check
         self.seed = seed
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
         with self._pair.open(args, kwargs, self.seed) as call:
-            log_weight, elbo = call.log_weights(self.num_particles, GUIDE)
-            evidence = summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF)
+            look = SecondLook(call, self.num_particles, self.check, fewest=FEWEST_PARTICLES)
+            log_weight, elbo = call.log_weights(self.num_particles, GUIDE, watch=look.watch_guide)
+            evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF), log_weight)
         evidence = replace(evidence, curve=KCurve.from_log_weights(log_weight))
         if self.jackknife:
             value, std_error = jackknife_log_mean_exp(log_weight, self.jackknife)

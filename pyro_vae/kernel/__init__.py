@@ -2,7 +2,7 @@
 
 from .batches import arguments_of, check_loader, first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
-from .calls import ANNEAL, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
+from .calls import ANNEAL, CHECK, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
 from .draw_order import depends_on_own_draw, out_of_order
 from .holes import FillHoles
 from .isolation import batch_noise, eval_mode, kept_random_state
@@ -22,6 +22,7 @@ from .tape import tape_pair
 
 __all__ = [
     "ANNEAL",
+    "CHECK",
     "FIT",
     "GUIDE",
     "INFER",

@@ -1,7 +1,7 @@
 """One call of a (model, guide) pair: data checked, noise and subsample fixed, cost counted."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,9 +18,12 @@ from .records import Record, leading_record, looped_record, narrow_record
 from .structure import Structure
 
 # Streams of noise within one call, so that no two uses share their draws.
-PROBE, SUBSAMPLE, SIMULATION, GUIDE, FIT, PROPOSAL, PILOT, ANNEAL, REVERSE = range(9)
+PROBE, SUBSAMPLE, SIMULATION, GUIDE, FIT, PROPOSAL, PILOT, ANNEAL, REVERSE, CHECK = range(10)
 NOISE_BLOCK = 100  # particles whose noise is drawn together; part of what a seed means, so never a tuning knob
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of the largest site: small enough for the caches of a processor
+
+# Is shown what the guide did in a noise block, what the model did at the last of its particles, and log-weights (K, B).
+Watch = Callable[[Record, Record, Tensor], None]
 
 
 class Call:
@@ -117,8 +120,13 @@ class Call:
             self.weighed = weights
         return weights
 
-    def log_weights(self, num_particles: int, stream: int, *, adjust: Adjust | None = None) -> tuple[Tensor, Tensor]:
-        """Log-weights and ELBO terms of K draws of the guide, two tensors (K, B); nothing larger is kept."""
+    def log_weights(
+        self, num_particles: int, stream: int, *, adjust: Adjust | None = None, watch: Watch | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-weights and ELBO terms of K draws of the guide, two tensors (K, B); nothing larger is kept.
+
+        `watch` sees each noise block before it is dropped. It may draw noise of its own: the next block sets its own.
+        """
         kept = None
         for block, start in enumerate(range(0, num_particles, NOISE_BLOCK)):
             size = min(NOISE_BLOCK, num_particles - start)
@@ -131,6 +139,8 @@ class Call:
                     kept = weights.log_weight.new_empty(2, num_particles, self.batch_size)
                 kept[0, start + first : start + first + length] = weights.log_weight
                 kept[1, start + first : start + first + length] = weights.elbo
+            if watch is not None and kept is not None:
+                watch(guide, weights.model, kept[0, start : start + size])
         assert kept is not None
         log_weight, elbo = kept
         self.check_finite(log_weight)

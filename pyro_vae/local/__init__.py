@@ -4,6 +4,7 @@ from .gaussian import GaussianProposal, fit_gaussian, fit_with_points, num_gradi
 from .missed import Witnesses, missed_modes
 from .mixture import MixtureProposal, proposal_log_weights
 from .offsets import GuideOffsets, fit_offsets
+from .posterior_side import SPACE, PosteriorSide
 from .restart import restarted
 from .search import num_starts_for, search
 from .space import LatentSpace
@@ -13,6 +14,8 @@ __all__ = [
     "GuideOffsets",
     "LatentSpace",
     "MixtureProposal",
+    "PosteriorSide",
+    "SPACE",
     "Witnesses",
     "fit_gaussian",
     "fit_offsets",

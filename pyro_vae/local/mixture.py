@@ -1,7 +1,7 @@
 """Proposals with several parts and, for some data, the tails of a Student t; and log-weights drawn from them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,27 +106,37 @@ def widening(width: float, dim: int) -> float:
     return 1 + width / math.sqrt(dim)
 
 
-def proposal_log_weights(space: LatentSpace, proposal: MixtureProposal, num_particles: int) -> Tensor:
+def proposal_log_weights(
+    space: LatentSpace,
+    proposal: MixtureProposal,
+    num_particles: int,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
     """(K, B) log-weights from the proposal and a share of the prior.
 
     How many draws each of the two gets is fixed; each is weighed by the whole mixture, so their mean is unbiased for p(x).
+    `watch` is shown each noise block, u (K, B, D) and log-weights (K, B).
     """
     num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
     num_fitted = num_particles - num_prior
     parts = []
 
-    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> None:
-        parts.append(log_joint - proposal.log_prob_with_prior(u, log_prior, num_prior / num_particles))
+    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> Tensor:
+        return log_joint - proposal.log_prob_with_prior(u, log_prior, num_prior / num_particles)
+
+    def keep(u: Tensor, log_weight: Tensor) -> None:
+        parts.append(log_weight)
+        if watch is not None:
+            watch(u, log_weight)
 
     for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
         size = min(NOISE_BLOCK, num_fitted - start)
         space.call.set_noise(PROPOSAL, block)
         u = proposal.draw(size)
-        for first, length in space.call.chunks(size):
-            piece = u[first : first + length]
-            weigh(piece, *space.log_joint_and_prior(piece))
+        pieces = [u[first : first + length] for first, length in space.call.chunks(size)]
+        keep(u, torch.cat([weigh(piece, *space.log_joint_and_prior(piece)) for piece in pieces]))
     for u, log_joint, log_prior in prior_blocks(space, num_prior, PROPOSAL, first_block=num_fitted):
-        weigh(u, log_joint, log_prior)
+        keep(u, weigh(u, log_joint, log_prior))
     log_weight = torch.cat(parts)
     space.call.check_finite(log_weight)
     return log_weight

@@ -1,0 +1,87 @@
+"""A second estimate of log p(x), from the side of the posterior: it sees mass near the guide's draws that they do not reach.
+
+Weights of a guide narrower than the posterior look good: what they miss was never drawn. The gradients of log p(x, z) at the
+particles, and a short way off them, tell of it. A few particles are drawn by weight and moved along one Hamiltonian
+trajectory; a Gaussian is fitted to the gradients on the way; and importance sampling from that gives log p(x) once more.
+"""
+
+import torch
+from torch import Tensor
+
+from ..errors import LocalFitError
+from ..kernel import CHECK
+from ..ops import log_mean_exp, log_mean_exp_std_error
+from .gaussian import GaussianProposal, newton_step, value_and_gradient
+from .mixture import MixtureProposal
+from .resampling import Resampled
+from .space import LatentSpace
+
+MOST_LATENTS = 100  # beyond it the few gradients say nothing of a covariance, and its D x D numbers take memory
+NUM_CHAINS, NUM_STEPS, NUM_DRAWS = 12, 3, 200  # 3 x 12 x (1 + 3) + 200 = 344 decoder evaluations
+STEP_SIZE = 0.7  # in standard deviations of the metric: a trajectory of a third of a turn, which stays stable
+SPACE, TRAJECTORY, DRAWS, RESAMPLING = range(4)  # noise blocks; each block of particles has one, from RESAMPLING on
+
+
+class PosteriorSide:
+    """The check of one call. It is shown every block of particles, and then gives the second estimate.
+
+    :raises LocalFitError: for more latents than the gradients can tell anything about.
+    """
+
+    def __init__(self, space: LatentSpace) -> None:
+        if space.dim > MOST_LATENTS:
+            raise LocalFitError(f"more than {MOST_LATENTS} latents")
+        self._space = space
+        self._particles: Resampled | None = None
+        self._num_blocks = 0
+
+    def add(self, u: Tensor, log_weight: Tensor) -> None:
+        """One noise block of particles, (K, B, D), with their log-weights, (K, B)."""
+        self._space.call.set_noise(CHECK, RESAMPLING + self._num_blocks)
+        self._num_blocks += 1
+        u = self._space.filled(u)
+        if self._particles is None:
+            self._particles = Resampled(u, NUM_CHAINS)
+        self._particles.add(u, log_weight)
+
+    def estimate(self) -> tuple[Tensor, Tensor]:
+        """(log p(x), its standard error), (B,) each."""
+        assert self._particles is not None
+        metric = self._particles.gaussian()
+        points, gradients = trajectory(self._space, self._particles.chosen, metric)
+        scale = metric.tril.square().sum(-1).sqrt()
+        fitted = newton_step(metric, points, gradients, torch.ones_like(points[:, 0, 0]), scale)
+        log_weight = draws_of(self._space, MixtureProposal.of(fitted, student=True))
+        return log_mean_exp(log_weight, 0), log_mean_exp_std_error(log_weight)
+
+
+def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple[Tensor, Tensor]:
+    """All points, (K, B, D), of a Hamiltonian trajectory from u, (C, B, D), and the gradients there. No move is rejected.
+
+    A point that falls far below the starts has run away, as in the neck of a funnel. It counts as its start.
+    """
+    space.call.set_noise(CHECK, TRAJECTORY)
+    momentum = torch.randn(*u.shape[1:], len(u), dtype=u.dtype, device=u.device)  # (B, D, C), whitened
+    start_value, start_gradient = value_and_gradient(space, u)
+    lowest = start_value.nan_to_num(nan=-torch.inf).amin(0) - 20 - 2 * space.dim
+    start, gradient = u, start_gradient
+    points, gradients = [u], [gradient]
+    for _ in range(NUM_STEPS):
+        momentum = momentum + 0.5 * STEP_SIZE * metric.tril.mT @ gradient.permute(1, 2, 0)
+        u = u + STEP_SIZE * (metric.tril @ momentum).permute(2, 0, 1)
+        value, gradient = value_and_gradient(space, u)
+        fine = ((value > lowest) & gradient.isfinite().all(-1) & u.isfinite().all(-1)).unsqueeze(-1)
+        u, gradient = torch.where(fine, u, start), torch.where(fine, gradient, start_gradient)
+        momentum = momentum + 0.5 * STEP_SIZE * metric.tril.mT @ gradient.permute(1, 2, 0)
+        points.append(u)
+        gradients.append(gradient)
+    return torch.cat(points), torch.cat(gradients)
+
+
+def draws_of(space: LatentSpace, proposal: MixtureProposal) -> Tensor:
+    """(K, B) log-weights; a weight that is not a number counts as zero, so that it raises no doubt."""
+    space.call.set_noise(CHECK, DRAWS)
+    u = proposal.draw(NUM_DRAWS)
+    pieces = [u[first : first + length] for first, length in space.call.chunks(NUM_DRAWS)]
+    log_weight = torch.cat([space.log_joint(piece) - proposal.log_prob(piece) for piece in pieces])
+    return log_weight.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
