@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 import pyro_vae as pv
@@ -23,7 +22,7 @@ from .description import DISCRETE, Program
 from .fit import with_guide
 from .generator import WITHOUT_NUMBER
 from .oracle import Terms, Truth, elbo_terms, evidence
-from .pyro_pair import build, mask_style
+from .pyro_pair import build
 
 SIGMAS = 5.0
 SLACK = 0.02  # nats, for the bias of a logarithm of a mean, rounding, and a fit that was stopped
@@ -156,19 +155,19 @@ def compared_elbo(name: str, known: Known, value: Tensor, std_error: Tensor, num
 
 
 def importance(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
-    record = pv.ImportanceSampling(model, guide, num_particles=budget.weights, seed=seed_of(known))(*args)
+    record = pv.ImportanceSampling(model, guide, num_particles=budget.weights, **options(known))(*args)
     yield compared(name, "log p(x)", record.log_evidence, record.std_error, known.log_evidence, doubted(record))
     yield compared_elbo(name, known, record.elbo, record.elbo_std_error, budget.weights)
 
 
 def adaptive(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
-    record = pv.AdaptiveImportanceSampling(model, guide, num_particles=budget.adaptive_weights, seed=seed_of(known))(*args)
+    record = pv.AdaptiveImportanceSampling(model, guide, num_particles=budget.adaptive_weights, **options(known))(*args)
     yield compared(name, "log p(x)", record.log_evidence, record.std_error, known.log_evidence, doubted(record))
     yield compared_elbo(name, known, record.elbo, record.elbo_std_error, 20)
 
 
 def exact(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
-    record = pv.ExactEvidence(model, guide, seed=seed_of(known))(*args)
+    record = pv.ExactEvidence(model, guide, **options(known))(*args)
     slack = EXACT_SLACK
     yield compared(name, "log p(x)", record.log_evidence, record.std_error, known.log_evidence, doubted(record), slack)
     yield compared_elbo(name, known, record.elbo, record.elbo_std_error, 20)
@@ -176,7 +175,7 @@ def exact(name: str, known: Known, budget: Budget, model: Any, guide: Any, args:
 
 def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
     num = 200
-    record = pv.InferenceGaps(model, guide, num_particles=num, num_steps=20, seed=seed_of(known))(*args)
+    record = pv.InferenceGaps(model, guide, num_particles=num, num_steps=20, **options(known))(*args)
     errors, doubts = record.std_errors, doubted(record)
     yield compared(name, "log p(x)", record.log_evidence, errors["log_evidence"], known.log_evidence, doubts)
     yield compared_elbo(name, known, record.elbo, errors["elbo"], num)
@@ -187,7 +186,7 @@ def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: 
 
 def units(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
     """The KL of each site, a mean over the data."""
-    units = pv.ActiveUnits(model, guide, num_particles=budget.draws, seed=seed_of(known))
+    units = pv.ActiveUnits(model, guide, num_particles=budget.draws, **options(known))
     record = units([args], args=lambda batch: batch, progress=False)
     for site, estimate in record.site_kl.items():
         weights = [-1.0 * (f.node.site == site and f.kind in ("prior", "guide")) for f in known.terms.factors]
@@ -212,7 +211,7 @@ def objective(name: str, known: Known, budget: Budget, model: Any, guide: Any, a
     if program.quirk == "coupled" or (enumerated and program.quirk != "none"):
         return  # the loss of coupled data is defined, but not of these right values; an enumerated axis is Pyro's own
     pyro.clear_param_store()
-    pyro.set_rng_seed(seed_of(known))
+    pyro.set_rng_seed(known.case.program.seed)
     # Pyro believes whoever says that a program can be vectorised; the others run one particle after the other.
     vectorized = program.quirk in ("none", "masked read") and program.guide.element == "narrow"
     num = budget.particles if vectorized else budget.draws
@@ -227,7 +226,10 @@ def objective(name: str, known: Known, budget: Budget, model: Any, guide: Any, a
     yield compared(name, "loss", loss.reshape(1), spread.reshape(1) / num**0.5, total, None)
 
 
-def seed_of(known: Known) -> int:
-    return known.case.program.seed
+def options(known: Known) -> dict[str, Any]:
+    """The seed, and the plate of the data where two plates are common to all sites."""
+    program = known.case.program
+    inner = all(site.place == "plate" for site in (*program.latents, *program.observed))
+    return {"seed": program.seed, **({"datum_plate": "data"} if inner else {})}
 
 

@@ -33,6 +33,8 @@ class Shapes:
         self.dim = case.program.data_dim
         self.inner_dim = -3 - self.dim  # the other one of -1 and -2
         self.num_data, self.dtype = case.num_data, case.program.dtype
+        # Found beforehand: a program that reads the value of a tensor is run one particle at a time.
+        self.styles = {s.name: mask_style(case, s) for s in (*case.program.latents, *case.program.observed)}
 
     def plates(self) -> Plates:
         """Those of one run."""
@@ -85,6 +87,8 @@ def mask_style(case: Case, site: Site) -> str:
         return "none"
     if bool((mask != mask[:, :1]).any()):
         return "elements"
+    if site.mask == "guide" and case.program.guide.auto:
+        return "model"  # an autoguide has no masks of its own
     return "plate" if site.mask in ("none", "elements") else site.mask
 
 
@@ -155,7 +159,7 @@ def sample(
     case: Case, shapes: Shapes, plates: Plates, site: Site, fn: Any, side: str, obs: Tensor | None = None
 ) -> Tensor:
     """One sample statement within its plates, mask and scale."""
-    style = mask_style(case, site)
+    style = shapes.styles[site.name]
     if style in ("model", "guide"):
         style = "plate" if style == side else "none"
     mask = shapes.place(case.masks[site.name], site.place)
