@@ -105,7 +105,8 @@ def reading(difference: Tensor, discrete: bool) -> Tensor:
 
 def on_values_above_zero(moved: Tensor, num_values: int) -> Tensor:
     """A move of the logits of all values but the first."""
-    return torch.cat([torch.zeros_like(moved).unsqueeze(-1), moved.unsqueeze(-1).expand(moved.shape + (num_values - 1,))], -1)
+    moved = moved.unsqueeze(-1)
+    return torch.cat([torch.zeros_like(moved), moved.expand(moved.shape[:-1] + (num_values - 1,))], -1)
 
 
 def guide_read(case: Case, node: Node) -> Node | None:
@@ -184,4 +185,3 @@ def make_masks(program: Program, generator: torch.Generator) -> dict[str, Tensor
             mask = mask & masks[site.parent][:, read]
         masks[site.name] = mask
     return masks
-

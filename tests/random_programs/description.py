@@ -121,8 +121,8 @@ def real_value(family: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 def bent(bend: str, real: Tensor) -> Tensor:
     if bend == "tanh":
         return 2 * real.tanh()
-    if bend == "square":
-        return 0.5 * real.square() - 0.5
+    if bend == "square":  # of two signs alike, and bounded: a square would have no variance under a Student t
+        return 2 * real.tanh().square() - 0.5
     return real
 
 

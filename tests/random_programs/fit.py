@@ -52,17 +52,13 @@ def unconstrained(family: str, value: Tensor) -> Tensor:
     return value.logit() if family in UNIT else value
 
 
-def fitted(case: Case, latent: Latent, read: Site | None, draws: dict[Node, Tensor], generator: torch.Generator) -> GuideSite:
-    plan = case.program.guide
+def fitted(
+    case: Case, latent: Latent, read: Site | None, draws: dict[Node, Tensor], generator: torch.Generator
+) -> GuideSite:
     columns = [fitted_node(case, latent, k, read, draws, generator) for k in range(latent.width)]
-    centre, width, slope, middle = (torch.stack(column, 1) for column in zip(*columns, strict=True))
-    return GuideSite(
-        name=latent.name,
-        family=guide_family(latent.family, plan.family),
-        read=None if read is None else read.name,
-        **{name: t.to(case.program.dtype).to(F64) for name, t in
-           {"centre": centre, "width": width, "slope": slope, "middle": middle}.items()},
-    )
+    parameters = (torch.stack(column, 1).to(case.program.dtype).to(F64) for column in zip(*columns, strict=True))
+    family = guide_family(latent.family, case.program.guide.family)
+    return GuideSite(latent.name, family, None if read is None else read.name, *parameters)
 
 
 def guide_family(family: str, plan: str) -> str:

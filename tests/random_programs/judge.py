@@ -7,7 +7,7 @@ doubt is on record. A named error is a refusal. Every other exception is a crash
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from .case import Case, make_case
 from .description import DISCRETE, Program
 from .fit import with_guide
 from .generator import WITHOUT_NUMBER
-from .oracle import Terms, Truth, elbo_terms, evidence
+from .oracle import Truth, evidence
+from .oracle_elbo import Terms, elbo_terms
 from .pyro_pair import build
 
 SIGMAS = 5.0
@@ -47,7 +48,9 @@ class Budget(NamedTuple):
     adaptive_weights: int = 500
     draws: int = 60  # of a guide, one after the other
     particles: int = 300  # of an objective
-    gaps: bool = True
+
+
+FULL = Budget()
 
 
 @dataclass(frozen=True)
@@ -74,23 +77,10 @@ def know(program: Program) -> Known | None:
     return known if bool((known.elbo[0].error < ORACLE_ERROR).all()) else None
 
 
-def judge(known: Known, budget: Budget = Budget(), only: str = "") -> Iterator[Finding]:
-    """All findings on one program; of one judge, where `only` names it."""
-    judges: dict[str, Callable] = {
-        "ImportanceSampling": importance,
-        "AdaptiveImportanceSampling": adaptive,
-        "ExactEvidence": exact,
-        "ActiveUnits": units,
-        "BetaTrace_ELBO": objective,
-        "BetaTraceGraph_ELBO": objective,
-        "BetaTraceEnum_ELBO": objective,
-        "BetaTraceMeanField_ELBO": objective,
-    }
-    if budget.gaps:
-        judges["InferenceGaps"] = gaps
-    for name, run in judges.items():
-        if not only or name == only:
-            yield from guarded(name, run, known, budget)
+def judge(known: Known, names: Collection[str] = (), budget: Budget = FULL) -> Iterator[Finding]:
+    """The findings of the judges of these names on one program, by default of all."""
+    for name in names or JUDGES:
+        yield from guarded(name, JUDGES[name], known, budget)
 
 
 def guarded(name: str, run: Callable, known: Known, budget: Budget) -> Iterator[Finding]:
@@ -105,7 +95,7 @@ def guarded(name: str, run: Callable, known: Known, budget: Budget) -> Iterator[
         yield Finding(name, "refused", type(error).__name__)
         return
     except Exception as error:
-        yield Finding(name, "crashed", f"{type(error).__name__}: {str(error)[:300]}")
+        yield Finding(name, "crashed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
         return
     if name in OF_ONE_DATUM and known.case.program.quirk in WITHOUT_NUMBER and has_effect(known.case):
         findings = [Finding(f.judge, "wrong", "a number where none is right") for f in findings]
@@ -143,7 +133,8 @@ def compared(
     if not bool(off.any()):
         return Finding(judge, "right", what)
     worst = int(torch.where(off, distance - allowed, -torch.inf).argmax())
-    detail = f"{what} of datum {worst}: {float(value[worst]):.4f} +- {float(std_error[worst]):.4f}, right {float(truth.value[worst]):.4f}"
+    found, error, right = (float(t[worst]) for t in (value, std_error, truth.value))
+    detail = f"{what} of datum {worst}: {found:.4f} +- {error:.4f}, right {right:.4f}"
     silent = off if doubts is None else off & ~doubts
     return Finding(judge, "wrong" if bool(silent.any()) else "doubted", detail)
 
@@ -151,7 +142,8 @@ def compared(
 def compared_elbo(name: str, known: Known, value: Tensor, std_error: Tensor, num: int) -> Finding:
     """A mean of `num` draws; where a rare draw did not come its own error is too small, and the oracle's is taken."""
     truth, deviation = known.elbo
-    return compared(name, "ELBO", value, torch.maximum(std_error.double().nan_to_num(nan=0.0), deviation / num**0.5), truth, None)
+    error = torch.maximum(std_error.double().nan_to_num(nan=0.0), deviation / num**0.5)
+    return compared(name, "ELBO", value, error, truth, None)
 
 
 def importance(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
@@ -233,3 +225,14 @@ def options(known: Known) -> dict[str, Any]:
     return {"seed": program.seed, **({"datum_plate": "data"} if inner else {})}
 
 
+JUDGES: dict[str, Callable] = {
+    "ImportanceSampling": importance,
+    "AdaptiveImportanceSampling": adaptive,
+    "ExactEvidence": exact,
+    "ActiveUnits": units,
+    "BetaTrace_ELBO": objective,
+    "BetaTraceGraph_ELBO": objective,
+    "BetaTraceEnum_ELBO": objective,
+    "BetaTraceMeanField_ELBO": objective,
+    "InferenceGaps": gaps,
+}

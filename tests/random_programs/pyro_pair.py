@@ -155,9 +155,7 @@ def guide_distribution_of(case: Case, shapes: Shapes, site: GuideSite, values: d
     return guide_distribution(dist, site.family, centre, width)
 
 
-def sample(
-    case: Case, shapes: Shapes, plates: Plates, site: Site, fn: Any, side: str, obs: Tensor | None = None
-) -> Tensor:
+def sample(case: Case, shapes: Shapes, plates: Plates, site: Site, fn: Any, side: str, obs: Tensor | None = None) -> Tensor:
     """One sample statement within its plates, mask and scale."""
     style = shapes.styles[site.name]
     if style in ("model", "guide"):
