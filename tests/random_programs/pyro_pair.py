@@ -134,7 +134,8 @@ def with_quirk(case: Case, shapes: Shapes, read: Tensor, site: Site) -> Tensor:
     plain = (1 if shapes.dim == -1 and site.place != "plate" else 2) + (site.place == "event")
     match case.program.quirk:
         case "coupled" if isinstance(site, Observed):
-            return read + read.sum(shapes.dim - (site.place == "event"), keepdim=True)
+            total = read.sum(shapes.dim - (site.place == "event"), keepdim=True)
+            return read + 0.5 * (total - read)
         case "moved axis" if read.ndim > plain:
             return read.flip(0)
         case "reshaped" if isinstance(site, Observed) and site.place == "datum" and shapes.dim == -1:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 import pyro_vae as pv
 
-from .case import Case
+from . import __main__ as command
 from .description import Latent, Observed, Program
 from .generator import program_of_seed, programs
 from .judge import Budget, judge, know
@@ -68,7 +68,7 @@ def test_programs_by_number_are_as_varied_as_they_should_be():
     assert program_of_seed(7) == program_of_seed(7)
 
 
-def plain_pair() -> Case:
+def plain_pair():
     program = Program(
         latents=(Latent("z", "normal"), Latent("w", "normal", "z")), observed=(Observed("x", "normal", "w"),), seed=3
     )
@@ -125,3 +125,15 @@ def test_a_number_where_none_is_right_is_wrong(monkeypatch):
     assert outcomes(coupled, "ImportanceSampling") == ["refused"]
     monkeypatch.setattr("random_programs.pyro_pair.with_quirk", lambda case, shapes, read, site: read)
     assert outcomes(coupled, "ImportanceSampling") == ["wrong", "wrong"]
+
+
+def test_the_command_counts_and_names_the_programs_with_a_fault(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["random_programs", "--number", "2", "--seed", "5"])
+    plain = plain_pair()
+    monkeypatch.setattr(command, "know", lambda program: plain)
+    assert command.main() == 0
+    assert "programs with a fault: none" in capsys.readouterr().out
+    monkeypatch.setattr("random_programs.judge.doubted", lambda record: 1 / 0)
+    assert command.main() == 1
+    out = capsys.readouterr().out
+    assert "program 5: ImportanceSampling crashed: ZeroDivisionError" in out and "with a fault: [5, 6]" in out
