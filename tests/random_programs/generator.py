@@ -20,6 +20,7 @@ FAMILIES = (*CONTINUOUS, "bernoulli", "categorical")
 OBSERVED = ("normal", "normal", "poisson", "bernoulli", "lognormal", "gamma", "student", "binomial", "categorical")
 SHIFTS, SLOPES, SPREADS = (0.0, 0.5, -0.7, 1.0), (1.0, -0.6, 1.5, 0.3), (1.0, 0.6, 0.4, 1.4)
 BENDS = ("linear", "linear", "tanh", "square")
+NUM_BYTES = 160  # more than any program has choices
 RARE = -3.5  # logit of a rare value
 # Programs that read something they must not, or write in a way that only some executions understand.
 QUIRKS = {
@@ -162,8 +163,15 @@ def program_of_seed(seed: int) -> Program:
     return random_program(random.Random(seed).choice, seed)
 
 
-@st.composite
-def programs(draw: Any) -> Program:
-    """Random programs as a Hypothesis strategy."""
-    seed = draw(st.integers(0, 2**16))
-    return random_program(lambda options: draw(st.sampled_from(options)), seed)
+def program_of_bytes(data: bytes) -> Program:
+    """One byte for each choice; zeros, and what is missing, choose the first option."""
+    left = iter(data)
+    return random_program(lambda options: options[next(left, 0) % len(options)], seed=int.from_bytes(data[-2:]))
+
+
+def programs() -> st.SearchStrategy[Program]:
+    """Random programs as a Hypothesis strategy, which shrinks towards the first options.
+
+    The choices are one string of bytes: of many choices Hypothesis would repeat some, and most programs would be variants.
+    """
+    return st.binary(min_size=NUM_BYTES, max_size=NUM_BYTES).map(program_of_bytes)

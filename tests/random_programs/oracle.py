@@ -181,10 +181,19 @@ def evidence(case: Case) -> tuple[Truth, Posterior]:
     boxes = boxes_of(case)
     for num in FINE:
         first, second = (contract(case, boxes, num, offset) for offset in (0.5, 0.0))
-        error = (first.log_evidence - second.log_evidence).abs().nan_to_num(nan=torch.inf)
+        error = (first.log_evidence - second.log_evidence).abs() + edge_mass(case, first, boxes)
+        error = error.nan_to_num(nan=torch.inf)
         if bool((error < AGREED).all()):
             break
     return Truth(first.log_evidence, error), first
+
+
+def edge_mass(case: Case, posterior: Posterior, boxes: Mapping[Node, Box]) -> Tensor:
+    """What may be left beyond a box, (B,): the mass of its outermost cells, times the number of cells."""
+    belief = posterior.marginals(case)
+    shares = [(belief[n] - belief[n].logsumexp(-1, keepdim=True)).exp() for n in boxes]
+    edges = [torch.maximum(share[:, 0], share[:, -1]) * share.shape[-1] for share in shares]
+    return torch.stack(edges).amax(0) if edges else torch.zeros(case.num_data, dtype=F64)
 
 
 def sample_posterior(case: Case, posterior: Posterior, num: int) -> dict[Node, Tensor]:

@@ -161,3 +161,9 @@ def test_two_shifted_grids_know_when_they_are_too_coarse():
     error = (coarse[0] - coarse[1]).abs()
     assert float(error) > 1e-3 and float((coarse[0] - right).abs()) < 2 * float(error)
     assert Node("z", 0) in boxes
+
+
+def test_mass_beyond_what_a_grid_can_hold_is_an_error():
+    """Of a Beta with a concentration of .05 a fifth of the mass is nearer to one than exp(-30)."""
+    case = case_of([Latent("z", "beta", shift=3.4, spread=1.4)], [Observed("x", "bernoulli", "z")], num_data=1)
+    assert float(evidence(case)[0].error) > 0.01

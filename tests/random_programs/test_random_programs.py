@@ -16,16 +16,16 @@ from .judge import Budget, judge, know
 
 NUMBER = 500
 FAULTS = ("wrong", "crashed")
-# Judges of each program, of every second one, and of every tenth: the dear ones see fewer.
+# Judges of each program, of every third one, and of every tenth: the dear ones see fewer.
 OFTEN = ("ImportanceSampling", "AdaptiveImportanceSampling", "BetaTraceEnum_ELBO", "BetaTraceMeanField_ELBO", "ActiveUnits")
-IN_TURN = (("ExactEvidence",), ("BetaTrace_ELBO", "BetaTraceGraph_ELBO"))
+IN_TURN = ("ExactEvidence", "BetaTrace_ELBO", "BetaTraceGraph_ELBO")
 GAPS_EVERY = 10
-BUDGET = Budget(adaptive_weights=300, draws=40, particles=200)
+BUDGET = Budget(adaptive_weights=300, draws=30, particles=200)
 
 
 def judges_of(number):
     """Of the program of this number."""
-    return (*OFTEN, *IN_TURN[number % 2], *(("InferenceGaps",) if number % GAPS_EVERY == 0 else ()))
+    return (*OFTEN, IN_TURN[number % 3], *(("InferenceGaps",) if number % GAPS_EVERY == 0 else ()))
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_no_number_is_wrong_without_a_doubt():
     check()
     print(dict(counts))
     assert counts["programs"] >= NUMBER and counts["discarded"] < 0.15 * NUMBER
-    for name in ("ImportanceSampling", "AdaptiveImportanceSampling", "ActiveUnits", "BetaTrace_ELBO"):
+    for name in ("ImportanceSampling", "AdaptiveImportanceSampling", "ActiveUnits", "BetaTraceMeanField_ELBO"):
         assert counts[f"{name} right"] > 0.4 * NUMBER, f"{name} answers too few of the programs: {counts}"
 
 
