@@ -143,7 +143,7 @@ def distribution(module: Any, site: Site, location: Tensor) -> Any:
             parts = module.Normal(centres, (0.7 * spread).unsqueeze(-1).expand(centres.shape))
             return module.MixtureSameFamily(module.Categorical(weights), parts)
         case "lognormal":
-            return module.LogNormal(location, spread)
+            return module.LogNormal(location.clamp(-30, 30), spread)
         case "gamma":
             shape = spread**-2
             return module.Gamma(shape, shape * (-location.clamp(-8, 8)).exp())
@@ -164,19 +164,24 @@ def distribution(module: Any, site: Site, location: Tensor) -> Any:
 
 
 def guide_distribution(module: Any, family: str, centre: Tensor, width: Tensor) -> Any:
-    """A site of the guide. `centre` and `width` are those of the unconstrained value; of discrete ones, the logits."""
+    """A site of the guide. `centre` and `width` are those of the unconstrained value; of discrete ones, the logits.
+
+    Locations of what is not real are kept where their exponentials are numbers: they may follow a heavy tail.
+    """
     match family:
         case "real":
             return module.Normal(centre, width)
         case "student":
             return module.StudentT(torch.full_like(centre, 5.0), centre, width)
         case "positive":
-            return module.LogNormal(centre, width)
+            return module.LogNormal(centre.clamp(-30, 30), width)
         case "gamma":
             shape = width**-2
-            return module.Gamma(shape, shape * (-centre).exp())
+            return module.Gamma(shape, shape * (-centre.clamp(-30, 30)).exp())
         case "unit":
-            return module.TransformedDistribution(module.Normal(centre, width), [torch.distributions.SigmoidTransform()])
+            return module.TransformedDistribution(
+                module.Normal(centre.clamp(-15, 15), width), [torch.distributions.SigmoidTransform()]
+            )
         case "beta":
             mean = centre.clamp(-5, 5).sigmoid()
             total = width**-2 / (mean * (1 - mean)) + 1
