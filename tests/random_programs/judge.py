@@ -1,0 +1,238 @@
+"""Run the library on a random program and compare with the right values.
+
+A number is wrong if it is further from the right value than `SIGMAS` of its errors + the oracle's error + `SLACK`, and no
+doubt is on record. A named error is a refusal. Every other exception is a crash.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+
+from .case import Case, make_case
+from .description import DISCRETE, Program
+from .fit import with_guide
+from .generator import WITHOUT_NUMBER
+from .oracle import Truth, evidence
+from .oracle_elbo import Terms, elbo_terms
+from .pyro_pair import build
+
+SIGMAS = 5.0
+SLACK = 0.02  # nats, for the bias of a logarithm of a mean, rounding, and a fit that was stopped
+EXACT_SLACK = 2e-3  # nats, for what claims to have no error
+ORACLE_ERROR = 5e-3  # nats; programs of which the oracle knows less are not judged
+OF_ONE_DATUM = ("ImportanceSampling", "AdaptiveImportanceSampling", "ExactEvidence", "InferenceGaps")
+NAMED = tuple(getattr(pv.errors, name) for name in pv.errors.__all__ if name.endswith("Error"))
+
+
+class Finding(NamedTuple):
+    """What became of one number of one estimator."""
+
+    judge: str
+    outcome: str  # "right", "doubted", "refused", "wrong" or "crashed"
+    detail: str = ""
+
+
+class Budget(NamedTuple):
+    """What the judges may spend."""
+
+    weights: int = 1000
+    adaptive_weights: int = 500
+    draws: int = 60  # of a guide, one after the other
+    particles: int = 300  # of an objective
+
+
+FULL = Budget()
+
+
+@dataclass(frozen=True)
+class Known:
+    """A program, its pair and its right values."""
+
+    case: Case
+    log_evidence: Truth
+    terms: Terms
+
+    @property
+    def elbo(self) -> tuple[Truth, Tensor]:
+        return self.terms.of([1.0] * len(self.terms.factors))
+
+
+def know(program: Program) -> Known | None:
+    """The right values of a program; None where the oracle's own error is not small."""
+    case = make_case(program)
+    log_evidence, posterior = evidence(case)
+    if not bool((log_evidence.error < ORACLE_ERROR).all()):
+        return None
+    case = with_guide(case, posterior)
+    known = Known(case, log_evidence, elbo_terms(case))
+    return known if bool((known.elbo[0].error < ORACLE_ERROR).all()) else None
+
+
+def judge(known: Known, names: Collection[str] = (), budget: Budget = FULL) -> Iterator[Finding]:
+    """The findings of the judges of these names on one program, by default of all."""
+    for name in names or JUDGES:
+        yield from guarded(name, JUDGES[name], known, budget)
+
+
+def guarded(name: str, run: Callable, known: Known, budget: Budget) -> Iterator[Finding]:
+    """Refusals and crashes as findings. A program for which no number is right must be refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pyro.clear_param_store()
+            pair = build(known.case)
+            findings = list(run(name, known, budget, *pair))
+    except NAMED as error:
+        yield Finding(name, "refused", type(error).__name__)
+        return
+    except Exception as error:
+        yield Finding(name, "crashed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        return
+    if name in OF_ONE_DATUM and known.case.program.quirk in WITHOUT_NUMBER and has_effect(known.case):
+        findings = [Finding(f.judge, "wrong", "a number where none is right") for f in findings]
+    yield from findings
+
+
+def has_effect(case: Case) -> bool:
+    """Whether a quirk for which no number is right changes anything: something is hidden, or there are other data."""
+    if case.program.quirk == "masked read":
+        first = case.program.observed[0]
+        return not bool(case.masks[first.parent or ""].all())
+    return case.num_data > 1 and any(bool(case.masks[site.name].any()) for site in case.program.observed)
+
+
+def doubted(record: Any) -> Tensor:
+    """(B,) where a record says itself that its number may be wrong."""
+    reliable = getattr(record, "reliable", None)
+    if isinstance(reliable, Tensor):
+        return ~reliable
+    if isinstance(record, pv.Gaps):
+        return doubted(record.evidence) | ~record.converged | record.refuted
+    flags = record.unreliable
+    for check in record.checks.values():
+        flags = flags | check
+    return flags
+
+
+def compared(
+    judge: str, what: str, value: Tensor, std_error: Tensor, truth: Truth, doubts: Tensor | None, slack: float = SLACK
+) -> Finding:
+    """One number per datum against its right value."""
+    distance = (value.double() - truth.value).abs()
+    allowed = SIGMAS * std_error.double().nan_to_num(nan=0.0) + truth.error + slack
+    off = ~(distance <= allowed)
+    if not bool(off.any()):
+        return Finding(judge, "right", what)
+    worst = int(torch.where(off, distance - allowed, -torch.inf).argmax())
+    found, error, right = (float(t[worst]) for t in (value, std_error, truth.value))
+    detail = f"{what} of datum {worst}: {found:.4f} +- {error:.4f}, right {right:.4f}"
+    silent = off if doubts is None else off & ~doubts
+    return Finding(judge, "wrong" if bool(silent.any()) else "doubted", detail)
+
+
+def compared_elbo(name: str, known: Known, value: Tensor, std_error: Tensor, num: int) -> Finding:
+    """A mean of `num` draws; where a rare draw did not come its own error is too small, and the oracle's is taken."""
+    truth, deviation = known.elbo
+    error = torch.maximum(std_error.double().nan_to_num(nan=0.0), deviation / num**0.5)
+    return compared(name, "ELBO", value, error, truth, None)
+
+
+def importance(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
+    record = pv.ImportanceSampling(model, guide, num_particles=budget.weights, **options(known))(*args)
+    yield compared(name, "log p(x)", record.log_evidence, record.std_error, known.log_evidence, doubted(record))
+    yield compared_elbo(name, known, record.elbo, record.elbo_std_error, budget.weights)
+
+
+def adaptive(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
+    record = pv.AdaptiveImportanceSampling(model, guide, num_particles=budget.adaptive_weights, **options(known))(*args)
+    yield compared(name, "log p(x)", record.log_evidence, record.std_error, known.log_evidence, doubted(record))
+    yield compared_elbo(name, known, record.elbo, record.elbo_std_error, 20)
+
+
+def exact(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
+    record = pv.ExactEvidence(model, guide, **options(known))(*args)
+    slack = EXACT_SLACK
+    yield compared(name, "log p(x)", record.log_evidence, record.std_error, known.log_evidence, doubted(record), slack)
+    yield compared_elbo(name, known, record.elbo, record.elbo_std_error, 20)
+
+
+def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
+    num = 200
+    record = pv.InferenceGaps(model, guide, num_particles=num, num_steps=20, **options(known))(*args)
+    errors, doubts = record.std_errors, doubted(record)
+    yield compared(name, "log p(x)", record.log_evidence, errors["log_evidence"], known.log_evidence, doubts)
+    yield compared_elbo(name, known, record.elbo, errors["elbo"], num)
+    above = (record.optimal_elbo.double() - known.log_evidence.value).clamp(min=0.0)
+    zero = Truth(torch.zeros_like(above), known.log_evidence.error)
+    yield compared(name, "L[q*] - log p(x)", above, errors["optimal_elbo"], zero, doubts)
+
+
+def units(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
+    """The KL of each site, a mean over the data."""
+    units = pv.ActiveUnits(model, guide, num_particles=budget.draws, **options(known))
+    record = units([args], args=lambda batch: batch, progress=False)
+    for site, estimate in record.site_kl.items():
+        weights = [-1.0 * (f.node.site == site and f.kind in ("prior", "guide")) for f in known.terms.factors]
+        truth, deviation = known.terms.of(weights)
+        mean = Truth(truth.value.mean().reshape(1), truth.error.mean().reshape(1))
+        own = deviation.square().sum().sqrt() / len(deviation) / budget.draws**0.5
+        error = torch.maximum(estimate.std_error.double(), own).reshape(1)
+        yield compared(name, f"KL of {site}", estimate.value.reshape(1), error, mean, None)
+
+
+def objective(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
+    """The loss at beta = 1, with the scales of the sites, is minus the sum of the ELBOs in expectation."""
+    program = known.case.program
+    enumerated = [latent for latent in program.latents if latent.enumerated != "no"]
+    summed = any(latent.enumerated == "model" for latent in program.latents)
+    scaled = any(site.scale != 1 for site in (*program.latents, *program.observed))
+    drawn_discrete = any(s.family in DISCRETE and s.enumerated != "model" for s in program.latents)
+    if (name == "BetaTraceEnum_ELBO") != bool(enumerated) or (summed and scaled):
+        return
+    if name == "BetaTraceMeanField_ELBO" and drawn_discrete:
+        return
+    if program.quirk == "coupled" or (enumerated and program.quirk != "none"):
+        return  # the loss of coupled data is defined, but not of these right values; an enumerated axis is Pyro's own
+    pyro.clear_param_store()
+    pyro.set_rng_seed(known.case.program.seed)
+    # Pyro believes whoever says that a program can be vectorised; the others run one particle after the other.
+    vectorized = program.quirk in ("none", "masked read") and program.guide.element == "narrow"
+    num = budget.particles if vectorized else budget.draws
+    objective = getattr(pv, name)(num_particles=num, vectorize_particles=vectorized, max_plate_nesting=2)
+    with torch.no_grad():
+        loss = torch.as_tensor(objective.loss(model, guide, *args), dtype=torch.float64)
+    weights = [-program.site(f.node.site).scale for f in known.terms.factors]
+    truth, _ = known.terms.of(weights)
+    total = Truth(truth.value.sum().reshape(1), truth.error.sum().reshape(1))
+    # Formulas for some parts can add noise, where these parts were correlated with others: bounded by the sum of the parts.
+    spread = (torch.tensor(weights).abs().double() @ known.terms.draws.std(-1)).square().sum().sqrt()
+    yield compared(name, "loss", loss.reshape(1), spread.reshape(1) / num**0.5, total, None)
+
+
+def options(known: Known) -> dict[str, Any]:
+    """The seed, and the plate of the data where two plates are common to all sites."""
+    program = known.case.program
+    inner = all(site.place == "plate" for site in (*program.latents, *program.observed))
+    return {"seed": program.seed, **({"datum_plate": "data"} if inner else {})}
+
+
+JUDGES: dict[str, Callable] = {
+    "ImportanceSampling": importance,
+    "AdaptiveImportanceSampling": adaptive,
+    "ExactEvidence": exact,
+    "ActiveUnits": units,
+    "BetaTrace_ELBO": objective,
+    "BetaTraceGraph_ELBO": objective,
+    "BetaTraceEnum_ELBO": objective,
+    "BetaTraceMeanField_ELBO": objective,
+    "InferenceGaps": gaps,
+}
