@@ -86,7 +86,7 @@ class ObservedInGuideError(StructureError):
 
 
 class SubsamplingError(StructureError):
-    """A subsampled plate where the weight of a datum would depend on the subsample."""
+    """A subsampled plate where the weight of a datum would depend on the subsample, or model and guide hold other data."""
 
 
 class EnumerationError(StructureError):

@@ -13,6 +13,7 @@ from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
 from .structure import Structure
+from .subsamples import check_plate_names
 from .supports import TRANSFORMED, bounds_of, innermost
 from .tape import tape_pair
 
@@ -43,6 +44,7 @@ __all__ = [
     "bounds_of",
     "check_imputed",
     "check_loader",
+    "check_plate_names",
     "checked_seed",
     "eval_mode",
     "find_masks",
