@@ -114,7 +114,7 @@ class HiddenRandomnessError(RuntimeError):
 
 
 class NonFiniteError(RuntimeError):
-    """A log-density came out as NaN or plus infinity."""
+    """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
 
 
 class UnreliableEvidenceWarning(UserWarning):
@@ -122,7 +122,7 @@ class UnreliableEvidenceWarning(UserWarning):
 
 
 class ConvergenceWarning(UserWarning):
-    """Some per-datum fits had not settled when their steps were used up."""
+    """Some per-datum fits, or chains, had not converged when their steps were used up."""
 
 
 class DropoutWarning(UserWarning):

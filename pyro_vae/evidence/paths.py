@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..local import GaussianProposal, LatentSpace
-from ..local.space import differentiable
+from ..local.space import check_gradients, differentiable
 from .hmc import State
 
 STARTS = ("fitted", "guide", "prior")
@@ -42,6 +42,9 @@ class Path:
                 log_start, log_joint = self._ends(piece)
                 joint_gradient = torch.autograd.grad(log_joint.sum(), piece, retain_graph=log_start is not None)[0]
                 start_gradient = None if log_start is None else torch.autograd.grad(log_start.sum(), piece)[0]
+            check_gradients(log_joint, joint_gradient)
+            if log_start is not None and start_gradient is not None:
+                check_gradients(log_start, start_gradient)
             piece, log_joint = piece.detach(), log_joint.detach()
             if log_start is None or start_gradient is None:
                 log_start = self.fitted.log_prob(piece)

@@ -1,6 +1,6 @@
 """The guide's own family, freed per datum: offsets added to its parameters in unconstrained space."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.distributions.transforms import identity_transform
 
 from ..errors import LocalFitError
 from ..kernel import FIT, Call, bounds_of
-from .space import bijection, differentiable
+from .space import bijection, differentiable, refuse_gradients
 
 LEARNING_RATE, FIT_PARTICLES = 0.1, 4
 LAST_LEVEL, MAX_ROUNDS = 3, 7
@@ -110,11 +110,31 @@ class GuideOffsets:
             if self._layout.datum_dim is None:
                 flags = where
             else:
-                axis = self._layout.datum_dim - self._event_dims[key]
-                if tensor.ndim < -axis or tensor.shape[axis] != len(where):
-                    continue  # the joint draw of AutoDiagonalNormal has no axis of data
+                axis = self._axis_of_data(key)
+                if axis is None:
+                    continue
                 flags = where.reshape((-1,) + (1,) * (-axis - 1))
             tensor.detach().copy_(torch.where(flags, old, tensor.detach()))
+
+    def _axis_of_data(self, key: tuple[str, str]) -> int | None:
+        """None for the joint draw of AutoDiagonalNormal, and where the whole call is one datum."""
+        tensor = self._tensors[key]
+        if self._layout.datum_dim is None:
+            return None
+        axis = self._layout.datum_dim - self._event_dims[key]
+        return axis if tensor.ndim >= -axis and tensor.shape[axis] == self._layout.batch_size else None
+
+    def check_gradients(self, gradients: Sequence[Tensor], elbo: Tensor) -> None:
+        """Raise where all ELBO terms of a datum, (K, B), are finite and the gradient at its offsets is not."""
+        finite = elbo.isfinite().all(0)
+        bad = torch.zeros_like(finite)
+        for key, gradient in zip(self._tensors, gradients, strict=True):
+            wrong, axis = ~gradient.isfinite(), self._axis_of_data(key)
+            if axis is None:  # shared by all data, so it is judged where all of them are finite
+                bad = bad | (wrong.any() & finite.all())
+            else:
+                bad = bad | (wrong.movedim(axis, 0).flatten(1).any(1) & finite if wrong.ndim > 1 else wrong & finite)
+        refuse_gradients(bad)
 
 
 def mean_of_first(tensor: Tensor, dims: int) -> Tensor:
@@ -250,10 +270,11 @@ def ascend(call: Call, offsets: GuideOffsets, level: int, num_steps: int, first_
         with differentiable():
             guide = call.draw(num_particles, adjust=offsets.adjust)
             model = call.score(call.latent_values(guide), num_particles)
-            loss = -call.weigh(guide, model, num_particles).elbo.mean(0).sum()
-            gradients = torch.autograd.grad(loss, offsets.tensors)
+            elbo = call.weigh(guide, model, num_particles).elbo
+            gradients = torch.autograd.grad(-elbo.mean(0).sum(), offsets.tensors)
+        offsets.check_gradients(gradients, elbo)
         for tensor, gradient in zip(offsets.tensors, gradients, strict=True):
-            tensor.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+            tensor.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # of a datum with a draw whose ELBO term is not finite
             offsets.usable = offsets.usable & gradient.isfinite().all()
         optimizer.step()
         if step >= num_steps - averaged:

@@ -10,8 +10,9 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
-from ..errors import LocalFitError
+from ..errors import LocalFitError, NonFiniteError
 from ..kernel import Call, LogWeights, Record, innermost, reduce_to_datum
+from ..kernel.data import rows
 
 REMEDY = "Use ImportanceSampling, which needs no fit"
 
@@ -167,6 +168,23 @@ def differentiable() -> Iterator[None]:
             f"log p(x, z) cannot be differentiated with respect to the latents ({error}): keep the path from latents to "
             f"log-densities in differentiable torch operations. {REMEDY}"
         ) from error
+
+
+def check_gradients(log_density: Tensor, gradient: Tensor) -> None:
+    """Raise where a log-density (K, B) is finite and its gradient, (K, B, D), is not: no fit or chain may go on with it."""
+    refuse_gradients((log_density.isfinite() & ~gradient.isfinite().all(-1)).any(0))
+
+
+def refuse_gradients(bad: Tensor) -> None:
+    """`bad`, (B,), marks data whose log-density is finite and whose gradient is not."""
+    if bool(bad.any()):
+        raise NonFiniteError(
+            f"log p(x, z) or log q(z given x) of data {rows(bad)} is finite, but its gradient is NaN or infinite. As a "
+            "rule torch.where hides a value there whose gradient is not finite (log 0, data that are NaN), or a "
+            "square root or a norm is taken of 0. Put a harmless value in first, log(torch.where(mask, y, 1.0)) instead of "
+            "torch.where(mask, log(y), 0.0), mask the site with poutine.mask, or add a small number under the root. "
+            f"{REMEDY}"
+        )
 
 
 def find_transforms(call: Call) -> dict[str, Transform]:
