@@ -86,7 +86,7 @@ class ObservedInGuideError(StructureError):
 
 
 class SubsamplingError(StructureError):
-    """A subsampled plate where the weight of a datum would depend on the subsample."""
+    """A subsampled plate where the weight of a datum would depend on the subsample, or model and guide hold other data."""
 
 
 class EnumerationError(StructureError):
@@ -114,7 +114,7 @@ class HiddenRandomnessError(RuntimeError):
 
 
 class NonFiniteError(RuntimeError):
-    """A log-density came out as NaN or plus infinity."""
+    """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
 
 
 class UnreliableEvidenceWarning(UserWarning):
@@ -126,7 +126,7 @@ class PrecisionWarning(UserWarning):
 
 
 class ConvergenceWarning(UserWarning):
-    """Some per-datum fits had not converged when their steps were used up."""
+    """Some per-datum fits, or chains, had not converged when their steps were used up."""
 
 
 class ScheduleWarning(UserWarning):

@@ -1,9 +1,6 @@
 """A bound of one's own: the Rényi bound of Li and Turner (2016, https://arxiv.org/abs/1602.02311), one per datum."""
 
-from pyro_vae.errors import StructureError
 from pyro_vae.objectives.datum import DatumELBO
-from pyro_vae.objectives.importance_weighted import scored_sites
-from pyro_vae.objectives.weighing import check_enumeration
 from pyro_vae.ops import log_mean_exp
 
 
@@ -18,13 +15,5 @@ class RenyiBound(DatumELBO):
         super().__init__(num_particles=num_particles)
         self.power = 1 - alpha
 
-    def _loss_and_surrogate(self, model, guide, args, kwargs):
-        call = self._call(model, guide, args, kwargs)
-        drawn = call.draw(self.num_particles)
-        if scored_sites(drawn, call.structure.layout.enumerated):
-            raise StructureError("the gradient runs through the draws: use a guide whose draws are reparameterised")
-        weights, scale = self._weigh(call, drawn)
-        check_enumeration(weights)
-        bound = log_mean_exp(self.power * weights.log_weight, 0) / self.power  # (B,)
-        loss = -(bound * scale).sum()  # a scale of the plate stays outside of the logarithm
-        return loss.detach(), loss  # what is returned, and what it is the gradient of
+    def bound(self, log_weight):  # (K, B) to (B,)
+        return log_mean_exp(self.power * log_weight, 0) / self.power

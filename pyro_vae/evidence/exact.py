@@ -14,7 +14,7 @@ from ..estimates import Evidence
 from ..estimates.doubts import EXACT_VALUE
 from ..kernel import GUIDE, INFER, Call, LogWeights, Pair, movement
 from ..local import LatentSpace
-from ..local.gaussian import value_and_gradient
+from ..local.gaussian import unchecked_gradient
 from .adaptive import ELBO_PARTICLES
 from .importance import check_precision, mean_std_error
 
@@ -111,7 +111,7 @@ def gaussian_integral(space: LatentSpace, u: Tensor) -> Tensor | None:
     """(B,), from gradients at D + 3 points; None where they are not affine in u."""
     centre, spread = u.mean(0), u.std(0)
     points = torch.cat([centre.unsqueeze(0), centre + torch.diag_embed(spread).movedim(-2, 0)])
-    _, gradients = value_and_gradient(space, points)
+    _, _, gradients = unchecked_gradient(space, points)
     hessian = (gradients[1:] - gradients[0]).movedim(0, -1) / spread.unsqueeze(1)
     hessian = 0.5 * (hessian + hessian.mT)
     root, failed = torch.linalg.cholesky_ex(-hessian)
@@ -120,7 +120,7 @@ def gaussian_integral(space: LatentSpace, u: Tensor) -> Tensor | None:
     maximum = centre + torch.cholesky_solve(gradients[0].unsqueeze(-1), root).squeeze(-1)
     posterior = torch.linalg.solve_triangular(root.mT, torch.randn_like(u[:CHECKS]).unsqueeze(-1), upper=True).squeeze(-1)
     checks = torch.cat([u[:CHECKS], maximum + posterior, maximum + 4 * posterior])
-    _, found = value_and_gradient(space, checks)
+    _, _, found = unchecked_gradient(space, checks)
     predicted = gradients[0] + torch.einsum("kbd,bde->kbe", checks - centre, hessian)
     scale = torch.cat([gradients, found]).abs().amax((0, 2)) + 1
     tolerance = 1e3 * torch.finfo(u.dtype).eps

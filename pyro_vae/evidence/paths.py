@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..local import GaussianProposal, LatentSpace, MixtureProposal
-from ..local.space import differentiable
+from ..local.gradients import check_gradients, differentiable
 from .hmc import ChosenPart, State
 
 STARTS = ("fitted", "guide", "prior")
@@ -47,6 +47,8 @@ class Path:
                 log_start, log_joint = self._ends(piece)
                 joint_gradient = torch.autograd.grad(log_joint.sum(), piece, retain_graph=True)[0]
                 start_gradient = torch.autograd.grad(log_start.sum(), piece)[0]
+            check_gradients(log_joint, joint_gradient)
+            check_gradients(log_start, start_gradient)
             pieces.append((piece.detach(), log_start.detach(), log_joint.detach(), start_gradient, joint_gradient))
         return State(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 

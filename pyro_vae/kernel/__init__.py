@@ -17,6 +17,7 @@ from .recorder import Cut
 from .records import Record, SiteRecord, find_masks, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
 from .structure import Structure
+from .subsamples import check_plate_names
 from .supports import TRANSFORMED, bounds_of, innermost, of_one_value, support_of
 from .tape import tape_pair
 
@@ -50,6 +51,7 @@ __all__ = [
     "bounds_of",
     "check_imputed",
     "check_loader",
+    "check_plate_names",
     "checked_seed",
     "depends_on_own_draw",
     "eval_mode",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro.ops.provenance import track_provenance
 from pyro.poutine import Trace, unwrap
 from pyro.poutine.guide import GuideMessenger
@@ -14,12 +15,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from .latents import (
     UNCONSTRAINED,
     Beta,
     Betas,
     check_guide,
+    check_joint_scales,
     check_names,
     check_scales,
     drop_imputed,
@@ -29,6 +32,7 @@ from .latents import (
     make_losses_direct,
     share_masks,
 )
+from .subsamples import check_shared_plates, check_subsample
 
 
 def beta_at(betas: Betas, name: str) -> Beta:
@@ -38,6 +42,8 @@ def beta_at(betas: Betas, name: str) -> Beta:
 class BetaMessenger(Messenger):
     """Multiplies the scale of every unobserved site by its beta, zero included, and remembers the scale without it.
 
+    It also sees that the plates of the model hold the data that those of the guide do.
+
     :param has_jacobians: whether factors with `has_rsample=True` are log-Jacobians, as in a guide.
     :param guide: for a model, the messenger that saw the guide run.
     """
@@ -46,6 +52,7 @@ class BetaMessenger(Messenger):
         super().__init__()
         self.betas, self.has_jacobians, self.guide = betas, has_jacobians, guide
         self.scales: dict[str, Beta] = {}
+        self.indices: dict[str, Tensor] = {}  # of the plates, by name
 
     def __enter__(self) -> BetaMessenger:
         # Scales around the whole call come after ours, so that the messages do not have them yet.
@@ -54,7 +61,13 @@ class BetaMessenger(Messenger):
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or (msg["is_observed"] and not (self.has_jacobians and is_jacobian(msg))):
+        if site_is_subsample(msg):
+            # Replay, which stands further out, would answer with the guide's indices, whatever the model asks for.
+            known = None if self.guide is None else self.guide.indices.get(msg["name"])
+            if known is not None:
+                check_subsample(msg["name"], msg["fn"], msg["value"], known)
+            return
+        if msg["is_observed"] and not (self.has_jacobians and is_jacobian(msg)):
             return
         name = msg["name"]
         latent = name.removesuffix(UNCONSTRAINED) if msg["infer"].get("is_auxiliary") else name
@@ -63,6 +76,9 @@ class BetaMessenger(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         """Mark what `obs_mask` leaves to the model to draw without a reparameterisation: see `check_imputed`."""
+        if site_is_subsample(msg):
+            self.indices[msg["name"]] = torch.as_tensor(msg["value"])
+            return
         if self.guide is not None and msg["name"] not in self.guide.scales and is_imputed(msg) and not msg["fn"].has_rsample:
             msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
@@ -109,11 +125,13 @@ def weigh_traces(
     make_losses_direct(guide_sites)
     if not interleaved:
         check_scales(on_model.scales, on_guide.scales)
+        check_shared_plates(model_sites, guide_sites, on_model.indices, on_guide.indices)
     groups = kl_groups(guide_sites, latents)
+    scales = {**on_model.scales, **on_guide.scales}
+    check_joint_scales(scales, groups)
     if isinstance(betas, Mapping):
         check_names(betas, groups, guide_sites, latents)
     share_masks(model_trace, guide_trace, groups)
-    scales = {**on_model.scales, **on_guide.scales}
     return WeighedTraces(model_trace, guide_trace, model_sites, guide_sites, scales, groups, imputed)
 
 

@@ -111,6 +111,19 @@ def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Be
             )
 
 
+def check_joint_scales(scales: Mapping[str, Beta], groups: Mapping[str, tuple[str, ...]]) -> None:
+    """The joint draw of an autoguide lies outside all plates: under a subsample its log q would miss the scale of theirs."""
+    for sites in (s for s in groups.values() if is_joint(s)):
+        first = scales[sites[-1]]
+        for name in sites[:-1]:
+            if not torch.allclose(as_double(scales[name]), as_double(first), rtol=1e-6, atol=0.0):
+                raise StructureError(
+                    f"site '{name}' has scale {scales[name]}, but the guide draws it jointly in '{sites[-1]}', whose log q "
+                    f"has scale {first}: a joint draw knows no subsampled plates. Use AutoNormal, with create_plates= where "
+                    "the model is given its subsample"
+                )
+
+
 def as_double(scale: Beta) -> Tensor:
     return torch.as_tensor(scale, dtype=torch.double)
 

@@ -10,9 +10,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from ..errors import DatumPlateError, StructureError, SubsamplingError
+from ..errors import StructureError
 from .holes import filled
 from .one_way import draw_base, is_one_way, log_prob_at, push
+from .subsamples import check_subsample
 from .supports import has_edges, inside_support
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]
@@ -128,24 +129,12 @@ class Recorder(Messenger):
     def _answer_subsample(self, msg: Any) -> None:
         """Guide and model, and all runs of a call, look at the same data."""
         name, given, known = msg["name"], msg["value"], self.indices.get(msg["name"])
+        if known is not None:
+            check_subsample(name, msg["fn"], given, known)
         if given is not None:
-            given = torch.as_tensor(given)
-            with torch._C.DisableTorchFunction():  # our own look at the indices is not the program's
-                same = known is None or torch.equal(given, known)
-            if not same:
-                raise SubsamplingError(
-                    f"plate '{name}' is given other subsample indices than it had before in this call: give model and "
-                    "guide the same subsample="
-                )
-            self.indices[name] = given
+            self.indices[name] = torch.as_tensor(given)
         elif known is None:
             self.indices[name] = self.draw_indices(name, msg["fn"])
-        else:
-            size = msg["fn"].size if msg["fn"].subsample_size is None else min(msg["fn"].subsample_size, msg["fn"].size)
-            if len(known) != size:
-                raise DatumPlateError(
-                    f"plate '{name}' has sizes {sorted({len(known), size})} in model and guide: they must agree"
-                )
         msg["value"], msg["done"] = self.indices[name], True
 
     def _answer(self, msg: Any) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernel import FIT
-from .space import LatentSpace, differentiable
+from .gradients import check_gradients, differentiable
+from .space import LatentSpace
 
 FADE = 0.95  # weight of a gradient per round of age
 RIDGE, ANCHOR_RIDGE = 1.0, 2.0  # pseudo-gradients behind the anchor, and behind the starting precision within it
@@ -119,14 +120,20 @@ def fit_with_points(
     return start.where(highest < floor, proposal), FitPoints(u, log_joint, log_prior, source)
 
 
-def value_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(x, u), (K, B), and its gradient per particle, (K, B, D), in pieces of bounded memory."""
-    value, _, gradient = values_and_gradient(space, u)
-    return value, gradient
-
-
 def values_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with log p(u), (K, B), between the two."""
+    """log p(x, u) and log p(u), (K, B) each, and the gradient of the first per particle, (K, B, D).
+
+    In pieces of bounded memory.
+
+    :raises NonFiniteError: for a gradient that is not finite where log p(x, u) is.
+    """
+    log_joint, log_prior, gradient = unchecked_gradient(space, u)
+    check_gradients(log_joint, gradient)
+    return log_joint, log_prior, gradient
+
+
+def unchecked_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for whoever does without a gradient that is not finite."""
     joints: list[Tensor] = []
     priors: list[Tensor] = []
     gradients: list[Tensor] = []
@@ -149,7 +156,7 @@ def newton_step(
     symmetric H. The anchor is diagonal, from a regression per coordinate; without one the fit can diverge.
     """
     dim = proposal.loc.shape[-1]
-    usable = gradients.isfinite().all(-1).T.unsqueeze(1)  # (B, 1, K)
+    usable = gradients.isfinite().all(-1).T.unsqueeze(1)  # (B, 1, K); elsewhere log p is not finite either
     z = (points - proposal.loc).permute(1, 2, 0)  # (B, D, K)
     g = torch.where(usable, gradients.permute(1, 2, 0), torch.zeros_like(z))
     u, v = proposal.whitened(points), proposal.tril.mT @ g

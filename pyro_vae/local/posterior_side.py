@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import LocalFitError
 from ..kernel import CHECK
 from ..ops import log_mean_exp, log_mean_exp_std_error
-from .gaussian import GaussianProposal, newton_step, value_and_gradient
+from .gaussian import GaussianProposal, newton_step, values_and_gradient
 from .mixture import MixtureProposal
 from .resampling import Resampled
 from .space import LatentSpace
@@ -62,14 +62,14 @@ def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple
     """
     space.call.set_noise(CHECK, TRAJECTORY)
     momentum = torch.randn(*u.shape[1:], len(u), dtype=u.dtype, device=u.device)  # (B, D, C), whitened
-    start_value, start_gradient = value_and_gradient(space, u)
+    start_value, _, start_gradient = values_and_gradient(space, u)
     lowest = start_value.nan_to_num(nan=-torch.inf).amin(0) - 20 - 2 * space.dim
     start, gradient = u, start_gradient
     points, gradients = [u], [gradient]
     for _ in range(NUM_STEPS):
         momentum = momentum + 0.5 * STEP_SIZE * metric.tril.mT @ gradient.permute(1, 2, 0)
         u = u + STEP_SIZE * (metric.tril @ momentum).permute(2, 0, 1)
-        value, gradient = value_and_gradient(space, u)
+        value, _, gradient = values_and_gradient(space, u)
         fine = ((value > lowest) & gradient.isfinite().all(-1) & u.isfinite().all(-1)).unsqueeze(-1)
         u, gradient = torch.where(fine, u, start), torch.where(fine, gradient, start_gradient)
         momentum = momentum + 0.5 * STEP_SIZE * metric.tril.mT @ gradient.permute(1, 2, 0)

@@ -1,8 +1,7 @@
 """All continuous latents of a datum as one unconstrained vector u of D numbers, and the log joint as a function of it."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from torch.distributions.transforms import Transform, identity_transform
 from ..errors import LocalFitError
 from ..kernel import Call, LogWeights, Record, innermost, reduce_to_datum, support_of
 from .bijections import bijection
-
-REMEDY = "Use ImportanceSampling, which needs no fit"
+from .gradients import REMEDY
 
 
 class LatentSpace:
@@ -153,19 +151,6 @@ class LatentSpace:
         log_det = transform.log_abs_det_jacobian(u, value)
         extra = log_det.ndim - 1 - self.layout.num_plates
         return reduce_to_datum(log_det.flatten(-extra).sum(-1) if extra else log_det, self.layout)
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Record gradients, and say so by name where a program does not let them through."""
-    try:
-        with torch.enable_grad():
-            yield
-    except RuntimeError as error:
-        raise LocalFitError(
-            f"log p(x, z) cannot be differentiated with respect to the latents ({error}): keep the path from latents to "
-            f"log-densities in differentiable torch operations. {REMEDY}"
-        ) from error
 
 
 def find_transforms(call: Call) -> dict[str, Transform]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .gaussian import value_and_gradient
+from .gaussian import values_and_gradient
 from .space import LatentSpace
 
 NUM_CLIMBED = 4
@@ -42,7 +42,7 @@ def climb(space: LatentSpace, u: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     step, sign = step.expand_as(u), torch.zeros_like(u)
     best, highest = u, torch.full_like(u[..., 0], -torch.inf)
     for _ in range(CLIMBING_STEPS):
-        log_joint, gradient = value_and_gradient(space, u)
+        log_joint, _, gradient = values_and_gradient(space, u)
         higher = log_joint > highest  # false for nan
         best, highest = torch.where(higher.unsqueeze(-1), u, best), torch.where(higher, log_joint, highest)
         before, sign = sign, gradient.nan_to_num(nan=0.0).sign()

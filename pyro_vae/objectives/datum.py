@@ -13,15 +13,17 @@ from torch import Tensor
 from ..errors import StructureError, quoted
 from ..kernel import INFER, Betas, Call, LivePair, LogWeights, Record
 from .base import Objective
+from .gradients import score_of_bound, scored_sites
 from .terms import Pass, Terms, terms_of
-from .weighing import pass_of
+from .weighing import check_enumeration, pass_of, total
 from .weights import snapshot
 
 
 class DatumELBO(Objective):
     """An objective made of log-densities (K, B).
 
-    A subclass says in `_loss_and_surrogate` what is returned, and what it is the gradient of.
+    A subclass writes `bound`, and gets gradients for any draws. One whose gradient is not that of its loss writes
+    `_loss_and_surrogate` instead: what is returned, and what it is the gradient of.
     """
 
     _loss: Tensor
@@ -77,10 +79,21 @@ class DatumELBO(Objective):
         self._loss, self._complete = loss.detach(), True
         return self._loss, surrogate
 
+    def bound(self, log_weight: Tensor) -> Tensor:
+        """The bound of each datum, (B,), from the log-weights (K, B) of any number K of particles; nats."""
+        raise NotImplementedError(f"{type(self).__name__} has no bound: write bound(log_weight), from (K, B) to (B,)")
+
     def _loss_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        call = self._call(model, guide, args, kwargs)
+        drawn = call.draw(self.num_particles)
+        weights, scale = self._weigh(call, drawn, scores_draws=True)
+        bound = self.bound(weights.log_weight)
+        loss = -(bound.detach() * scale).sum()
+        if torch.is_grad_enabled() and (log_q := self._log_drawn(call, drawn, weights)):
+            bound = bound + score_of_bound(self.bound, weights.log_weight, total(log_q.values()))
+        return loss, -(bound * scale).sum()
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("Pyro's class asks for it; here the kernel runs the pair")
@@ -102,15 +115,39 @@ class DatumELBO(Objective):
         return pair.call(args, kwargs, indices)
 
     def _weigh(
-        self, call: Call, guide: Record, num_particles: int | None = None, betas: Betas = 1.0
+        self,
+        call: Call,
+        guide: Record,
+        num_particles: int | None = None,
+        betas: Betas = 1.0,
+        *,
+        scores_draws: bool = False,
     ) -> tuple[LogWeights, float | Tensor]:
-        """The log-densities of drawn particles and the scale of the data; remembers them for `terms`."""
+        """The log-densities of drawn particles and the scale of the data; remembers them for `terms`.
+
+        With `scores_draws=True` the caller answers for the gradient of draws that are not reparameterised. Otherwise they
+        are refused: autograd alone would give a gradient without the term of how likely they were, of any sign.
+        """
         self._num_drawn = num_particles or self.num_particles
         model = call.score(call.latent_values(guide), self._num_drawn)
         weights = call.weigh(guide, model, self._num_drawn)
+        check_enumeration(weights)
+        if torch.is_grad_enabled() and not scores_draws and (scored := self._log_drawn(call, guide, weights)):
+            raise StructureError(
+                f"{quoted(scored)} are drawn without a reparameterisation, and {type(self).__name__} has no score-function "
+                "term for them, so the gradient would be wrong: use reparameterised draws. A subclass of DatumELBO that "
+                "writes bound(log_weight) in place of _loss_and_surrogate takes any draws"
+            )
         scale = datum_scale(call, guide, model)
         self._pass, self._recorded, self._plates = pass_of(weights, scale), snapshot(betas), plates_of(call, model)
         return weights, scale
+
+    def _log_drawn(self, call: Call, guide: Record, weights: LogWeights) -> dict[str, Tensor]:
+        """The log-densities of draws that autograd does not see as functions of parameters, where they have any."""
+        names = scored_sites(guide, call.structure.layout.enumerated)
+        found = {name: weights.guide_sites[name] for name in names}
+        found |= {name: weights.log_drawn([name]) for name in self.prior_sites}
+        return {name: log_q for name, log_q in found.items() if log_q.requires_grad}
 
 
 def datum_scale(call: Call, *records: Record) -> float | Tensor:

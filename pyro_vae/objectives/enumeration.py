@@ -16,7 +16,7 @@ from pyro.ops.rings import SampleRing
 from torch import Tensor
 
 from ..errors import EnumerationError, MaskError, quoted
-from ..kernel import Beta, WeighedTraces
+from ..kernel import Beta, WeighedTraces, check_plate_names
 from .beta import BetaELBO
 from .terms import Pass, Summable, places_of
 
@@ -38,6 +38,7 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
     """
 
     def _measure(self, traces: WeighedTraces) -> Pass:
+        check_plate_names(traces.model_sites, traces.guide_sites)
         traces.model.compute_log_prob()
         traces.guide.compute_score_parts()
         if any("packed" not in s for s in (*traces.model_sites.values(), *traces.guide_sites.values())):

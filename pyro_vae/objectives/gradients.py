@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions.rejector import Rejector
 from torch import Tensor
 
-from ..kernel import Cut
+from ..errors import StructureError
+from ..kernel import Cut, Record, innermost
 from ..ops import log_mean_exp
 from .weighing import total
 
@@ -39,6 +41,16 @@ def score_surrogate(log_weight: Tensor, log_q: Tensor) -> Tensor:
     return (learning.nan_to_num(0.0, 0.0, 0.0) * log_q).sum(0)
 
 
+def score_of_bound(bound: Callable[[Tensor], Tensor], log_weight: Tensor, log_q: Tensor) -> Tensor:
+    """The same for any bound, a function from log-weights (K, B) to (B,), which is asked once for each particle left out."""
+    log_weight = log_weight.detach()
+    others = torch.zeros_like(log_weight)
+    if len(log_weight) > 1:
+        left_out = (torch.cat([log_weight[:k], log_weight[k + 1 :]]) for k in range(len(log_weight)))
+        others = torch.stack([bound(rest).detach() for rest in left_out])
+    return ((bound(log_weight).detach() - others).nan_to_num(0.0, 0.0, 0.0) * log_q).sum(0)
+
+
 def bounds_of_others(log_weight: Tensor) -> Tensor:
     """The bound without each particle in turn, (K, B); zero for K = 1."""
     num_particles = len(log_weight)
@@ -48,6 +60,23 @@ def bounds_of_others(log_weight: Tensor) -> Tensor:
     before = torch.cat([nothing, log_weight[:-1].logcumsumexp(0)])
     after = torch.cat([log_weight[1:].flip(0).logcumsumexp(0).flip(0), nothing])
     return torch.logaddexp(before, after) - math.log(num_particles - 1)
+
+
+def scored_sites(guide: Record, enumerated: Collection[str]) -> list[str]:
+    """The draws of the guide whose gradient needs a score function."""
+    found = []
+    for name, site in guide.items():
+        if site.is_observed or name in enumerated:
+            continue
+        fn = innermost(site.fns[0])
+        if isinstance(fn, Rejector):
+            raise StructureError(
+                f"the guide's site '{name}' ({type(fn).__name__}) is drawn by rejection, reparameterised in part: use a "
+                "distribution of torch, such as pyro.distributions.Gamma without rejection"
+            )
+        if not fn.has_rsample:
+            found.append(name)
+    return found
 
 
 def path_surrogate(weighted: Tensor, cuts: Sequence[Sequence[Cut]]) -> Tensor | float:

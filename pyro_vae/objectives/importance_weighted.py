@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from pyro.distributions.rejector import Rejector
 from torch import Tensor
 
 from ..errors import OptionError, StructureError, quoted
-from ..kernel import INFER, Cut, Record, innermost
+from ..kernel import INFER, Cut
 from ..ops import log_mean_exp
 from .base import BetaObjective
 from .datum import DatumELBO
-from .gradients import normalised, path_surrogate, score_surrogate, weighed
+from .gradients import normalised, path_surrogate, score_surrogate, scored_sites, weighed
 from .weighing import beta_densities, total
 from .weights import Weight
 
@@ -100,7 +99,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
                 f"gradient='{self.gradient}' follows the draws of the guide, but {quoted(scored)} are not reparameterised: "
                 "use gradient='standard', which has a score-function term for them"
             )
-        weights, scale = self._weigh(call, drawn, betas=betas)
+        weights, scale = self._weigh(call, drawn, betas=betas, scores_draws=True)
         log_joint, log_guide = beta_densities(weights, betas)
         log_weight = log_joint - log_guide
         loss = -(log_mean_exp(log_weight.detach(), 0) * scale).sum()
@@ -118,20 +117,3 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         along = share if self.gradient == "stl" or isinstance(betas, Mapping) else share * (1 - betas + betas * share)
         model_part = ((weighed(share, log_joint).sum(0) + by_the_model) * scale).sum()
         return loss, -model_part - path_surrogate((weighed(along, log_weight) * scale).sum(), cuts)
-
-
-def scored_sites(guide: Record, enumerated: Collection[str]) -> list[str]:
-    """The draws of the guide whose gradient needs a score function."""
-    found = []
-    for name, site in guide.items():
-        if site.is_observed or name in enumerated:
-            continue
-        fn = innermost(site.fns[0])
-        if isinstance(fn, Rejector):
-            raise StructureError(
-                f"the guide's site '{name}' ({type(fn).__name__}) is drawn by rejection, reparameterised in part: use a "
-                "distribution of torch, such as pyro.distributions.Gamma without rejection"
-            )
-        if not fn.has_rsample:
-            found.append(name)
-    return found

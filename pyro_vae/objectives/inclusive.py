@@ -14,7 +14,6 @@ from ..kernel import INFER, Call, Cut, LogWeights, Record
 from ..ops import log_mean_exp
 from .datum import DatumELBO
 from .gradients import normalised, weighed
-from .weighing import check_enumeration
 
 Arguments = Callable[[Mapping[str, Tensor]], tuple]
 
@@ -80,11 +79,10 @@ class InclusiveKL(DatumELBO):
     ) -> tuple[Tensor, Tensor]:
         call = self._call(model, guide, args, kwargs)
         if self.proposal is None:
-            weights, scale = self._weigh(call, fixed_draws(call, self.num_particles))
+            weights, scale = self._weigh(call, fixed_draws(call, self.num_particles), scores_draws=True)
             log_guide = weights.log_guide
         else:
             weights, log_guide, scale = self._weigh_proposal(call, model, args, kwargs)
-        check_enumeration(weights)
         log_weight = weights.log_joint.detach() - weights.log_guide.detach()
         share = normalised(log_weight)
         bound = log_mean_exp(log_weight, 0)
@@ -113,7 +111,7 @@ class InclusiveKL(DatumELBO):
         proposal = self._call(model, self.proposal, args, kwargs, role="proposal", indices=call.guide.indices)
         with torch.no_grad(), poutine.block(hide_types=["param"]):  # SVI steps every parameter that it sees
             drawn = proposal.draw(self.num_particles)
-        weights, scale = self._weigh(proposal, drawn)
+        weights, scale = self._weigh(proposal, drawn, scores_draws=True)
         self._pass, self._num_drawn = own_draws, 1
         return weights, call.log_guide(proposal.latent_values(drawn), self.num_particles, weights.model), scale
 

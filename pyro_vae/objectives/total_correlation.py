@@ -17,8 +17,7 @@ from ..kernel.aggregate import check_dimensions, check_separate, log_q_by_dimens
 from ..ops import index_code_information
 from .base import BetaObjective
 from .datum import DatumELBO, plates_of
-from .importance_weighted import scored_sites
-from .weighing import check_enumeration
+from .gradients import scored_sites
 from .weights import Weight, check_weight, value_of
 
 
@@ -148,7 +147,6 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         drawn = call.draw(1)
         self._check_guide(call, drawn)
         densities, scale = self._weigh(call, drawn, betas=weights_now[1])
-        check_enumeration(densities)
         check_masks(densities, drawn)
         if isinstance(scale, Tensor) and scale.dim():
             raise StructureError(
