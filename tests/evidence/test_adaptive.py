@@ -997,7 +997,7 @@ def test_at_equal_cost_it_beats_the_guide_on_mnist():
     with quiet():
         fitted = pv.AdaptiveImportanceSampling(vae.model, vae.guide, **options)(x)
         plain = pv.ImportanceSampling(vae.model, vae.guide, num_particles=500, seed=0)(x)
-    assert fitted.cost == plain.cost == 500
+    assert fitted.cost == plain.cost == 500 + 2  # two evaluations look at the rounding of float32
     # log p(x) is about -85.52 (DESIGN, 6) and the guide gives -87.48: no more than 1.96 nats are to be had.
     assert float(fitted.mean().value) > -85.6
     assert float(fitted.mean().std_error) < 0.02
