@@ -175,10 +175,10 @@ def newton_step(
     # The normal equations of a symmetric H are a Lyapunov equation, H A + A H = R + R'.
     second_moment = (u * w) @ u.mT + RIDGE * torch.eye(dim, dtype=u.dtype, device=u.device)
     right = RIDGE * anchor - (v * w) @ u.mT
-    a, basis = torch.linalg.eigh(second_moment)
+    a, basis, known = eigh(second_moment)
     rotated = basis.mT @ (right + right.mT) @ basis
     precision = basis @ (rotated / (a.unsqueeze(-1) + a.unsqueeze(-2))) @ basis.mT
-    factors, axes = torch.linalg.eigh(0.5 * (precision + precision.mT))
+    factors, axes, precise = eigh(0.5 * (precision + precision.mT))
     factors = factors.clamp(*PRECISION_RANGE)
     step = axes @ ((axes.mT @ v_mean) / factors.unsqueeze(-1)) + u_mean
     longest = max(0.5 * math.sqrt(dim), 2.5)
@@ -187,5 +187,20 @@ def newton_step(
     signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(u.dtype)
     loc = proposal.loc + (proposal.tril @ step).squeeze(-1)
     tril = upper.mT * signs.unsqueeze(-2)
-    good = loc.isfinite().all(-1) & tril.isfinite().all(-1).all(-1)
+    good = known & precise & loc.isfinite().all(-1) & tril.isfinite().all(-1).all(-1)
     return GaussianProposal(loc, tril).where(good, proposal)
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`torch.linalg.eigh` of (B, D, D), and where it is of the matrix, (B,): one that is not finite counts as the identity.
+
+    One such matrix, or one too badly scaled for float32, would raise for the whole batch.
+    """
+    known = matrix.isfinite().all(-1).all(-1)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    matrix = torch.where(known.reshape(-1, 1, 1), matrix, identity)
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        values, vectors = (found.to(matrix.dtype) for found in torch.linalg.eigh(matrix.double()))
+    return values, vectors, known
