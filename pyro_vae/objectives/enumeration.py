@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import EnumerationError, MaskError, quoted
 from ..kernel import Beta, WeighedTraces, check_plate_names
 from .beta import BetaELBO
+from .pyro_failures import named_failures
 from .terms import Pass, Summable, places_of
 
 
@@ -36,6 +37,18 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
         guide = config_enumerate(guide)
         svi = SVI(model, guide, optimizer, pv.BetaTraceEnum_ELBO(beta=0.5, max_plate_nesting=1))
     """
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        with named_failures():
+            return float(super().loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        with named_failures():
+            return super().loss_and_grads(model, guide, *args, **kwargs)
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        with named_failures():
+            return super().differentiable_loss(model, guide, *args, **kwargs)
 
     def _measure(self, traces: WeighedTraces) -> Pass:
         check_plate_names(traces.model_sites, traces.guide_sites)
