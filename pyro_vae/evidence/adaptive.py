@@ -146,8 +146,11 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
     """The record with what the search has found about itself; `None` where no proposal was needed."""
     if fitted is None:
         return evidence
-    if fitted.witnesses is None:
-        return replace(evidence, unchecked={**evidence.unchecked, "search": fitted.why_not})
+    why_not = fitted.why_not
+    if evidence.method == FITTED_PROPOSALS and evidence.num_particles < MIN_PARTICLES_FOR_K:
+        why_not = f"K < {MIN_PARTICLES_FOR_K}"  # a mode is judged by its share of the estimate, which is noise here
+    if fitted.witnesses is None or why_not:
+        return replace(evidence, unchecked={**evidence.unchecked, "search": why_not})
     missed = missed_modes(fitted.witnesses, fitted.proposal, evidence.log_evidence)
     return replace(evidence, checks={**evidence.checks, "search": missed})
 
