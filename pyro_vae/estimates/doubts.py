@@ -143,7 +143,7 @@ def count(flags: Tensor) -> str:
 def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
     """All reasons in one line: "tails 3 of 60, precision not checked (why)"."""
     parts = []
-    for reason in TABLE:
+    for reason in dict.fromkeys([*TABLE, *unchecked]):
         verb = "judged" if reason == "tails" else "checked"
         if reason in doubts:
             number = f"{int(doubts[reason].sum())} of {len(doubts[reason])}"

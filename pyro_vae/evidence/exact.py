@@ -16,7 +16,7 @@ from ..kernel import GUIDE, INFER, Call, LogWeights, Pair, movement
 from ..local import LatentSpace
 from ..local.gaussian import unchecked_gradient
 from .adaptive import ELBO_PARTICLES
-from .importance import check_precision, mean_std_error
+from .importance import check_precision, mean_std_error, unknown_supports
 
 CHECKS = 300  # points from the prior and around the maximum at which a joint must look Gaussian
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
@@ -218,5 +218,6 @@ def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         stripped_scales=call.structure.stripped_scales,
         support_checked=call.check_support,
         method=EXACT_VALUE,
+        unchecked=unknown_supports(call),
     )
     return check_precision(call, evidence)

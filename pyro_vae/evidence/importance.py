@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 from ..estimates import Evidence, KCurve, warn_about
 from ..estimates.doubts import GUIDE_ITSELF
 from ..kernel import GUIDE, INFER, Call, Pair, movement
@@ -125,8 +125,15 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method:
         stripped_scales=call.structure.stripped_scales,
         support_checked=call.check_support,
         method=method,
+        unchecked=unknown_supports(call),
     )
     return check_precision(call, evidence)
+
+
+def unknown_supports(call: Call) -> dict[str, str]:
+    """What the record says where the support of a latent had to be guessed."""
+    names = call.structure.unknown_supports
+    return {"support": f"that of {quoted(names)} is not named, taken for the reals"} if names else {}
 
 
 def check_precision(call: Call, evidence: Evidence) -> Evidence:

@@ -22,7 +22,7 @@ from ..errors import (
 from .autoguides import auto_sites
 from .plates import batch_shape, check_plates
 from .recorder import Layout, Site
-from .supports import has_edges, innermost, inside_support, is_discrete
+from .supports import has_edges, innermost, inside_support, is_discrete, support_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Structure:
     stripped_scales: Mapping[str, float | Tensor]
     subsampled: bool
     bytes_per_particle: int
+    unknown_supports: tuple[str, ...] = ()  # latents whose distribution does not name its support
     latent_supports: frozenset[str] = frozenset()  # observed sites whose support depends on latents
 
 
@@ -97,6 +98,7 @@ def analyse(
         model_enumerated=tuple(model_enumerated),
         guide_sites=tuple(guide_sites),
         model_sites=tuple(model_sites),
+        unknown_supports=tuple(n for n in latents if support_of(innermost(model_sites[n].fn)) is None),
         stripped_scales=find_scales(guide_sites, model_sites),
         bytes_per_particle=max(
             s.value.element_size() * batch_shape(s).numel() * s.fn.event_shape.numel() for s in all_sites
