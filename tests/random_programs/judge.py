@@ -112,15 +112,7 @@ def has_effect(case: Case) -> bool:
 
 def doubted(record: Any) -> Tensor:
     """(B,) where a record says itself that its number may be wrong."""
-    reliable = getattr(record, "reliable", None)
-    if isinstance(reliable, Tensor):
-        return ~reliable
-    if isinstance(record, pv.Gaps):
-        return doubted(record.evidence) | ~record.converged | record.refuted
-    flags = record.unreliable
-    for check in record.checks.values():
-        flags = flags | check
-    return flags
+    return ~record.reliable
 
 
 def compared(
