@@ -1,12 +1,11 @@
 """Importance sampling from proposals fitted to each datum first."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, quoted
 from ..estimates import Evidence, warn_about
 from ..kernel import GUIDE, INFER, Call, Pair
 from ..local import (
@@ -18,7 +17,8 @@ from ..local import (
     proposal_log_weights,
     search,
 )
-from .importance import checked_count, mean_std_error, summarise
+from ..options import one_of, seed_or_none, whole_number
+from .importance import mean_std_error, summarise
 
 ELBO_PARTICLES = 20
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
@@ -91,10 +91,10 @@ class AdaptiveImportanceSampling:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        self.num_particles = checked_count("num_particles", num_particles)
-        self.num_gradients = None if num_gradients is None else checked_count("num_gradients", num_gradients, lowest=2)
+        self.num_particles = whole_number("num_particles", num_particles)
+        self.num_gradients = None if num_gradients is None else whole_number("num_gradients", num_gradients, lowest=2)
         self.proposal = checked_proposal(proposal)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
@@ -107,9 +107,7 @@ class AdaptiveImportanceSampling:
 
 
 def checked_proposal(proposal: Proposal) -> Proposal:
-    if not isinstance(proposal, str) or proposal not in get_args(Proposal):
-        raise OptionError(f"proposal must be one of {quoted(get_args(Proposal))}, got {proposal!r}")
-    return proposal
+    return cast(Proposal, one_of("proposal", proposal, get_args(Proposal)))
 
 
 def fitted_log_weights(

@@ -16,10 +16,10 @@ from ..estimates import Estimate, RateDistortionCurve, warn_about
 from ..evidence import AnnealedImportanceSampling
 from ..evidence.annealed import Annealing
 from ..evidence.hmc import State
-from ..evidence.importance import checked_count
 from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, check_loader, first_element, over_batches
 from ..kernel.records import narrow_record
 from ..ops import log_mean_exp, log_mean_exp_std_error
+from ..options import is_real, seed_or_none, whole_number
 from .sums import Moments
 
 NUM_POINTS = 20  # after the prior, where no betas are given
@@ -102,8 +102,8 @@ class RateDistortion:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        checked_count("num_chains", num_chains, lowest=2)
-        self.seed = seed
+        whole_number("num_chains", num_chains, lowest=2)
+        self.seed = seed_or_none(seed)
         self._sampler = AnnealedImportanceSampling(
             model,
             guide,
@@ -118,7 +118,7 @@ class RateDistortion:
         )
         self.betas = reported_betas(betas)
         self._powers = [1 / beta for beta in self.betas]
-        self._grid, self._places = annealing_grid(self._powers, num_steps)
+        self._grid, self._places = annealing_grid(self._powers, self._sampler.num_steps)
 
     @torch.no_grad()
     def __call__(
@@ -269,7 +269,7 @@ def numbers_in(betas: Any) -> list[float]:
     known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 else betas
     if isinstance(known, Tensor) or not isinstance(known, Iterable):
         return []
-    return [float(beta) if isinstance(beta, (int, float, Tensor)) else math.nan for beta in known]
+    return [float(beta) if is_real(beta) or isinstance(beta, Tensor) else math.nan for beta in known]
 
 
 def annealing_grid(powers: list[float], num_steps: int) -> tuple[list[float], dict[int, int]]:
