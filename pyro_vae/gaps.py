@@ -9,9 +9,10 @@ from .errors import SubsamplingError
 from .estimates import Evidence, Gaps, warn_about
 from .estimates.doubts import FITTED_PROPOSALS
 from .evidence.adaptive import fitted_log_weights, with_search
-from .evidence.importance import checked_count, mean_std_error, summarise
+from .evidence.importance import mean_std_error, summarise
 from .kernel import GUIDE, INFER, Call, Pair
 from .local import fit_offsets, restarted
+from .options import seed_or_none, whole_number
 
 
 class InferenceGaps:
@@ -69,9 +70,9 @@ class InferenceGaps:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        self.num_particles = checked_count("num_particles", num_particles, lowest=2)
-        self.num_steps = checked_count("num_steps", num_steps)
-        self.seed = seed
+        self.num_particles = whole_number("num_particles", num_particles, lowest=2)
+        self.num_steps = whole_number("num_steps", num_steps)
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
         self._estimator = None if evidence is None else evidence(model, guide)
 

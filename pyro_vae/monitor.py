@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from .errors import DatumPlateError, OptionError, ScheduleWarning
 from .estimates import TrainingHistory
-from .schedules import check_whole, unfinished
+from .options import whole_number
+from .schedules import unfinished
 
 __all__ = ["Monitor"]
 
@@ -65,10 +66,8 @@ class Monitor:
     """
 
     def __init__(self, objective: Any, *, num_updates: int | None = None, progress: bool = True) -> None:
-        if num_updates is not None:
-            check_whole("num_updates", num_updates, at_least=1)
         self.objective = objective
-        self.num_updates = num_updates
+        self.num_updates = None if num_updates is None else whole_number("num_updates", num_updates)
         self.progress = progress
         self._per_datum: bool | None = None  # not known before the first step
         self._pending: list[_Row] = []

@@ -15,15 +15,16 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from numbers import Integral, Real
 from typing import Any
 
 from .errors import OptionError, ScheduleWarning
+from .options import real_number, whole_number
 
 __all__ = ["CosineAnnealing", "CyclicalAnnealing", "LinearAnnealing", "SigmoidAnnealing", "warn_if_unfinished"]
 
 Schedule = Callable[[int], float]
 
+WEIGHS = "beta weighs a KL divergence"
 TOLERANCE = 0.02  # of the largest value: closer than that, a schedule counts as constant
 FAR = 10**9  # updates after the last one at which a schedule must be constant
 STRIDE = 1.02  # ratio of the distances at which it is looked at on the way there
@@ -40,10 +41,13 @@ class _Annealing:
     delay: int = 0
 
     def __post_init__(self) -> None:
-        check_whole("num_steps", self.num_steps, at_least=1)
-        check_whole("delay", self.delay, at_least=0)
-        _check_beta("start", self.start)
-        _check_beta("end", self.end)
+        _keep(
+            self,
+            num_steps=whole_number("num_steps", self.num_steps),
+            delay=whole_number("delay", self.delay, lowest=0),
+            start=real_number("start", self.start, why=WEIGHS),
+            end=real_number("end", self.end, why=WEIGHS),
+        )
 
     def __call__(self, step: int) -> float:
         _check_step(step)
@@ -108,8 +112,10 @@ class SigmoidAnnealing(_Annealing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (_is_finite(self.steepness) and self.steepness / 4 > 0):
+        steepness = real_number("steepness", self.steepness, ends="(]", why="10 is the usual one")
+        if not steepness / 4 > 0:  # it underflows
             raise OptionError(f"steepness must be a finite number above 0, got {self.steepness!r}: 10 is the usual one")
+        _keep(self, steepness=steepness)
 
     def _curve(self, done: float) -> float:
         # the formula above, by s(t) = (1 + tanh(steepness (t - 1/2) / 2)) / 2
@@ -171,12 +177,14 @@ class CyclicalAnnealing:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        check_whole("period", self.period, at_least=2)
-        check_whole("num_cycles", self.num_cycles, at_least=1)
-        if not (_is_finite(self.ramp) and 0 < self.ramp <= 1):
-            raise OptionError(f"ramp must be a share of the cycle in (0, 1], got {self.ramp!r}: 0.5 is the usual one")
-        _check_beta("start", self.start)
-        _check_beta("end", self.end)
+        _keep(
+            self,
+            period=whole_number("period", self.period, lowest=2),
+            num_cycles=whole_number("num_cycles", self.num_cycles),
+            ramp=real_number("ramp", self.ramp, highest=1.0, ends="(]", why="it is a share of the cycle, as a rule 0.5"),
+            start=real_number("start", self.start, why=WEIGHS),
+            end=real_number("end", self.end, why=WEIGHS),
+        )
 
     def __call__(self, step: int) -> float:
         _check_step(step)
@@ -211,7 +219,7 @@ def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule")
     """What `warn_if_unfinished` says, or `None` where it has nothing to say."""
     if not callable(schedule):
         raise OptionError(f"a schedule is a callable step -> float, got {schedule!r}: a constant beta needs no schedule")
-    check_whole("num_updates", num_updates, at_least=1)
+    num_updates = whole_number("num_updates", num_updates)
     last = num_updates - 1
     first_value, last_value = _value(schedule, 0), _value(schedule, last)
     later = list(_later_values(schedule, last))
@@ -268,20 +276,12 @@ def _between(start: float, end: float, share: float) -> float:
     return (1 - share) * start + share * end
 
 
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+def _keep(schedule: Any, **values: float) -> None:
+    """Plain numbers in the place of those that came, of a frozen schedule."""
+    for name, value in values.items():
+        object.__setattr__(schedule, name, value)
 
 
 def _check_step(step: int) -> None:
     if not step >= 0:
         raise OptionError(f"a schedule is asked for steps >= 0, the number of the update counted from 0; got {step!r}")
-
-
-def check_whole(name: str, value: Any, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        raise OptionError(f"{name} must be a whole number of at least {at_least}, got {value!r}: give an int")
-
-
-def _check_beta(name: str, value: Any) -> None:
-    if not _is_finite(value) or value < 0:
-        raise OptionError(f"{name} must be a finite number of at least 0, got {value!r}: beta weighs a KL divergence")

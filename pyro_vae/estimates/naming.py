@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..errors import OptionError, quoted
+from ..options import is_whole
 
 SHOWN = 5  # names in a message
 
@@ -18,7 +19,7 @@ def unit_numbers(units: Sequence[int | str], names: Sequence[str]) -> list[int]:
 def number_of(unit: int | str, names: Sequence[str]) -> int:
     if isinstance(unit, str) and unit in names:
         return list(names).index(unit)
-    if isinstance(unit, int) and not isinstance(unit, bool) and 0 <= unit < len(names):
-        return unit
+    if is_whole(unit) and 0 <= int(unit) < len(names):
+        return int(unit)
     listed = quoted(names[:SHOWN]) + (" and so on" if len(names) > SHOWN else "")
     raise OptionError(f"there is no unit {unit!r}: pass a name ({listed}) or a number from 0 to {len(names) - 1}")

@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import ConvergenceWarning
 from .doubts import FEW
 from .joining import to_plain
 from .mean import Estimate
+
+SIGMAS, TOLERANCE = 4.0, 0.05  # errors and nats by which a point may be above the guide: all P points are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +24,10 @@ class RateDistortionCurve:
     :ivar distortion: (P,) its distortion. So (rate, distortion) lies on or above the true curve.
     :ivar bound: (P,) -(rate + distortion / beta): **lower bound** on log of the integral of p(z) p(x given z)^(1 / beta);
         at beta 1 on log p(x). So far as it is below, the point is above the tangent of the curve, along the rate.
-    :ivar std_errors: **Monte Carlo** errors (P,) of `rate`, `distortion` and `bound`, by name. That of `bound` is the
-        smallest, as the errors of the two others cancel in it.
+    :ivar excess: (P,) rate + distortion / beta of the point minus that of the guide. No encoder is below the curve, the
+        guide included: above 0 the chains are too short, and the point lies that much too high, or more.
+    :ivar std_errors: **Monte Carlo** errors (P,) of `rate`, `distortion`, `bound` and `excess`, by name. That of `bound` is
+        smaller than those of the first two, which cancel in it.
     :ivar sampling_errors: their errors as means of data drawn from a population, (P,) by name; NaN for one datum.
     :ivar guide_rate: E KL(q to p(z)) of the user's own guide.
     :ivar guide_distortion: its -E log p(x given z).
@@ -40,6 +45,7 @@ class RateDistortionCurve:
     rate: Tensor
     distortion: Tensor
     bound: Tensor
+    excess: Tensor
     std_errors: Mapping[str, Tensor]
     sampling_errors: Mapping[str, Tensor]
     guide_rate: Estimate
@@ -58,6 +64,25 @@ class RateDistortionCurve:
         """(P - 1,) dD/dR between neighbouring points. On the true curve it lies between minus the one and the other beta."""
         return self.distortion.diff() / self.rate.diff()
 
+    @property
+    def above_guide(self) -> Tensor:
+        """(P,), where the guide's own point lies below the tangent of the curve, by more than 4 errors and .05 nats."""
+        return self.excess > SIGMAS * self.std_errors["excess"] + TOLERANCE
+
+    def warnings(self) -> list[Warning]:
+        """Chains that end above the guide they are compared with; the estimator raises them."""
+        if not bool(self.above_guide.any()):
+            return []
+        worst = int(self.excess.where(self.above_guide, self.excess.new_full((), -math.inf)).argmax())
+        return [
+            ConvergenceWarning(
+                f"{int(self.above_guide.sum())} of {len(self)} points of the curve of best encoders lie above the guide's "
+                f"own point, most at beta = {float(self.beta[worst]):.4g}: by {float(self.excess[worst]):.3g} +- "
+                f"{float(self.std_errors['excess'][worst]):.2g} nats of rate + distortion / beta. The chains are too short: "
+                f"raise num_steps (now {self.num_steps})"
+            )
+        ]
+
     def __len__(self) -> int:
         return len(self.beta)
 
@@ -70,6 +95,7 @@ class RateDistortionCurve:
             **{name: to_plain(getattr(self, name)) for name in estimates},
             **errors_to_plain(self),
             "slope": self.slope.tolist(),
+            "above_guide": self.above_guide.tolist(),
         }
 
     def __str__(self) -> str:
@@ -84,6 +110,7 @@ class RateDistortionCurve:
                 f"guide's distortion {self.guide_distortion}",
                 f"ELBO               {self.elbo}",
                 f"{name:<18} {self.log_evidence}, bound: lower",
+                *(f"WARNING: {warning}" for warning in self.warnings()),
             ]
         )
 

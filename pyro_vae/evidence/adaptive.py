@@ -3,12 +3,11 @@
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, quoted
 from ..estimates import Evidence, warn_about
 from ..estimates.doubts import FITTED_PROPOSALS
 from ..kernel import GUIDE, INFER, Call, Pair, Record
@@ -24,7 +23,8 @@ from ..local import (
     search,
 )
 from ..ops import MIN_PARTICLES_FOR_K
-from .importance import checked_count, mean_std_error, summarise
+from ..options import one_of, seed_or_none, whole_number
+from .importance import mean_std_error, summarise
 from .second_look import SecondLook
 
 ELBO_PARTICLES = 20
@@ -103,11 +103,11 @@ class AdaptiveImportanceSampling:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        self.num_particles = checked_count("num_particles", num_particles)
-        self.num_gradients = None if num_gradients is None else checked_count("num_gradients", num_gradients, lowest=2)
+        self.num_particles = whole_number("num_particles", num_particles)
+        self.num_gradients = None if num_gradients is None else whole_number("num_gradients", num_gradients, lowest=2)
         self.proposal = checked_proposal(proposal)
         self.check = check
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
@@ -122,9 +122,7 @@ class AdaptiveImportanceSampling:
 
 
 def checked_proposal(proposal: Proposal) -> Proposal:
-    if not isinstance(proposal, str) or proposal not in get_args(Proposal):
-        raise OptionError(f"proposal must be one of {quoted(get_args(Proposal))}, got {proposal!r}")
-    return proposal
+    return cast(Proposal, one_of("proposal", proposal, get_args(Proposal)))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import LocalFitError, OptionError, quoted
+from ..errors import LocalFitError, quoted
 from ..estimates import Evidence, warn_about
 from ..estimates.doubts import ANNEALED_CHAINS
 from ..kernel import ANNEAL, GUIDE, INFER, PILOT, Call, Pair
+from ..options import one_of, seed_or_none, whole_number
 from .adaptive import ELBO_PARTICLES, START_PARTICLES, fit_proposals, with_search
 from .hmc import State, adapted, transition
-from .importance import checked_count, summarise
+from .importance import summarise
 from .paths import STARTS, Path
 
 SCHEDULES = ("adaptive", "linear", "sigmoid")
@@ -90,12 +91,12 @@ class AnnealedImportanceSampling:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        self.num_steps = checked_count("num_steps", num_steps)
-        self.num_chains = checked_count("num_chains", num_chains)
-        self.num_leapfrog = checked_count("num_leapfrog", num_leapfrog)
-        self.start, self.schedule = checked_choice("start", start, STARTS), checked_choice("schedule", schedule, SCHEDULES)
+        self.num_steps = whole_number("num_steps", num_steps)
+        self.num_chains = whole_number("num_chains", num_chains)
+        self.num_leapfrog = whole_number("num_leapfrog", num_leapfrog)
+        self.start, self.schedule = one_of("start", start, STARTS), one_of("schedule", schedule, SCHEDULES)
         self.progress = progress
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
@@ -258,9 +259,3 @@ def finite_spread(differences: Tensor) -> Tensor:
     count = kept.sum(0).clamp(min=1)
     centred = torch.where(kept, differences - values.sum(0) / count, torch.zeros_like(differences))
     return (centred.square().sum(0) / (count - 1).clamp(min=1)).sqrt()
-
-
-def checked_choice(name: str, value: str, choices: Collection[str]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value

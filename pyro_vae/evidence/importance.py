@@ -12,6 +12,7 @@ from ..estimates import Evidence, KCurve, warn_about
 from ..estimates.doubts import GUIDE_ITSELF
 from ..kernel import GUIDE, INFER, Call, Pair, movement
 from ..ops import effective_sample_size, jackknife_log_mean_exp, log_mean_exp, log_mean_exp_std_error, pareto_smooth
+from ..options import is_whole, seed_or_none, whole_number
 from .second_look import SecondLook
 
 FEWEST_PARTICLES = 1000  # below it the check would cost more than 35% of the decoder evaluations
@@ -76,9 +77,9 @@ class ImportanceSampling:
         check_support: bool = True,
     ) -> None:
         self.jackknife = checked_order(jackknife)
-        self.num_particles = checked_count("num_particles", num_particles, lowest=jackknife + 1)
+        self.num_particles = whole_number("num_particles", num_particles, lowest=self.jackknife + 1)
         self.check = check
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
@@ -95,16 +96,10 @@ class ImportanceSampling:
         return evidence
 
 
-def checked_count(name: str, value: int, lowest: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise OptionError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
-    return value
-
-
 def checked_order(jackknife: int) -> int:
-    if not isinstance(jackknife, int) or isinstance(jackknife, bool) or jackknife not in (0, 1, 2):
+    if not (is_whole(jackknife) and jackknife in (0, 1, 2)):
         raise OptionError(f"jackknife must be its order, 1 or 2, or 0 for none, got {jackknife!r}")
-    return jackknife
+    return int(jackknife)
 
 
 def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:

@@ -9,6 +9,7 @@ import torch
 
 from ..estimates import Evidence, SelfCheckResult, warn_about
 from ..kernel import INFER, simulate_arguments, simulate_sites
+from ..options import seed_or_none
 from .adaptive import AdaptiveImportanceSampling
 from .bidirectional import BidirectionalMonteCarlo
 
@@ -70,7 +71,8 @@ class SelfCheck:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        self.model, self.guide, self.evidence, self.data, self.seed = model, guide, evidence, data, seed
+        self.model, self.guide, self.evidence, self.data = model, guide, evidence, data
+        self.seed = seed_or_none(seed)
         self.options: dict[str, Any] = {
             "num_steps": num_steps,
             "num_chains": num_chains,

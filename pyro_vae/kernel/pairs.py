@@ -12,7 +12,8 @@ import torch
 from pyro.poutine import unwrap
 from torch import Tensor
 
-from ..errors import ArgumentError, EmptyBatchError, OptionError, StructureError
+from ..errors import ArgumentError, EmptyBatchError, StructureError
+from ..options import seed_or_none
 from . import isolation
 from .agreement import choose_executions
 from .autoguides import refuse_guide
@@ -147,11 +148,8 @@ class Pair:
 
 
 def checked_seed(seed: int | None) -> int:
-    if seed is None:
-        return isolation.fresh_seed()
-    if not isinstance(seed, int) or seed < 0:
-        raise OptionError(f"seed must be a whole number of at least 0, or None, got {seed!r}")
-    return seed
+    seed = seed_or_none(seed)
+    return isolation.fresh_seed() if seed is None else seed
 
 
 def check_signature(name: str, program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:

@@ -20,11 +20,11 @@ from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteEr
 from ..estimates import BetaSweep, Estimate, Evidence, warn_about
 from ..estimates.doubts import CATEGORIES
 from ..evidence import AdaptiveImportanceSampling
-from ..evidence.importance import checked_count, mean_std_error
+from ..evidence.importance import mean_std_error
 from ..kernel import INFER, Pair, arguments_of, check_loader, eval_mode, first_element, kept_random_state, over_batches
 from ..kernel.isolation import isolated_store
-from ..kernel.pairs import checked_seed
 from ..objectives import BetaTraceMeanField_ELBO
+from ..options import seed_or_none, whole_number
 from .rate_distortion import guide_terms, numbers_in
 
 Args = Callable[[Any], tuple[Any, ...]]
@@ -98,9 +98,7 @@ def beta_sweep(
         model, guide = sweep.pairs[1]
     """
     betas = checked_betas(betas)
-    checked_count("num_epochs", num_epochs)
-    if seed is not None:
-        checked_seed(seed)
+    num_epochs, seed = whole_number("num_epochs", num_epochs), seed_or_none(seed)
     test_loader = loader if test_loader is None else test_loader
     for data in (loader, test_loader):
         check_again_and_again(data)

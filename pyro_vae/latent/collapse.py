@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CollapseWarning, OptionError, StructureError
+from ..errors import CollapseWarning, StructureError
 from ..estimates import CollapseHistory, UnitActivity
 from ..kernel import INFER, Pair, batch_noise, eval_mode
+from ..options import real_number, whole_number
 from .per_unit import unit_terms
 from .sums import UnitSums
-from .units import check_options
+from .units import checked_options
 
 REMEDIES = (
     "try KL annealing (beta=pv.LinearAnnealing(...)), free bits (pv.BetaTraceMeanField_ELBO(free_bits=0.5)), "
@@ -80,19 +81,12 @@ class CollapseMonitor:
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
     ) -> None:
-        check_options(num_particles, threshold, epsilon, delta)
-        for name, value in (("every", every), ("patience", patience)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise OptionError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not 0 < share <= 1:
-            raise OptionError(f"share must lie in (0, 1], got {share!r}")
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise OptionError(
-                f"seed must be a whole number of at least 0, got {seed!r}: training goes on from the global one"
-            )
-        self.every, self.patience, self.share = every, patience, share
-        self.threshold, self.epsilon, self.delta = threshold, epsilon, delta
-        self.num_particles, self.seed = num_particles, seed
+        self.num_particles, self.threshold, self.epsilon, self.delta = checked_options(
+            num_particles, threshold, epsilon, delta
+        )
+        self.every, self.patience = whole_number("every", every), whole_number("patience", patience)
+        self.share = real_number("share", share, highest=1.0, ends="(]")
+        self.seed = whole_number("seed", seed, lowest=0, why="training goes on from the global one")
         self.num_calls = 0
         self.last: UnitActivity | None = None  # of the last look
         self.collapsed = False

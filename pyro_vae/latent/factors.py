@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ArgumentError, InvalidDataError, NonFiniteError, OptionError, StructureError, quoted
+from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, quoted
 from ..estimates import FactorInformation, warn_about
 from ..kernel import INFER, Pair, check_loader, first_element, over_batches
 from ..kernel.data import rows as numbers_of
 from ..kernel.isolation import isolated
 from ..kernel.pairs import checked_seed
+from ..options import one_of, seed_or_none, whole_number
 from .aggregated import Mixture
 from .draws import BatchDraws, Collector, Distributions
-from .surgery import by_datum, check_batches, check_count, chosen_rows, owners_of
+from .surgery import by_datum, check_batches, chosen_rows, owners_of
 
 AGGREGATES = ("full", "leave-one-out")
 
@@ -108,10 +109,8 @@ class MutualInformationGap:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        check_count("num_particles", num_particles)
-        if aggregate not in AGGREGATES:
-            raise OptionError(f"aggregate must be one of {', '.join(map(repr, AGGREGATES))}, got {aggregate!r}")
-        self.num_particles, self.aggregate, self.seed = num_particles, aggregate, seed
+        self.num_particles = whole_number("num_particles", num_particles)
+        self.aggregate, self.seed = one_of("aggregate", aggregate, AGGREGATES), seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()

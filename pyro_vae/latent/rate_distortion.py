@@ -12,14 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, OptionError
-from ..estimates import Estimate, RateDistortionCurve
+from ..estimates import Estimate, RateDistortionCurve, warn_about
 from ..evidence import AnnealedImportanceSampling
 from ..evidence.annealed import Annealing
 from ..evidence.hmc import State
-from ..evidence.importance import checked_count
 from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, check_loader, first_element, over_batches
 from ..kernel.records import narrow_record
 from ..ops import log_mean_exp, log_mean_exp_std_error
+from ..options import is_real, seed_or_none, whole_number
 from .sums import Moments
 
 NUM_POINTS = 20  # after the prior, where no betas are given
@@ -53,6 +53,7 @@ class RateDistortion:
     How much is still missing is not known from real data: look whether more steps change it, whether `bound` at beta = 1 is
     far below `log_evidence`, or, for data simulated from the model, at `BidirectionalMonteCarlo`. No encoder for this
     decoder and prior gets below the curve; the guide's own point, (KL, reconstruction), lies above it by what it loses.
+    Where the chains end above the guide's point, at any beta, they are too short, and a `ConvergenceWarning` says so.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites: the point that is compared, and where the fits behind the motion of
@@ -101,8 +102,8 @@ class RateDistortion:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        checked_count("num_chains", num_chains, lowest=2)
-        self.seed = seed
+        whole_number("num_chains", num_chains, lowest=2)
+        self.seed = seed_or_none(seed)
         self._sampler = AnnealedImportanceSampling(
             model,
             guide,
@@ -117,7 +118,7 @@ class RateDistortion:
         )
         self.betas = reported_betas(betas)
         self._powers = [1 / beta for beta in self.betas]
-        self._grid, self._places = annealing_grid(self._powers, num_steps)
+        self._grid, self._places = annealing_grid(self._powers, self._sampler.num_steps)
 
     @torch.no_grad()
     def __call__(
@@ -134,10 +135,10 @@ class RateDistortion:
         over_batches(add, batches, args, seed=self.seed)
         columns = sums.estimates()
         num_points = len(self.betas)
-        names = ("rate", "distortion", "bound")
+        names = ("rate", "distortion", "bound", "excess")
         parts = {name: slice(i * num_points, (i + 1) * num_points) for i, name in enumerate(names)}
-        own = [at(columns, 3 * num_points + i) for i in range(4)]
-        return RateDistortionCurve(
+        own = [at(columns, 4 * num_points + i) for i in range(4)]
+        curve = RateDistortionCurve(
             beta=columns.value.new_tensor(self.betas),
             **{name: columns.value[part] for name, part in parts.items()},
             std_errors={name: columns.std_error[part] for name, part in parts.items()},
@@ -153,12 +154,14 @@ class RateDistortion:
             cost=sums.cost / sums.num_data,
             support_checked=self._sampler._pair.check_support,
         )
+        warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
+        return curve
 
     def _terms(self, call: Call) -> CurveTerms:
         rate, distortion = guide_terms(call)
         call.check_finite(-rate)  # before any chain runs
         run = Annealing(call, self._sampler, torch.tensor(self._grid, dtype=rate.dtype, device=rate.device))
-        rates, distortions, bounds = [], [], []
+        rates, distortions, bounds, excesses = [], [], [], []
         evidence: list[tuple[Tensor, Tensor]] = []
 
         def visit(step: int, state: State, log_weight: Tensor) -> None:
@@ -170,12 +173,14 @@ class RateDistortion:
             # At the prior the rate is zero, whatever the likelihood.
             rates.append(mean_and_variance(power * log_likelihood - log_weight if power else log_weight))
             bounds.append(mean_and_variance(log_weight))
+            of_chains, of_guide = bounds[-1], mean_and_variance(rate + power * distortion)
+            excesses.append((-of_chains[0] - of_guide[0], of_chains[1] + of_guide[1]))
             if power == 1:
                 evidence.append((log_mean_exp(log_weight, 0), log_mean_exp_std_error(log_weight).square()))
 
         _, acceptance, _ = run.forward(visit)
         own = [mean_and_variance(terms) for terms in (rate, distortion, -(rate + distortion))]
-        columns = [*rates, *distortions, *bounds, *own, *evidence]
+        columns = [*rates, *distortions, *bounds, *excesses, *own, *evidence]
         value, variance = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
         check_rates(value)
         return CurveTerms(value, variance, acceptance, call.cost)
@@ -264,7 +269,7 @@ def numbers_in(betas: Any) -> list[float]:
     known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 else betas
     if isinstance(known, Tensor) or not isinstance(known, Iterable):
         return []
-    return [float(beta) if isinstance(beta, (int, float, Tensor)) else math.nan for beta in known]
+    return [float(beta) if is_real(beta) or isinstance(beta, Tensor) else math.nan for beta in known]
 
 
 def annealing_grid(powers: list[float], num_steps: int) -> tuple[list[float], dict[int, int]]:

@@ -12,6 +12,7 @@ from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
 from ..estimates import LatentSample
 from ..kernel import GUIDE, INFER, Call, Pair, Record, Structure, check_loader, first_element, over_batches
 from ..kernel.calls import SIMULATION
+from ..options import seed_or_none
 from .means import free_sites, posterior_mean
 from .per_unit import by_unit, mask_of, unit_names
 from .refusals import refuse_without_draws
@@ -69,7 +70,7 @@ class AggregatedPosterior:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()

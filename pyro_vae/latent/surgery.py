@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import OptionError, StructureError
+from ..errors import StructureError
 from ..estimates import Surgery, warn_about
 from ..kernel import INFER, Pair, batch_noise, check_loader, first_element, over_batches
 from ..kernel.calls import SUBSAMPLE
 from ..kernel.isolation import isolated, noise_seed
 from ..kernel.pairs import checked_seed
+from ..options import one_of, seed_or_none, whole_number
 from .aggregated import Mixture
 from .draws import BatchDraws, Collector, Distributions, Rows
 
@@ -100,12 +101,9 @@ class ELBOSurgery:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        check_count("num_particles", num_particles)
-        if num_draws is not None:
-            check_count("num_draws", num_draws)
-        if aggregate not in AGGREGATES:
-            raise OptionError(f"aggregate must be one of {', '.join(map(repr, AGGREGATES))}, got {aggregate!r}")
-        self.num_particles, self.num_draws, self.aggregate, self.seed = num_particles, num_draws, aggregate, seed
+        self.num_particles = whole_number("num_particles", num_particles)
+        self.num_draws = None if num_draws is None else whole_number("num_draws", num_draws)
+        self.aggregate, self.seed = one_of("aggregate", aggregate, AGGREGATES), seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
@@ -149,11 +147,6 @@ class ELBOSurgery:
         taken = torch.zeros(num_data, dtype=torch.bool)
         taken[torch.randperm(num_data, generator=generator)[: self.num_draws]] = True
         return [part.nonzero().squeeze(1) for part in taken.split(sizes)]
-
-
-def check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def check_batches(batches: Sequence[BatchDraws], aggregate: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..estimates import Manifold, Traversal
 from ..kernel import INFER, Pair
+from ..options import whole_number
 from .walks import starting_point
 
 LOWEST = 0.05  # and 1 - LOWEST: the range of a walk, in probability under the prior
@@ -120,11 +121,11 @@ def manifold(
         start = starting_point(call, datum)
         chosen = start.chosen(units)
         values = start.prior_quantiles(levels, chosen)
-        rows = start.row.repeat(num_steps**2, 1)
+        rows = start.row.repeat(len(levels) ** 2, 1)
         rows[:, chosen] = torch.cartesian_prod(*values)
         site, means = start.likelihood_means(rows)
     return Manifold(
-        means=means.unflatten(0, (num_steps, num_steps)),
+        means=means.unflatten(0, (len(levels), len(levels))),
         values=values,
         levels=levels.to(values),
         names=tuple(start.names[unit] for unit in chosen),
@@ -135,6 +136,4 @@ def manifold(
 
 def evenly(num_steps: int) -> Tensor:
     """Probabilities, (S,)."""
-    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 2:
-        raise OptionError(f"num_steps must be a whole number of at least 2, got {num_steps!r}")
-    return torch.linspace(LOWEST, 1 - LOWEST, num_steps)
+    return torch.linspace(LOWEST, 1 - LOWEST, whole_number("num_steps", num_steps, lowest=2))

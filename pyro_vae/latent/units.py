@@ -1,15 +1,14 @@
 """Which units of the latents a model and guide use, over a whole data set."""
 
-import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..errors import OptionError
 from ..estimates import UnitActivity
 from ..kernel import INFER, Pair, check_loader, first_element, over_batches
+from ..options import real_number, seed_or_none, whole_number
 from .per_unit import unit_terms
 from .sums import UnitSums
 
@@ -82,9 +81,10 @@ class ActiveUnits:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
     ) -> None:
-        check_options(num_particles, threshold, epsilon, delta)
-        self.num_particles, self.seed = num_particles, seed
-        self.threshold, self.epsilon, self.delta = threshold, epsilon, delta
+        self.num_particles, self.threshold, self.epsilon, self.delta = checked_options(
+            num_particles, threshold, epsilon, delta
+        )
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
@@ -103,14 +103,11 @@ class ActiveUnits:
         return sums.activity(threshold=self.threshold, delta=self.delta, num_particles=self.num_particles)
 
 
-def check_options(num_particles: int, threshold: float, epsilon: float, delta: float) -> None:
-    if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 2:
-        raise OptionError(
-            f"num_particles must be a whole number of at least 2, got {num_particles!r}: the noise of a single draw cannot "
-            "be told from what the latents say"
-        )
-    for name, value in (("threshold", threshold), ("epsilon", epsilon)):
-        if not 0 <= value < math.inf:
-            raise OptionError(f"{name} must be a finite number of at least 0, got {value!r}")
-    if not 0 <= delta < 1:
-        raise OptionError(f"delta must lie in [0, 1), got {delta!r}")
+def checked_options(num_particles: int, threshold: float, epsilon: float, delta: float) -> tuple[int, float, float, float]:
+    alone = "the noise of a single draw cannot be told from what the latents say"
+    return (
+        whole_number("num_particles", num_particles, lowest=2, why=alone),
+        real_number("threshold", threshold),
+        real_number("epsilon", epsilon),
+        real_number("delta", delta, highest=1.0, ends="[)"),
+    )

@@ -13,6 +13,7 @@ from ..kernel import GUIDE, NOISE_BLOCK, Call, Record, SiteRecord, innermost
 from ..kernel.calls import SIMULATION
 from ..kernel.recorder import Layout
 from ..kernel.records import padded
+from ..options import is_whole
 from .means import free_sites, posterior_mean
 from .per_unit import unit_names
 from .refusals import refuse_without_units
@@ -64,7 +65,8 @@ class Start:
         if units is None:
             numbers = [number for number, movable in enumerate(self.movable) if movable][:MOST_UNITS]
         else:
-            numbers = unit_numbers([units] if isinstance(units, (int, str)) else units, self.names)
+            listed: Any = [units] if is_whole(units) or isinstance(units, str) else units
+            numbers = unit_numbers(listed, self.names)
         fixed = [self.names[number] for number in numbers if not self.movable[number]]
         if fixed or not numbers:
             raise StructureError(
@@ -103,8 +105,9 @@ class Start:
 def starting_point(call: Call, datum: int) -> Start:
     """The posterior mean where all latents have one that is known, otherwise one draw of the guide."""
     refuse_without_units(call)
-    if not isinstance(datum, int) or isinstance(datum, bool) or not 0 <= datum < call.batch_size:
+    if not (is_whole(datum) and 0 <= int(datum) < call.batch_size):
         raise OptionError(f"datum must be a whole number from 0 to {call.batch_size - 1}, got {datum!r}")
+    datum = int(datum)
     call.guide.execution = "loop"  # distributions in the shapes they were written with; the programs are this call's own
     if call.model.execution == "vmap":  # which returns no distributions
         call.model.execution = "loop"

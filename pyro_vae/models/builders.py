@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import OptionError
 from ..nn import MLP, ConvNet, DeconvNet, Head, Normal, StandardNormal
-from ..nn.head import whole_number
+from ..options import whole_number
 from .conditional import Concatenated, ConditionalVAE
 from .vae import VAE
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..exact import LinearGaussian
 from ..nn import Normal, StandardNormal
-from ..nn.head import whole_number
+from ..options import whole_number
 from .vae import VAE
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, OptionError
-from .head import whole_number
+from ..options import whole_number
 
 Activation = Callable[[], nn.Module]
 

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ..errors import ArgumentError, OptionError
+from ..options import is_real
 from .checked import finite_numbers
 from .distributions import CheckedMultivariateNormal
 from .head import Head
@@ -70,8 +71,9 @@ class Normal(Head):
 
     def __init__(self, scale: float | str | None = None, *, event_dim: int = 1) -> None:
         super().__init__(finite_numbers("Normal"), event_dim=event_dim)
-        is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-        if not (0 < scale < math.inf if is_number else scale in (None, "learned", "optimal")):  # type: ignore[operator]
+        if is_real(scale):
+            scale = float(scale)
+        if not (0 < scale < math.inf if isinstance(scale, float) else scale in (None, "learned", "optimal")):
             raise OptionError(f"scale must be None, a positive number, 'learned' or 'optimal', got {scale!r}")
         self.num_params = 2 if scale is None else 1
         self.option = scale

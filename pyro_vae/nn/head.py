@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from ..errors import ArgumentError, OptionError
+from ..errors import ArgumentError
+from ..options import whole_number
 from .checked import Accepts, CheckedIndependent, checked
 
 
@@ -55,9 +56,3 @@ class Head(nn.Module):
 
     def checked(self, base: Any) -> CheckedIndependent:
         return checked(base, self.event_dim, self.accepts)
-
-
-def whole_number(name: str, value: int, lowest: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise OptionError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
-    return value

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ..options import whole_number
 from .checked import Accepts
 from .distributions import Binomial as FastBinomial
 from .distributions import ContinuousBernoulli as StableContinuousBernoulli
 from .distributions import DiscretizedLogistic as LogisticLevels
 from .gaussian import softplus2
-from .head import Head, whole_number
+from .head import Head
 from .inputs import OneHot, Scale
 
 SCORE = (
@@ -86,7 +87,7 @@ class Binomial(Head):
 
     def __init__(self, total_count: int, *, event_dim: int = 1) -> None:
         self.total_count = whole_number("total_count", total_count, lowest=1)
-        super().__init__(whole_numbers("Binomial", total_count), event_dim=event_dim)
+        super().__init__(whole_numbers("Binomial", self.total_count), event_dim=event_dim)
 
     def input_layer(self) -> nn.Module:
         return Scale(1 / self.total_count)

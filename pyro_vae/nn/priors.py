@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ..options import whole_number
 from .checked import checked, finite_numbers
-from .head import whole_number
 
 
 class StandardNormal(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import EmptyBatchError, OptionError
 from ..kernel import eval_mode, first_element, kept_random_state
+from ..options import whole_number
 
 Args = Callable[[Any], tuple]
 
@@ -61,12 +62,11 @@ class AggressiveTraining:
         max_inner_steps: int = 200,
         window: int = 50,
     ) -> None:
-        for name, value in (("max_inner_steps", max_inner_steps), ("window", window)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name} must be a whole number >= 1, got {value!r}")
         if iter(batches) is batches:
             raise OptionError("batches must be gone through again and again: pass a DataLoader or a list, not an iterator")
-        self.svi, self.max_inner_steps, self.window = svi, max_inner_steps, window
+        self.svi = svi
+        self.max_inner_steps = whole_number("max_inner_steps", max_inner_steps)
+        self.window = whole_number("window", window)
         self.num_inner_steps = 0
         self._loader, self._args = batches, args
         self._batches: Iterator[Any] = iter(())

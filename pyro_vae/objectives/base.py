@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import OptionError, ScheduleWarning
 from ..kernel import Betas
+from ..options import whole_number
 from .terms import Terms
-from .weights import Schedule, Weight, check_weight, value_of
+from .weights import Schedule, Weight, checked_weights, value_of
 
 CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
 
@@ -28,8 +29,7 @@ class Objective(ELBO):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
-            raise OptionError(f"num_particles must be a whole number >= 1, got {self.num_particles!r}")
+        self.num_particles = whole_number("num_particles", self.num_particles)
         self.num_updates = 0
         self._calls_since_update = 0
         self._forget()
@@ -40,9 +40,7 @@ class Objective(ELBO):
 
     @num_updates.setter
     def num_updates(self, num_updates: int) -> None:
-        if isinstance(num_updates, bool) or not isinstance(num_updates, int) or num_updates < 0:
-            raise OptionError(f"num_updates must be a whole number >= 0, got {num_updates!r}")
-        self._num_updates = num_updates
+        self._num_updates = whole_number("num_updates", num_updates, lowest=0)
         self._calls_since_update = 0
 
     @property
@@ -123,9 +121,7 @@ class BetaObjective(Objective):
 
     @beta.setter
     def beta(self, beta: Weight | Mapping[str, Weight]) -> None:
-        for weight in beta.values() if isinstance(beta, Mapping) else (beta,):
-            check_weight(weight)
-        self._beta = dict(beta) if isinstance(beta, Mapping) else beta
+        self._beta = checked_weights(beta)
 
     def _weights(self) -> dict[str, Weight]:
         if isinstance(self._beta, Mapping):

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import OptionError, StructureError, quoted
 from ..kernel import INFER, Cut
 from ..ops import log_mean_exp
+from ..options import one_of
 from .base import BetaObjective
 from .datum import DatumELBO
 from .gradients import normalised, path_surrogate, score_surrogate, scored_sites, weighed
@@ -79,8 +80,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
     ) -> None:
-        if gradient not in GRADIENTS:
-            raise OptionError(f"gradient must be one of {quoted(GRADIENTS)}, got {gradient!r}")
+        gradient = one_of("gradient", gradient, GRADIENTS)
         super().__init__(beta=beta, num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)
         self.gradient = gradient
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import AuxiliarySiteError, OptionError, StructureError, quoted
 from ..kernel import INFER, Call, Cut, LogWeights, Record
 from ..ops import log_mean_exp
+from ..options import real_number
 from .datum import DatumELBO
 from .gradients import normalised, weighed
 
@@ -67,8 +68,7 @@ class InclusiveKL(DatumELBO):
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
     ) -> None:
-        if isinstance(sleep, bool) or not isinstance(sleep, (int, float)) or not 0 <= sleep <= 1:
-            raise OptionError(f"sleep must be a number between 0 and 1, got {sleep!r}")
+        sleep = real_number("sleep", sleep, highest=1.0)
         if proposal is not None and not callable(proposal):
             raise OptionError(f"proposal must be a guide, something callable, got {type(proposal).__name__}")
         super().__init__(num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import OptionError, StructureError, quoted
 from ..kernel import Beta, Betas, WeighedTraces, beta_at
+from ..options import one_of
 from .rates import Rate, Rates, data_dims, datum_plate, kl_of_site, rate_by_dimension, weight_of_data
 from .terms import like
-from .weights import Weight, check_weight, value_of
+from .weights import Weight, checked_weight, checked_weights, value_of
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,10 @@ def target_of(
     free_bits: Weight | Mapping[str, Weight], free_bits_per: str, capacity: Weight | None, capacity_weight: Weight
 ) -> FreeBits | Capacity | None:
     """What the options ask for; None for the sum of the KLs."""
-    if free_bits_per not in ("dimension", "site"):
-        raise OptionError(f"free_bits_per must be 'dimension' or 'site', got {free_bits_per!r}")
-    bits = FreeBits(dict(free_bits) if isinstance(free_bits, Mapping) else free_bits, free_bits_per == "dimension")
-    named = {**bits.weights, "capacity_weight": capacity_weight} | ({} if capacity is None else {"capacity": capacity})
-    for name, weight in named.items():
-        check_weight(weight, name)
+    one_of("free_bits_per", free_bits_per, ("dimension", "site"))
+    bits = FreeBits(checked_weights(free_bits, "free_bits"), free_bits_per == "dimension")
+    capacity_weight = checked_weight(capacity_weight, "capacity_weight")
+    capacity = None if capacity is None else checked_weight(capacity, "capacity")
     wanted = bool(bits.weights) and not is_zero(bits.nats)
     if wanted and capacity is not None:
         raise OptionError("free_bits says what the KL is at least and capacity what it shall be: give one of the two")

@@ -15,10 +15,11 @@ from ..errors import MaskError, OptionError, StructureError, quoted
 from ..kernel import INFER, Beta, Call, LogWeights, Record, Structure, bounds_of, innermost
 from ..kernel.aggregate import check_dimensions, check_separate, log_q_by_dimension
 from ..ops import index_code_information
+from ..options import whole_number
 from .base import BetaObjective
 from .datum import DatumELBO, plates_of
 from .gradients import scored_sites
-from .weights import Weight, check_weight, value_of
+from .weights import Weight, checked_weight, value_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +104,9 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         dimension_wise: Weight = 1.0,
         datum_plate: str | None = INFER,
     ) -> None:
-        if isinstance(dataset_size, bool) or not isinstance(dataset_size, int) or dataset_size < 2:
-            raise OptionError(f"dataset_size must be a whole number >= 2, the number of all data, got {dataset_size!r}")
-        for name, weight in (("mutual_information", mutual_information), ("dimension_wise", dimension_wise)):
-            check_weight(weight, name)
+        dataset_size = whole_number("dataset_size", dataset_size, lowest=2, why="it is the number of all data")
+        mutual_information = checked_weight(mutual_information, "mutual_information")
+        dimension_wise = checked_weight(dimension_wise, "dimension_wise")
         super().__init__(beta=beta, num_particles=1, datum_plate=datum_plate)
         self.dataset_size = dataset_size
         self.mutual_information, self.dimension_wise = mutual_information, dimension_wise

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..kernel import Beta, Betas
+from ..options import is_real
 
 Schedule = Callable[[int], Beta]
 Weight = Beta | Schedule
@@ -32,21 +33,30 @@ def value_of(weight: Weight, num_updates: int, name: str = "beta") -> Beta:
     value: Beta = weight(num_updates)
     if isinstance(value, Tensor) and not value.dim():
         return value  # taken on trust: to look at it would stop the device at every step
-    check_number(value, name)
-    return value
+    return checked_number(value, name)
 
 
-def check_weight(weight: Weight, name: str = "beta") -> None:
+def checked_weights(weights: Weight | Mapping[str, Weight], name: str = "beta") -> Weight | dict[str, Weight]:
+    """The weight, or the weights by site, with plain numbers for those of NumPy."""
+    if isinstance(weights, Mapping):
+        by_site = name if name == "beta" else f"{name} of '{{}}'"
+        return {site: checked_weight(weight, by_site.format(site)) for site, weight in weights.items()}
+    return checked_weight(weights, name)
+
+
+def checked_weight(weight: Weight, name: str = "beta") -> Weight:
     if isinstance(weight, Tensor) or not callable(weight):
-        check_number(weight, name)
+        return checked_number(weight, name)
+    return weight
 
 
-def check_number(value: Any, name: str = "beta") -> None:
-    if isinstance(value, Tensor):
-        if value.dim():
-            raise OptionError(f"{name} must be a number or a tensor without dimensions, got shape {tuple(value.shape)}")
-        value = float(value.detach())
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def checked_number(value: Any, name: str = "beta") -> Beta:
+    if isinstance(value, Tensor) and value.dim():
+        raise OptionError(f"{name} must be a number or a tensor without dimensions, got shape {tuple(value.shape)}")
+    plain = value.item() if isinstance(value, Tensor) else value
+    if not is_real(plain):
         raise OptionError(f"{name} must be a number, a tensor without dimensions or a schedule step -> float, got {value!r}")
-    if not (math.isfinite(value) and value >= 0):
-        raise OptionError(f"{name} must be finite and >= 0, got {value}")
+    number = float(plain)
+    if not (math.isfinite(number) and number >= 0):
+        raise OptionError(f"{name} must be finite and >= 0, got {number}")
+    return value if isinstance(value, Tensor) else number

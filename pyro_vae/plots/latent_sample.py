@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..estimates import LatentSample
 from ..estimates.naming import unit_numbers
+from ..options import whole_number
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, n
 
         pv.plots.plot_aggregated_posterior(pv.AggregatedPosterior(vae.model, vae.guide)(loader))
     """
-    if num_units < 1:
-        raise OptionError(f"num_units must be at least 1, got {num_units}")
+    num_units = whole_number("num_units", num_units)
     ax = axes_or_new(ax)
     shown = sample.order.tolist()[:num_units]
     for position, d in enumerate(shown):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
 from ..estimates import TrainingHistory
+from ..options import whole_number
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def plot_training(history: TrainingHistory, ax: Axes | None = None, *, window: i
         raise ValueError("the history has no step to draw: record some with Monitor.watch or Monitor.record")
     if window is None:
         window = max(1, len(history) // 50)
-    if window < 1:
-        raise OptionError(f"window must be a number of steps of at least 1, got {window}: 1 draws the values alone")
+    window = whole_number("window", window, why="1 draws the values alone")
     ax = axes_or_new(ax)
     curves: dict[str, tuple[Tensor, Any, float]] = {
         "$-$ELBO": (-history.elbo, "-", 2.0),

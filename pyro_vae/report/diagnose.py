@@ -26,6 +26,7 @@ from ..evidence import AdaptiveImportanceSampling, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, arguments_of, check_loader, checked_seed, first_element, kept_random_state
 from ..latent import ActiveUnits, ELBOSurgery
+from ..options import whole_number
 from ..samples import SampleCheck
 from ..simulate import reconstruct, simulate
 from .batches import Stages, picked
@@ -111,8 +112,7 @@ def diagnose(
         check_loader(loader)
         if isinstance(loader, Iterator):
             raise ArgumentError(f"{name} can be gone through only once: pass a DataLoader or a list of batches")
-    if not isinstance(num_data, int) or num_data < 1:
-        raise OptionError(f"num_data must be a whole number of at least 1, got {num_data!r}")
+    num_data = whole_number("num_data", num_data)
     seed = checked_seed(seed)
     left_out: dict[str, str] = {}
 

@@ -10,6 +10,7 @@ from ..errors import ArgumentError
 from ..estimates import Evidence, SampleCheckResult
 from ..kernel import INFER, Pair, check_loader, first_element, over_batches
 from ..kernel.calls import SIMULATION
+from ..options import seed_or_none
 from .images import checked_shape, image_shape_of
 from .looks import Looks, check_shapes, joined, means_in, reconstruction, shapes_of, values_in
 from .neighbours import Neighbours
@@ -94,7 +95,7 @@ class SampleCheck:
         check_support: bool = True,
     ) -> None:
         self.image_shape = None if image_shape is None else checked_shape(image_shape)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()

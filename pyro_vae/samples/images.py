@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from ..options import is_whole
 
 SMALLEST = 4  # pixels on a side: below, a Laplacian has one row that varies, or none
 
@@ -34,8 +35,8 @@ def image_shape_of(shapes: Sequence[torch.Size], given: tuple[int, ...] | None) 
 
 
 def checked_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(image_shape)
-    if len(shape) not in (2, 3) or not all(isinstance(n, int) and n >= 1 for n in shape) or min(shape[-2:]) < SMALLEST:
+    shape = tuple(int(n) if is_whole(n) else 0 for n in image_shape)
+    if len(shape) not in (2, 3) or min(shape) < 1 or min(shape[-2:]) < SMALLEST:
         raise OptionError(
             f"image_shape must be (H, W) or (C, H, W), whole numbers, H and W at least {SMALLEST}, got {image_shape!r}"
         )

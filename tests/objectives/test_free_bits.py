@@ -726,7 +726,7 @@ def test_schedule_that_leaves_its_range():
         ({"free_bits": torch.ones(2)}, "free_bits must be a number or a tensor without dimensions"),
         ({"free_bits": {"z": math.nan}}, "free_bits of 'z' must be finite"),
         ({"free_bits": None}, "free_bits must be a number"),
-        ({"free_bits_per": "unit"}, "'dimension' or 'site', got 'unit'"),
+        ({"free_bits_per": "unit"}, "one of 'dimension', 'site', got 'unit'"),
         ({"capacity": -1.0}, "capacity must be finite and >= 0"),
         ({"capacity": {"z": 1.0}}, "capacity must be a number"),
         ({"capacity": 1.0, "capacity_weight": -1.0}, "capacity_weight must be finite"),

@@ -475,10 +475,10 @@ def make(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset_size": 0}, "dataset_size must be a whole number >= 2"),
-        ({"dataset_size": 1}, "dataset_size must be a whole number >= 2"),
-        ({"dataset_size": 60.0}, "dataset_size must be a whole number >= 2.*60.0"),
-        ({"dataset_size": True}, "dataset_size must be a whole number >= 2"),
+        ({"dataset_size": 0}, "dataset_size must be a whole number of at least 2"),
+        ({"dataset_size": 1}, "dataset_size must be a whole number of at least 2"),
+        ({"dataset_size": 60.0}, "dataset_size must be a whole number of at least 2.*60.0"),
+        ({"dataset_size": True}, "dataset_size must be a whole number of at least 2"),
         ({"beta": -1.0}, "beta must be finite and >= 0"),
         ({"beta": {"z": 2.0}}, "beta must be one weight"),
         ({"mutual_information": math.nan}, "mutual_information must be finite and >= 0"),

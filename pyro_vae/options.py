@@ -1,0 +1,58 @@
+"""Checks of options: numbers of Python and of NumPy are welcome, and become plain numbers; True and False are no numbers."""
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any, Literal, TypeGuard
+
+from .errors import OptionError
+
+
+def is_whole(value: Any) -> TypeGuard[Integral]:
+    """Whether it is a whole number of Python or NumPy; 100.0 is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> TypeGuard[Real]:
+    """Whether it is a number of Python or NumPy, infinite or NaN included."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, lowest: int = 1, why: str = "") -> int:
+    """`why` is what the message adds."""
+    if not is_whole(value) or int(value) < lowest:
+        raise OptionError(f"{name} must be a whole number of at least {lowest}, got {value!r}{why and f': {why}'}")
+    return int(value)
+
+
+def real_number(
+    name: str,
+    value: Any,
+    lowest: float = 0.0,
+    highest: float = math.inf,
+    *,
+    ends: Literal["[]", "(]", "[)", "()"] = "[]",
+    why: str = "",
+) -> float:
+    """A finite number from `lowest` to `highest`; `ends` says by round brackets which of the two does not belong to them."""
+    number = float(value) if is_real(value) else math.nan
+    above = number > lowest if ends[0] == "(" else number >= lowest
+    below = number < highest if ends[1] == ")" else number <= highest
+    if not (above and below and math.isfinite(number)):
+        limit = f"in {ends[0]}{lowest:g}, {highest:g}{ends[1]}"
+        if highest == math.inf:
+            limit = f"above {lowest:g}" if ends[0] == "(" else f"of at least {lowest:g}"
+        raise OptionError(f"{name} must be a finite number {limit}, got {value!r}{why and f': {why}'}")
+    return number
+
+
+def one_of(name: str, value: Any, choices: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def seed_or_none(seed: Any) -> int | None:
+    if seed is not None and not (is_whole(seed) and int(seed) >= 0):
+        raise OptionError(f"seed must be a whole number of at least 0, or None, got {seed!r}")
+    return None if seed is None else int(seed)
