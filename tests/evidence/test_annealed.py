@@ -552,7 +552,8 @@ def test_a_subsampled_plate():
             pyro.sample("z", family(x[rows]))
 
     for start in STARTS:
-        result = ais(model, guide, num_steps=20, num_chains=200, start=start)(x)
+        with quiet():  # weights that hardly vary have a tail index by chance
+            result = ais(model, guide, num_steps=20, num_chains=200, start=start)(x)
         assert len(result) == 8
         assert_near(result.log_evidence, lm.log_evidence(x)[result.index], result.std_error, 0.15)
 
