@@ -183,3 +183,19 @@ def test_a_fit_through_a_constrained_latent():
     mode = ((2 + x) / 1.1).log()
     assert torch.allclose(proposal.loc[:, 0], mode, atol=0.05)
     assert torch.allclose(proposal.tril[:, 0, 0], (2 + x).rsqrt(), rtol=0.25)
+
+
+def test_points_that_overflow_cost_their_own_datum_alone():
+    """The eigenvalues of a matrix with an infinity do not converge, and would raise for the whole batch."""
+    torch.manual_seed(0)
+    proposal = random_proposal()
+    scale, weights = torch.ones(4, 3, dtype=F64), torch.ones(50, dtype=F64)
+    u = proposal.coloured(torch.randn(4, 3, 50, dtype=F64))
+    expected = newton_step(proposal, u, -u, weights, scale)
+    far = u.clone()
+    far[0, 2] = torch.inf
+    found = newton_step(proposal, far, -far, weights, scale)
+    others = torch.tensor([0, 1, 3])
+    assert torch.allclose(found.loc[others], expected.loc[others])
+    assert torch.equal(found.loc[2], proposal.loc[2])
+    assert torch.equal(found.tril[2], proposal.tril[2])
