@@ -1,5 +1,6 @@
 """The one table of doubts: why a number may be wrong, what that means, and the remedy that fits what ran."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ConvergenceWarning, PrecisionWarning, UnreliableEvidenceWarning
 
+ONE_IN_A_HUNDRED = 2.33  # standard deviations of a Poisson count
 FEW = 0.05  # share of data in doubt up to which the mean over them, and its error, are still believed
 # What estimates log p(x), as `Evidence.method` says.
 GUIDE_ITSELF = "importance sampling"
@@ -39,7 +41,7 @@ class Doubt:
     :ivar remedies: what to do, by the method that ran.
     :ivar otherwise: what to do after any other method.
     :ivar category: of the warning.
-    :ivar chance: share of data up to which the doubt may be chance, and nobody is warned.
+    :ivar chance: share of data without a fault that has this doubt all the same.
     """
 
     meaning: str
@@ -59,7 +61,7 @@ TABLE = {
         "a second proposal, fitted on the side of the posterior, gives another log p(x) for {data}: the first one is likely "
         "too {off}, by more than the stated error",
         REMEDIES,
-        chance=FEW,  # 2 to 3% of data with a good guide
+        chance=0.03,
     ),
     "search": Doubt(
         "the posterior of {data} has more modes than were fitted: their log p(x) is likely too {off}, by more than the "
@@ -99,8 +101,14 @@ def warnings_about(doubts: Mapping[str, Tensor], method: str, **words: Any) -> l
     return [
         TABLE[reason].category(f"{TABLE[reason].meaning.format(data=count(flags), **words)}. {remedy_for(reason, method)}")
         for reason, flags in doubts.items()
-        if int(flags.sum()) > TABLE[reason].chance * len(flags)
+        if more_than_chance(flags, TABLE[reason].chance)
     ]
+
+
+def more_than_chance(flags: Tensor, chance: float) -> bool:
+    """Whether so many data of (B,) are in doubt that chance explains it in one of a hundred calls only."""
+    expected = chance * len(flags)
+    return int(flags.sum()) > expected + ONE_IN_A_HUNDRED * math.sqrt(expected)
 
 
 def without_doubt(doubts: Mapping[str, Tensor], like: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from .second_look import SecondLook
 
 ELBO_PARTICLES = 20
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
+CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
 SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
 Proposal = Literal["auto", "gaussian", "student", "mixture"]
 
@@ -149,7 +150,10 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
         why_not = f"K < {MIN_PARTICLES_FOR_K}"  # a mode is judged by its share of the estimate, which is noise here
     if fitted.witnesses is None or why_not:
         return replace(evidence, unchecked={**evidence.unchecked, "search": why_not})
-    missed = missed_modes(fitted.witnesses, fitted.proposal, evidence.log_evidence)
+    if evidence.num_particles == 1:
+        return replace(evidence, unchecked={**evidence.unchecked, "search": "the error of one particle is not known"})
+    highest = evidence.log_evidence + CERTAIN * evidence.std_error
+    missed = missed_modes(fitted.witnesses, fitted.proposal, highest)
     return replace(evidence, checks={**evidence.checks, "search": missed})
 
 

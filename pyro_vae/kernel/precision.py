@@ -10,7 +10,6 @@ from torch.overrides import TorchFunctionMode
 
 from .agreement import values_of
 from .calls import Call
-from .isolation import is_active_dropout
 from .log_weights import LogWeights
 from .programs import score
 from .records import Record, padded
@@ -46,13 +45,11 @@ class InFloat64(TorchFunctionMode):
     compiled is not seen: it gets float64, and may round inside.
 
     :ivar lowered: an operation that came back to a lower precision all the same, or "".
-    :ivar saw_dropout: whether active dropout ran, so that two runs differ by more than rounding.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lowered = ""
-        self.saw_dropout = False
         self._cast: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, so that a tensor is cast once and stays one tensor
 
     def __enter__(self) -> InFloat64:
@@ -71,7 +68,6 @@ class InFloat64(TorchFunctionMode):
         if name in ATTRIBUTES:
             result = func(*args, **kwargs)
             return WIDER.get(result, result) if isinstance(result, torch.dtype) else result
-        self.saw_dropout |= is_active_dropout(func, args, kwargs)
         if func in CASTS:
             func = torch.Tensor.double
         args, kwargs = self._widened(args), {key: self._widened(value) for key, value in kwargs.items()}
@@ -120,8 +116,6 @@ def movement(call: Call) -> Movement:
             after = weigh_again(call, before, particles, own)
     except Exception as error:  # whatever a program may raise when its tensors are of another dtype
         return Movement(None, f"the programs cannot be run in float64 ({type(error).__name__}: {error})")
-    if mode.saw_dropout:
-        return Movement(None, "dropout is active, so that two runs differ by more than rounding")
     if mode.lowered or after.dtype != torch.float64:
         return Movement(None, f"the programs return to a lower precision (in {mode.lowered or 'their log-densities'})")
     weight = (before.log_weight if own else before.log_joint).detach()

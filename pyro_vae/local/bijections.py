@@ -15,14 +15,11 @@ from torch.distributions.transforms import (
 
 
 class BoundedExp(ExpTransform):
-    """exp whose values are neither zero nor infinite: at either end the density of a Gamma is infinite or NaN."""
+    """exp that stops short of zero and infinity, where the density of a Gamma or its gradient is infinite or NaN."""
 
     def _call(self, x: Tensor) -> Tensor:
         limits = torch.finfo(x.dtype)
-        return x.exp().clamp(limits.tiny, limits.max)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return y.clamp(min=torch.finfo(y.dtype).tiny).log()
+        return x.exp().clamp(limits.tiny / limits.eps, limits.max * limits.eps)
 
 
 class BoundedStickBreaking(StickBreakingTransform):
@@ -30,11 +27,7 @@ class BoundedStickBreaking(StickBreakingTransform):
 
     def _call(self, x: Tensor) -> Tensor:
         y: Tensor = super()._call(x)
-        return y.clamp(min=torch.finfo(y.dtype).tiny)
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        u: Tensor = super()._inverse(y.clamp(min=torch.finfo(y.dtype).tiny))
-        return u
+        return y.clamp(min=torch.finfo(y.dtype).tiny / torch.finfo(y.dtype).eps)
 
 
 def bounded(transform: Transform) -> Transform:

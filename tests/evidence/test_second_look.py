@@ -61,7 +61,7 @@ def test_a_narrow_guide_is_found_out():
     """
     lm, x = linear_gaussian(latent_dim=4, data_dim=6, num_data=300, variance=1.0)
     evidence = estimate(model_of(lm), guide_of(conditional_family(lm, 0.8)), x)
-    truth, good = lm.log_evidence(x), ~evidence.unreliable
+    truth, good = lm.log_evidence(x), ~evidence.doubts["tails"]
     plain = covered(make_plain(evidence), truth)
     flagged = evidence.checks[SIDE]
     assert int(good.sum()) > 60
@@ -226,7 +226,7 @@ def test_numbers_are_those_without_the_check(name, jackknife):
         assert torch.equal(getattr(with_it, field).nan_to_num(), getattr(without, field).nan_to_num()), field
     assert torch.equal(with_it.curve.log_evidence, without.curve.log_evidence)
     assert with_it.second is not None and without.second is None
-    assert without.unchecked == {SIDE: "check=False"} and not without.checks
+    assert without.unchecked[SIDE] == "check=False" and SIDE not in without.checks
 
 
 def test_missing_observations_are_imputed_as_without_the_check():
@@ -275,7 +275,7 @@ def test_cost(name, num_particles):
     """At most 35% at 1,000 particles, and the same number beyond."""
     x = data_for(name)
     cost = [estimate(*PAIRS[name](x), x, num_particles=num_particles, check=check).cost for check in (True, False)]
-    assert cost[1] == num_particles
+    assert cost[1] == num_particles + 2  # and two particles in float64
     assert cost[0] - cost[1] == 344 + (2 if name == "gamma_poisson" else 1)
     assert cost[0] <= 1.35 * cost[1] or num_particles > 1000
 
@@ -285,10 +285,10 @@ def test_few_particles_are_not_judged(num_data):
     lm, x = linear_gaussian(num_data=num_data)
     for num_particles in (1, 5, 100, 999):
         evidence = estimate(*exact_pair(lm), x, num_particles=num_particles)
-        assert evidence.unchecked == {SIDE: "not judged below 1,000 particles"}
-        assert evidence.second is None and not evidence.checks and evidence.cost == num_particles
+        assert evidence.unchecked[SIDE] == "not judged below 1,000 particles"
+        assert evidence.second is None and SIDE not in evidence.checks and evidence.cost == num_particles
     evidence = estimate(*exact_pair(lm), x)
-    assert not evidence.unchecked and evidence.checks[SIDE].shape == evidence.second.shape == (num_data,)
+    assert SIDE not in evidence.unchecked and evidence.checks[SIDE].shape == evidence.second.shape == (num_data,)
 
 
 def test_the_whole_call_as_one_datum():
@@ -397,8 +397,8 @@ WHY_NOT = {
 def test_where_it_is_not_made_it_says_why(pair):
     x = data_for("hierarchical")
     evidence, plain = (estimate(*pair(), x, check=check) for check in (True, False))
-    assert evidence.unchecked == {SIDE: WHY_NOT[pair]}
-    assert evidence.second is None and evidence.second_std_error is None and not evidence.checks
+    assert evidence.unchecked[SIDE] == WHY_NOT[pair]
+    assert evidence.second is None and evidence.second_std_error is None and SIDE not in evidence.checks
     assert torch.equal(evidence.log_evidence, plain.log_evidence)
 
 
@@ -417,7 +417,7 @@ def test_prior_sites():
             pyro.sample("top", dist.Normal(0.6 * x.mean(-1), 0.7))
 
     evidence = estimate(hierarchical(x)[0], guide, x, prior_sites=["z"])
-    assert evidence.unchecked == {SIDE: "the prior draws some latents (prior_sites)"}
+    assert evidence.unchecked[SIDE] == "the prior draws some latents (prior_sites)"
 
 
 def test_the_start_of_a_message():
@@ -487,12 +487,12 @@ def test_adaptive_makes_it_on_request(num_particles):
             return pv.AdaptiveImportanceSampling(*pair, num_particles=num_particles, seed=0, **options)(x)
 
     default, asked = run(), run(check=True)
-    assert default.unchecked == {SIDE: "check=False"} and default.second is None
+    assert default.unchecked[SIDE] == "check=False" and default.second is None
     assert torch.equal(default.log_evidence, asked.log_evidence) and torch.equal(default.smoothed, asked.smoothed)
     if num_particles < 100:
-        assert asked.unchecked == {SIDE: "not judged below 100 particles"} and asked.cost == default.cost
+        assert asked.unchecked[SIDE] == "not judged below 100 particles" and asked.cost == default.cost
     else:
-        assert asked.cost == default.cost + 344 and not asked.unchecked
+        assert asked.cost == default.cost + 344 and SIDE not in asked.unchecked
         z = (asked.second - lm.log_evidence(x)) / asked.second_std_error
         assert float(z.abs().max()) < 4.5 and float(asked.second_std_error.max()) < 0.1
 

@@ -72,8 +72,8 @@ def test_a_mode_that_the_proposal_misses_is_seen():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             check = pv.SelfCheck(two_modes, one_mode, evidence=trial, num_steps=50, num_chains=4, seed=seed)(x)
-        assert not check.passed and "apart" in check.verdict()
-        assert any("apart" in str(warning.message) for warning in caught)
+        assert not check.passed and "too low" in check.verdict()  # the chains start in both modes, so the bounds are near
+        assert any("too low for this model" in str(warning.message) for warning in caught)
         assert check.evidence.doubts["tails"].double().mean() < 0.1  # the weights of hardly any datum show it
 
 

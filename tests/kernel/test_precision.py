@@ -435,14 +435,6 @@ def test_a_program_that_fails_in_float64_says_so_and_leaves_nothing_behind():
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_active_dropout_is_no_rounding():
-    net = Counts()
-    net.decoder[1] = nn.Dropout(0.5)
-    with pytest.warns(UserWarning, match="dropout is active"):
-        found, _, _ = moved(net.model, net.guide, counts(B, 6))
-    assert found.shift is None and "dropout" in found.why
-
-
 # --- no side effects ---
 
 
