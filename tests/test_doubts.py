@@ -169,7 +169,7 @@ def test_every_doubt_has_a_warning_of_its_class(reason):
 
 
 def test_flags_that_good_guides_have_too_warn_where_there_are_more_than_chance_explains():
-    """Of data with a good guide 3% are flagged from the posterior's side: 4 of 60 are chance once in ten calls, 6 are not."""
+    """3% of data with a good guide are flagged from the posterior's side: 4 of 60 may be chance, 6 are not."""
     for count, warned in ((0, False), (4, False), (6, True)):
         found = table.warnings_about({"posterior side": first(count, 60)}, "importance sampling", off="low")
         assert bool(found) is warned

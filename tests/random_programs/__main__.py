@@ -14,20 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from .generator import program_of_seed
-from .judge import ORACLE_ERROR, Finding, judge, know
+from .judge import ORACLE_ERROR, Finding, findings_of, know
 
 EVERY = 50  # programs between two lines of progress
 FAULTS = ("wrong", "crashed")
-
-
-def findings_of(seed: int) -> tuple[int, list[Finding] | None]:
-    """All findings on the program of this number; None where the oracle does not know it well enough."""
-    torch.set_num_threads(1)
-    known = know(program_of_seed(seed))
-    return seed, None if known is None else list(judge(known))
 
 
 @contextmanager

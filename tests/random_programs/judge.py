@@ -20,7 +20,7 @@ import pyro_vae as pv
 from .case import Case, make_case
 from .description import DISCRETE, Program
 from .fit import with_guide
-from .generator import WITHOUT_NUMBER
+from .generator import WITHOUT_NUMBER, program_of_seed
 from .oracle import Truth, evidence
 from .oracle_elbo import Terms, elbo_terms
 from .pyro_pair import build
@@ -75,6 +75,13 @@ def know(program: Program) -> Known | None:
     case = with_guide(case, posterior)
     known = Known(case, log_evidence, elbo_terms(case))
     return known if bool((known.elbo[0].error < ORACLE_ERROR).all()) else None
+
+
+def findings_of(seed: int) -> tuple[int, list[Finding] | None]:
+    """All findings on the program of this number; None where the oracle does not know it well enough."""
+    torch.set_num_threads(1)
+    known = know(program_of_seed(seed))
+    return seed, None if known is None else list(judge(known))
 
 
 def judge(known: Known, names: Collection[str] = (), budget: Budget = FULL) -> Iterator[Finding]:
