@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions.transforms import Transform, identity_transform
+from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import Call, LogWeights, Record, innermost, reduce_to_datum, support_of
+from ..kernel import Call, LogWeights, Record, innermost, padded, reduce_to_datum, support_of
 from .bijections import bijection
 from .gradients import REMEDY
 
@@ -20,8 +20,8 @@ class LatentSpace:
     alone, but keeps the space proper.
 
     :ivar dim: D.
-    :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site or
-        are masked inside their event, for a support that depends on another latent.
+    :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site, for
+        a support that depends on another latent, for a mask that depends on drawn values.
     """
 
     def __init__(self, call: Call, guide: Record, model: Record) -> None:
@@ -35,10 +35,9 @@ class LatentSpace:
             width = self.layout.num_plates + self.layout.event_dims[name]
             if value.ndim != width + 1:
                 raise LocalFitError(f"the latent site '{name}' depends on an enumerated site. {REMEDY}")
-            if guide[name].event_mask is not None or model[name].event_mask is not None:
-                raise LocalFitError(f"the latent site '{name}' is masked inside its event. {REMEDY}")
             self._shapes[name] = self._transforms[name].inv(value).shape[1:]
         self.dim = sum(shape.numel() for shape in self._shapes.values()) // self.layout.batch_size
+        self._kept: dict[str, Tensor] = {}  # where a site is not masked, (1, *plates) and what `to_event` added
         self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -115,21 +114,31 @@ class LatentSpace:
 
     def _masked_dims(self, weights: LogWeights) -> Tensor | None:
         """(B, D), true where a latent is masked on either side, or `None`."""
-        masks = {name: weights.joint_mask(name) for name in self._shapes}
-        if all(mask is None for mask in masks.values()):
+        for name in self._shapes:
+            if (kept := self._kept_places(name, weights)) is not None:
+                if bool((kept != kept[:1]).any()):
+                    raise LocalFitError(f"the mask of the latent site '{name}' depends on drawn values. {REMEDY}")
+                self._kept[name] = kept[:1]
+        if not self._kept:
             return None
+        true = torch.ones((), dtype=torch.bool, device=self.call.device)
         flags = []
         for name, shape in self._shapes.items():
-            kept = masks[name]
-            masked = torch.zeros(1, dtype=torch.bool, device=self.call.device) if kept is None else ~kept
-            if bool((masked != masked[:1]).any()):
-                raise LocalFitError(f"the mask of the latent site '{name}' depends on drawn values. {REMEDY}")
-            if kept is not None and self._transforms[name] != identity_transform:
-                raise LocalFitError(f"the latent site '{name}' is masked and constrained. {REMEDY}")
-            event_dim = len(shape) - self.layout.num_plates
-            masked = masked[:1].reshape((1,) * (self.layout.num_plates + 1 - masked.ndim) + masked[:1].shape)
-            flags.append(self._flat(masked.reshape(masked.shape + (1,) * event_dim).expand(1, *shape)))
+            kept = self._kept.get(name, true)
+            kept = kept.reshape(kept.shape + (1,) * (len(shape) + 1 - kept.ndim)) if kept.ndim else kept
+            flags.append(self._flat(~kept.expand(1, *shape)))
         return torch.cat(flags, -1)[0]
+
+    def _kept_places(self, name: str, weights: LogWeights) -> Tensor | None:
+        """Of the masks of whole events and of those inside events, which both sides share, (K, *plates, *to_event)."""
+        width = self.layout.num_plates + 1
+        inside = self._guide[name].event_mask
+        whole = weights.joint_mask(name)  # checks that the masks inside events are alike
+        if inside is None:
+            return None if whole is None else padded(whole, width)
+        own = self.layout.event_dims[name] - innermost(self._guide[name].fns[0]).event_dim
+        inside = padded(inside, width + own)
+        return inside if whole is None else inside & whole.reshape(padded(whole, width).shape + (1,) * own)
 
     def _flat(self, u: Tensor) -> Tensor:
         if self.layout.datum_dim is None:
@@ -148,7 +157,13 @@ class LatentSpace:
         transform = self._transforms[name]
         if transform == identity_transform:
             return torch.zeros((), dtype=u.dtype, device=u.device)
+        while isinstance(transform, IndependentTransform):
+            transform = transform.base_transform
         log_det = transform.log_abs_det_jacobian(u, value)
+        kept = self._kept.get(name)
+        if kept is not None:  # what is masked has the density of the filler, in u
+            kept = kept.reshape(kept.shape + (1,) * max(log_det.ndim - kept.ndim, 0))
+            log_det = torch.where(kept, log_det, torch.zeros_like(log_det))
         extra = log_det.ndim - 1 - self.layout.num_plates
         return reduce_to_datum(log_det.flatten(-extra).sum(-1) if extra else log_det, self.layout)
 

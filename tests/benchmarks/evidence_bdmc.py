@@ -80,8 +80,8 @@ def main() -> None:
             report(f"guide as it is, seed {seed}", estimator)
     for cost in options.costs:
         num_gradients = min(round(0.17 * cost), 290)
-        # The rest of the budget after gradients, the guide's ELBO (20) and one run that reads the supports.
-        num_particles = cost - 3 * num_gradients - 21
+        # The rest of the budget after gradients, the guide's ELBO (20), one run that reads the supports, two in float64.
+        num_particles = cost - 3 * num_gradients - 23
         for seed in options.seeds:
             estimator = pv.AdaptiveImportanceSampling(
                 vae.model, vae.guide, num_particles=num_particles, num_gradients=num_gradients, seed=seed

@@ -165,7 +165,7 @@ def exact(name: str, known: Known, budget: Budget, model: Any, guide: Any, args:
 
 
 def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
-    num = 200
+    num = 500  # the default
     record = pv.InferenceGaps(model, guide, num_particles=num, num_steps=20, **options(known))(*args)
     errors, doubts = record.std_errors, doubted(record)
     yield compared(name, "log p(x)", record.log_evidence, errors["log_evidence"], known.log_evidence, doubts)
