@@ -215,10 +215,10 @@ contestants = {
     "guide, K = 1,000": functools.partial(pv.ImportanceSampling, num_particles=1000),
     f"guide, K = {many:,}": functools.partial(pv.ImportanceSampling, num_particles=many),
     "one Gaussian fitted": functools.partial(pv.AdaptiveImportanceSampling, num_particles=1000, proposal="gaussian"),
-    "chains from that": functools.partial(pv.AnnealedImportanceSampling, num_steps=num_steps, progress=False),
+    "chains from the search": functools.partial(pv.AnnealedImportanceSampling, num_steps=num_steps, progress=False),
     "fit with a search": functools.partial(pv.AdaptiveImportanceSampling, num_particles=1000),
 }
-rivals = [contestants[name](vae.model, vae.guide, seed=0)(real) for name in ("chains from that", "fit with a search")]
+rivals = [contestants[name](vae.model, vae.guide, seed=0)(real) for name in ("chains from the search", "fit with a search")]
 difference = (rivals[0].log_evidence - rivals[1].log_evidence).abs()
 print(f"They differ by more than 0.1 nats on {int((difference > 0.1).sum())} of {len(real)} digits.")
 real = real[difference.argsort(descending=True)[:num_digits]]
@@ -236,9 +236,9 @@ for ax, kind, x in zip(axes, ("drawn", "disputed real"), (drawn.observed["obs"],
         low, high = (end - float(exact.mean().value) for end in record.mean_confidence_interval())
         off = record.log_evidence - exact.log_evidence
         worst = int(off.abs().argmax())
-        high = int(record.doubts["tails"].sum()) if "tails" in record.doubts else "-"  # not judged below K = 100
+        heavy = int(record.doubts["tails"].sum()) if "tails" in record.doubts else "-"  # not judged below K = 100
         print(f"{name:<26}{record.cost:>8.0f}{off.mean():>14.3f}{f'[{low:.3f}, {high:.3f}]':>20}", end="")
-        print(f"{off[worst]:>13.3f}{record.std_error[worst]:>11.3f}{high:>8}")
+        print(f"{off[worst]:>13.3f}{record.std_error[worst]:>11.3f}{heavy:>8}")
         ax.plot([low, high], [i, i], "k-|", markersize=9)
         ax.plot(off.mean(), i, "ko" if low <= 0 <= high else "kX", markersize=8)
     ax.axvline(0, color="black", linestyle=":")

@@ -53,7 +53,7 @@ class AdaptiveImportanceSampling:
     masses. Per datum, one to three parts and Gaussian or Student t tails, whichever measures the largest effective sample
     size on the points of search and fits. These points only choose: no weight is made of them, so the estimate stays
     unbiased. A mode can still be missed, less and less often the more latents there are, see :doc:`/evidence`. A posterior
-    with more modes than three parts can hold is doubted: `checks["search"]` is true where the search has seen a mode that
+    with more modes than three parts can hold is doubted: `doubts["search"]` is true where the search has seen a mode that
     holds 2% of p(x) or more and that the proposal lacks.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.

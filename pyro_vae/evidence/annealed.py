@@ -52,7 +52,7 @@ class AnnealedImportanceSampling:
     :param start: s, one of "fitted" (the proposals that `AdaptiveImportanceSampling` fits to each datum: up to ten latents
         the mixture that its search has found, beyond that a Gaussian), "guide" and "prior". The nearer to the posterior,
         the fewer steps are needed. Chains rarely cross from one mode to another: where the start has missed a mode, so do
-        they, and `checks["search"]` says what it says there.
+        they, and `doubts["search"]` says what it says there.
     :param schedule: "adaptive" (steps of equal conditional ESS, as the pilot saw it), "linear" or "sigmoid".
     :param progress: show a progress bar on runs of more than a few seconds.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.

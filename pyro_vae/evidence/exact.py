@@ -51,7 +51,7 @@ class ExactEvidence:
     :param check_support: raise on observations outside the support of their likelihood.
 
     Called with the model's own arguments; returns `Evidence` for the B data, with bound "exact" and no error. Rounding is no
-    Monte Carlo error: where float32 is not enough, `checks["precision"]` of the record is true.
+    Monte Carlo error: where float32 is not enough, `doubts["precision"]` of the record is true.
 
     :raises LocalFitError: where none of the three applies.
     :raises NonFiniteError: where the grids do not agree: a posterior far narrower than its prior, a density with jumps, or

@@ -40,7 +40,7 @@ class ImportanceSampling:
     :param check: make a second estimate from the posterior's side, for 346 more decoder evaluations per datum: draw a few
         particles by weight, move them along the gradients of log p(x, z), and sample from a Gaussian fitted to these. Where
         that is higher, the guide has missed mass near its draws, which no weight can show. It raises the upper end of the
-        intervals; `checks["posterior side"]` is true where it is higher by 2.2 joint errors. `log_evidence` stays as it is.
+        intervals; `doubts["posterior side"]` is true where it is higher by 2.2 joint errors. `log_evidence` stays as it is.
         Made from 1,000 particles on; `unchecked` says why it was not. See :doc:`/evidence` for what it cannot see.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
