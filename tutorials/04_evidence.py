@@ -262,7 +262,7 @@ plt.show()
 # ---------------------------
 # The worst digit, on the plane of its two latents:
 
-odd = int((results["chains from that"].log_evidence - exact.log_evidence).abs().argmax())
+odd = int((results["chains from the search"].log_evidence - exact.log_evidence).abs().argmax())
 grid = torch.cartesian_prod(torch.linspace(-4, 4, 161), torch.linspace(-4, 4, 161))
 with torch.no_grad():
     log_posterior = vae.decode(grid).log_prob(x[odd]) + vae.prior().log_prob(grid) - exact.log_evidence[odd]
@@ -330,7 +330,7 @@ for name, make in trials.items():
 # That is what to bet on: an estimator that has passed on data of *your* model. And its limit: data of the model are not
 # real data. On digits that the decoder drew, the fit that starts at the encoder ends on the right island: the chains pass,
 
-chains = contestants["chains from that"]
+chains = contestants["chains from the search"]
 check = pv.SelfCheck(vae.model, vae.guide, evidence=chains, num_steps=num_steps, num_chains=4, seed=0)(pixels[:size])
 print(check.verdict())
 

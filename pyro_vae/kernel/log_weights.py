@@ -143,9 +143,9 @@ class LogWeights:
 
     @cached_property
     def log_weight(self) -> Tensor:
-        sampled = self.log_guide
-        for name in self.structure.guide_enumerated:
-            sampled = sampled - self.guide_sites[name]
+        # Not log_guide minus those that are enumerated: a value that the guide never takes has a log q of -inf.
+        enumerated = self.structure.guide_enumerated
+        sampled = self._sum({n: s for n, s in self.guide_sites.items() if n not in enumerated})
         total = self._with_all_axes(self.log_likelihood + self.log_prior - sampled)
         return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
 

@@ -1,7 +1,7 @@
 """All continuous latents of a datum as one unconstrained vector u of D numbers, and the log joint as a function of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.distributions.transforms import IndependentTransform, Transform, iden
 
 from ..errors import LocalFitError
 from ..kernel import Call, LogWeights, Record, innermost, padded, reduce_to_datum, support_of
-from .bijections import bijection
+from .bijections import bijection, limits
 from .gradients import REMEDY
 
 
@@ -31,12 +31,17 @@ class LatentSpace:
         values = call.latent_values(guide)
         self._transforms = find_transforms(call)
         self._shapes: dict[str, torch.Size] = {}
+        ends: list[tuple[float, float]] = []  # of each dimension
         for name, value in values.items():
             width = self.layout.num_plates + self.layout.event_dims[name]
             if value.ndim != width + 1:
                 raise LocalFitError(f"the latent site '{name}' depends on an enumerated site. {REMEDY}")
             self._shapes[name] = self._transforms[name].inv(value).shape[1:]
-        self.dim = sum(shape.numel() for shape in self._shapes.values()) // self.layout.batch_size
+            size = self._shapes[name].numel() // self.layout.batch_size
+            ends += [limits(self._transforms[name], value.dtype)] * size
+        self.dim = len(ends)
+        bounded = any(low > -math.inf for low, _ in ends)
+        self._limits = next(iter(values.values())).new_tensor(ends).T if bounded else None
         self._kept: dict[str, Tensor] = {}  # where a site is not masked, (1, *plates) and what `to_event` added
         self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
 
@@ -81,13 +86,47 @@ class LatentSpace:
 
     def log_joint_and_prior(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(x, u), log p(u)), shape (K, B) each."""
-        values, log_det = self.unpack(u)
-        return self.densities(self.call.score(values, len(u)), u, log_det)
+
+        def at(u: Tensor) -> tuple[Tensor, ...]:
+            values, log_det = self.unpack(u)
+            return self.densities(self.call.score(values, len(u)), u, log_det)
+
+        log_joint, log_prior = self._extended(at, u)
+        return log_joint, log_prior
 
     def log_guide(self, u: Tensor) -> Tensor:
         """log q(u given x), shape (K, B), the Jacobian included."""
-        values, log_det = self.unpack(u)
-        return self._with_filler(self.call.log_guide(values, len(u), self._model) + log_det, u)
+
+        def at(u: Tensor) -> tuple[Tensor, ...]:
+            values, log_det = self.unpack(u)
+            return (self._with_filler(self.call.log_guide(values, len(u), self._model) + log_det, u),)
+
+        return self._extended(at, u)[0]
+
+    def _extended(self, at: Callable[[Tensor], tuple[Tensor, ...]], u: Tensor) -> tuple[Tensor, ...]:
+        """Log-densities at u, continued along a straight line from where floats can no longer tell the values apart.
+
+        The tails of a density towards an end of its support are powers of the distance, so in u they are straight lines:
+        exp(a u) for a Gamma of concentration a. Cut off there, much of a Gamma of small concentration would be lost.
+        """
+        if self._limits is None:
+            return at(u)
+        near = torch.minimum(torch.maximum(u, self._limits[0]), self._limits[1])
+        found = at(near)
+        beyond = u - near
+        if not bool((beyond != 0).any()):
+            return found
+        length = beyond.abs().amax(-1, keepdim=True)
+        with torch.no_grad():  # gradients at the very end of the floats overflow
+            inner = at(near - beyond / torch.where(length > 0, length, 1.0))
+        far = length.squeeze(-1)
+
+        def continued(f: Tensor, g: Tensor) -> Tensor:
+            known = (far > 0) & f.isfinite() & g.isfinite()
+            slope = (torch.where(known, f, 0.0) - torch.where(known, g, 0.0)).detach()
+            return f + far * slope
+
+        return tuple(continued(f, g) for f, g in zip(found, inner, strict=True))
 
     def draw_prior(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor]:
         """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""

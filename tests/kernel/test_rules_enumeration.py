@@ -588,3 +588,27 @@ def test_a_moved_axis_of_many_values_is_found():
 
     with pytest.raises(EnumerationError, match="the log-density of site 'x' differs"):
         pv.ExactEvidence(model, lambda x: None)(AXIS_X)
+
+
+def test_values_that_the_guide_never_takes_have_no_weight_and_cost_nothing():
+    """q(s) = 0 where p(s) = 0, and log q of the second site is -inf there: right is the sum over values."""
+    p, move = torch.tensor([0.6, 0.4, 0.0]), torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.3, 0.7], [1 / 3, 1 / 3, 1 / 3]])
+    x = torch.tensor([0.3, 1.7])
+    infer = {"enumerate": "parallel"}
+
+    def draw(infer):
+        s = pyro.sample("s", dist.Categorical(p), infer=infer)
+        return pyro.sample("t", dist.Categorical(move[s]), infer=infer)
+
+    def model(x):
+        with pyro.plate("data", 2):
+            pyro.sample("x", dist.Normal(draw({}).float(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            draw(infer)
+
+    joint = (p.unsqueeze(-1) * move).sum(0).log() + dist.Normal(torch.arange(3.0), 1.0).log_prob(x.unsqueeze(-1))
+    evidence = pv.ImportanceSampling(model, guide, num_particles=3)(x)
+    torch.testing.assert_close(evidence.log_evidence, joint.logsumexp(-1))
+    assert evidence.elbo.isfinite().all() and (evidence.elbo <= evidence.log_evidence).all()
