@@ -62,8 +62,9 @@ class Call:
             return {name: record[name].value for name in self.structure.latents}, record
         drawn = draw(ancestral(self.model), num_particles)
         values = {name: site.value for name, site in drawn.items() if name in self.structure.latents}
+        weighed = self.weighed
         record = self.score(values, num_particles)
-        self._scored = None  # may lie anywhere, see `weigh`
+        self.weighed, self._scored = weighed, None  # draws of the prior may lie anywhere, see `weigh`
         return values, record
 
     def simulate(self) -> Record:

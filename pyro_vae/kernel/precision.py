@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .agreement import values_of
@@ -41,8 +44,8 @@ class Movement(NamedTuple):
 class InFloat64(TorchFunctionMode):
     """Inside, programs compute in float64: every operation gets its tensors cast first, and literals follow.
 
-    No tensor, module or parameter of the user's is changed, wherever a program may hold it. What `torch.jit.script` has
-    compiled is not seen: it gets float64, and may round inside.
+    No tensor or parameter of the user's is changed, wherever a program may hold it; see `kept_modules` for what modules
+    assign to themselves. What `torch.jit.script` has compiled is not seen: it gets float64 beside its own float32.
 
     :ivar lowered: an operation that came back to a lower precision all the same, or "".
     """
@@ -90,6 +93,26 @@ class InFloat64(TorchFunctionMode):
         return self._cast[id(tensor)][1]
 
 
+@contextmanager
+def kept_modules() -> Iterator[None]:
+    """Put back what modules assign to themselves when they run: float64 buffers and caches would break the next forward."""
+    saved: dict[int, tuple[torch.nn.Module, list[dict[str, Any]]]] = {}
+
+    def look_at(module: torch.nn.Module, args: Any) -> None:
+        if id(module) not in saved:
+            saved[id(module)] = module, [dict(module._buffers), dict(module._parameters), dict(module.__dict__)]
+
+    hook = register_module_forward_pre_hook(look_at)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module, before in saved.values():
+            for content, old in zip((module._buffers, module._parameters, module.__dict__), before, strict=True):
+                content.clear()
+                content.update(old)
+
+
 def is_wide(arg: Any) -> bool:
     return isinstance(arg, Tensor) and arg.dtype in (torch.float64, torch.complex128)
 
@@ -112,10 +135,11 @@ def movement(call: Call) -> Movement:
     call.cost += len(particles)
     mode = InFloat64()
     try:
-        with mode:
+        with kept_modules(), mode:
             after = weigh_again(call, before, particles, own)
     except Exception as error:  # whatever a program may raise when its tensors are of another dtype
-        return Movement(None, f"the programs cannot be run in float64 ({type(error).__name__}: {error})")
+        first_line = str(error).strip().partition("\n")[0]
+        return Movement(None, f"the programs cannot be run in float64 ({type(error).__name__}: {first_line})")
     if mode.lowered or after.dtype != torch.float64:
         return Movement(None, f"the programs return to a lower precision (in {mode.lowered or 'their log-densities'})")
     weight = (before.log_weight if own else before.log_joint).detach()

@@ -487,3 +487,42 @@ def test_gradients_inside_a_program_run_in_float64():
         (gradient,) = torch.autograd.grad((z**3).sum(), z)
     assert gradient.dtype == torch.float64 and not z.requires_grad
     assert torch.allclose(gradient, 3 * z.double() ** 2, rtol=1e-15)
+
+
+class Remembers(nn.Module):
+    """Assigns to itself in a forward: a buffer, a cache; and a parametrised layer does so by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.utils.parametrizations.spectral_norm(nn.Linear(1, 1))
+        self.register_buffer("moving", torch.ones(1))
+        self.cache = torch.zeros(1)
+
+    def forward(self, z):
+        self.moving = self.moving * 1.0
+        self.cache = self.cache * 1.0
+        return self.layer(z) + self.moving + self.cache
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_what_modules_assign_to_themselves_is_put_back(train):
+    net = Remembers().train(train)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(net(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 0.9).to_event(1))
+
+    net.eval()(torch.ones(1, 1))
+    net.train(train)
+    try:
+        moved(model, guide, torch.randn(B, 1))
+    except pv.errors.ArgumentError:  # power iteration in train mode moves its buffers, which is refused
+        assert train
+    tensors = [*net.state_dict().values(), net.cache, net.moving]
+    assert all(tensor.dtype == torch.float32 for tensor in tensors)
+    assert net(torch.ones(1, 1)).dtype == torch.float32
