@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
+import pyro_vae as pv
 from pyro_vae.kernel import Pair, movement
 from pyro_vae.kernel.agreement import values_of
 from pyro_vae.kernel.precision import InFloat64, best_particles, picked_values

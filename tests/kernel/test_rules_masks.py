@@ -440,3 +440,22 @@ def test_a_masked_discrete_latent_that_others_read_is_refused_whatever_was_drawn
         pv.ImportanceSampling(*masked_discrete(family, enumerate_in, reads=True), num_particles=10, seed=seed)(x)
     evidence = pv.ImportanceSampling(*masked_discrete(family, enumerate_in, reads=False), num_particles=10, seed=seed)(x)
     assert evidence.log_evidence[1] == 0
+
+
+def test_a_large_density_hides_no_small_dependence_on_a_masked_latent():
+    x = torch.tensor([0.3, -0.5])
+    mask = torch.tensor([True, False])
+
+    def model(x):
+        with pyro.plate("data", 2):
+            with poutine.mask(mask=mask):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.factor("constant", torch.full((2,), -5e5))
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+
+    with pytest.raises(MaskError, match=r"'z' of data \[1\]"):
+        pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x)
