@@ -94,7 +94,19 @@ class LogWeights:
         joint = None
         for mask in masks:
             joint = mask if joint is None else joint & mask
+        if joint is not None and name in self._guide:
+            self._check_switch(name, joint)
         return joint
+
+    def _check_switch(self, name: str, mask: Tensor) -> None:
+        """log q does not know the sites that the model sums out, so it cannot have a mask that depends on them."""
+        for switch in self.structure.model_enumerated:
+            axis = -(self.layout.num_plates + 2 + self.layout.enumerated.index(switch))
+            if mask.ndim >= -axis and mask.shape[axis] > 1:
+                raise MaskError(
+                    f"the model masks '{name}' by '{switch}', which it sums out, so the guide cannot have that mask: "
+                    f"enumerate '{switch}' in the guide, or mask model and guide alike by data"
+                )
 
     @property
     def observations(self) -> dict[str, Tensor]:

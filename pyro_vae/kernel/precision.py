@@ -108,7 +108,8 @@ def kept_modules() -> Iterator[None]:
     finally:
         hook.remove()
         for module, before in saved.values():
-            for content, old in zip((module._buffers, module._parameters, module.__dict__), before, strict=True):
+            contents: tuple[dict[str, Any], ...] = (module._buffers, module._parameters, module.__dict__)
+            for content, old in zip(contents, before, strict=True):
                 content.clear()
                 content.update(old)
 

@@ -9,7 +9,7 @@ from ..errors import EnumerationError
 KNOWN = {
     "cartesian product": (
         "an enumerated site has events of several numbers",
-        "Put these numbers into a pyro.plate instead of to_event, or take out infer={'enumerate': ...}",
+        "Write a site for each number, or take out infer={'enumerate': ...}",
     ),
     "Enumeration dim conflict": (
         "the guide draws a latent that depends on an enumerated site, and the model draws the two in the other order",

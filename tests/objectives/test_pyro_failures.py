@@ -19,34 +19,32 @@ def loss(model, guide, x=X, nesting=1, num_particles=2000):
     return objective.loss(model, guide, x)
 
 
-def events(plates):
+def events(apart):
+    """Two flips with the prior .3, x ~ N(their sum, 1)."""
+
+    def flips(p, infer):
+        if apart:
+            return sum(pyro.sample(f"s{i}", dist.Bernoulli(torch.tensor(p)).expand([2]), infer=infer) for i in range(2))
+        return pyro.sample("s", dist.Bernoulli(p * torch.ones(2, 2)).to_event(1), infer=infer).sum(-1)
+
     def model(x):
-        with pyro.plate("data", 2, dim=-1):
-            if plates:
-                with pyro.plate("flips", 2, dim=-2):
-                    s = pyro.sample("s", dist.Bernoulli(torch.tensor(0.3)))
-                    pyro.sample("x", dist.Normal(s, 1.0), obs=x)
-            else:
-                s = pyro.sample("s", dist.Bernoulli(0.3 * torch.ones(2, 2)).to_event(1))
-                pyro.sample("x", dist.Normal(s, 1.0).to_event(1), obs=x.unsqueeze(-1).expand(2, 2))
+        with pyro.plate("data", 2):
+            pyro.sample("x", dist.Normal(flips(0.3, {}), 1.0), obs=x)
 
     def guide(x):
-        with pyro.plate("data", 2, dim=-1):
-            if plates:
-                with pyro.plate("flips", 2, dim=-2):
-                    pyro.sample("s", dist.Bernoulli(torch.tensor(0.5)), infer=ENUMERATE)
-            else:
-                pyro.sample("s", dist.Bernoulli(0.5 * torch.ones(2, 2)).to_event(1), infer=ENUMERATE)
+        with pyro.plate("data", 2):
+            flips(0.5, ENUMERATE)
 
     return model, guide
 
 
 def test_enumerated_events():
-    with pytest.raises(EnumerationError, match="Put these numbers into a pyro.plate"):
-        loss(*events(plates=False), num_particles=1)
-    log_p = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(X.unsqueeze(-1)) + torch.tensor([0.7, 0.3]).log()
-    elbo = 2 * (0.5 * (log_p - torch.tensor(0.5).log())).sum()
-    assert loss(*events(plates=True), nesting=2, num_particles=1) == pytest.approx(-float(elbo), rel=1e-5)
+    with pytest.raises(EnumerationError, match="Write a site for each number"):
+        loss(*events(apart=False), num_particles=1)
+    log_p = dist.Normal(torch.arange(3.0), 1.0).log_prob(X.unsqueeze(-1))
+    kl = 2 * torch.distributions.kl_divergence(dist.Bernoulli(0.5), dist.Bernoulli(0.3))
+    elbo = (log_p * torch.tensor([0.25, 0.5, 0.25])).sum() - 2 * kl
+    assert loss(*events(apart=True), num_particles=1) == pytest.approx(-float(elbo), rel=1e-5)
 
 
 def reversed_pair(infer, reverse=True):
