@@ -120,7 +120,8 @@ class Evidence:
     def doubts(self) -> dict[str, Tensor]:
         """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
 
-        "tails": Pareto k is above min(1 - 1/log10 K, 0.7), or no weight is positive. The others are the findings of the estimator's own checks.
+        "tails": Pareto k is above min(1 - 1/log10 K, 0.7), or no weight is positive. The others are the findings of the
+        estimator's own checks.
         """
         if self.bound == "exact" or "tails" in self.unchecked:
             return dict(self.checks)
