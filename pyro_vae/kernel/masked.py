@@ -19,6 +19,7 @@ from .supports import is_discrete
 if TYPE_CHECKING:
     from .calls import Call
 
+MOVES = 4  # draws that a continuous latent is moved to: a function that saturates hides one of them
 MOST_VALUES = 16  # of a discrete latent; of more, some from the first to the last
 TOLERANCE = 1e-4
 
@@ -26,7 +27,7 @@ TOLERANCE = 1e-4
 def check_masked_latents(
     call: Call, guide: Record, model: Record, weights: LogWeights, *, noise: tuple[int, int]
 ) -> None:
-    """Move continuous latents to another draw of the guide and discrete ones to every value; enumerated ones have them all.
+    """Move continuous latents to other draws of the guide and discrete ones to every value; enumerated ones have them all.
 
     :param noise: stream and block of the draw.
     """
@@ -73,10 +74,10 @@ def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, mo
     layout, first = call.layout, call.first_particle(model)
     moved = [n for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated]
     values = {n: first[n].value for n in moved}
-    drawn = call.draw(1)
+    drawn = call.draw(MOVES)
     before = LogWeights(call.structure, call.first_particle(guide), first, 1)
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
-    moves = {name: moves_of(drawn[name]) for name in masks}
+    moves = {name: moves_of(drawn[name], layout.num_plates + layout.event_dims[name]) for name in masks}
     for step in range(max(map(len, moves.values()))):
         swapped = dict(values)
         for name, mask in masks.items():
@@ -92,11 +93,13 @@ def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, mo
     return changed
 
 
-def moves_of(site: SiteRecord) -> list[Tensor]:
-    """Other values for a latent, canonical for one particle."""
-    fn, value = site.fns[-1], site.value
+def moves_of(site: SiteRecord, width: int) -> list[Tensor]:
+    """Other values for a latent, canonical for one particle, whose axis lies `width` dimensions from the right."""
+    axis = -(width + 1)
+    draws = [site.value.narrow(axis, k if site.value.shape[axis] > 1 else 0, 1) for k in range(MOVES)]
+    fn, value = site.fns[-1], draws[0]
     if not is_discrete(fn):
-        return [value]
+        return draws
     support = support_values(fn)
     if support is None:
         return [value, another_value(fn, value)]

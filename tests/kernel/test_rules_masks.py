@@ -497,3 +497,22 @@ def test_a_latent_that_a_summed_out_switch_masks_is_refused_and_the_remedy_works
     evidence = pv.ImportanceSampling(model_with({}), lambda x: guide(x, parallel), num_particles=2000, seed=0)(x)
     assert ((evidence.log_evidence - truth).abs() < 5 * evidence.std_error).all()
     assert (evidence.std_error < 0.02).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_saturating_function_does_not_hide_that_it_reads_a_masked_latent(seed):
+    """tanh(3 z) is nearly one for two draws of three, so that one other draw often changes nothing."""
+    x = torch.tensor([0.3, -0.5])
+
+    def model(x):
+        with pyro.plate("data", 2):
+            with poutine.mask(mask=torch.tensor([True, False])):
+                z = pyro.sample("z", dist.Normal(torch.full((2,), 1.0), 1.0))
+            pyro.sample("x", dist.Normal(torch.tanh(3 * z), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(torch.full((2,), 1.0), 1.0))
+
+    with pytest.raises(MaskError, match=r"'z' of data \[1\]"):
+        pv.ImportanceSampling(model, guide, num_particles=10, seed=seed)(x)
