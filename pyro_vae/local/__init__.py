@@ -1,6 +1,6 @@
 """Fits per datum: the guide's own family with offsets, and a Gaussian proposal. Serves evidence and gaps alike."""
 
-from .gaussian import GaussianProposal, fit_gaussian, fit_with_points, num_gradients_for
+from .gaussian import GaussianProposal, fit_with_points, num_gradients_for
 from .missed import Witnesses, missed_modes
 from .mixture import MixtureProposal, proposal_log_weights
 from .offsets import GuideOffsets, fit_offsets
@@ -17,7 +17,6 @@ __all__ = [
     "PosteriorSide",
     "SPACE",
     "Witnesses",
-    "fit_gaussian",
     "fit_offsets",
     "fit_with_points",
     "missed_modes",

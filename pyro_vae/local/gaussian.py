@@ -79,13 +79,6 @@ def num_gradients_for(num_particles: int, dim: int) -> int:
     return max(20 + 3 * dim, min(round(0.35 * num_particles), 40 + 5 * dim))
 
 
-def fit_gaussian(
-    space: LatentSpace, loc: Tensor, scale: Tensor, num_gradients: int, floor: Tensor | float = -math.inf
-) -> GaussianProposal:
-    """`fit_with_points` without the points."""
-    return fit_with_points(space, loc, scale, num_gradients, floor)[0]
-
-
 def fit_with_points(
     space: LatentSpace,
     loc: Tensor,

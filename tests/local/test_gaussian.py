@@ -13,7 +13,7 @@ from pyro_vae.local import (
     GaussianProposal,
     LatentSpace,
     MixtureProposal,
-    fit_gaussian,
+    fit_with_points,
     num_gradients_for,
     proposal_log_weights,
 )
@@ -95,7 +95,7 @@ def fit(dim, start_loc, start_scale, num_gradients, num_data=20, num_particles=0
         drawn = call.draw(2)
         space = LatentSpace(call, drawn, call.score(call.latent_values(drawn), 2))
         loc = posterior.mean + start_loc * posterior.stddev
-        proposal = fit_gaussian(space, loc, start_scale * posterior.stddev, num_gradients)
+        proposal, _ = fit_with_points(space, loc, start_scale * posterior.stddev, num_gradients)
         weights = proposal_log_weights(space, MixtureProposal.of(proposal), num_particles) if num_particles else None
     target = dist.MultivariateNormal(posterior.mean, scale_tril=posterior.scale_tril)
     fitted = dist.MultivariateNormal(proposal.loc, scale_tril=proposal.tril)
@@ -155,7 +155,7 @@ def test_one_datum_does_not_move_another():
             drawn = call.draw(2)
             space = LatentSpace(call, drawn, call.score(call.latent_values(drawn), 2))
             start = torch.zeros(len(x), 2, dtype=F64)
-            return fit_gaussian(space, start, torch.ones_like(start), 50)
+            return fit_with_points(space, start, torch.ones_like(start), 50)[0]
 
     near, beside_far = run(x), run(far)
     assert torch.allclose(near.loc[0], beside_far.loc[0], atol=1e-9)
@@ -179,7 +179,7 @@ def test_a_fit_through_a_constrained_latent():
         call.set_noise(1, 0)
         drawn = call.draw(2)
         space = LatentSpace(call, drawn, call.score(call.latent_values(drawn), 2))
-        proposal = fit_gaussian(space, x.log().unsqueeze(-1), torch.full((3, 1), 0.5, dtype=F64), 60)
+        proposal, _ = fit_with_points(space, x.log().unsqueeze(-1), torch.full((3, 1), 0.5, dtype=F64), 60)
     mode = ((2 + x) / 1.1).log()
     assert torch.allclose(proposal.loc[:, 0], mode, atol=0.05)
     assert torch.allclose(proposal.tril[:, 0, 0], (2 + x).rsqrt(), rtol=0.25)
