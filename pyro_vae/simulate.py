@@ -83,9 +83,7 @@ def reconstruct(
 
     :returns: a `Reconstruction` with `.observed` and `.means`.
     """
-    sites = reconstruct_sites(
-        model, guide, args, kwargs, datum_plate=datum_plate, prior_sites=prior_sites, seed=seed
-    )
+    sites = reconstruct_sites(model, guide, args, kwargs, datum_plate=datum_plate, prior_sites=prior_sites, seed=seed)
     return Reconstruction(observed=observed_in(sites), means=means_in(sites))
 
 

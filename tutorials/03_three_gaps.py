@@ -292,7 +292,9 @@ for times in (1, 10):
 print(f"{'proposal':<22}{'cost':>7}{'log p(x)':>10}{'Monte Carlo error':>19}{'median ESS':>12}{'Pareto k high':>15}")
 for name, record in records.items():
     mean, high = record.mean(), record.doubts["tails"].double().mean()
-    print(f"{name:<22}{record.cost:>7.0f}{mean.value:>10.3f}{mean.std_error:>19.3f}{record.ess.median():>12.0f}{high:>15.0%}")
+    print(
+        f"{name:<22}{record.cost:>7.0f}{mean.value:>10.3f}{mean.std_error:>19.3f}{record.ess.median():>12.0f}{high:>15.0%}"
+    )
 
 # %%
 # The guide's Monte Carlo error is tiny beside what is missing. Weights that are small on most draws, and enormous where

@@ -174,6 +174,7 @@ for num in (N // 8, N // 2, N):
     print(f"N = {num:4d}: mutual information {part.mutual_information.value:6.3f} of at most {part.log_num_data:.3f}, "
           f"total correlation {part.total_correlation.value:6.3f}, KL {part.kl.value:.3f}")  # fmt: skip
 
+
 # %%
 # Holes: bad samples under a small KL
 # -----------------------------------

@@ -37,9 +37,10 @@ class ImportanceSampling:
         O(1/K^2) or O(1/K^3) at no cost (Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb; see
         `pyro_vae.ops.jackknife_log_mean_exp`). The result is then `bound="consistent"`: of either sign, no longer a lower
         bound; its error comes from the pseudo-values; NaN where no more than `jackknife` weights are positive.
-    :param check: make a second estimate from the posterior's side, for 346 more decoder evaluations per datum: draw a few
-        particles by weight, move them along the gradients of log p(x, z), and sample from a Gaussian fitted to these. Where
-        that is higher, the guide has missed mass near its draws, which no weight can show. It raises the upper end of the
+    :param check: make a second estimate from the posterior's side, for about 326 more decoder evaluations per datum: draw
+        a few particles by weight, move them along the gradients of log p(x, z), and sample from a Gaussian fitted to these
+        and from the prior. With discrete latents, or without gradients, sample around the particles instead, up to 15
+        latents. Where that is higher, the guide has missed mass, which no weight can show. It raises the upper end of the
         intervals; `doubts["posterior side"]` is true where it is higher by 2.2 joint errors. `log_evidence` stays as it is.
         Made from 1,000 particles on; `unchecked` says why it was not. See :doc:`/evidence` for what it cannot see.
     :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.

@@ -30,7 +30,7 @@ class SecondLook:
         def add() -> None:
             if self._side is None:
                 self._call.set_noise(CHECK, SPACE)
-                self._space = LatentSpace(self._call, guide, model)
+                self._space = LatentSpace(self._call, guide, model, discrete=True)
                 self._side = PosteriorSide(self._space)
             self._side.add(self._space.pack(self._call.latent_values(guide))[0], log_weight)
 

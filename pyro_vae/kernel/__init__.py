@@ -3,9 +3,11 @@
 from .batches import arguments_of, check_loader, first_element, over_batches
 from .beta import WeighedTraces, beta_at, weigh_traces
 from .calls import ANNEAL, CHECK, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
+from .discrete import support_values
 from .draw_order import depends_on_own_draw, out_of_order
 from .holes import FillHoles
 from .isolation import batch_noise, eval_mode, kept_random_state
+from .kl import known_kl
 from .latents import Beta, Betas, check_imputed
 from .live import LivePair
 from .log_weights import LogWeights, reduce_to_datum
@@ -60,6 +62,7 @@ __all__ = [
     "innermost",
     "is_one_way",
     "kept_random_state",
+    "known_kl",
     "lacks_inverse",
     "movement",
     "of_one_value",
@@ -72,6 +75,7 @@ __all__ = [
     "simulate_arguments",
     "simulate_sites",
     "support_of",
+    "support_values",
     "tape_pair",
     "weigh_traces",
 ]

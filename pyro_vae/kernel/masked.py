@@ -24,9 +24,7 @@ MOST_VALUES = 16  # of a discrete latent; of more, some from the first to the la
 TOLERANCE = 1e-4
 
 
-def check_masked_latents(
-    call: Call, guide: Record, model: Record, weights: LogWeights, *, noise: tuple[int, int]
-) -> None:
+def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogWeights, *, noise: tuple[int, int]) -> None:
     """Move continuous latents to other draws of the guide and discrete ones to every value; enumerated ones have them all.
 
     :param noise: stream and block of the draw.

@@ -166,11 +166,7 @@ def match_sites(
                 f"the guide's site '{name}' has no latent counterpart in the model: it would raise the evidence "
                 "without limit. Add it to the model with its own prior, or marginalise it in the guide"
             )
-        if (
-            isinstance(innermost(site.fn), dist.Delta)
-            and name not in auto_sites(guide)
-            and not is_discrete(partner.fn)
-        ):
+        if isinstance(innermost(site.fn), dist.Delta) and name not in auto_sites(guide) and not is_discrete(partner.fn):
             raise AuxiliarySiteError(
                 f"the guide's site '{name}' is a Delta, a point mass without a density over a continuous latent: use a "
                 "distribution with a density (a TransformedDistribution for a transformed draw)"

@@ -4,11 +4,11 @@ from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor
-from torch.distributions import biject_to, constraints, kl_divergence
+from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform
 
 from ..errors import StructureError
-from ..kernel import Record, innermost, of_one_value
+from ..kernel import Record, innermost, known_kl, of_one_value
 from ..kernel.supports import TRANSFORMED
 
 
@@ -63,15 +63,7 @@ def joint_kl(q: Any, p: Any) -> Tensor | None:
         shape = p.batch_shape + p.event_shape  # torch knows full covariances against each other, not against a product
         loc, stddev = innermost(p).mean.expand(shape), innermost(p).stddev.expand(shape)
         p = dist.MultivariateNormal(loc, scale_tril=stddev.diag_embed())
-    return analytic_kl(q, p)
-
-
-def analytic_kl(q: Any, p: Any) -> Tensor | None:
-    try:
-        kl = kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-    return kl if isinstance(kl, Tensor) else None
+    return known_kl(q, p)
 
 
 def without_mask(fn: Any) -> Any:

@@ -15,13 +15,14 @@ from ..kernel import (
     SiteRecord,
     depends_on_own_draw,
     innermost,
+    known_kl,
     out_of_order,
     reduce_to_datum,
 )
 from ..kernel.data import first_particle
 from ..kernel.recorder import Layout
 from ..kernel.records import padded
-from .formulas import analytic_kl, by_number, density_of_guide, joint_kl, mean_of
+from .formulas import by_number, density_of_guide, joint_kl, mean_of
 from .refusals import check_finite, refuse_without_units
 
 
@@ -136,7 +137,7 @@ def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, lay
     means = to_units(value if mean is None else mean)
     sides = [by_number(fn) for fn in (q, p) if fn is not None]
     if len(sides) == 2 and not any(side.event_shape for side in sides):
-        exact = analytic_kl(*sides) if by_formula else None
+        exact = known_kl(*sides) if by_formula else None
         kl = to_units(sides[0].log_prob(value) - sides[1].log_prob(value) if exact is None else exact)
         site_kl = torch.where(mask, kl, torch.zeros_like(kl)).sum(1)
     else:

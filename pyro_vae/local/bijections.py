@@ -1,10 +1,12 @@
 """From the real line to the support of a latent, and how far along it floats can still tell the values apart."""
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributions import biject_to
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, nonnegative_integer
 from torch.distributions.transforms import (
     ComposeTransform,
     ExpTransform,
@@ -13,7 +15,37 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
+from ..errors import LocalFitError
+from ..kernel import Call, innermost, support_of, support_values
+from .gradients import REMEDY
+
 DIGITS = 0.63  # of the digits of a float, which a distance from an end keeps in the value
+
+
+class Listed(Transform):
+    """From the number of a value, 0 to n - 1, to the value itself, of a discrete distribution whose values can be listed."""
+
+    bijective = True
+
+    def __init__(self, values: Tensor, support: Constraint) -> None:
+        """`values`, (n, *event)."""
+        super().__init__()
+        self.values, self.domain, self.codomain = values, nonnegative_integer, support
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.values[x.long()]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        event_dim = self.values.ndim - 1
+        hits = y.unsqueeze(y.ndim - event_dim) == self.values
+        if event_dim:
+            hits = hits.flatten(-event_dim).all(-1)
+        return hits.to(torch.get_default_dtype()).argmax(-1).to(torch.get_default_dtype())
+
+
+def num_values(transform: Transform) -> int:
+    """Of a discrete latent; zero for the others."""
+    return len(transform.values) if isinstance(transform, Listed) else 0
 
 
 def bijection(support: Constraint) -> Transform:
@@ -29,6 +61,8 @@ def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
 
     Beyond, an exponential is zero or infinite, and a sigmoid is one.
     """
+    if num_values(transform):
+        return -math.inf, math.inf
     floats = torch.finfo(dtype)
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
@@ -39,3 +73,47 @@ def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
         return math.log(floats.tiny / floats.eps), math.log(floats.max * floats.eps)
     end = -DIGITS * math.log(floats.eps)
     return -end, end
+
+
+def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
+    """The bijection of each latent site, from plain runs of the model under its prior; `discrete` admits discrete ones."""
+    call.cost += 1
+    sites = call.model.run()
+    transforms: dict[str, Transform] = {}
+    for name in call.structure.latents:
+        base = innermost(sites[name].fn)
+        if "VonMises" in type(base).__name__ or type(base).__name__.startswith("Sine"):
+            raise LocalFitError(f"the latent site '{name}' is an angle: its space has no ends to unbound. {REMEDY}")
+        mixture = isinstance(base, torch.distributions.MixtureSameFamily)
+        support = support_of(base.component_distribution if mixture else sites[name].fn)
+        if support is None:  # a flow of another library: taken for the reals, and the record says so
+            transforms[name] = identity_transform
+            continue
+        if support.is_discrete:
+            transforms[name] = listed(name, base, support, wanted=discrete)
+            continue
+        try:
+            transforms[name] = bijection(support)
+        except NotImplementedError as error:
+            raise LocalFitError(
+                f"the support of the latent site '{name}' has no bijection to the reals. {REMEDY}"
+            ) from error
+    if all(transform == identity_transform or num_values(transform) for transform in transforms.values()):
+        return transforms
+    call.cost += 1
+    again = call.model.run()
+    for name, transform in transforms.items():
+        if transform == identity_transform or num_values(transform):
+            continue
+        u = transform.inv(sites[name].value)
+        if not torch.allclose(transform(u), bijection(again[name].fn.support)(u)):
+            raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")
+    return transforms
+
+
+def listed(name: str, fn: Any, support: Constraint, wanted: bool) -> Listed:
+    values = support_values(fn)
+    if not wanted or values is None:
+        what = "is discrete" if values is not None else "is discrete and its values cannot be listed"
+        raise LocalFitError(f"the latent site '{name}' {what}: enumerate it, or {REMEDY[0].lower()}{REMEDY[1:]}")
+    return Listed(values, support)

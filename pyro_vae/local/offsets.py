@@ -136,9 +136,7 @@ def mean_of_first(tensor: Tensor, dims: int) -> Tensor:
     return tensor.mean(tuple(range(dims))) if dims else tensor
 
 
-def fit_offsets(
-    call: Call, *, num_steps: int = 50, start: Callable[[GuideOffsets], None] | None = None
-) -> GuideOffsets:
+def fit_offsets(call: Call, *, num_steps: int = 50, start: Callable[[GuideOffsets], None] | None = None) -> GuideOffsets:
     """Maximise the ELBO of every datum over its own offsets, all data of the batch at once.
 
     Rounds of `num_steps` Adam steps with sticking-the-landing gradients (Roeder, Wu and Duvenaud, 2017,

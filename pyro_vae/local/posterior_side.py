@@ -2,24 +2,29 @@
 
 Weights of a guide narrower than the posterior look good: what they miss was never drawn. The gradients of log p(x, z) at the
 particles, and a short way off them, tell of it. A few particles are drawn by weight and moved along one Hamiltonian
-trajectory; a Gaussian is fitted to the gradients on the way; and importance sampling from that gives log p(x) once more.
+trajectory; a Gaussian is fitted to the gradients on the way; and importance sampling from that, and from a few draws of the
+prior, gives log p(x) once more. Where there are no gradients, `population` draws from around the particles instead.
 """
 
 import torch
 from torch import Tensor
 
-from ..errors import LocalFitError
+from ..errors import LocalFitError, NonFiniteError
 from ..kernel import CHECK
 from ..ops import log_mean_exp, log_mean_exp_std_error
+from .defensive import defensive_draws
 from .gaussian import GaussianProposal, newton_step, values_and_gradient
 from .mixture import MixtureProposal
+from .population import population_log_weights
 from .resampling import Resampled
 from .space import LatentSpace
 
 MOST_LATENTS = 100  # beyond it the few gradients say nothing of a covariance, and its D x D numbers take memory
-NUM_CHAINS, NUM_STEPS, NUM_DRAWS = 12, 3, 200  # 3 x 12 x (1 + 3) + 200 = 344 decoder evaluations
+# 3 x 12 x (1 + 3) + 156 and 24 draws of the prior: 324 decoder evaluations, 348 where the prior draws what is enumerated.
+NUM_CHAINS, NUM_STEPS, NUM_DRAWS = 12, 3, 156
 STEP_SIZE = 0.7  # in standard deviations of the metric: a trajectory of a third of a turn, which stays stable
-SPACE, TRAJECTORY, DRAWS, RESAMPLING = range(4)  # noise blocks; each block of particles has one, from RESAMPLING on
+SPACE, TRAJECTORY, RESAMPLING = range(3)  # noise blocks; each block of particles has one, from RESAMPLING on
+DRAWS = 2**20  # and those after it
 
 
 class PosteriorSide:
@@ -33,12 +38,13 @@ class PosteriorSide:
             raise LocalFitError(f"more than {MOST_LATENTS} latents")
         self._space = space
         self._particles: Resampled | None = None
-        self._num_blocks = 0
+        self._num_blocks = self._num_particles = 0
 
     def add(self, u: Tensor, log_weight: Tensor) -> None:
         """One noise block of particles, (K, B, D), with their log-weights, (K, B)."""
         self._space.call.set_noise(CHECK, RESAMPLING + self._num_blocks)
         self._num_blocks += 1
+        self._num_particles += len(u)
         u = self._space.filled(u)
         if self._particles is None:
             self._particles = Resampled(u, NUM_CHAINS)
@@ -47,12 +53,21 @@ class PosteriorSide:
     def estimate(self) -> tuple[Tensor, Tensor]:
         """(log p(x), its standard error), (B,) each."""
         assert self._particles is not None
-        metric = self._particles.gaussian()
-        points, gradients = trajectory(self._space, self._particles.chosen, metric)
+        log_weight = None if self._space.num_values is not None else self._from_gradients(self._particles)
+        if log_weight is None:
+            log_weight = population_log_weights(self._space, self._particles, self._num_particles)
+        return log_mean_exp(log_weight, 0), log_mean_exp_std_error(log_weight)
+
+    def _from_gradients(self, particles: Resampled) -> Tensor | None:
+        """(K, B) log-weights; `None` where log p(x, z) has no gradients, or some that are not finite."""
+        metric = particles.gaussian()
+        try:
+            points, gradients = trajectory(self._space, particles.chosen, metric)
+        except (LocalFitError, NonFiniteError):
+            return None
         scale = metric.tril.square().sum(-1).sqrt()
         fitted = newton_step(metric, points, gradients, torch.ones_like(points[:, 0, 0]), scale)
-        log_weight = draws_of(self._space, MixtureProposal.of(fitted, student=True))
-        return log_mean_exp(log_weight, 0), log_mean_exp_std_error(log_weight)
+        return defensive_draws(self._space, MixtureProposal.of(fitted, student=True), NUM_DRAWS, DRAWS)[1]
 
 
 def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple[Tensor, Tensor]:
@@ -76,12 +91,3 @@ def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple
         points.append(u)
         gradients.append(gradient)
     return torch.cat(points), torch.cat(gradients)
-
-
-def draws_of(space: LatentSpace, proposal: MixtureProposal) -> Tensor:
-    """(K, B) log-weights; a weight that is not a number counts as zero, so that it raises no doubt."""
-    space.call.set_noise(CHECK, DRAWS)
-    u = proposal.draw(NUM_DRAWS)
-    pieces = [u[first : first + length] for first, length in space.call.chunks(NUM_DRAWS)]
-    log_weight = torch.cat([space.log_joint(piece) - proposal.log_prob(piece) for piece in pieces])
-    return log_weight.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

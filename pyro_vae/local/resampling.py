@@ -74,15 +74,19 @@ class Resampled:
         self._log_squares = torch.logaddexp(self._log_squares, (2 * log_weight).logsumexp(0))
         self._log_total = log_total
 
-    def gaussian(self) -> GaussianProposal:
-        """The weighted mean, and the weighted covariance shrunk towards that of the proposal where few weights count."""
-        dim = self.chosen.shape[-1]
+    def gaussian(self, kept: Tensor | slice = slice(None)) -> GaussianProposal:
+        """The weighted mean, and the weighted covariance shrunk towards that of the proposal where few weights count.
+
+        :param kept: the latents it is about, by default all.
+        """
+        dim = self.chosen[..., kept].shape[-1]
         ess = (2 * self._log_total - self._log_squares).exp().nan_to_num(nan=0.0).reshape(-1, 1, 1)
         prior = SHRINKAGE + dim
         covariance = torch.lerp(self._plain.covariance(), self._weighted.covariance(), ess / (ess + prior))
+        covariance = covariance[:, kept][:, :, kept]
         variance = covariance.diagonal(dim1=-2, dim2=-1)
         eps = torch.finfo(covariance.dtype).eps
         covariance = covariance + torch.diag_embed(10 * dim * eps * variance)
         tril, failed = torch.linalg.cholesky_ex(covariance)
         tril = torch.where(failed.reshape(-1, 1, 1) == 0, tril, torch.diag_embed(variance.sqrt()))
-        return GaussianProposal(self._weighted.mean + self._origin, tril)
+        return GaussianProposal((self._weighted.mean + self._origin)[:, kept], tril)

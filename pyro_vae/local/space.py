@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions.transforms import IndependentTransform, Transform, identity_transform
+from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import Call, LogWeights, Record, innermost, padded, reduce_to_datum, support_of
-from .bijections import bijection, limits
+from ..kernel import Call, LogWeights, Record, innermost, padded, reduce_to_datum
+from .bijections import find_transforms, limits, num_values
 from .gradients import REMEDY
 
 
@@ -20,18 +20,24 @@ class LatentSpace:
     alone, but keeps the space proper.
 
     :ivar dim: D.
+    :ivar num_values: (D,), of a discrete latent how many values it has, u being the number of the value from 0 on; zero for
+        the others. `None` where no latent is discrete.
     :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site, for
         a support that depends on another latent, for a mask that depends on drawn values.
     """
 
-    def __init__(self, call: Call, guide: Record, model: Record) -> None:
-        """`guide` is any draw of the guide and `model` what the model did with it; they carry the masks."""
+    def __init__(self, call: Call, guide: Record, model: Record, *, discrete: bool = False) -> None:
+        """`guide` is any draw of the guide and `model` what the model did with it; they carry the masks.
+
+        :param discrete: admit discrete latents whose values can be listed.
+        """
         self.call, self.layout = call, call.layout
         self._guide, self._model = call.first_particle(guide), call.first_particle(model)
         values = call.latent_values(guide)
-        self._transforms = find_transforms(call)
+        self._transforms = find_transforms(call, discrete)
         self._shapes: dict[str, torch.Size] = {}
         ends: list[tuple[float, float]] = []  # of each dimension
+        counts: list[int] = []
         for name, value in values.items():
             width = self.layout.num_plates + self.layout.event_dims[name]
             if value.ndim != width + 1:
@@ -39,9 +45,12 @@ class LatentSpace:
             self._shapes[name] = self._transforms[name].inv(value).shape[1:]
             size = self._shapes[name].numel() // self.layout.batch_size
             ends += [limits(self._transforms[name], value.dtype)] * size
+            counts += [num_values(self._transforms[name])] * size
         self.dim = len(ends)
         bounded = any(low > -math.inf for low, _ in ends)
-        self._limits = next(iter(values.values())).new_tensor(ends).T if bounded else None
+        dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.get_default_dtype())
+        self._limits = torch.tensor(ends, dtype=dtype, device=call.device).T if bounded else None
+        self.num_values = torch.tensor(counts, device=call.device) if any(counts) else None
         self._kept: dict[str, Tensor] = {}  # where a site is not masked, (1, *plates) and what `to_event` added
         self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
 
@@ -137,7 +146,10 @@ class LatentSpace:
 
     def filled(self, u: Tensor) -> Tensor:
         """With draws of the standard normal in place of masked latents, whatever a program gave them."""
-        return u if self.masked is None else torch.where(self.masked, torch.randn_like(u), u)
+        if self.masked is None:
+            return u
+        masked = self.masked if self.num_values is None else self.masked & (self.num_values == 0)
+        return torch.where(masked, torch.randn_like(u), u)
 
     def densities(self, model: Record, u: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(x, u), log p(u)), shape (K, B) each, from what the model did at u."""
@@ -145,10 +157,12 @@ class LatentSpace:
         return self._with_filler(weights.log_joint + log_det, u), self._with_filler(weights.log_marginal_prior + log_det, u)
 
     def _with_filler(self, log_density: Tensor, u: Tensor) -> Tensor:
-        """With the standard normal that a masked latent is given."""
+        """With the standard normal that a masked latent is given; if it is discrete, with the uniform distribution."""
         if self.masked is None:
             return log_density
         filler = -0.5 * (u.square() + math.log(2 * math.pi))
+        if self.num_values is not None:
+            filler = torch.where(self.num_values > 0, -self.num_values.clamp(min=1).log(), filler)
         return log_density + torch.where(self.masked, filler, torch.zeros_like(filler)).sum(-1)
 
     def _masked_dims(self, weights: LogWeights) -> Tensor | None:
@@ -194,7 +208,7 @@ class LatentSpace:
 
     def _log_det(self, name: str, u: Tensor, value: Tensor) -> Tensor:
         transform = self._transforms[name]
-        if transform == identity_transform:
+        if transform == identity_transform or num_values(transform):
             return torch.zeros((), dtype=u.dtype, device=u.device)
         while isinstance(transform, IndependentTransform):
             transform = transform.base_transform
@@ -205,38 +219,3 @@ class LatentSpace:
             log_det = torch.where(kept, log_det, torch.zeros_like(log_det))
         extra = log_det.ndim - 1 - self.layout.num_plates
         return reduce_to_datum(log_det.flatten(-extra).sum(-1) if extra else log_det, self.layout)
-
-
-def find_transforms(call: Call) -> dict[str, Transform]:
-    """The bijection of each latent site, from plain runs of the model under its prior."""
-    call.cost += 1
-    sites = call.model.run()
-    transforms: dict[str, Transform] = {}
-    for name in call.structure.latents:
-        base = innermost(sites[name].fn)
-        if "VonMises" in type(base).__name__ or type(base).__name__.startswith("Sine"):
-            raise LocalFitError(f"the latent site '{name}' is an angle: its space has no ends to unbound. {REMEDY}")
-        mixture = isinstance(base, torch.distributions.MixtureSameFamily)
-        support = support_of(base.component_distribution if mixture else sites[name].fn)
-        if support is None:  # a flow of another library: taken for the reals, and the record says so
-            transforms[name] = identity_transform
-            continue
-        if support.is_discrete:
-            raise LocalFitError(f"the latent site '{name}' is discrete: enumerate it, or {REMEDY[0].lower()}{REMEDY[1:]}")
-        try:
-            transforms[name] = bijection(support)
-        except NotImplementedError as error:
-            raise LocalFitError(
-                f"the support of the latent site '{name}' has no bijection to the reals. {REMEDY}"
-            ) from error
-    if all(transform == identity_transform for transform in transforms.values()):
-        return transforms
-    call.cost += 1
-    again = call.model.run()
-    for name, transform in transforms.items():
-        if transform == identity_transform:
-            continue
-        u = transform.inv(sites[name].value)
-        if not torch.allclose(transform(u), bijection(again[name].fn.support)(u)):
-            raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")
-    return transforms

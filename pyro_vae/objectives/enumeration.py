@@ -59,6 +59,7 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
             traces.model.pack_tensors(traces.guide.plate_to_symbol)
         summed = weigh_what_the_model_sums_out(traces)
         ordering, sum_dims = _compute_model_factors(traces.model, traces.guide)[2:4]
+        check_readers(traces, ordering)
         dice = Dice(traces.guide, ordering)
         for terms in dice.log_probs.values():
             terms[:] = map(detached, terms)
@@ -169,6 +170,24 @@ def weigh_what_the_model_sums_out(traces: WeighedTraces) -> list[str]:
     for name in enumerated:
         sites[name]["packed"]["mask"] = None  # as Pyro, which sums p(c) to one under a mask too
     return [*enumerated, *readers]
+
+
+def check_readers(traces: WeighedTraces, ordering: Mapping[str, frozenset[str]]) -> None:
+    """Refuse a site that reads what is enumerated in a plate without lying in that plate itself.
+
+    All elements of the plate share one axis of values, so the reader would see them change together. Pyro does not notice.
+    """
+    for sites in (traces.guide_sites, traces.model_sites):
+        owners = {s["infer"]["_enumerate_symbol"]: n for n, s in sites.items() if "_enumerate_symbol" in s["infer"]}
+        for reader, site in sites.items():
+            for symbol in dims(site["packed"]["log_prob"]):
+                owner = owners.get(symbol, reader)
+                if not ordering[owner] <= ordering[reader]:
+                    raise EnumerationError(
+                        f"'{reader}' reads '{owner}', which is enumerated in a plate that '{reader}' does not lie in: the "
+                        "elements of that plate would change their values together. Leave out infer={'enumerate': ...} of "
+                        f"'{owner}', so that it is drawn (BetaTraceGraph_ELBO), or move '{reader}' into the plate"
+                    )
 
 
 def same(a: Beta, b: Beta) -> bool:

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
-from torch.distributions import biject_to, kl_divergence
+from torch.distributions import biject_to
 
 from ..errors import StructureError
 from ..kernel import (
@@ -18,6 +18,7 @@ from ..kernel import (
     WeighedTraces,
     depends_on_own_draw,
     innermost,
+    known_kl,
     of_one_value,
     out_of_order,
     signature_of,
@@ -59,11 +60,8 @@ def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
     if len(sides) < 2 or len(sites) > 1 or isinstance(innermost(sides[0]), dist.Delta):
         return None
     q, p = map(without_mask, sides)  # the sites have the masks of both sides by now
-    try:
-        kl = kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-    return kl.expand(q.batch_shape) if isinstance(kl, Tensor) else None
+    kl = known_kl(q, p)
+    return None if kl is None else kl.expand(q.batch_shape)
 
 
 def without_mask(fn: Any) -> Any:
@@ -87,7 +85,9 @@ def kl_by_dimension(traces: WeighedTraces, name: str, by_formula: bool) -> Tenso
             )
     shape = torch.Size(traces.guide_sites[name]["fn"].shape())
     if by_formula:  # of all dimensions together, then of each
-        return kl_divergence(q, p).expand(shape)
+        kl = known_kl(q, p)
+        assert kl is not None  # asked before, of the site as a whole
+        return kl.expand(shape)
     log_q = q.log_prob(drawn["value"])
     if drawn["name"] != name:
         log_q = log_q + log_jacobian(traces.guide_sites[name], drawn["value"], p)

@@ -239,6 +239,44 @@ def flows_of_tanh_decoder(num_data: int) -> Iterator[Case]:
     return flows(model, simulate, 2, x, truth.float(), "tanh decoder, D = 2")
 
 
+def discrete_guide(num_bits: int, num_real: int, chance: float, factor: float, num_data: int) -> Case:
+    """Bits and Gaussian latents under a linear decoder; log p(x) is a sum over all bits.
+
+    The guide draws independent bits from the posterior's marginals, their logits divided by a factor, and then the Gaussian
+    latents from their posterior given the bits, its covariance root times the factor.
+    """
+    data_dim = 2 * num_bits + 2
+    of_bits, of_real = 0.8 * torch.randn(num_bits, data_dim), torch.randn(num_real, data_dim)
+    noise = torch.tensor(0.5 * num_bits + 1.0).sqrt()
+    marginal = dist.MultivariateNormal(torch.zeros(data_dim), noise**2 * torch.eye(data_dim) + of_real.T @ of_real)
+    x = torch.bernoulli(torch.full((num_data, num_bits), chance)) @ of_bits + marginal.sample((num_data,))
+    every = torch.cartesian_prod(*[torch.arange(2.0)] * num_bits).reshape(-1, num_bits)
+    log_prior = dist.Bernoulli(torch.tensor(chance)).log_prob(every).sum(-1, keepdim=True)
+    log_joint = torch.stack([log_prior[:, 0] + marginal.log_prob(row - every @ of_bits) for row in x], -1)
+    truth = log_joint.logsumexp(0)
+    logits = torch.logit(((log_joint - truth).exp().T @ every).clamp(1e-6, 1 - 1e-6)) / factor
+    covariance = torch.linalg.inv(torch.eye(num_real) + of_real @ of_real.T / noise**2)
+    gain, root = of_real.T @ covariance / noise**2, factor * torch.linalg.cholesky(covariance)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            bits = pyro.sample("bits", dist.Bernoulli(torch.full((num_bits,), chance)).to_event(1))
+            mean = bits @ of_bits
+            if num_real:
+                mean = mean + pyro.sample("z", dist.Normal(torch.zeros(num_real), 1.0).to_event(1)) @ of_real
+            pyro.sample("x", dist.Normal(mean, noise).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            bits = pyro.sample("bits", dist.Bernoulli(logits=logits).to_event(1))
+            if num_real:
+                pyro.sample("z", dist.MultivariateNormal((x - bits @ of_bits) @ gain, scale_tril=root))
+
+    kind = "bits and real latents" if num_real else "bits"
+    family = f"{kind}, {'narrower' if factor < 1 else 'as wide or wider'}"
+    return Case(family, f"{num_bits} bits of {chance}, {num_real} real, factor {factor}", model, guide, x, truth)
+
+
 def all_cases(num_data: int) -> Iterator[Case]:
     half = max(num_data // 2, 1)
     for dim in (2, 4, 10):
@@ -264,5 +302,11 @@ def all_cases(num_data: int) -> Iterator[Case]:
     yield from flows_of_tanh_decoder(num_data)
     for dim in (1, 2, 4, 10):
         for factor in (1.1, 1.25, 1.5, 2.0):
-            yield gaussian_guide(dim, factor, num_data, diagonal=False)
+            # Of ten latents twice as wide few weights have a good tail index.
+            more = 25 if (dim, factor) == (10, 2.0) else 1
+            yield gaussian_guide(dim, factor, more * num_data, diagonal=False)
     yield one_of_two_modes(num_data)
+    for num_bits, num_real in ((1, 0), (3, 0), (6, 0), (10, 0), (2, 2), (4, 3), (6, 6)):
+        for chance in (0.1, 0.5):
+            for factor in (0.4, 0.6, 0.8, 1.0, 1.5):
+                yield discrete_guide(num_bits, num_real, chance, factor, half)

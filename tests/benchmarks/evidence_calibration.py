@@ -128,7 +128,7 @@ class Tally:
             f"{int(kept.sum()):,}",
             share(self.alone[kept]),
             share(self.widened[kept]),
-            f"{float(self.ratio[kept].median()):.2f}" if bool(kept.any()) else "",
+            f"{float(self.ratio[kept].nanmedian()):.2f}" if bool(kept.any()) else "",
         ]
         return f"| {name} | {len(self.good):,} | {int(self.good.sum()):,} | " + " | ".join(cells) + " |"
 

@@ -185,7 +185,86 @@ def enumerated(x):
     return model, guide
 
 
-PAIRS = {f.__name__: f for f in (lognormal_scale, gamma_poisson, beta_bernoulli, hierarchical, masked, enumerated)}
+def bernoulli(x):
+    """Three discrete latents as one event."""
+    weight = torch.tensor([[1.0, -0.5, 0.3], [0.2, 1.0, -0.8], [-0.6, 0.4, 1.2]])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(x.new_tensor([0.3, 0.5, 0.6])).to_event(1))
+            pyro.sample("x", dist.Normal(z.to(x.dtype) @ weight.to(x.dtype), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=0.8 * x @ weight.to(x.dtype).T - 0.5).to_event(1))
+
+    return model, guide
+
+
+def mixture(x):
+    """A class, one-hot in the plate, and a continuous latent that depends on it; the guide draws both."""
+    centres = torch.tensor([-1.0, 0.5, 2.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.OneHotCategorical(x.new_tensor([0.5, 0.3, 0.2])))
+            z = pyro.sample("z", dist.Normal(kind.to(x.dtype) @ centres.to(x.dtype), 0.5))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand((len(x), 3)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            mean = x.mean(-1, keepdim=True)
+            kind = pyro.sample("kind", dist.OneHotCategorical(logits=-0.8 * (mean - centres.to(x.dtype)).square()))
+            centre = kind.to(x.dtype) @ centres.to(x.dtype)
+            pyro.sample("z", dist.Normal(0.6 * centre + 0.4 * mean.squeeze(-1), 0.4))
+
+    return model, guide
+
+
+def discrete_in_a_plate(x):
+    """A class for each of the three numbers of a datum, in a plate of its own, under a class of the datum that is masked."""
+
+    def kept(x):
+        return torch.arange(len(x)) % 2 == 0
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            with poutine.mask(mask=kept(x)):
+                pyro.sample("unused", dist.Categorical(x.new_tensor([0.2, 0.3, 0.5])))
+            with pyro.plate("numbers", 3, dim=-2):
+                kind = pyro.sample("kind", dist.Categorical(x.new_tensor([0.2, 0.5, 0.3])))
+                pyro.sample("x", dist.Normal(kind.to(x.dtype) - 1, 1.0), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            with poutine.mask(mask=kept(x)):
+                pyro.sample("unused", dist.Categorical(x.new_tensor([0.4, 0.3, 0.3])))
+            with pyro.plate("numbers", 3, dim=-2):
+                levels = torch.arange(3, dtype=x.dtype) - 1
+                pyro.sample("kind", dist.Categorical(logits=0.8 * x.T.unsqueeze(-1) * levels))
+
+    return model, guide
+
+
+def reads_numpy(x):
+    """A decoder without gradients."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            loc = torch.from_numpy(z.numpy() * 2)
+            pyro.sample("x", dist.Normal(loc.unsqueeze(-1), 1.0).expand((len(x), 3)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x.mean(-1), 0.4))
+
+    return model, guide
+
+
+CONTINUOUS = (lognormal_scale, gamma_poisson, beta_bernoulli, hierarchical, masked, enumerated)
+WITHOUT_GRADIENTS = (bernoulli, mixture, discrete_in_a_plate, reads_numpy)
+PAIRS = {f.__name__: f for f in CONTINUOUS + WITHOUT_GRADIENTS}
 
 
 def data_for(name, num_data=6, dtype=torch.float32):
@@ -201,9 +280,9 @@ def test_the_second_estimate_is_log_evidence_too(name, dtype):
     pair = PAIRS[name](x)
     evidence = estimate(*pair, x)
     reference = estimate(*pair, x, num_particles=50_000, seed=1, check=False)
-    assert not evidence.unchecked and evidence.second.dtype == evidence.log_evidence.dtype == dtype
+    assert set(evidence.unchecked) <= {"precision"} and evidence.second.dtype == evidence.log_evidence.dtype == dtype
     error = (evidence.second_std_error.square() + reference.std_error.square()).sqrt()
-    assert float(error.max()) < 0.1
+    assert float(error.max()) < (0.15 if PAIRS[name] in WITHOUT_GRADIENTS else 0.1)
     assert float(((evidence.second - reference.log_evidence).abs() / error).max()) < 4.5
     assert int(evidence.checks[SIDE].sum()) <= 1  # two of six at a rate of 3%: once in 80 seeds
 
@@ -270,14 +349,40 @@ def test_the_second_estimate_does_not_depend_on_chunks(size):
 
 
 @pytest.mark.parametrize("num_particles", [1000, 5000])
-@pytest.mark.parametrize("name", ["hierarchical", "gamma_poisson"])
-def test_cost(name, num_particles):
+@pytest.mark.parametrize(
+    ("name", "price"), [("hierarchical", 325), ("gamma_poisson", 326), ("enumerated", 349), ("bernoulli", 321)]
+)
+def test_cost(name, price, num_particles):
     """At most 35% at 1,000 particles, and the same number beyond."""
     x = data_for(name)
     cost = [estimate(*PAIRS[name](x), x, num_particles=num_particles, check=check).cost for check in (True, False)]
     assert cost[1] == num_particles + 2  # and two particles in float64
-    assert cost[0] - cost[1] == 344 + (2 if name == "gamma_poisson" else 1)
+    assert cost[0] - cost[1] == price
     assert cost[0] <= 1.35 * cost[1] or num_particles > 1000
+
+
+def test_a_mode_that_draws_of_the_prior_reach_is_found():
+    """z and -z are alike, and the guide draws the positive ones: log 2 is missing.
+
+    400 data. Measured: 59% are flagged, and 66% of the intervals of the others hold log p(x). Without draws of the prior it
+    was 4% and 3%.
+    """
+    x = 1 + 2 * torch.rand(400, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.5).to_event(1))
+            pyro.sample("x", dist.Normal(z.abs(), 0.3).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.96 * x, 0.32).to_event(1))
+
+    evidence = estimate(model, guide, x)
+    doubted = ~evidence.reliable
+    truth = estimate(model, guide, x, num_particles=20_000, check=False).log_evidence + math.log(2)
+    assert float(doubted.double().mean()) > 0.45
+    assert float(covered(evidence, truth)[~doubted].double().mean()) > 0.5
 
 
 @pytest.mark.parametrize("num_data", [1, 3])
@@ -298,7 +403,7 @@ def test_the_whole_call_as_one_datum():
     assert float((evidence.second - lm.log_evidence(x).sum()).abs()) < 4.5 * float(evidence.second_std_error)
 
 
-def discrete():
+def counts():
     def model(x):
         with pyro.plate("data", len(x)):
             n = pyro.sample("n", dist.Poisson(x.new_tensor(2.0)))
@@ -338,14 +443,17 @@ def not_differentiable():
     return model, guide
 
 
-def reads_numpy():
+def many_without_gradients():
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-            loc = torch.from_numpy(z.numpy() * 2)
-            pyro.sample("x", dist.Normal(loc.unsqueeze(-1), 1.0).expand((len(x), 3)).to_event(1), obs=x)
+            z = pyro.sample("z", dist.Bernoulli(x.new_full((16,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., :3], 1.0).to_event(1), obs=x)
 
-    return model, not_differentiable()[1]
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(x.new_full((16,), 0.5)).to_event(1))
+
+    return model, guide
 
 
 def summed_out():
@@ -384,9 +492,9 @@ def breaks_off_the_draws():
 
 
 WHY_NOT = {
-    discrete: "the latent site 'n' is discrete",
+    counts: "the latent site 'n' is discrete and its values cannot be listed",
     angle: "the latent site 'a' is an angle",
-    reads_numpy: "log p(x, z) cannot be differentiated with respect to the latents",
+    many_without_gradients: "more than 15 latents, some of them discrete or without gradients",
     summed_out: "all latents are summed out",
     many_latents: "more than 100 latents",
     breaks_off_the_draws: "'nobody foresaw this'",
@@ -492,7 +600,7 @@ def test_adaptive_makes_it_on_request(num_particles):
     if num_particles < 100:
         assert asked.unchecked[SIDE] == "not judged below 100 particles" and asked.cost == default.cost
     else:
-        assert asked.cost == default.cost + 344 and SIDE not in asked.unchecked
+        assert asked.cost == default.cost + 324 and SIDE not in asked.unchecked
         z = (asked.second - lm.log_evidence(x)) / asked.second_std_error
         assert float(z.abs().max()) < 4.5 and float(asked.second_std_error.max()) < 0.1
 

@@ -94,7 +94,6 @@ def test_evidence_and_elbo_of_a_flow_without_an_inverse(name):
     assert ((evidence.elbo - terms.mean(0)).abs() < 5 * error).all()
 
 
-
 def log_det(flow, base, z):
     found = flow.log_abs_det_jacobian(base, z)
     return found.sum(-1) if found.ndim == base.ndim else found

@@ -463,12 +463,15 @@ def test_a_large_density_hides_no_small_dependence_on_a_masked_latent():
         pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x)
 
 
-@pytest.mark.parametrize("run", [
-    lambda m, g, x: pv.ImportanceSampling(m, g, num_particles=10)(x),
-    lambda m, g, x: pv.InferenceGaps(m, g)(x),
-    lambda m, g, x: pv.ImportanceWeightedELBO(num_particles=2).loss(m, g, x),
-    lambda m, g, x: pv.InclusiveKL(num_particles=2).loss(m, g, x),
-])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, g, x: pv.ImportanceSampling(m, g, num_particles=10)(x),
+        lambda m, g, x: pv.InferenceGaps(m, g)(x),
+        lambda m, g, x: pv.ImportanceWeightedELBO(num_particles=2).loss(m, g, x),
+        lambda m, g, x: pv.InclusiveKL(num_particles=2).loss(m, g, x),
+    ],
+)
 def test_a_latent_that_a_summed_out_switch_masks_is_refused_and_the_remedy_works(run):
     """log q has no axis of what the model sums out. Enumerated in the guide: a sum over the switch, by quadrature."""
     x = torch.tensor([0.3, 1.5])

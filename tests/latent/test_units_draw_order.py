@@ -10,8 +10,10 @@ import torch
 from chain_helpers import Chain
 from pair_helpers import F64, assert_near
 from pyro import poutine
+from torch.distributions import kl_divergence
 
 import pyro_vae as pv
+from pyro_vae.kernel import known_kl
 
 X = torch.linspace(-2.0, 2.0, 20, dtype=F64)
 
@@ -133,6 +135,50 @@ def test_discrete_latents_by_enumeration():
     units = measure(model, guide)
     assert units.names == ("two", "one")
     assert_near(units.kl, truth, units.std_errors["kl"], 0.03)
+
+
+def test_sides_of_different_shapes():
+    """A prior that no plate has expanded yet, (B,) against (1, B): torch's formula for Bernoullis does not broadcast."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("bit", dist.Bernoulli(torch.full_like(x, 0.3)))
+            with pyro.plate("inner", 2, dim=-2):
+                pyro.sample("bits", dist.Bernoulli(torch.tensor(0.3, dtype=F64)))
+            pyro.sample("x", dist.Normal(torch.zeros_like(x), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("bit", dist.Bernoulli(torch.sigmoid(x).unsqueeze(0)))
+            with pyro.plate("inner", 2, dim=-2):
+                pyro.sample("bits", dist.Bernoulli(torch.sigmoid(x)))
+
+    q = torch.sigmoid(X)
+    truth = (q * (q / 0.3).log() + (1 - q) * ((1 - q) / 0.7).log()).mean()
+    units = measure(model, guide)
+    torch.testing.assert_close(units.kl, truth.expand(3))
+
+
+@pytest.mark.parametrize("family", ["Bernoulli", "Binomial", "Categorical", "Poisson", "Normal", "Gamma", "Uniform"])
+def test_a_formula_has_the_shape_of_both_sides(family):
+    """Every pair of shapes that broadcasts, against formulas of sides that were expanded before."""
+    make = {
+        "Bernoulli": lambda a: dist.Bernoulli(a),
+        "Binomial": lambda a: dist.Binomial(torch.full_like(a, 4.0), a),
+        "Categorical": lambda a: dist.Categorical(torch.stack([a, 1 - a], -1)),
+        "Poisson": lambda a: dist.Poisson(a),
+        "Normal": lambda a: dist.Normal(a, 1 + a),
+        "Gamma": lambda a: dist.Gamma(1 + a, a),
+        "Uniform": lambda a: dist.Uniform(-a, a),
+    }[family]
+    shapes = [(), (4,), (1, 4), (3, 1), (3, 4)]
+    for left, right in itertools.product(shapes, shapes):
+        a, b = (torch.linspace(0.2, 0.8, math.prod(shape), dtype=F64).reshape(shape) for shape in (left, right))
+        together = torch.broadcast_shapes(left, right)
+        expected = kl_divergence(make(a.expand(together)), make(b.expand(together)))
+        found = known_kl(make(a), make(b))
+        assert found.shape == together
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_site_without_units_of_its_own():

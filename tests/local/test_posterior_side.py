@@ -10,9 +10,10 @@ from pair_helpers import F64, guide_of, linear_gaussian, model_of, scaled_family
 
 from pyro_vae.kernel import Pair
 from pyro_vae.local import LatentSpace
+from pyro_vae.local.defensive import NUM_PRIOR, defensive_draws
 from pyro_vae.local.gaussian import GaussianProposal
 from pyro_vae.local.mixture import MixtureProposal
-from pyro_vae.local.posterior_side import NUM_STEPS, draws_of, trajectory
+from pyro_vae.local.posterior_side import NUM_STEPS, trajectory
 from pyro_vae.local.resampling import Resampled
 
 
@@ -124,6 +125,26 @@ def test_a_weight_that_is_not_a_number_counts_as_zero():
             pyro.factor("cut", torch.where(z[..., 0] > 0, z[..., 0].new_tensor(math.log(2.0)), z[..., 0].log()))
 
     context, space = space_of(model, guide_of(lambda x: dist.LogNormal(torch.zeros(len(x), 1), 1.0).to_event(1)), x)
-    log_weight = draws_of(space, MixtureProposal.of(GaussianProposal(torch.zeros(2, 1), torch.ones(2, 1, 1)), student=True))
+    proposal = MixtureProposal.of(GaussianProposal(torch.zeros(2, 1), torch.ones(2, 1, 1)), student=True)
+    log_weight = defensive_draws(space, proposal, 200, 0)[1]
     assert bool((log_weight == -math.inf).any()) and not bool(log_weight.isnan().any())
+    context.__exit__(None, None, None)
+
+
+def test_draws_of_the_prior_are_weighed_with_those_of_the_proposal():
+    """A proposal far from everything. The mean of p(x) / truth over 1,000 data lies within five errors of one, as the share
+    of the prior bounds the weights. And the weights are those of the mixture, draw by draw."""
+    lm, x = linear_gaussian(num_data=1000)
+    context, space = space_of(model_of(lm), guide_of(scaled_family(lm, 1.0)), x)
+    eye = torch.eye(2, dtype=F64).expand(1000, 2, 2)
+    proposal = MixtureProposal.of(GaussianProposal(torch.full((1000, 2), 30.0, dtype=F64), eye))
+    u, log_weight = defensive_draws(space, proposal, 100, 0)
+    assert u.shape == (100 + NUM_PRIOR, 1000, 2) and log_weight.shape == u.shape[:2]
+    share = NUM_PRIOR / len(u)
+    log_joint, log_prior = space.log_joint_and_prior(u)
+    mixture = ((1 - share) * proposal.log_prob(u).exp() + share * log_prior.exp()).log()
+    torch.testing.assert_close(log_weight, log_joint - mixture)
+    ratio = (log_weight - lm.log_evidence(x)).exp().mean(0)
+    error = float(ratio.std()) / 1000**0.5
+    assert error < 0.05 and abs(float(ratio.mean()) - 1) < 5 * error
     context.__exit__(None, None, None)

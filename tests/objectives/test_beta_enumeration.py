@@ -4,6 +4,7 @@ Every case gives reconstruction and KL by hand, as functions of the parameters; 
 -reconstruction + sum of beta * KL. Continuous draws are replayed: the hand draws the same noise from the same seed.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -1294,3 +1295,57 @@ def test_the_posterior_of_a_summed_out_class_does_not_depend_on_beta():
         marginals = objective(max_plate_nesting=1).compute_marginals(case.model, case.guide, *case.args)
         found[name] = marginals["c"].probs
     close(found["ours"], found["Pyro"], "p(c | x, z)")
+
+
+def test_a_class_of_a_plate_is_not_read_from_outside():
+    """All elements of the plate share one axis of values, so that Pyro's class gives 23.33 for 21.19 here.
+
+    Drawn instead of enumerated, as the error says, the loss is right: 4.5 errors of 4,000 draws.
+    """
+    x = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-0.7, 2.0]], dtype=F64)
+    p, q = torch.tensor([0.2, 0.3, 0.5], dtype=F64), torch.tensor([0.3, 0.3, 0.4], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3, 1, dtype=F64), 1.0))
+            with pyro.plate("inner", 2, dim=-1):
+                c = pyro.sample("c", dist.Categorical(p))
+                pyro.sample("x", dist.Normal(z + c, 1.0), obs=x)
+
+    def guide(x, infer=PARALLEL):
+        with pyro.plate("data", 3, dim=-2):
+            with pyro.plate("inner", 2, dim=-1):
+                c = pyro.sample("c", dist.Categorical(q), infer=infer)
+            pyro.sample("z", dist.Normal(0.5 * c[..., :1], 1.0))
+
+    def summed_model(x):
+        with pyro.plate("data", 3, dim=-2):
+            with pyro.plate("inner", 2, dim=-1):
+                c = pyro.sample("c", dist.Categorical(p), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(0.5 * c[..., :1], 1.0))
+            with pyro.plate("others", 2, dim=-1):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide_of_z(x):
+        with pyro.plate("data", 3, dim=-2):
+            pyro.sample("z", dist.Normal(torch.zeros(3, 1, dtype=F64), 1.0))
+
+    for pair in ((model, guide), (summed_model, guide_of_z)):
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(EnumerationError, match="'z' reads 'c', which is enumerated in a plate"),
+        ):
+            warnings.simplefilter("ignore")  # Pyro warns of a possibly invalid dependency
+            pv.BetaTraceEnum_ELBO(max_plate_nesting=2).loss(*pair, x)
+    # By hand: given the classes, z has mean c_0 / 2 and variance one on both sides but for the mean.
+    c = torch.arange(3.0, dtype=F64)
+    kl = 3 * (2 * (q * (q / p).log()).sum() + (q * (0.5 * c) ** 2 / 2).sum())
+    first, second = torch.meshgrid(c, c, indexing="ij")
+    weight = q.unsqueeze(-1) * q
+    squares = [((x[:, 0, None, None] - 1.5 * first) ** 2 + (x[:, 1, None, None] - 0.5 * first - second) ** 2) * weight]
+    log_likelihood = -0.5 * (squares[0].sum() + 6) - 3 * math.log(2 * math.pi)
+    pyro.set_rng_seed(0)
+    drawn = pv.BetaTrace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=2)
+    losses = torch.tensor([drawn.loss(model, lambda x: guide(x, None), x) for _ in range(8)], dtype=F64)
+    error = float(losses.std()) / 8**0.5
+    assert error < 0.05 and abs(float(losses.mean()) - float(kl - log_likelihood)) < 4.5 * error

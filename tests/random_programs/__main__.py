@@ -83,7 +83,7 @@ def summary(counts: Counter[tuple[str, str]]) -> str:
     totals: Counter[str] = Counter()
     for (_, kind), count in counts.items():
         totals[kind.partition(",")[0]] += count
-    return ", ".join(f"{totals[kind]} {kind}" for kind in ("right", "doubted", "unchecked", "refused", *FAULTS))
+    return ", ".join(f"{totals[kind]} {kind}" for kind in ("right", "doubted", "unchecked", "unknown", "refused", *FAULTS))
 
 
 if __name__ == "__main__":

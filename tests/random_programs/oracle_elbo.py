@@ -17,6 +17,7 @@ from .description import DISCRETE, Node
 from .oracle import AGREED, FINE, Box, Truth, around, continuous, grid_of, hidden
 
 SAMPLES = 2000  # behind the standard deviation of one draw
+SEEN = 0.5  # of the standard deviation on the grid that the draws must have: else rare draws decide, here and on the grid
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,12 @@ class GuideGrid:
             return self.marginal[first].unsqueeze(-1) * self.given[second]
         return self.joint(first, read) @ self.given[second]
 
-    def mean(self, factor: Factor) -> Tensor:
-        """E_q of a factor, (B,)."""
+    def moments(self, factor: Factor) -> tuple[Tensor, Tensor]:
+        """E_q of a factor and its standard deviation, (B,) each."""
         nodes = factor.nodes
         if not nodes:
-            return log_factor(self.case, factor, {}).reshape(self.case.num_data)
+            value = log_factor(self.case, factor, {}).reshape(self.case.num_data)
+            return value, torch.zeros_like(value)
         if len(nodes) == 1:
             probability = self.marginal[nodes[0]]
             values = {nodes[0]: self.grids[nodes[0]].value}
@@ -124,7 +126,9 @@ class GuideGrid:
             probability = self.joint(*nodes)
             values = {nodes[0]: self.grids[nodes[0]].value.unsqueeze(-1), nodes[1]: self.grids[nodes[1]].value.unsqueeze(1)}
         logs = log_factor(self.case, factor, values)
-        return torch.where(probability > 0, probability * logs, torch.zeros_like(probability)).flatten(1).sum(-1)
+        logs = torch.where(probability > 0, logs, torch.zeros_like(probability))
+        mean, square = ((probability * power).flatten(1).sum(-1) for power in (logs, logs.square()))
+        return mean, (square - mean.square()).clamp(min=0).sqrt()
 
     @property
     def missing_mass(self) -> Tensor:
@@ -155,11 +159,14 @@ def elbo_terms(case: Case) -> Terms:
     draws = torch.stack([samples_of(case, f, z) for f in factors])
     for num in FINE:
         grids = [GuideGrid(case, boxes, num, offset) for offset in (0.5, 0.0)]
-        first, second = (torch.stack([grid.mean(f) for f in factors]) for grid in grids)
+        (first, deviation), (second, _) = (
+            tuple(torch.stack(each) for each in zip(*(grid.moments(f) for f in factors), strict=True)) for grid in grids
+        )
         missing = torch.maximum(*(g.missing_mass for g in grids)) if case.guide else torch.zeros(case.num_data)
         error = ((first - second).abs() + missing).nan_to_num(nan=torch.inf)
         if bool((error < AGREED).all()):
             break
+    error = error.masked_fill(draws.std(-1) < SEEN * deviation, torch.inf)
     return Terms(factors, first, error, draws)
 
 

@@ -1,0 +1,41 @@
+"""Draws of a second proposal and a few of the prior, each weighed by the mixture of both.
+
+The proposal of a check goes out from the particles of the estimate. A mode that these miss altogether is not near it, but a
+draw of the prior may lie there.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..kernel import CHECK
+from .mixture import prior_blocks
+from .space import LatentSpace
+
+NUM_PRIOR = 24
+
+
+class Proposal(Protocol):
+    def draw(self, num_particles: int, /) -> Tensor: ...
+
+    def log_prob(self, u: Tensor, /) -> Tensor: ...
+
+
+def defensive_draws(space: LatentSpace, proposal: Proposal, num_fitted: int, first_block: int) -> tuple[Tensor, Tensor]:
+    """u, (K, B, D), and log-weights, (K, B). A weight that is not a number counts as zero, so that it raises no doubt."""
+    share = NUM_PRIOR / (num_fitted + NUM_PRIOR)
+
+    def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> Tensor:
+        mixture = torch.logaddexp(proposal.log_prob(u) + math.log1p(-share), log_prior + math.log(share))
+        return log_joint - mixture
+
+    space.call.set_noise(CHECK, first_block)
+    u = proposal.draw(num_fitted)
+    drawn = [u[first : first + length] for first, length in space.call.chunks(num_fitted)]
+    log_weight = [weigh(piece, *space.log_joint_and_prior(piece)) for piece in drawn]
+    for u, log_joint, log_prior in prior_blocks(space, NUM_PRIOR, CHECK, first_block + 1):
+        drawn.append(u)
+        log_weight.append(weigh(u, log_joint, log_prior))
+    return torch.cat(drawn), torch.cat(log_weight).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
