@@ -15,7 +15,7 @@ from ..estimates import Evidence, warn_about
 from ..estimates.doubts import ANNEALED_CHAINS
 from ..kernel import ANNEAL, GUIDE, INFER, PILOT, Call, Pair
 from ..options import one_of, seed_or_none, whole_number
-from .adaptive import ELBO_PARTICLES, START_PARTICLES, fit_proposals, with_search
+from .adaptive import ELBO_PARTICLES, START_PARTICLES, Proposal, fit_proposals, with_search
 from .hmc import State, adapted, transition
 from .importance import summarise
 from .paths import STARTS, Path
@@ -28,7 +28,7 @@ PILOT_RUN = 1000  # block of noise, beyond those of the search
 FIRST_STEP_SIZE = 0.8  # radians
 SIGMOID_STEEPNESS = 4.0  # of Grosse, Ghahramani and Adams (2015)
 LINEAR_SHARE = 0.2  # of an adaptive schedule, in case the pilot saw no variation where there is some
-FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with so many particles
+FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with at least so many particles
 
 
 class AnnealedImportanceSampling:
@@ -139,9 +139,10 @@ class Annealing:
                 "start='fitted'"
             )
         self.latent_shapes = {name: value.shape[1:] for name, value in call.latent_values(guide).items()}
-        fitted = fit_proposals(
-            call, guide, model, self.elbo, FIT_PARTICLES, None, "auto" if options.start == "fitted" else "gaussian"
-        )
+        # What long chains cost allows more starts of the search, and a mode that it misses the chains miss too.
+        num_particles = max(FIT_PARTICLES, options.num_steps * options.num_chains)
+        proposal: Proposal = "auto" if options.start == "fitted" else "gaussian"
+        fitted = fit_proposals(call, guide, model, self.elbo, num_particles, None, proposal)
         if options.start != "fitted":
             fitted = replace(fitted, why_not=f"chains from the {options.start} search for no modes")
         self.space, self.fitted, moments = fitted.space, fitted, fitted.moments

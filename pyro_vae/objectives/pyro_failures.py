@@ -19,6 +19,14 @@ KNOWN = {
         "there are two discrete latents, one of them enumerated, and another latent lies in a plate inside the datum",
         "Write that plate as an event (to_event)",
     ),
+    "no more global than guide enumeration": (
+        "the model sums out a site outside of a plate in which the guide enumerates another one",
+        "Enumerate both in the guide",
+    ),
+    "tree-structured plate nesting": (
+        "summed-out sites of two plates, none of which lies inside the other, meet in one site",
+        "Go through one of the plates in a loop, `for i in pyro.plate(...)`, with names of their own for its sites",
+    ),
     "same dtype": (
         "Pyro mixes numbers of the default dtype with those of the program",
         "Call torch.set_default_dtype with the dtype of the program",

@@ -112,3 +112,68 @@ def test_two_discrete_latents_beside_a_plate_inside_the_datum():
     log_p = dist.Normal(torch.tensor([0.0, 1.0]), 1.0).log_prob(X.unsqueeze(-1)).mean(-1).sum()
     found = loss(*beside(in_a_plate=False), nesting=2, num_particles=1)
     assert found == pytest.approx(float(4 * kl - log_p), rel=1e-5)
+
+
+def two_levels(infer_of_s):
+    """A flip s of the datum and two flips t in a plate below it; x ~ N(s + t, 1) for each."""
+
+    def model(x):
+        with pyro.plate("data", 2, dim=-2):
+            s = pyro.sample("s", dist.Bernoulli(torch.full((2, 1), 0.4)), infer=infer_of_s["model"])
+            with pyro.plate("inner", 2, dim=-1):
+                t = pyro.sample("t", dist.Bernoulli(torch.full((2, 2), 0.3)))
+                pyro.sample("x", dist.Normal(s + t, 1.0), obs=x[:, None].expand(2, 2))
+
+    def guide(x):
+        with pyro.plate("data", 2, dim=-2):
+            if infer_of_s["guide"]:
+                pyro.sample("s", dist.Bernoulli(torch.full((2, 1), 0.5)), infer=infer_of_s["guide"])
+            with pyro.plate("inner", 2, dim=-1):
+                pyro.sample("t", dist.Bernoulli(torch.full((2, 2), 0.5)), infer=ENUMERATE)
+
+    return model, guide
+
+
+def test_a_site_summed_out_above_one_that_the_guide_enumerates():
+    with pytest.raises(EnumerationError, match="Enumerate both in the guide"):
+        loss(*two_levels({"model": ENUMERATE, "guide": {}}), nesting=2, num_particles=1)
+    kl = torch.distributions.kl_divergence
+    kl_s, kl_t = (float(kl(dist.Bernoulli(0.5), dist.Bernoulli(p))) for p in (0.4, 0.3))
+    log_p = dist.Normal(torch.tensor([0.0, 1.0, 1.0, 2.0]), 1.0).log_prob(X.unsqueeze(-1)).mean(-1)
+    found = loss(*two_levels({"model": {}, "guide": ENUMERATE}), nesting=2, num_particles=1)
+    assert found == pytest.approx(float(2 * kl_s + 4 * kl_t - 2 * log_p.sum()), rel=1e-5)
+
+
+def crossed(in_a_loop):
+    """A flip for each of two rows and of two columns, both summed out by the model; y ~ N(row + column, 1) for each pair."""
+    y = torch.tensor([[0.3, -0.5], [1.2, 0.4]])
+
+    def model(x):
+        rows = pyro.plate("rows", 2, dim=-1)
+        flip = dist.Bernoulli(torch.tensor(0.3))
+        with rows:
+            row = pyro.sample("row", flip.expand([2]), infer=ENUMERATE)
+        if in_a_loop:
+            for j in pyro.plate("columns", 2):
+                column = pyro.sample(f"column_{j}", flip, infer=ENUMERATE)
+                with rows:
+                    pyro.sample(f"y_{j}", dist.Normal(row + column, 1.0), obs=y[:, j])
+            return
+        columns = pyro.plate("columns", 2, dim=-2)
+        with columns:
+            column = pyro.sample("column", flip.expand([2, 1]), infer=ENUMERATE)
+        with rows, columns:
+            pyro.sample("y", dist.Normal(row + column, 1.0), obs=y.T)
+
+    return model, lambda x: None, y
+
+
+def test_summed_out_sites_of_crossed_plates():
+    with pytest.raises(EnumerationError, match="Go through one of the plates in a loop"):
+        loss(*crossed(in_a_loop=False)[:2], nesting=2, num_particles=1)
+    model, guide, y = crossed(in_a_loop=True)
+    flips = torch.cartesian_prod(*[torch.arange(2.0)] * 4)  # two rows, two columns
+    log_prior = dist.Bernoulli(0.3).log_prob(flips).sum(-1)
+    mean = flips[:, :2, None] + flips[:, None, 2:]
+    log_p = (log_prior + dist.Normal(mean, 1.0).log_prob(y).sum((-1, -2))).logsumexp(0)
+    assert loss(model, guide, num_particles=1) == pytest.approx(-float(log_p), rel=1e-5)
