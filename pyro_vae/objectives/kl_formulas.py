@@ -60,8 +60,7 @@ def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
     if len(sides) < 2 or len(sites) > 1 or isinstance(innermost(sides[0]), dist.Delta):
         return None
     q, p = map(without_mask, sides)  # the sites have the masks of both sides by now
-    kl = known_kl(q, p)
-    return None if kl is None else kl.expand(q.batch_shape)
+    return known_kl(q, p)
 
 
 def without_mask(fn: Any) -> Any:
@@ -83,7 +82,8 @@ def kl_by_dimension(traces: WeighedTraces, name: str, by_formula: bool) -> Tenso
                 f"the {side}'s site '{name}' ({type(fn).__name__}) does not fall into independent dimensions, so it has no "
                 "KL for each of them: use free_bits_per='site', which takes the site as a whole"
             )
-    shape = torch.Size(traces.guide_sites[name]["fn"].shape())
+    shapes = (torch.Size(side[name]["fn"].shape()) for side in (traces.guide_sites, traces.model_sites))
+    shape = torch.broadcast_shapes(*shapes)  # a prior that reads one element of a plate has an axis of size one more
     if by_formula:  # of all dimensions together, then of each
         kl = known_kl(q, p)
         assert kl is not None  # asked before, of the site as a whole

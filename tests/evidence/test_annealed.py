@@ -239,7 +239,8 @@ def test_the_start_is_the_proposal_that_the_default_searches():
         u = torch.linspace(-4, 4, 60, dtype=F64).reshape(5, 12, 1)
         state, above, below = (path.evaluate(v) for v in (u, u + 1e-5, u - 1e-5))
     with adaptive_one._pair.open((x,), {}, 0) as call, torch.no_grad():
-        fitted = adaptive.fitted_log_weights(call, 500, None, "auto")[2]
+        num_particles = estimator.num_steps * estimator.num_chains
+        fitted = adaptive.fitted_log_weights(call, num_particles, None, "auto")[2]
     for mine, other in zip(path.fitted.parts, fitted.proposal.parts, strict=True):
         assert torch.equal(mine.loc, other.loc) and torch.equal(mine.tril, other.tril)
     assert torch.equal(path.fitted.shares, fitted.proposal.shares)

@@ -188,3 +188,29 @@ def test_a_two_layer_vae_trained_from_the_bottom_up():
         found = torch.tensor([objective.loss(model, guide, X) for _ in range(50)], dtype=F64)
     assert abs(pyro.param("s1").item() - 2**0.5) < 0.1 and abs(pyro.param("w").item() - 0.5) < 0.05
     assert abs(found.mean() - truth) < 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"free_bits": 0.0}, {"free_bits": 0.2, "free_bits_per": "dimension"}, {"free_bits": 0.2, "free_bits_per": "site"}],
+)
+@pytest.mark.parametrize("event_dim", [0, 1])
+def test_a_prior_with_an_axis_of_size_one_more(options, event_dim):
+    """As where it reads one element of a plate inside the datum. The KL is above the floor, so that it does not count."""
+    shape = (3,) + (2,) * event_dim
+    x = torch.tensor([0.5, -0.3, 1.0], dtype=F64)
+
+    def model(x):
+        with pyro.plate("data", 3, dim=-1):
+            prior = dist.Normal(torch.zeros(1, *shape, dtype=F64), 1.0).to_event(event_dim)
+            pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(torch.zeros(3, dtype=F64), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3, dim=-1):
+            pyro.sample("z", dist.Normal(torch.full(shape, 2.0, dtype=F64), 0.5).to_event(event_dim))
+
+    each = 0.5 * (0.25 + 4 - 1) - torch.tensor(0.5).log()
+    truth = 3 * 2**event_dim * each - dist.Normal(0.0, 1.0).log_prob(x).sum()
+    found = pv.BetaTraceMeanField_ELBO(max_plate_nesting=2, **options).loss(model, guide, x)
+    assert found == pytest.approx(float(truth))
