@@ -1,50 +1,42 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
-from . import errors, exact, nn, ops, plots, schedules
-from .estimates import (
-    BetaSweep,
-    CollapseHistory,
-    Estimate,
-    Evidence,
-    FactorInformation,
-    Gaps,
-    KCurve,
-    LatentSample,
-    Manifold,
-    RateDistortionCurve,
-    SampleCheckResult,
-    Sandwich,
-    SelfCheckResult,
-    Surgery,
-    TrainingHistory,
-    Traversal,
-    UnitActivity,
-)
+from . import errors, exact, nn, ops, plots
 from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,
     BidirectionalMonteCarlo,
+    Evidence,
     ExactEvidence,
     ImportanceSampling,
+    KCurve,
+    Sandwich,
     SelfCheck,
+    SelfCheckResult,
 )
-from .gaps import InferenceGaps
+from .gaps import Gaps, InferenceGaps
 from .latent import (
     ActiveUnits,
     AggregatedPosterior,
+    BetaSweep,
+    CollapseHistory,
     CollapseMonitor,
     ELBOSurgery,
+    FactorInformation,
+    LatentSample,
+    Manifold,
     MutualInformationGap,
     RateDistortion,
+    RateDistortionCurve,
+    Surgery,
+    Traversal,
+    UnitActivity,
     beta_sweep,
     manifold,
     traverse,
 )
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
-from .monitor import Monitor
 from .objectives import (
-    AggressiveTraining,
     BetaTrace_ELBO,
     BetaTraceEnum_ELBO,
     BetaTraceGraph_ELBO,
@@ -55,10 +47,20 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
+from .records import Estimate
 from .report import Diagnosis, diagnose
-from .samples import SampleCheck
-from .schedules import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, SigmoidAnnealing
+from .samples import SampleCheck, SampleCheckResult
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
+from .training import (
+    AggressiveTraining,
+    CosineAnnealing,
+    CyclicalAnnealing,
+    LinearAnnealing,
+    Monitor,
+    SigmoidAnnealing,
+    TrainingHistory,
+    schedules,
+)
 
 __all__ = [
     "ActiveUnits",

@@ -6,9 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .estimates import warn_about
-from .estimates.doubts import CATEGORIES
 from .kernel import check_loader, first_element, over_batches
+from .records import CATEGORIES, warn_about
 
 
 def evaluate(

@@ -10,8 +10,9 @@ import pyro.distributions as dist
 import torch
 
 from pyro_vae.errors import ConvergenceWarning, UnreliableEvidenceWarning
-from pyro_vae.estimates import Evidence, Gaps
+from pyro_vae.evidence import Evidence
 from pyro_vae.exact import LinearGaussian
+from pyro_vae.gaps import Gaps
 
 F64 = torch.float64
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"

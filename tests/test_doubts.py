@@ -12,7 +12,7 @@ from pair_helpers import F64, guide_of, linear_gaussian, make_evidence, make_gap
 
 import pyro_vae as pv
 from pyro_vae.errors import ConvergenceWarning, PrecisionWarning, UnreliableEvidenceWarning
-from pyro_vae.estimates import doubts as table
+from pyro_vae.records import doubts as table
 
 METHODS = {
     table.GUIDE_ITSELF: "ImportanceSampling",

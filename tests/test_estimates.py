@@ -12,8 +12,8 @@ import torch
 from pair_helpers import F64, make_evidence, make_gaps
 
 import pyro_vae as pv
-from pyro_vae.estimates import TrainingHistory
-from pyro_vae.estimates.mean import normal_quantile, student_quantile
+from pyro_vae.records import normal_quantile, student_quantile
+from pyro_vae.training import TrainingHistory
 
 INF, NAN = math.inf, math.nan
 

@@ -30,10 +30,10 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import EnumerationError, StructureError, SupportError
 from pyro_vae.kernel import Pair
-from pyro_vae.local import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
-from pyro_vae.local.mixture import PRIOR_SHARE
-from pyro_vae.objectives.datum import DatumELBO
+from pyro_vae.objectives.datum_elbo import DatumELBO
 from pyro_vae.ops import log_mean_exp, log_mean_exp_std_error
+from pyro_vae.proposals import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
+from pyro_vae.proposals.mixture import PRIOR_SHARE
 
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = sorted((DOCS / "examples").glob("extending_*.py"))

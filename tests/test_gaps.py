@@ -21,13 +21,7 @@ from pair_helpers import (
 )
 
 import pyro_vae as pv
-from pyro_vae.errors import (
-    ConvergenceWarning,
-    LocalFitError,
-    OptionError,
-    SubsamplingError,
-    UnreliableEvidenceWarning,
-)
+from pyro_vae.errors import ConvergenceWarning, LocalFitError, OptionError, SubsamplingError, UnreliableEvidenceWarning
 from pyro_vae.kernel import calls
 
 

@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae import monitor as monitor_module
 from pyro_vae.errors import DatumPlateError, OptionError, ScheduleWarning
-from pyro_vae.monitor import FLUSH_STEPS, PATIENCE, Monitor
 from pyro_vae.objectives import BetaTrace_ELBO, BetaTraceMeanField_ELBO
-from pyro_vae.schedules import CyclicalAnnealing, LinearAnnealing
+from pyro_vae.training import CyclicalAnnealing, LinearAnnealing, Monitor
+from pyro_vae.training import monitor as monitor_module
+from pyro_vae.training.monitor import FLUSH_STEPS, PATIENCE
 
 F32, F64 = torch.float32, torch.float64
 

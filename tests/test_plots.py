@@ -10,8 +10,9 @@ from pair_helpers import make_gaps
 
 import pyro_vae as pv
 from pyro_vae.errors import OptionError
-from pyro_vae.estimates import KCurve, TrainingHistory
+from pyro_vae.evidence import KCurve
 from pyro_vae.plots import plot_gaps, plot_k_curve, plot_reconstructions, plot_samples, plot_training
+from pyro_vae.training import TrainingHistory
 
 
 def gaps_record(num_data=5):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.estimates import FactorInformation
+from pyro_vae.latent import FactorInformation
 from pyro_vae.plots import plot_factors
 
 

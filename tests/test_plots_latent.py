@@ -12,7 +12,7 @@ from pair_helpers import F64, make_evidence, make_gaps
 
 import pyro_vae as pv
 from pyro_vae.errors import OptionError
-from pyro_vae.estimates import LatentSample
+from pyro_vae.latent import LatentSample
 from pyro_vae.plots import (
     plot_aggregated_posterior,
     plot_gaps_per_datum,

@@ -28,10 +28,10 @@ from pyro_vae.errors import (
     StructureError,
     SupportError,
 )
-from pyro_vae.estimates.ranks import Statistic, probability_below, rank_correlation
 from pyro_vae.plots import plot_copies, plot_likelihood_and_looks, plot_nearest_neighbours
-from pyro_vae.samples import neighbours
+from pyro_vae.samples import Statistic, neighbours
 from pyro_vae.samples.images import laplacian_variance
+from pyro_vae.samples.ranks import probability_below, rank_correlation
 
 
 def standard_guide(x, *others):

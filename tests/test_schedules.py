@@ -11,13 +11,8 @@ import numpy as np
 import pytest
 
 from pyro_vae.errors import OptionError, ScheduleWarning
-from pyro_vae.schedules import (
-    CosineAnnealing,
-    CyclicalAnnealing,
-    LinearAnnealing,
-    SigmoidAnnealing,
-    warn_if_unfinished,
-)
+from pyro_vae.training import CosineAnnealing, CyclicalAnnealing, LinearAnnealing, SigmoidAnnealing
+from pyro_vae.training.schedules import warn_if_unfinished
 
 RAMPS = [LinearAnnealing, SigmoidAnnealing, CosineAnnealing]
 ENDS = [(0.0, 1.0), (0.0, 4.0), (1.0, 0.1), (0.1, 0.3), (0.7, 0.7), (3, 0), (1e-12, 1e12)]

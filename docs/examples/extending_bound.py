@@ -1,6 +1,6 @@
 """A bound of one's own: the Rényi bound of Li and Turner (2016, https://arxiv.org/abs/1602.02311), one per datum."""
 
-from pyro_vae.objectives.datum import DatumELBO
+from pyro_vae.objectives.datum_elbo import DatumELBO
 from pyro_vae.ops import log_mean_exp
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 
 from pyro_vae.errors import StructureError
-from pyro_vae.estimates import warn_about
-from pyro_vae.evidence.importance import summarise
+from pyro_vae.evidence import summarise
 from pyro_vae.kernel import GUIDE, PROPOSAL, Pair
+from pyro_vae.records import warn_about
 
 
 class MixtureSampling:

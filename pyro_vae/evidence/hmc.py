@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..local import GaussianProposal, MixtureProposal
+from ..proposals import GaussianProposal, MixtureProposal
 
 TARGET_ACCEPTANCE = 0.65
 ADAPTATION = 0.3  # gain of the log step size per unit of acceptance

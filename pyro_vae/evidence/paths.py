@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..local import GaussianProposal, LatentSpace, MixtureProposal
-from ..local.gradients import check_gradients, differentiable
+from ..proposals import GaussianProposal, LatentSpace, MixtureProposal, check_gradients, differentiable
 from .hmc import ChosenPart, State
 
 STARTS = ("fitted", "guide", "prior")

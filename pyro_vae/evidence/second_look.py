@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..estimates import Evidence
 from ..kernel import CHECK, Call, Record
-from ..local import SPACE, LatentSpace, PosteriorSide
 from ..ops import log_mean_exp, log_mean_exp_std_error
+from ..proposals import SPACE, LatentSpace, PosteriorSide
+from .evidence import Evidence
 
 REASON = "posterior side"
 HIGHEST_Z = 2.2  # joint standard errors by which the second estimate may stand above the first

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
-from ..estimates import Evidence, SelfCheckResult, warn_about
 from ..kernel import INFER, simulate_arguments, simulate_sites
 from ..options import seed_or_none
-from .adaptive import AdaptiveImportanceSampling
-from .bidirectional import BidirectionalMonteCarlo
+from ..records import warn_about
+from .adaptive_importance_sampling import AdaptiveImportanceSampling
+from .bidirectional_monte_carlo import BidirectionalMonteCarlo
+from .evidence import Evidence
+from .self_check_result import SelfCheckResult
 
 Observed = dict[str, torch.Tensor]
 

@@ -1,81 +1,110 @@
 """The only place that runs a model or a guide: `draw` and `score`, and the log-densities (K, B) they return."""
 
+from .aggregate import (
+    Sizes,
+    as_particles,
+    check_dimensions,
+    check_draws,
+    check_separate,
+    first_dependent,
+    joint_sites,
+    log_q_by_dimension,
+    read_by_prior,
+    rows_of,
+)
 from .batches import arguments_of, check_loader, first_element, over_batches
-from .beta import WeighedTraces, beta_at, weigh_traces
-from .calls import ANNEAL, CHECK, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, Call
-from .discrete import support_values
-from .draw_order import depends_on_own_draw, out_of_order
+from .calls import ANNEAL, CHECK, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, SIMULATION, SUBSAMPLE, Call
+from .checks.agreement import READS
+from .checks.data import first_particle, rows
+from .checks.discrete import support_values
+from .checks.plates import INFER
+from .checks.precision import movement
+from .checks.structure import Structure
+from .checks.subsamples import check_plate_names, check_shared_plates, check_subsample
 from .holes import FillHoles
-from .isolation import batch_noise, eval_mode, kept_random_state
+from .isolation import batch_noise, eval_mode, isolated, isolated_store, kept_random_state, noise_seed
 from .kl import known_kl
-from .latents import Beta, Betas, check_imputed
-from .live import LivePair
-from .log_weights import LogWeights, reduce_to_datum
+from .live import LivePair, moved_parameters, rehearsal
+from .log_densities import LogWeights, check_event_masks, reduce_to_datum
 from .one_way import is_one_way, lacks_inverse
-from .pairs import Pair, checked_seed, signature_of
-from .plates import INFER
-from .precision import Movement, movement
-from .recorder import Cut
-from .records import Record, SiteRecord, find_masks, padded
+from .pairs import Pair, checked_seed, devices_of, signature_of
+from .recorder import Cut, Layout
+from .records import Record, SiteRecord, close, find_masks, narrow_record, padded
 from .simulation import reconstruct_sites, simulate_arguments, simulate_sites
-from .structure import Structure
-from .subsamples import check_plate_names
-from .supports import TRANSFORMED, bounds_of, innermost, of_one_value, support_of
-from .tape import tape_pair
+from .supports import TRANSFORMED, bounds_of, has_own_mask, innermost, mask_hides_score, of_one_value, support_of
 
 __all__ = [
     "ANNEAL",
     "CHECK",
+    "Call",
+    "Cut",
     "FIT",
+    "FillHoles",
     "GUIDE",
     "INFER",
+    "Layout",
+    "LivePair",
+    "LogWeights",
     "NOISE_BLOCK",
     "PILOT",
     "PROPOSAL",
-    "REVERSE",
-    "TRANSFORMED",
-    "Beta",
-    "Betas",
-    "Call",
-    "Cut",
-    "FillHoles",
-    "LivePair",
-    "LogWeights",
-    "Movement",
     "Pair",
+    "READS",
+    "REVERSE",
     "Record",
+    "SIMULATION",
+    "SUBSAMPLE",
     "SiteRecord",
+    "Sizes",
     "Structure",
-    "WeighedTraces",
+    "TRANSFORMED",
     "arguments_of",
+    "as_particles",
     "batch_noise",
-    "beta_at",
     "bounds_of",
-    "check_imputed",
+    "check_dimensions",
+    "check_draws",
+    "check_event_masks",
     "check_loader",
     "check_plate_names",
+    "check_separate",
+    "check_shared_plates",
+    "check_subsample",
     "checked_seed",
-    "depends_on_own_draw",
+    "close",
+    "devices_of",
     "eval_mode",
     "find_masks",
+    "first_dependent",
     "first_element",
+    "first_particle",
+    "has_own_mask",
     "innermost",
     "is_one_way",
+    "isolated",
+    "isolated_store",
+    "joint_sites",
     "kept_random_state",
     "known_kl",
     "lacks_inverse",
+    "log_q_by_dimension",
+    "mask_hides_score",
+    "moved_parameters",
     "movement",
+    "narrow_record",
+    "noise_seed",
     "of_one_value",
-    "out_of_order",
     "over_batches",
     "padded",
+    "read_by_prior",
     "reconstruct_sites",
     "reduce_to_datum",
+    "rehearsal",
+    "rows",
+    "rows_of",
     "signature_of",
     "simulate_arguments",
     "simulate_sites",
     "support_of",
     "support_values",
-    "tape_pair",
-    "weigh_traces",
 ]

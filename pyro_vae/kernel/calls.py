@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ..errors import AuxiliarySiteError, NonFiniteError, quoted
 from . import isolation
-from .agreement import values_for_model, values_of
-from .data import check_not_shared, check_observed, rows
-from .log_weights import LogWeights
-from .masked import check_masked_latents
+from .checks.agreement import values_for_model, values_of
+from .checks.data import check_not_shared, check_observed, rows
+from .checks.masked import check_masked_latents
+from .checks.structure import Structure
+from .log_densities import LogWeights
 from .programs import Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout
 from .records import Record, leading_record, looped_record, narrow_record
-from .structure import Structure
 
 # Streams of noise within one call, so that no two uses share their draws.
 PROBE, SUBSAMPLE, SIMULATION, GUIDE, FIT, PROPOSAL, PILOT, ANNEAL, REVERSE, CHECK = range(10)

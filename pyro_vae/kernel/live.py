@@ -12,10 +12,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import BatchCouplingError
 from . import isolation
-from .autoguides import refuse_guide
 from .calls import Call
+from .checks.autoguides import refuse_guide
+from .checks.plates import INFER
 from .pairs import Pair, check_signature, devices_of, signature_of
-from .plates import INFER
 from .recorder import Layout, Site
 
 

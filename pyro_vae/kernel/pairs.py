@@ -15,14 +15,14 @@ from torch import Tensor
 from ..errors import ArgumentError, EmptyBatchError, StructureError
 from ..options import seed_or_none
 from . import isolation
-from .agreement import choose_executions
-from .autoguides import refuse_guide
 from .calls import PROBE, SUBSAMPLE, Call, check_data
-from .plates import INFER, find_layout
+from .checks.agreement import choose_executions
+from .checks.autoguides import refuse_guide
+from .checks.plates import INFER, find_layout
+from .checks.structure import Structure, analyse, kept_guide_sites
 from .programs import Program
 from .recorder import Layout, Site
 from .records import leading_record
-from .structure import Structure, analyse, kept_guide_sites
 from .supports import bounds_of, support_of
 
 

@@ -11,9 +11,9 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from ..errors import StructureError
+from .checks.subsamples import check_subsample
 from .holes import filled
 from .one_way import draw_base, is_one_way, log_prob_at, push
-from .subsamples import check_subsample
 from .supports import has_edges, inside_support
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]

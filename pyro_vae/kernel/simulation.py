@@ -9,8 +9,8 @@ from torch import Tensor
 from ..errors import ArgumentError
 from . import isolation
 from .calls import GUIDE, SIMULATION
+from .checks.plates import find_layout
 from .pairs import Pair, check_signature, checked_seed, devices_of
-from .plates import find_layout
 from .programs import Program, ancestral
 from .recorder import Site
 

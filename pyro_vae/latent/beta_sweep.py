@@ -17,15 +17,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
-from ..estimates import BetaSweep, Estimate, Evidence, warn_about
-from ..estimates.doubts import CATEGORIES
-from ..evidence import AdaptiveImportanceSampling
-from ..evidence.importance import mean_std_error
-from ..kernel import INFER, Pair, arguments_of, check_loader, eval_mode, first_element, kept_random_state, over_batches
-from ..kernel.isolation import isolated_store
+from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
+from ..kernel import (
+    INFER,
+    Pair,
+    arguments_of,
+    check_loader,
+    eval_mode,
+    first_element,
+    isolated_store,
+    kept_random_state,
+    over_batches,
+)
 from ..objectives import BetaTraceMeanField_ELBO
 from ..options import seed_or_none, whole_number
+from ..records import CATEGORIES, Estimate, warn_about
 from .rate_distortion import guide_terms, numbers_in
+from .rate_distortion_curve import BetaSweep
 
 Args = Callable[[Any], tuple[Any, ...]]
 ProgramPair = tuple[Callable, Callable]

@@ -9,19 +9,25 @@ import torch
 from torch import Tensor
 
 from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, Call, LogWeights, Pair, Record, Structure, batch_noise
-from ..kernel.aggregate import (
+from ..kernel import (
+    GUIDE,
+    Call,
+    Layout,
+    LogWeights,
+    Pair,
+    Record,
+    Structure,
     as_particles,
+    batch_noise,
     check_draws,
+    close,
     first_dependent,
     joint_sites,
     log_q_by_dimension,
     read_by_prior,
     rows_of,
 )
-from ..kernel.data import rows as numbers_of
-from ..kernel.recorder import Layout
-from ..kernel.records import close
+from ..kernel import rows as numbers_of
 from .formulas import by_number
 from .per_unit import unit_names
 

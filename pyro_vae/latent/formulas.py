@@ -8,8 +8,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform
 
 from ..errors import StructureError
-from ..kernel import Record, innermost, known_kl, of_one_value
-from ..kernel.supports import TRANSFORMED
+from ..kernel import TRANSFORMED, Record, innermost, known_kl, of_one_value
 
 
 def density_of_guide(name: str, guide: Record, p: Any) -> Any:

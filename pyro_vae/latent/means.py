@@ -5,8 +5,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from ..kernel import Call, Record, innermost
-from ..kernel.aggregate import first_dependent
+from ..kernel import Call, Record, first_dependent, innermost
 from .formulas import density_of_guide, mean_of
 from .per_unit import has_one_draw
 

@@ -10,18 +10,17 @@ from torch import Tensor
 from ..kernel import (
     GUIDE,
     Call,
+    Layout,
     LogWeights,
     Record,
     SiteRecord,
-    depends_on_own_draw,
+    first_particle,
     innermost,
     known_kl,
-    out_of_order,
+    padded,
     reduce_to_datum,
 )
-from ..kernel.data import first_particle
-from ..kernel.recorder import Layout
-from ..kernel.records import padded
+from ..objectives import depends_on_own_draw, out_of_order
 from .formulas import by_number, density_of_guide, joint_kl, mean_of
 from .refusals import check_finite, refuse_without_units
 

@@ -12,14 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, OptionError
-from ..estimates import Estimate, RateDistortionCurve, warn_about
-from ..evidence import AnnealedImportanceSampling
-from ..evidence.annealed import Annealing
-from ..evidence.hmc import State
-from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, check_loader, first_element, over_batches
-from ..kernel.records import narrow_record
+from ..evidence import AnnealedImportanceSampling, Annealing, State
+from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, check_loader, first_element, narrow_record, over_batches
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from ..options import is_real, seed_or_none, whole_number
+from ..records import Estimate, warn_about
+from .rate_distortion_curve import RateDistortionCurve
 from .sums import Moments
 
 NUM_POINTS = 20  # after the prior, where no betas are given

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..errors import StructureError
-from ..estimates import Estimate, UnitActivity
+from ..records import Estimate
 from .per_unit import UnitTerms
+from .unit_activity import UnitActivity
 
 
 class Moments:

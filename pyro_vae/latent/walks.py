@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, OptionError, StructureError, quoted
-from ..estimates.naming import unit_numbers
-from ..kernel import GUIDE, NOISE_BLOCK, Call, Record, SiteRecord, innermost
-from ..kernel.calls import SIMULATION
-from ..kernel.recorder import Layout
-from ..kernel.records import padded
+from ..kernel import GUIDE, NOISE_BLOCK, SIMULATION, Call, Layout, Record, SiteRecord, innermost, padded
 from ..options import is_whole
 from .means import free_sites, posterior_mean
+from .naming import unit_numbers
 from .per_unit import unit_names
 from .refusals import refuse_without_units
 

@@ -6,10 +6,10 @@ from .linear import LinearVAE
 from .vae import VAE
 
 __all__ = [
-    "VAE",
     "Concatenated",
     "ConditionalVAE",
     "LinearVAE",
+    "VAE",
     "conv_vae",
     "mlp_conditional_vae",
     "mlp_vae",

@@ -8,7 +8,6 @@ from .likelihoods import Bernoulli, Binomial, Categorical, ContinuousBernoulli, 
 from .priors import StandardNormal
 
 __all__ = [
-    "MLP",
     "BatchApply",
     "Bernoulli",
     "Binomial",
@@ -18,6 +17,7 @@ __all__ = [
     "DeconvNet",
     "DiscretizedLogistic",
     "Head",
+    "MLP",
     "MultivariateNormal",
     "Normal",
     "OneHot",

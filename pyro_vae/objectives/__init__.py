@@ -1,16 +1,15 @@
 """Objectives to train with: drop-in subclasses of `pyro.infer.ELBO`."""
 
-from .aggressive import AggressiveTraining
-from .enumeration import BetaTraceEnum_ELBO
-from .importance_weighted import ImportanceWeightedELBO
-from .inclusive import InclusiveKL
-from .mean_field import BetaTraceMeanField_ELBO
+from .beta_trace import BetaTrace_ELBO, BetaTraceGraph_ELBO
+from .beta_trace_enum import BetaTraceEnum_ELBO
+from .beta_trace_mean_field import BetaTraceMeanField_ELBO
+from .importance_weighted_elbo import ImportanceWeightedELBO
+from .inclusive_kl import InclusiveKL
 from .terms import Terms
-from .total_correlation import Decomposition, TotalCorrelationELBO
-from .trace import BetaTrace_ELBO, BetaTraceGraph_ELBO
+from .total_correlation_elbo import Decomposition, TotalCorrelationELBO
+from .traces.draw_order import depends_on_own_draw, out_of_order
 
 __all__ = [
-    "AggressiveTraining",
     "BetaTraceEnum_ELBO",
     "BetaTraceGraph_ELBO",
     "BetaTraceMeanField_ELBO",
@@ -20,4 +19,6 @@ __all__ = [
     "InclusiveKL",
     "Terms",
     "TotalCorrelationELBO",
+    "depends_on_own_draw",
+    "out_of_order",
 ]

@@ -13,7 +13,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ..errors import DatumPlateError, quoted
-from ..kernel import Beta, Betas, beta_at
+from .traces.beta_messenger import beta_at
+from .traces.matching import Beta, Betas
 
 Place = tuple[tuple[Any, ...], torch.Size]
 PARTICLES = "num_particles_vectorized"  # what Pyro calls the plate of vectorised particles

@@ -10,8 +10,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..errors import AuxiliarySiteError, EnumerationError, OptionError, quoted
-from ..kernel import Beta, Betas, LogWeights, beta_at
+from ..kernel import LogWeights
 from .terms import Density, Pass, like
+from .traces.beta_messenger import beta_at
+from .traces.matching import Beta, Betas
 
 
 class Sides(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import OptionError
-from ..kernel import Beta, Betas
 from ..options import is_real
+from .traces.matching import Beta, Betas
 
 Schedule = Callable[[int], Beta]
 Weight = Beta | Schedule

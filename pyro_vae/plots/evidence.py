@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..estimates import Gaps, KCurve
+from ..evidence import KCurve
+from ..gaps import Gaps
 from .axes import axes_or_new
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..estimates import FactorInformation
+from ..latent import FactorInformation
 from .axes import axes_or_new
 
 if TYPE_CHECKING:

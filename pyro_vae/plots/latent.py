@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..estimates import Surgery, UnitActivity
+from ..latent import Surgery, UnitActivity
 from .axes import axes_or_new
 
 if TYPE_CHECKING:

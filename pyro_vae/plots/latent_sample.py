@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import OptionError
-from ..estimates import LatentSample
-from ..estimates.naming import unit_numbers
+from ..latent import LatentSample, unit_numbers
 from ..options import whole_number
 from .axes import axes_or_new
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..estimates import Evidence, Gaps
+from ..evidence import Evidence
+from ..gaps import Gaps
 from ..ops import pareto_k_threshold
 from .axes import axes_or_new
 

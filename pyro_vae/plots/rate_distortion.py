@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..estimates import BetaSweep, RateDistortionCurve
+from ..latent import BetaSweep, RateDistortionCurve
 from .axes import axes_or_new
 
 if TYPE_CHECKING:

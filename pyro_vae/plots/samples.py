@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..estimates import SampleCheckResult
+from ..samples import SampleCheckResult
 from .axes import axes_or_new
 from .images import show
 

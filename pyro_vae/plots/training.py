@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..estimates import TrainingHistory
 from ..options import whole_number
+from ..training import TrainingHistory
 from .axes import axes_or_new
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..estimates import Manifold, Traversal
+from ..latent import Manifold, Traversal
 from .axes import axes_or_new
 from .images import as_images, show
 

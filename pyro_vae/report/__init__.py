@@ -5,4 +5,9 @@ from .diagnosis import Diagnosis
 from .findings import Finding
 from .numbers import Number
 
-__all__ = ["Diagnosis", "Finding", "Number", "diagnose"]
+__all__ = [
+    "Diagnosis",
+    "Finding",
+    "Number",
+    "diagnose",
+]

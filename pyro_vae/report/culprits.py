@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..estimates import Estimate
-from ..estimates.doubts import remedy_for
-from ..estimates.gaps import OF_LOG_EVIDENCE
+from ..gaps import OF_LOG_EVIDENCE
+from ..records import Estimate, remedy_for
 from .findings import collapsed, loss_of_the_model, overfitted
 
 if TYPE_CHECKING:

@@ -11,22 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import (
-    ArgumentError,
-    LatentsError,
-    NonFiniteError,
-    OptionError,
-    StructureError,
-    SurgeryWarning,
-)
-from ..estimates import Evidence
-from ..estimates.doubts import CATEGORIES
+from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
 from ..evaluate import evaluate
-from ..evidence import AdaptiveImportanceSampling, SelfCheck
+from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, arguments_of, check_loader, checked_seed, first_element, kept_random_state
 from ..latent import ActiveUnits, ELBOSurgery
 from ..options import whole_number
+from ..records import CATEGORIES
 from ..samples import SampleCheck
 from ..simulate import reconstruct, simulate
 from .batches import Stages, picked

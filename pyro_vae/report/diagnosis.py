@@ -12,8 +12,11 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from ..estimates import Estimate, Gaps, SampleCheckResult, SelfCheckResult, Surgery, UnitActivity
-from ..estimates.gaps import GAPS
+from ..evidence import SelfCheckResult
+from ..gaps import GAPS, Gaps
+from ..latent import Surgery, UnitActivity
+from ..records import Estimate
+from ..samples import SampleCheckResult
 from ..simulate import Reconstruction, Simulation
 from .culprits import advice_of, culprit_of, headline_of
 from .figure import draw

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..estimates import Estimate, Gaps
-from ..estimates.doubts import are_many, counted
-from ..estimates.evidence import well_known
-from ..estimates.mean import LEVEL, normal_quantile
+from ..evidence import well_known
+from ..gaps import Gaps
+from ..records import LEVEL, Estimate, are_many, counted, normal_quantile
 from .numbers import difference
 
 if TYPE_CHECKING:

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..estimates import Estimate, Gaps, SampleCheckResult, SelfCheckResult, Statistic, Surgery, UnitActivity
+from ..evidence import SelfCheckResult
+from ..gaps import Gaps
+from ..latent import Surgery, UnitActivity
+from ..records import Estimate
+from ..samples import SampleCheckResult, Statistic
 
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis

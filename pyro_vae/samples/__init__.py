@@ -1,5 +1,11 @@
 """Reconstructions and samples of a model beside its likelihood: error, sharpness, distance to the training data."""
 
-from .check import SampleCheck
+from .ranks import Statistic
+from .sample_check import SampleCheck
+from .sample_check_result import SampleCheckResult
 
-__all__ = ["SampleCheck"]
+__all__ = [
+    "SampleCheck",
+    "SampleCheckResult",
+    "Statistic",
+]

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, Call, Record, SiteRecord, innermost
-from ..kernel.data import rows as numbers_of
-from ..kernel.recorder import Layout
-from ..kernel.records import padded
+from ..kernel import GUIDE, Call, Layout, Record, SiteRecord, innermost, padded
+from ..kernel import rows as numbers_of
 from .images import laplacian_variance
 
 LOOKS = ("data", "reconstruction_means", "sample_means", "sample_draws")

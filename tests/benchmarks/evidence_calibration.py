@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributions import Exponential, Gamma, Normal
 
 from pyro_vae import ImportanceSampling
-from pyro_vae.estimates import Evidence
+from pyro_vae.evidence import Evidence
 from pyro_vae.ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_k_threshold, pareto_smooth
 
 BANDS = (0.25, 0.35, 0.45, 0.55, 0.65)  # inside the bands below .3, .4, .5, .6 and .7

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import adaptive
+from pyro_vae.evidence import adaptive_importance_sampling as adaptive
 from pyro_vae.kernel import PILOT
-from pyro_vae.local import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
 from pyro_vae.ops import pareto_smooth
+from pyro_vae.proposals import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
 
 F64 = torch.float64
 PILOT_SHARE = 0.2

@@ -27,13 +27,14 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_vae as pv
 from pyro_vae.errors import InvalidDataError, LocalFitError, NonFiniteError, OptionError
-from pyro_vae.evidence import adaptive, annealed
-from pyro_vae.evidence.annealed import SCHEDULES, AnnealedImportanceSampling
-from pyro_vae.evidence.exact import ExactEvidence
-from pyro_vae.evidence.hmc import ChosenPart, State, transition
+from pyro_vae.evidence import AnnealedImportanceSampling, ExactEvidence, State
+from pyro_vae.evidence import adaptive_importance_sampling as adaptive
+from pyro_vae.evidence import annealed_importance_sampling as annealed
+from pyro_vae.evidence.annealed_importance_sampling import SCHEDULES
+from pyro_vae.evidence.hmc import ChosenPart, transition
 from pyro_vae.evidence.paths import STARTS
 from pyro_vae.kernel import calls
-from pyro_vae.local import GaussianProposal, MixtureProposal
+from pyro_vae.proposals import GaussianProposal, MixtureProposal
 
 PARALLEL = {"enumerate": "parallel"}
 

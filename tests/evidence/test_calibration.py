@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributions import Gamma, Normal
 
-from pyro_vae.estimates import Evidence
+from pyro_vae.evidence import Evidence
 from pyro_vae.ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 
 K, REPLICATES = 1000, 500

@@ -11,7 +11,7 @@ from pair_helpers import F64, diagonal_family, exact_family, guide_of, linear_ga
 import pyro_vae as pv
 from pyro_vae import exact
 from pyro_vae.errors import InvalidDataError, LocalFitError, NonFiniteError
-from pyro_vae.evidence.exact import ExactEvidence
+from pyro_vae.evidence import ExactEvidence
 from pyro_vae.kernel import calls
 
 PARALLEL = {"enumerate": "parallel"}

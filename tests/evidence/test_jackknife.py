@@ -12,7 +12,7 @@ from pair_helpers import F64, exact_pair, guide_of, linear_gaussian, model_of, q
 import pyro_vae as pv
 from pyro_vae import ops
 from pyro_vae.errors import OptionError
-from pyro_vae.estimates import KCurve
+from pyro_vae.evidence import KCurve
 from pyro_vae.exact import LinearGaussian
 
 # Rainforth et al. (2018, https://arxiv.org/abs/1802.04537): z ~ N(m, I), x given z ~ N(z, I), q = N((x + m) / 2, 2/3 I) with

@@ -23,7 +23,7 @@ from pair_helpers import (
 from pyro import poutine
 
 import pyro_vae as pv
-from pyro_vae.estimates import Evidence
+from pyro_vae.evidence import Evidence
 from pyro_vae.evidence.second_look import first_clause
 from pyro_vae.kernel import calls
 

@@ -14,7 +14,7 @@ from pair_helpers import make_evidence
 
 import pyro_vae as pv
 from pyro_vae.errors import ArgumentError, OptionError, UnreliableEvidenceWarning
-from pyro_vae.estimates import Sandwich, SelfCheckResult
+from pyro_vae.evidence import Sandwich, SelfCheckResult
 
 W = torch.tensor([[1.0, 0.4], [0.2, -1.0], [0.5, 0.5]], dtype=torch.double)
 ORACLE = pv.exact.LinearGaussian(W, torch.zeros(3, dtype=torch.double), 0.25)

@@ -13,7 +13,7 @@ from pair_helpers import F64
 from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuideList, AutoNormal
 
-from pyro_vae.kernel import depends_on_own_draw, out_of_order
+from pyro_vae.objectives import depends_on_own_draw, out_of_order
 
 X = torch.linspace(-1.0, 1.0, 4, dtype=F64)
 

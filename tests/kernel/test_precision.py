@@ -16,8 +16,8 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.kernel import Pair, movement
-from pyro_vae.kernel.agreement import values_of
-from pyro_vae.kernel.precision import InFloat64, best_particles, picked_values
+from pyro_vae.kernel.checks.agreement import values_of
+from pyro_vae.kernel.checks.precision import InFloat64, best_particles, picked_values
 from pyro_vae.kernel.programs import score
 
 B, K = 5, 7

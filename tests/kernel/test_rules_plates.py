@@ -23,13 +23,7 @@ from kernel_helpers import (
 )
 
 import pyro_vae as pv
-from pyro_vae.errors import (
-    DatumPlateError,
-    EmptyBatchError,
-    GlobalLatentError,
-    StructureError,
-    SubsamplingError,
-)
+from pyro_vae.errors import DatumPlateError, EmptyBatchError, GlobalLatentError, StructureError, SubsamplingError
 from pyro_vae.exact import LinearGaussian
 from pyro_vae.kernel import Pair
 

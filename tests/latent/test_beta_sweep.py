@@ -26,7 +26,7 @@ from pyro_vae.errors import (
     UnreliableEvidenceWarning,
 )
 from pyro_vae.exact import LinearGaussian
-from pyro_vae.latent.beta_sweep import beta_sweep
+from pyro_vae.latent import beta_sweep
 
 VARIANCE = 0.16
 NAMES = ("rate", "distortion", "elbo", "log_evidence")

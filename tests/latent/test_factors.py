@@ -27,8 +27,8 @@ from pyro_vae.errors import (
     StructureError,
     SurgeryWarning,
 )
-from pyro_vae.latent import aggregated
-from pyro_vae.latent.factors import MutualInformationGap
+from pyro_vae.latent import MutualInformationGap
+from pyro_vae.latent import aggregated_density as aggregated
 
 BOTH = ("full", "leave-one-out")
 

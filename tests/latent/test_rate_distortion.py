@@ -37,7 +37,8 @@ from pyro_vae.errors import (
     OptionError,
     StructureError,
 )
-from pyro_vae.latent.rate_distortion import RateDistortion, annealing_grid, reported_betas
+from pyro_vae.latent import RateDistortion
+from pyro_vae.latent.rate_distortion import annealing_grid, reported_betas
 
 BETAS = (30.0, 10.0, 3.0, 1.0, 0.3)
 NAMES = ("rate", "distortion", "bound")

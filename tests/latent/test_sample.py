@@ -23,7 +23,7 @@ from pyro_vae.errors import (
     NonFiniteError,
     StructureError,
 )
-from pyro_vae.estimates import LatentSample
+from pyro_vae.latent import LatentSample
 
 
 def sample_of(model, guide, x, batch_size=None, labels=None, **options):

@@ -27,7 +27,7 @@ from pyro_vae.errors import (
     StructureError,
     SurgeryWarning,
 )
-from pyro_vae.latent.surgery import ELBOSurgery
+from pyro_vae.latent import ELBOSurgery
 from pyro_vae.ops import index_code_information
 
 PARTS = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
@@ -203,7 +203,7 @@ def test_batches_of_any_size_give_the_same_numbers(batch_size):
 def test_blocks_of_rows_change_nothing(monkeypatch):
     x = data()
     whole = values_of(operate(standard(3), diagonal(3), x, 7, num_particles=3))
-    monkeypatch.setattr("pyro_vae.latent.aggregated.BLOCK_BYTES", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr("pyro_vae.latent.aggregated_density.BLOCK_BYTES", {"cpu": 1, "cuda": 1})
     torch.testing.assert_close(
         values_of(operate(standard(3), diagonal(3), x, 7, num_particles=3)), whole, rtol=0, atol=1e-10
     )

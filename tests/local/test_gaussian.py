@@ -9,7 +9,7 @@ import torch
 from pair_helpers import F64, guide_of, linear_gaussian, model_of
 
 from pyro_vae.kernel import Pair
-from pyro_vae.local import (
+from pyro_vae.proposals import (
     GaussianProposal,
     LatentSpace,
     MixtureProposal,
@@ -17,7 +17,7 @@ from pyro_vae.local import (
     num_gradients_for,
     proposal_log_weights,
 )
-from pyro_vae.local.gaussian import newton_step
+from pyro_vae.proposals.gaussian import newton_step
 
 
 def random_proposal(num_data=4, dim=3):

@@ -8,7 +8,7 @@ import torch
 from pair_helpers import F64, guide_of, linear_gaussian, model_of
 
 from pyro_vae.kernel import Pair
-from pyro_vae.local import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
+from pyro_vae.proposals import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
 
 
 def random_part(num_data=4, dim=3, dtype=F64):

@@ -11,9 +11,9 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 from pyro_vae.errors import LocalFitError
+from pyro_vae.gaps.families import rebuilt
+from pyro_vae.gaps.offsets import GuideOffsets, fit_offsets
 from pyro_vae.kernel import Pair
-from pyro_vae.local import GuideOffsets, fit_offsets
-from pyro_vae.local.offsets import rebuilt
 
 
 def f64(*values):

@@ -10,11 +10,10 @@ from pair_helpers import F64
 
 from pyro_vae.errors import LocalFitError
 from pyro_vae.kernel import Pair
-from pyro_vae.local import LatentSpace
-from pyro_vae.local.defensive import NUM_PRIOR
-from pyro_vae.local.gaussian import GaussianProposal
-from pyro_vae.local.population import PULL, ROUNDS, Kernels, population_log_weights
-from pyro_vae.local.resampling import Resampled
+from pyro_vae.proposals import GaussianProposal, LatentSpace
+from pyro_vae.proposals.defensive import NUM_PRIOR
+from pyro_vae.proposals.population import PULL, ROUNDS, Kernels, population_log_weights
+from pyro_vae.proposals.resampling import Resampled
 
 NUM = 64  # particles of the guide
 COUNTS = (3, 1, 2, 0, 0)  # values of each latent, zero for continuous ones

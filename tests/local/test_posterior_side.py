@@ -9,12 +9,10 @@ import torch
 from pair_helpers import F64, guide_of, linear_gaussian, model_of, scaled_family
 
 from pyro_vae.kernel import Pair
-from pyro_vae.local import LatentSpace
-from pyro_vae.local.defensive import NUM_PRIOR, defensive_draws
-from pyro_vae.local.gaussian import GaussianProposal
-from pyro_vae.local.mixture import MixtureProposal
-from pyro_vae.local.posterior_side import NUM_STEPS, trajectory
-from pyro_vae.local.resampling import Resampled
+from pyro_vae.proposals import GaussianProposal, LatentSpace, MixtureProposal
+from pyro_vae.proposals.defensive import NUM_PRIOR, defensive_draws
+from pyro_vae.proposals.posterior_side import NUM_STEPS, trajectory
+from pyro_vae.proposals.resampling import Resampled
 
 
 def in_blocks(u, log_weight, num_chosen, size):

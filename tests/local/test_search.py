@@ -6,9 +6,9 @@ import pytest
 import torch
 from pair_helpers import F64
 
-from pyro_vae.local import GaussianProposal, MixtureProposal
-from pyro_vae.local.gaussian import FitPoints
-from pyro_vae.local.search import Pool, best_start, choose, outside_start, shares_of
+from pyro_vae.proposals import GaussianProposal, MixtureProposal
+from pyro_vae.proposals.gaussian import FitPoints
+from pyro_vae.proposals.search import Pool, best_start, choose, outside_start, shares_of
 
 
 def gaussian(loc, scale, num_data=3, dim=1):

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 import pyro_vae as pv
 from pyro_vae.errors import LocalFitError
 from pyro_vae.kernel import Pair
-from pyro_vae.local import LatentSpace
+from pyro_vae.proposals import LatentSpace
 
 PRIORS = {
     "real": dist.Normal(torch.tensor(0.3, dtype=F64), 2.0),

@@ -5,9 +5,9 @@ import math
 import torch
 from pair_helpers import F64
 
-from pyro_vae.local import GaussianProposal, MixtureProposal, missed_modes
-from pyro_vae.local.missed import exchanged, witnesses
-from pyro_vae.local.starts import CLIMBING_STEPS, climb, climbed_starts, spread
+from pyro_vae.proposals import GaussianProposal, MixtureProposal, missed_modes
+from pyro_vae.proposals.missed import exchanged, witnesses
+from pyro_vae.proposals.starts import CLIMBING_STEPS, climb, climbed_starts, spread
 
 
 class Density:

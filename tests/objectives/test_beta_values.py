@@ -1238,7 +1238,7 @@ def test_state_of_a_module_of_pyro_is_loaded(objective):
 @pytest.mark.parametrize("by_site", [False, True])
 def test_schedule_that_stands_still(objective, by_site, monkeypatch):
     """Warned of once; not where the count moves, nor without gradients, nor without a schedule."""
-    monkeypatch.setattr("pyro_vae.objectives.base.CALLS_BEFORE_WARNING", 3)
+    monkeypatch.setattr("pyro_vae.objectives.objective.CALLS_BEFORE_WARNING", 3)
     case = plain()
 
     def module(beta):

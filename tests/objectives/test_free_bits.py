@@ -613,7 +613,7 @@ def test_schedules_follow_the_updates():
     "options", [{"free_bits": halving}, {"capacity": halving}, {"capacity": 1.0, "capacity_weight": halving}]
 )
 def test_schedules_that_stand_still_are_told(options, monkeypatch):
-    monkeypatch.setattr("pyro_vae.objectives.base.CALLS_BEFORE_WARNING", 3)
+    monkeypatch.setattr("pyro_vae.objectives.objective.CALLS_BEFORE_WARNING", 3)
     module = MeanField(**options)(LinearModel(), LinearGuide())
     x = numbers(3, 2)
     for _ in range(2):

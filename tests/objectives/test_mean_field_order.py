@@ -15,7 +15,7 @@ from pair_helpers import F64
 from pyro.infer import SVI, TraceMeanField_ELBO
 
 import pyro_vae as pv
-from pyro_vae.objectives import kl_formulas
+from pyro_vae.objectives.traces import kl_formulas
 
 X = torch.linspace(-2.0, 2.0, 4, dtype=F64)
 K = 4  # particles whose noise for three latents is uncorrelated and of mean square one: expectations are exact

@@ -18,7 +18,8 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import EnumerationError, MaskError, OptionError, ScheduleWarning, StructureError
-from pyro_vae.objectives.total_correlation import TotalCorrelationELBO, split
+from pyro_vae.objectives import TotalCorrelationELBO
+from pyro_vae.objectives.total_correlation_elbo import split
 
 PARTS = ("mutual_information", "total_correlation", "dimension_wise")
 

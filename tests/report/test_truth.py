@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import HiddenRandomnessError
-from pyro_vae.estimates import doubts as table
+from pyro_vae.records import doubts as table
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,187 @@
+"""Bidirectional Monte Carlo: log p(x) of simulated data, from below and from above."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LatentsError, quoted
+from ..kernel import INFER, REVERSE, padded
+from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
+from ..records import ANNEALED_CHAINS, REVERSE_CHAINS, warn_about
+from .adaptive_importance_sampling import with_search
+from .annealed_importance_sampling import AnnealedImportanceSampling, Annealing
+from .evidence import Evidence
+from .importance_sampling import summarise
+from .sandwich import Sandwich
+
+RANK_LIMIT = 6.0  # standard errors; a false alarm in 500 million runs
+NEAR = 1.0  # nats of mean width
+
+
+class BidirectionalMonteCarlo(AnnealedImportanceSampling):
+    r"""log p(x) of simulated data between two bounds (Grosse, Ghahramani and Adams, 2015, https://arxiv.org/abs/1511.02543).
+
+    Chains of `AnnealedImportanceSampling` give the lower bound. The same chains run backwards from the latents that
+    produced the data, which are an exact draw from the posterior, give the upper one::
+
+        log p(x) <= E[ -log 1/C sum_c 1 / w_c ],   w of the reverse chains
+
+    **Only simulated data have an upper bound.** For real data nobody has a draw from the posterior; a chain that starts
+    elsewhere, at the guide say, gives a number that bounds nothing. What a sandwich says about real data is how well the
+    same settings do on data of the same model.
+
+    :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
+    :param guide: its guide, with the same latent sites.
+    :param latents: the latents behind the data by site, (B, D) each, as `simulate(...).latents`.
+    :param num_steps: T, temperatures after the first.
+    :param num_chains: C, chains per datum, each way.
+    :param num_leapfrog: gradients per transition.
+    :param start: "fitted", "guide" or "prior"; the lower chains start there and the upper ones end there.
+    :param schedule: "adaptive", "linear" or "sigmoid".
+    :param progress: show a progress bar on runs of more than a few seconds.
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data, as in all estimators.
+    :param prior_sites: refused here if any.
+    :param check_support: raise on observations outside the support of their likelihood.
+
+    Called with the model's own arguments, `simulate(...).observed` in place of the data; returns a `Sandwich` for the B
+    data of the call: log p(x) from both sides, nats.
+
+    :raises LatentsError: for latents of another shape or outside their support, and for latents that can be told from
+        posterior draws: their log p(x, z) must rank evenly among the last states of the chains.
+    :raises LocalFitError: for latents that are not continuous.
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+
+    Example::
+
+        sim = pv.simulate(model, x)
+        sandwich = pv.BidirectionalMonteCarlo(model, guide, latents=sim.latents)(sim.observed["obs"])
+        print(sandwich)
+        sandwich.width      # (B,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        latents: Mapping[str, Tensor],
+        num_steps: int = 200,
+        num_chains: int = 16,
+        num_leapfrog: int = 1,
+        start: str = "fitted",
+        schedule: str = "adaptive",
+        progress: bool = True,
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        super().__init__(
+            model,
+            guide,
+            num_steps=num_steps,
+            num_chains=num_chains,
+            num_leapfrog=num_leapfrog,
+            start=start,
+            schedule=schedule,
+            progress=progress,
+            seed=seed,
+            datum_plate=datum_plate,
+            prior_sites=prior_sites,
+            check_support=check_support,
+        )
+        if not isinstance(latents, Mapping):
+            raise LatentsError(
+                f"latents= must map site names to tensors, as simulate(...).latents, got {type(latents).__name__}"
+            )
+        self.latents = dict(latents)
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Sandwich:  # type: ignore[override]
+        with self._pair.open(args, kwargs, self.seed) as call:
+            run = Annealing(call, self)
+            start = posterior_draws(run, self.latents)
+            tuned = call.cost
+            log_weight, acceptance, last = run.forward()
+            lower = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
+            lower = replace(lower, acceptance=acceptance)
+            forward = call.cost
+            reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), REVERSE)
+            upper = replace(upper_bound(lower, reverse, tuned + call.cost - forward), acceptance=acceptance)
+            sandwich = Sandwich(lower, upper)
+            check_ranks(sandwich, first.log_joint[0], last.log_joint)
+        warn_about(sandwich, stacklevel=3)
+        return sandwich
+
+
+def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
+    """The given latents as u, (1, B, D)."""
+    structure = run.call.structure
+    if structure.subsampled:
+        raise LatentsError(
+            "with a subsampled plate nobody knows whose latents these are: call the model with all simulated data"
+        )
+    missing = [name for name in structure.latents if name not in latents]
+    summed_out = (*structure.guide_enumerated, *structure.model_enumerated)
+    unknown = [name for name in latents if name not in (*structure.latents, *summed_out)]
+    if missing or unknown:
+        raise LatentsError(
+            f"latents= must hold the latent sites {quoted(structure.latents)}, got {quoted(latents)}: pass "
+            "simulate(model, x).latents of the same model"
+        )
+    wrong = [
+        name for name in structure.latents if not (isinstance(latents[name], Tensor) and latents[name].is_floating_point())
+    ]
+    if wrong:
+        raise LatentsError(
+            f"latents= must hold tensors of floating point, got {type(latents[wrong[0]]).__name__} for '{wrong[0]}'"
+        )
+    for name, shape in run.latent_shapes.items():
+        if padded(latents[name], len(shape)).shape != shape:
+            raise LatentsError(f"latents['{name}'] must have shape {tuple(shape)}, got {tuple(latents[name].shape)}")
+    elbo = run.elbo  # of the dtype and device of the call
+    values = {n: padded(latents[n].detach().to(elbo), len(shape)).unsqueeze(0) for n, shape in run.latent_shapes.items()}
+    u = run.space.filled(run.space.pack(values)[0])
+    bad = ~(u.isfinite().all(-1) & run.space.supports(values))[0]
+    if bool(bad.any()):
+        raise LatentsError(f"the latents of {int(bad.sum())} of {len(bad)} data lie outside the support of their prior")
+    return u
+
+
+def check_ranks(sandwich: Sandwich, given: Tensor, reached: Tensor) -> None:
+    """Among posterior draws the log p(x, z) of the given latents, (B,), ranks evenly among those of the chains, (C, B).
+
+    Looked at only where the bounds are near each other, for only then are the chains near the posterior.
+    """
+    share = (reached < given).double().mean(0)
+    spread = math.sqrt((1 + 2 / len(reached)) / 12 / len(given))  # of a mean of C chains whose chance is uniform
+    score = float(share.mean() - 0.5) / spread
+    if abs(score) > RANK_LIMIT and float(sandwich.width.mean()) < NEAR:
+        raise LatentsError(
+            f"the latents have a {'higher' if score > 0 else 'lower'} log p(x, z) than posterior draws would, by "
+            f"{abs(score):.0f} standard errors: they did not produce these data under this model, so there is no upper "
+            "bound. Pass simulate(model, x).latents together with its data"
+        )
+
+
+def upper_bound(lower: Evidence, reverse: Tensor, cost: float) -> Evidence:
+    """From reverse log-weights (C, B): the mean of exp(-log w) is unbiased for 1 / p(x)."""
+    smoothed, pareto_k = pareto_smooth(-reverse)
+    return replace(
+        lower,
+        pareto_k=pareto_k,
+        log_evidence=-log_mean_exp(-reverse, 0),
+        std_error=log_mean_exp_std_error(-reverse),
+        smoothed=-log_mean_exp(smoothed, 0),
+        ess=effective_sample_size(-reverse),
+        bound="upper",
+        method=REVERSE_CHAINS,
+        cost=cost,
+    )

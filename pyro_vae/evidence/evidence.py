@@ -1,0 +1,250 @@
+"""The record of log p(x) per datum."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import pareto_k_threshold
+from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, normal_quantile, student_quantile, to_plain
+from ..records import doubts as table
+from .k_curve import KCurve
+
+JUDGED = 100  # weights from which on a tail index is fitted
+
+PER_DATUM = (
+    "log_evidence",
+    "std_error",
+    "elbo",
+    "elbo_std_error",
+    "ess",
+    "pareto_k",
+    "smoothed",
+    "acceptance",
+    "second",
+    "second_std_error",
+    "index",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """log p(x) per datum, as an estimator returned it. B data; nats; larger is better.
+
+    :ivar log_evidence: (B,) estimate of log p(x).
+    :ivar std_error: (B,) its Monte Carlo error (delta method); not to be trusted where the datum is not `reliable`.
+    :ivar elbo: (B,) L[q] of the user's own guide, whatever the estimator.
+    :ivar elbo_std_error: (B,) Monte Carlo error of `elbo`.
+    :ivar ess: (B,) effective sample size, between 1 and `num_particles`.
+    :ivar pareto_k: (B,) tail index of the weights; nan below 100 particles.
+    :ivar smoothed: (B,) the same estimate with Pareto-smoothed weights; only the upper end of the interval reads it.
+    :ivar bound: "lower" (at most log p(x) in expectation), "upper", "exact" or "consistent".
+    :ivar num_particles: K, the weights behind each value.
+    :ivar cost: decoder evaluations per datum; a gradient counts as three.
+    :ivar acceptance: (B,) mean acceptance of the transitions of annealed chains, or `None`.
+    :ivar second: (B,) log p(x) once more, from the posterior's side, or `None`: see `ImportanceSampling`. Only the upper end
+        of the intervals reads it. It saw the same particles, so it is no bound and no better estimate.
+    :ivar second_std_error: (B,) its Monte Carlo error.
+    :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
+    :ivar index: (B,) indices into a subsampled plate, or `None`.
+    :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
+    :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
+        not log p(x).
+    :ivar method: what ran: "importance sampling" (from the guide itself), "fitted proposals", "annealed chains", "reverse
+        chains", "exact", or the name of an estimator of your own. Remedies go by it.
+    :ivar checks: (B,) bool by reason: what a check of the estimator's own has found, true where it doubts the number.
+    :ivar unchecked: why a reason was not judged, by its name.
+    """
+
+    log_evidence: Tensor
+    std_error: Tensor
+    elbo: Tensor
+    elbo_std_error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    smoothed: Tensor
+    bound: str
+    num_particles: int
+    cost: float
+    acceptance: Tensor | None = None
+    second: Tensor | None = None
+    second_std_error: Tensor | None = None
+    curve: KCurve | None = None
+    index: Tensor | None = None
+    stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
+    support_checked: bool = True
+    method: str = ""
+    checks: Mapping[str, Tensor] = field(default_factory=dict)
+    unchecked: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.bound != "exact" and self.num_particles < JUDGED:
+            object.__setattr__(self, "unchecked", {"tails": f"K < {JUDGED}", **self.unchecked})
+
+    @classmethod
+    def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
+        """Join the results of several batches in their order; they must come from the same estimator."""
+        check_same(records, ("bound", "num_particles", "support_checked", "method"))
+        curves = [r.curve for r in records if r.curve is not None]
+        return cls(
+            **concatenated(records, PER_DATUM),
+            curve=KCurve.cat(curves) if len(curves) == len(records) else None,
+            bound=records[0].bound,
+            num_particles=records[0].num_particles,
+            cost=mean_cost(records),
+            stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
+            support_checked=records[0].support_checked,
+            method=records[0].method,
+            checks=table.concatenated_flags(records),
+            unchecked={n: why for r in records for n, why in r.unchecked.items()},
+        )
+
+    def select(self, kept: Tensor) -> "Evidence":
+        """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
+        checks = {name: flags[kept] for name, flags in self.checks.items()}
+        return replace(self, **some, checks=checks, curve=None if self.curve is None else self.curve.select(kept))
+
+    def __len__(self) -> int:
+        return len(self.log_evidence)
+
+    def mean(self) -> Estimate:
+        """The mean of log p(x) over the data; with more than 5% of them in doubt, it says not to trust its errors."""
+        return Estimate.over_data(self.log_evidence, self.std_error, doubt=self._said_of_mean(~self.reliable))
+
+    @property
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
+
+        "tails": Pareto k is above min(1 - 1/log10 K, 0.7), or no weight is positive. The others are the findings of the
+        estimator's own checks.
+        """
+        if self.bound == "exact" or "tails" in self.unchecked:
+            return dict(self.checks)
+        tails = (self.pareto_k > pareto_k_threshold(self.num_particles)) | (self.log_evidence == -math.inf)
+        return {"tails": tails, **self.checks}
+
+    @property
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return table.without_doubt(self.doubts, like=self.log_evidence)
+
+    def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
+        """Monte Carlo interval per datum, two tensors (B,).
+
+        From 100 particles on [v - z s, max(v, v_PSIS) + z s / (1 - k)]: weights with a heavy tail (k > 0) miss on the
+        low side, so only the upper end is widened. Where `second` has an upper end of its own, the larger of the two counts.
+        Below that, where no tail index can be fitted, Student's t. An interval cannot see a mode that the proposal never
+        visits.
+        """
+        if self.bound == "exact":
+            return self.log_evidence, self.log_evidence
+        v, s = self.log_evidence, self.std_error
+        if self.num_particles < JUDGED:
+            quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
+            return v - quantile * s, v + quantile * s
+        quantile = normal_quantile(level)
+        if self.bound == "upper":  # minus the log of a mean of 1 / w, whose heavy tail pushes it up
+            return torch.fmin(v, self.smoothed) - quantile * s * self._widening(), v + quantile * s
+        high = self._highest() + quantile * s * self._widening()
+        if self.second is not None and self.second_std_error is not None:
+            high = torch.fmax(high, self.second + quantile * self.second_std_error)
+        return v - quantile * s, high
+
+    def mean_confidence_interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """The same interval for the mean over these data; errors of different data are independent."""
+        estimate = self.mean()
+        low, high = estimate.confidence_interval(level)
+        if self.bound == "exact":
+            return low, high
+        if self.num_particles < JUDGED:
+            quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
+            half = quantile * float(estimate.std_error)
+            return float(estimate.value) - half, float(estimate.value) + half
+        half = normal_quantile(level) * float((self.std_error * self._widening()).square().sum().sqrt()) / len(self)
+        if self.bound == "upper":
+            return float(torch.fmin(self.log_evidence, self.smoothed).mean()) - half, high
+        return low, max(float(self._highest().mean()) + half, self._second_high(level))
+
+    def _second_high(self, level: float) -> float:
+        """The upper end of the mean by the second estimates: of all data, or only of those where the check doubts the first.
+
+        The first sees a shortfall that all data share and none shows, the second one that a few data have.
+        """
+        if self.second is None or self.second_std_error is None:
+            return -math.inf
+        known, ends = self.second.isfinite() & self.second_std_error.isfinite(), []
+        for chosen in (known, known & self._check("posterior side")):
+            values = torch.where(chosen, self.second, self._highest())
+            errors = torch.where(chosen, self.second_std_error, self.std_error * self._widening())
+            ends.append(float(values.mean()) + normal_quantile(level) * float(errors.square().sum().sqrt()) / len(self))
+        return max(ends)
+
+    def _check(self, reason: str) -> Tensor:
+        """(B,), what a check found; false where it was not made."""
+        return self.checks.get(reason, torch.zeros_like(self.log_evidence, dtype=torch.bool))
+
+    def _highest(self) -> Tensor:
+        """The larger of the raw and the Pareto-smoothed estimate."""
+        return torch.fmax(self.log_evidence, self.smoothed)
+
+    def _widening(self) -> Tensor:
+        """1 / (1 - k), at most 20: beyond that the tail is not known from these weights."""
+        return 1 / (1 - self.pareto_k.nan_to_num(nan=0.0).clamp(0.0, 0.95))
+
+    def warnings(self) -> list[Warning]:
+        """What is in doubt about these estimates; estimators raise it, `evaluate` once for all batches."""
+        off = "high" if self.bound == "upper" else "low"
+        threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
+        return table.warnings_about(self.doubts, self.method, off=off, threshold=threshold)
+
+    def _said_of_mean(self, doubted: Tensor) -> str:
+        """As `said_of_mean`; an exact value has no error, so that there a single doubt is one too many."""
+        if self.bound == "exact" and bool(doubted.any()):
+            return f"{table.count(doubted)} in doubt"
+        return table.said_of_mean(doubted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        scales = {n: s.tolist() if isinstance(s, Tensor) else s for n, s in self.stripped_scales.items()}
+        curve = None if self.curve is None else self.curve.to_dict()
+        return {
+            **to_plain(self),
+            "curve": curve,
+            "stripped_scales": scales,
+            "checks": table.plain(self.checks),
+            "unchecked": dict(self.unchecked),
+            "doubts": table.plain(self.doubts),
+            "reliable": self.reliable.tolist(),
+        }
+
+    def __str__(self) -> str:
+        rounded = self.doubts.get("precision", torch.zeros_like(self.reliable))
+        elbo = Estimate.over_data(self.elbo, self.elbo_std_error, doubt=table.said_of_mean(rounded))
+        name = "log p(x)" if self.support_checked else "score (not log p(x): values outside the support)"
+        exact = self.bound == "exact"
+        bound = f"{self.bound}, up to rounding" if exact and bool(rounded.any()) else self.bound
+        weights = "" if exact else f", K = {self.num_particles}"
+        lines = [
+            f"Evidence of {len(self)} data{weights}, cost {self.cost:g} decoder evaluations per datum",
+            f"  {name:<10} {self.mean()}, bound: {bound}",
+            f"  {'ELBO':<10} {elbo}",
+        ]
+        if not exact:
+            lines.append(f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}")
+        if self.acceptance is not None:
+            lines.append(
+                f"  acceptance of the chains {float(self.acceptance.mean()):.2f}, lowest {float(self.acceptance.min()):.2f}"
+            )
+        lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method)]
+        if self.stripped_scales:
+            lines.append(f"  scales left out: {dict(self.stripped_scales)}")
+        return "\n".join(lines)
+
+
+def well_known(evidence: Evidence) -> bool:
+    """Whether the mean over these data may be believed: weights enough to judge, and at most 5% of the data in doubt."""
+    return "tails" not in evidence.unchecked and not evidence.mean().doubt

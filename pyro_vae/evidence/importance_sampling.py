@@ -1,0 +1,153 @@
+"""Importance sampling with the guide as it is: the IWAE-K estimate, per datum and with its error."""
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError, quoted
+from ..kernel import GUIDE, INFER, Call, Pair, movement
+from ..ops import effective_sample_size, jackknife_log_mean_exp, log_mean_exp, log_mean_exp_std_error, pareto_smooth
+from ..options import is_whole, seed_or_none, whole_number
+from ..records import GUIDE_ITSELF, warn_about
+from .evidence import Evidence
+from .k_curve import KCurve
+from .second_look import SecondLook
+
+FEWEST_PARTICLES = 1000  # below it the check would cost more than 35% of the decoder evaluations
+
+# Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
+UNSEEN, SCATTER = 5e-4, 3.0
+
+
+class ImportanceSampling:
+    r"""log p(x) by importance sampling from the guide as it is::
+
+        log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k given x),   z_k ~ q(z given x)
+
+    A lower bound in expectation, tight as K grows (Burda, Grosse and Salakhutdinov, 2016,
+    https://arxiv.org/abs/1509.00519). With an amortized guide it is often more than a nat short at any K that people
+    pay for, and its Monte Carlo error does not show it: `AdaptiveImportanceSampling` is the better default.
+
+    :param model: any Pyro model whose data lie in one plate.
+    :param guide: its guide, with the same latent sites.
+    :param num_particles: K, weights per datum.
+    :param jackknife: order of the bias correction, 0, 1 or 2. The bias, chi-squared divergence / 2K to first order, falls to
+        O(1/K^2) or O(1/K^3) at no cost (Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb; see
+        `pyro_vae.ops.jackknife_log_mean_exp`). The result is then `bound="consistent"`: of either sign, no longer a lower
+        bound; its error comes from the pseudo-values; NaN where no more than `jackknife` weights are positive.
+    :param check: make a second estimate from the posterior's side, for about 326 more decoder evaluations per datum: draw
+        a few particles by weight, move them along the gradients of log p(x, z), and sample from a Gaussian fitted to these
+        and from the prior. With discrete latents, or without gradients, sample around the particles instead, up to 15
+        latents. Where that is higher, the guide has missed mass, which no weight can show. It raises the upper end of the
+        intervals; `doubts["posterior side"]` is true where it is higher by 2.2 joint errors. `log_evidence` stays as it is.
+        Made from 1,000 particles on; `unchecked` says why it was not. See :doc:`/evidence` for what it cannot see.
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
+        whole call one datum.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param check_support: raise on observations outside the support of their likelihood.
+
+    Called with the model's own arguments; returns `Evidence` for the B data of the call. Memory does not grow with K, but
+    for (K, B) numbers. The record's `curve` holds the estimate at K, K/2, K/4, ... from the same weights, never jackknifed:
+    see `pyro_vae.plots.plot_k_curve`.
+
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch.
+    :raises OptionError: for `num_particles` below 1, another order of the jackknife, or too few particles for it.
+
+    Example::
+
+        evidence = pv.ImportanceSampling(model, guide, num_particles=5000)(x)
+        print(evidence)
+        evidence.log_evidence       # (B,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        num_particles: int = 5000,
+        jackknife: int = 0,
+        check: bool = True,
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        self.jackknife = checked_order(jackknife)
+        self.num_particles = whole_number("num_particles", num_particles, lowest=self.jackknife + 1)
+        self.check = check
+        self.seed = seed_or_none(seed)
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
+        with self._pair.open(args, kwargs, self.seed) as call:
+            look = SecondLook(call, self.num_particles, self.check, fewest=FEWEST_PARTICLES)
+            log_weight, elbo = call.log_weights(self.num_particles, GUIDE, watch=look.watch_guide)
+            evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF), log_weight)
+        evidence = replace(evidence, curve=KCurve.from_log_weights(log_weight))
+        if self.jackknife:
+            value, std_error = jackknife_log_mean_exp(log_weight, self.jackknife)
+            evidence = replace(evidence, log_evidence=value, std_error=std_error, bound="consistent")
+        warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
+        return evidence
+
+
+def checked_order(jackknife: int) -> int:
+    if not (is_whole(jackknife) and jackknife in (0, 1, 2)):
+        raise OptionError(f"jackknife must be its order, 1 or 2, or 0 for none, got {jackknife!r}")
+    return int(jackknife)
+
+
+def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:
+    """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record; `method` names what ran."""
+    smoothed, pareto_k = pareto_smooth(log_weight)
+    evidence = Evidence(
+        log_evidence=log_mean_exp(log_weight, 0),
+        std_error=log_mean_exp_std_error(log_weight),
+        elbo=elbo.mean(0),
+        elbo_std_error=mean_std_error(elbo),
+        ess=effective_sample_size(log_weight),
+        pareto_k=pareto_k,
+        smoothed=log_mean_exp(smoothed, 0),
+        bound="lower",
+        num_particles=len(log_weight),
+        cost=cost,
+        index=call.index,
+        stripped_scales=call.structure.stripped_scales,
+        support_checked=call.check_support,
+        method=method,
+        unchecked=unknown_supports(call),
+    )
+    return check_precision(call, evidence)
+
+
+def unknown_supports(call: Call) -> dict[str, str]:
+    """What the record says where the support of a latent had to be guessed."""
+    names = call.structure.unknown_supports
+    return {"support": f"that of {quoted(names)} is not named, taken for the reals"} if names else {}
+
+
+def check_precision(call: Call, evidence: Evidence) -> Evidence:
+    """The same record with the check "precision": whether float64 moves log p(x) by more than a tenth of its error."""
+    before = call.cost
+    shift, why = movement(call)
+    evidence = replace(evidence, cost=evidence.cost + call.cost - before)
+    if shift is None:
+        return replace(evidence, unchecked={**evidence.unchecked, "precision": why})
+    value = evidence.log_evidence
+    usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * value.abs()
+    doubted = shift.abs().amax(0) > torch.fmax(0.1 * evidence.std_error, usual)
+    return replace(evidence, checks={**evidence.checks, "precision": doubted})
+
+
+def mean_std_error(terms: Tensor) -> Tensor:
+    """Monte Carlo error of the mean over K terms, (K, B) to (B,); nan for K = 1."""
+    if len(terms) == 1:
+        return torch.full_like(terms[0], torch.nan)
+    return terms.std(0) / len(terms) ** 0.5

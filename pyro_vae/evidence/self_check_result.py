@@ -1,0 +1,154 @@
+"""The record of an estimator's trial on data whose log p(x) is known between two bounds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UnreliableEvidenceWarning
+from ..records import LEVEL
+from ..records import doubts as table
+from .evidence import Evidence
+from .sandwich import Sandwich
+
+ALARM = 3.0  # standard errors: one false alarm in 700
+NEAR = 0.1  # nats between the bounds, on average, within which a bias would not matter
+
+
+@dataclass(frozen=True, eq=False)
+class SelfCheckResult:
+    """What `SelfCheck` found on B data simulated from the user's own model. Nats.
+
+    :ivar evidence: the `Evidence` of the estimator on trial.
+    :ivar sandwich: the `Sandwich` of the same data.
+    """
+
+    evidence: Evidence
+    sandwich: Sandwich
+
+    @classmethod
+    def cat(cls, records: Sequence["SelfCheckResult"]) -> "SelfCheckResult":
+        """Join the results of several batches in their order; they must come from the same check."""
+        return cls(Evidence.cat([r.evidence for r in records]), Sandwich.cat([r.sandwich for r in records]))
+
+    @property
+    def bias(self) -> tuple[float, float]:
+        """The mean of the estimate minus log p(x) lies between these two, up to `bias_std_errors`."""
+        return float(self._above().mean()), float(self._below().mean())
+
+    @property
+    def bias_std_errors(self) -> tuple[float, float]:
+        """Standard errors of both, from their spread over the data, which contains all Monte Carlo errors."""
+        if len(self) < 2:
+            return math.nan, math.nan
+        root = math.sqrt(len(self))
+        return float(self._above().std()) / root, float(self._below().std()) / root
+
+    def coverage(self, level: float = LEVEL) -> float:
+        """The share of data whose interval meets the sandwich, both ends widened by their errors; `level` is the aim."""
+        low, high = self.evidence.confidence_interval(level)
+        bottom, _ = self.sandwich.lower.confidence_interval(level)
+        _, top = self.sandwich.upper.confidence_interval(level)
+        return float(((high >= bottom) & (low <= top)).double().mean())
+
+    @property
+    def outcome(self) -> str:
+        """ "no bias seen", "too high", "too low", or why there is no answer: "bounds apart", "too few data".
+
+        A bias that is seen is one of more than three errors; that none is seen means something where the errors are below
+        0.1 nats and the bounds not farther apart.
+        """
+        if is_above(self._above(), 0.0):
+            return "too high"
+        if is_above(self.sandwich.width, NEAR):
+            return "bounds apart"
+        if is_above(-self._below(), 0.0):
+            return "too low"
+        if not max(self.bias_std_errors) < NEAR:
+            return "too few data"
+        return "no bias seen"
+
+    @property
+    def passed(self) -> bool:
+        """No bias seen, by errors and bounds that would show one."""
+        return self.outcome == "no bias seen"
+
+    def verdict(self) -> str:
+        """One sentence that claims no more than the bounds allow."""
+        least, most = self.bias
+        errors = self.bias_std_errors
+        bias = f"bias between {least:+.3f} +- {errors[0]:.3f} and {most:+.3f} +- {errors[1]:.3f} nats"
+        outcome = self.outcome
+        if outcome == "too high":
+            return f"The estimate is above its upper bound ({bias}): these data did not come from this model."
+        if outcome == "bounds apart":
+            width = float(self.sandwich.width.mean())
+            return (
+                f"Not decided: the bounds are {width:.2f} nats apart ({bias}). Raise num_steps; if they stay "
+                "apart, fit and guide miss a part of the posterior that no weight of theirs can show: try "
+                "start='prior', or a guide with several modes."
+            )
+        if outcome == "too low":
+            return (
+                f"The estimate is too low for this model ({bias}). "
+                f"{table.remedy_for('below the ELBO', self.evidence.method)}."
+            )
+        if outcome == "too few data":
+            return f"Not decided: {len(self)} data leave the bias open ({bias}). Pass more data, or raise num_steps."
+        return f"No bias seen on {len(self)} simulated data ({bias}); intervals reach the bounds for {self.coverage():.0%}."
+
+    @property
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where the estimate on trial or one of its bounds is in doubt."""
+        return table.either(self.evidence.doubts, self.sandwich.doubts)
+
+    @property
+    def unchecked(self) -> dict[str, str]:
+        """Why a reason was not judged in one of the three, by its name."""
+        return {**self.sandwich.unchecked, **self.evidence.unchecked}
+
+    @property
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return table.without_doubt(self.doubts, like=self.evidence.log_evidence)
+
+    def warnings(self) -> list[Warning]:
+        """The verdict, unless no bias was seen."""
+        return [UnreliableEvidenceWarning(self.verdict())] if not self.passed else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        return {
+            "evidence": self.evidence.to_dict(),
+            "sandwich": self.sandwich.to_dict(),
+            "bias": self.bias,
+            "bias_std_errors": self.bias_std_errors,
+            "coverage": self.coverage(),
+            "outcome": self.outcome,
+            "passed": self.passed,
+            "verdict": self.verdict(),
+            "doubts": table.plain(self.doubts),
+            "unchecked": self.unchecked,
+            "reliable": self.reliable.tolist(),
+        }
+
+    def __len__(self) -> int:
+        return len(self.evidence)
+
+    def __str__(self) -> str:
+        return f"{self.evidence}\n{self.sandwich}\n{self.verdict()}"
+
+    def _above(self) -> Tensor:
+        return self.evidence.log_evidence - self.sandwich.upper.log_evidence
+
+    def _below(self) -> Tensor:
+        return self.evidence.log_evidence - self.sandwich.lower.log_evidence
+
+
+def is_above(values: Tensor, limit: float) -> bool:
+    """Whether the mean of values per datum is above a limit by more than chance."""
+    if len(values) < 2:
+        return False
+    return float(values.mean()) - limit > ALARM * float(values.std()) / math.sqrt(len(values))

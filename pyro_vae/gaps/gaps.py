@@ -1,0 +1,216 @@
+"""The record of the gaps between ELBO and log p(x) per datum."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evidence import Evidence, well_known
+from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, to_plain
+from ..records import doubts as table
+
+PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
+SIGMAS, ROUNDING = 4.5, 0.05  # errors, and nats, by which log p(x) must lie below an ELBO to be in doubt for it
+GAPS = ("amortization", "approximation", "inference")
+OF_LOG_EVIDENCE = ("tails", "posterior side", "search", "precision", "below the ELBO")
+REASONS = {  # that concern each number
+    "elbo": ("precision",),
+    "optimal_elbo": ("precision", "not converged"),
+    "log_evidence": OF_LOG_EVIDENCE,
+    "amortization": ("precision", "not converged"),
+    "approximation": (*OF_LOG_EVIDENCE, "not converged"),
+    "inference": OF_LOG_EVIDENCE,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Gaps:
+    """The gaps between ELBO and log p(x) per datum, as `InferenceGaps` returned them. B data, nats.
+
+    :ivar elbo: (B,) L[q] of the user's guide.
+    :ivar optimal_elbo: (B,) L[q*] of the optimum per datum in a family that contains the guide, on fresh draws.
+    :ivar log_evidence: (B,) log p(x), estimated from below.
+    :ivar std_errors: Monte Carlo errors (B,) of the above and of the gaps, by name; differences are paired. "contrast" is
+        that of amortization minus approximation.
+    :ivar converged: (B,) whether the fit of q* converged; where not, amortization is too small.
+    :ivar evidence: the `Evidence` behind `log_evidence`, with its ESS, Pareto k and doubts.
+    :ivar family: what was freed per datum.
+    :ivar num_particles: K behind L[q] and L[q*].
+    :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
+    """
+
+    elbo: Tensor
+    optimal_elbo: Tensor
+    log_evidence: Tensor
+    std_errors: Mapping[str, Tensor]
+    converged: Tensor
+    evidence: Evidence
+    family: str
+    num_particles: int
+    cost: float
+
+    @property
+    def amortization(self) -> Tensor:
+        """(B,) L[q*] - L[q]."""
+        return self.optimal_elbo - self.elbo
+
+    @property
+    def approximation(self) -> Tensor:
+        """(B,) log p(x) - L[q*]; biased low, because log p(x) is estimated from below."""
+        return self.log_evidence - self.optimal_elbo
+
+    @property
+    def inference(self) -> Tensor:
+        """(B,) log p(x) - L[q]; biased low, because log p(x) is estimated from below."""
+        return self.log_evidence - self.elbo
+
+    @classmethod
+    def cat(cls, records: Sequence["Gaps"]) -> "Gaps":
+        """Join the results of several batches in their order; they must come from the same estimator."""
+        check_same(records, ("family", "num_particles"))
+        return cls(
+            **concatenated(records, PER_DATUM),
+            std_errors={n: torch.cat([r.std_errors[n] for r in records]) for n in records[0].std_errors},
+            evidence=Evidence.cat([r.evidence for r in records]),
+            family=records[0].family,
+            num_particles=records[0].num_particles,
+            cost=mean_cost(records),
+        )
+
+    def select(self, kept: Tensor) -> "Gaps":
+        """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        return replace(
+            self,
+            **{name: getattr(self, name)[kept] for name in PER_DATUM},
+            std_errors={name: error[kept] for name, error in self.std_errors.items()},
+            evidence=self.evidence.select(kept),
+        )
+
+    def __len__(self) -> int:
+        return len(self.elbo)
+
+    def summary(self) -> dict[str, Estimate]:
+        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps.
+
+        The errors of a mean are not to be trusted where more than 5% of the data are in doubt for a reason that concerns it.
+        """
+        doubts, found = self.doubts, {}
+        for name, reasons in REASONS.items():
+            doubted = ~table.without_doubt({r: doubts[r] for r in reasons if r in doubts}, like=self.elbo)
+            doubt = table.said_of_mean(doubted)
+            found[name] = Estimate.over_data(getattr(self, name), self.std_errors[name], doubt=doubt)
+        return found
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What the numbers of `summary` are called; data outside the support have a score and no log p(x)."""
+        top = "log p(x), lower bound" if self.evidence.support_checked else "score (data outside the support)"
+        return {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": top, **{n: f"{n} gap" for n in GAPS}}
+
+    def larger_part(self, level: float = LEVEL) -> str:
+        """Which part of the mean gap is the larger one, "encoder" or "family"; or "undecided", as `verdict` explains."""
+        return self._decide(level)[0]
+
+    def verdict(self, level: float = LEVEL) -> str:
+        """One sentence about the mean gaps that claims no more than the Monte Carlo intervals allow.
+
+        Where log p(x) of more than 5% of the data is in doubt it is about the others alone, and says so.
+        """
+        return self._decide(level)[1]
+
+    @property
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where the numbers are in doubt: those of `evidence` and two more.
+
+        "not converged": the fit of q* ran out of steps. "below the ELBO": log p(x) lies below L[q] or L[q*] by more than
+        chance, so that it misses a mode, and is too low.
+        """
+        gaps = torch.stack([self.approximation, self.inference])
+        errors = torch.stack([self.std_errors["approximation"], self.std_errors["inference"]])
+        below = (gaps < -(SIGMAS * errors + ROUNDING)).any(0)
+        return {**self.evidence.doubts, "not converged": ~self.converged, "below the ELBO": below}
+
+    @property
+    def unchecked(self) -> dict[str, str]:
+        """Why a reason was not judged, by its name."""
+        return dict(self.evidence.unchecked)
+
+    @property
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return table.without_doubt(self.doubts, like=self.elbo)
+
+    def _decide(self, level: float) -> tuple[str, str]:
+        known = self
+        if not well_known(self.evidence) and bool((reliable := self.evidence.reliable).any()):
+            known = self.select(reliable)
+        low, _ = known._contrast(level)
+        _, high = self._contrast(level)
+        if high < 0:  # of all data: what log p(x) lacks would only be added to the family's part
+            known = self
+        summary = known.summary()
+        encoder, family = summary["amortization"], summary["approximation"]
+        split = f"encoder {encoder.with_error()}, family {family.with_error(unit=' nats')}"
+        split += "" if family.doubt else " (Monte Carlo error)"
+        if len(known) < len(self):
+            split += f" for the {len(known)} of {len(self)} data whose log p(x) is known well"
+        below = self.doubts["below the ELBO"]
+        if table.are_many(below):
+            return "undecided", (f"Not decided: log p(x) of {table.count(below)} is below their ELBO, so too low ({split}).")
+        if high >= 0 and low > 0 and (not well_known(known.evidence) or len(known) < len(self) / 2):
+            return "undecided", f"Not decided: log p(x) is not known well enough from these weights ({split})."
+        unfinished = int((~known.converged).sum())
+        if high < 0 and unfinished:  # what such fits have not reached is taken for the family's, never for the encoder's
+            return "undecided", (
+                f"Not decided: {unfinished} of {len(known)} fits had not converged, and their part of the gap is not the "
+                f"family's ({split})."
+            )
+        if high < 0:
+            return "family", f"The larger part of the gap is the family's (approximation): {split}."
+        if low > 0:
+            return "encoder", f"The larger part of the gap is the encoder's (amortization): {split}."
+        return "undecided", f"Which part of the gap is larger is not decided by this budget: {split}."
+
+    def _contrast(self, level: float) -> tuple[float, float]:
+        """The interval of amortization minus approximation."""
+        contrast = Estimate.over_data(self.amortization - self.approximation, self.std_errors["contrast"])
+        low, high = contrast.confidence_interval(level)
+        # log p(x) may be higher than its mean says: let the family's share grow to the upper end of its interval.
+        log_evidence = Estimate.over_data(self.log_evidence, self.std_errors["log_evidence"])
+        above = self.evidence.mean_confidence_interval(level)[1] - log_evidence.confidence_interval(level)[1]
+        return low - max(above, 0), high
+
+    def warnings(self) -> list[Warning]:
+        """What is in doubt about these estimates; the estimator raises it, `evaluate` once for all batches."""
+        own = {reason: flags for reason, flags in self.doubts.items() if reason not in self.evidence.doubts}
+        return [*self.evidence.warnings(), *table.warnings_about(own, self.evidence.method)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        return {
+            **to_plain(self),
+            "std_errors": {name: value.tolist() for name, value in self.std_errors.items()},
+            **{n: getattr(self, n).tolist() for n in GAPS},
+            "evidence": self.evidence.to_dict(),
+            "doubts": table.plain(self.doubts),
+            "unchecked": self.unchecked,
+            "reliable": self.reliable.tolist(),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{f'Gaps of {len(self)} data, nats per datum':<40}{'mean':>10}{'Monte Carlo':>14}{'sampling':>12}"]
+        for name, e in self.summary().items():
+            title = f"  {self.titles[name]}" if name in GAPS else self.titles[name]
+            errors = f"{float(e.std_error):>14.3f}{float(e.sampling_error):>12.3f}"
+            if e.doubt:
+                errors = f"   error not to be trusted: {e.doubt}"
+            lines.append(f"{title:<40}{float(e.value):>10.3f}{errors}")
+        lines += [
+            *table.printed(self.doubts, self.unchecked, self.evidence.method),
+            f"cost: {self.cost:g} decoder evaluations per datum",
+            f"q*: {self.family}",
+            self.verdict(),
+        ]
+        return "\n".join(lines)

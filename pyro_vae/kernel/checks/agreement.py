@@ -1,0 +1,194 @@
+"""Which execution gives the right numbers: found by running a few particles each way and comparing with the loop.
+
+Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program give wrong numbers without any.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ...errors import BatchCouplingError, HiddenRandomnessError, StructureError
+from ..isolation import LayerWatch
+from ..log_densities import masked_sum
+from ..programs import Program, Values, draw, score
+from ..records import Record, close
+from .data import bounds_vary
+from .discrete import told_apart
+from .enumerated import axes_by_name, check_enumerated_axes
+from .structure import Structure
+
+READS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "__contains__"}
+READS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+
+
+def choose_executions(
+    guide: Program, model: Program, structure: Structure, sizes: set[int], *, allow_dropout: bool
+) -> frozenset[str]:
+    """Set `execution` of both programs; refuse programs with hidden randomness or data that depend on one another.
+
+    Returns the observed sites whose support depends on latents: a value outside it is a weight of zero, not bad data.
+
+    :param sizes: every size that occurs among data and values; the number of particles differs from all of them.
+    :param allow_dropout: in training, whose steps are meant to be random.
+    """
+    num_particles = next(k for k in range(2, len(sizes) + 3) if k not in sizes)
+    with torch.no_grad(), LayerWatch() as watch:
+        values = choose_for_guide(guide, structure, num_particles)
+        reference = choose_for_model(model, values, structure, num_particles)
+    if watch.saw_dropout and not allow_dropout:
+        raise HiddenRandomnessError(
+            "dropout is active, so every evaluation is of another random network: call .eval() on the modules of model and "
+            "guide, and give training=self.training to functional dropout"
+        )
+    return frozenset(name for name, site in reference.items() if site.is_observed and bounds_vary(site.fns))
+
+
+def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -> dict[str, Tensor]:
+    guide.execution, guide.base_draws = "loop", True
+    with axes_by_name(structure.guide_enumerated):
+        drawn = draw(guide, num_particles)
+    if not agree(drawn, score(guide, replayable(drawn, structure), num_particles), structure, num_particles):
+        raise HiddenRandomnessError(hidden_randomness("guide"))
+    guide.execution = "leading"
+    try:
+        with ValueWatch():
+            leading = draw(guide, num_particles)
+            for site in leading.values():
+                site.log_prob  # noqa: B018  computed here, watched
+        guide.execution = "loop"
+        again = score(guide, replayable(leading, structure), num_particles)
+        if agree(again, leading, structure, num_particles):
+            guide.execution = "leading"
+    except Exception:  # whatever a program may raise when its tensors have an axis more
+        guide.execution = "loop"
+    guide.base_draws = False
+    values = values_of(drawn, structure)
+    check_enumerated_axes(guide, values, drawn, structure)
+    return {name: told_apart(drawn[name], structure.layout) for name in values}
+
+
+def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
+    """What makes a guide draw the same again: the values, and for flows without an inverse what is behind them."""
+    values = values_of(record, structure)
+    return {name: value if (base := record[name].base_draw) is None else base for name, value in values.items()}
+
+
+def choose_for_model(model: Program, values: dict[str, Tensor], structure: Structure, num_particles: int) -> Record:
+    model.execution = "loop"
+    if structure.layout.enumerated:
+        values = values_for_model(values, structure)
+    else:  # draws of the prior lie further apart than those of a tight guide, and show more
+        prior = draw(model, num_particles)
+        values = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
+    with axes_by_name(structure.layout.enumerated):
+        reference = score(model, values, num_particles)
+    values |= {name: reference[name].value for name in structure.prior_sites}
+    if not agree(reference, score(model, values, num_particles), structure, num_particles):
+        raise HiddenRandomnessError(hidden_randomness("model"))
+    check_enumerated_axes(model, values, reference, structure)
+    check_data_are_independent(model, values, reference, structure)
+    # Sites that are drawn while scoring cannot be drawn under vmap.
+    for candidate in ("leading",) if structure.prior_sites else ("leading", "vmap"):
+        model.execution = candidate
+        try:
+            with ValueWatch(active=candidate == "leading"):
+                record = score(model, values, num_particles)
+                for site in record.values():
+                    site.log_prob  # noqa: B018  computed here, watched
+            if agree(reference, record, structure, num_particles):
+                return reference
+        except Exception:
+            continue
+    model.execution = "loop"
+    return reference
+
+
+class ValueWatch(TorchFunctionMode):
+    """Raises where a program reads a tensor into Python: with a particle axis, an `if` decides once for all particles.
+
+    The few particles of the check may agree by luck. (`torch.vmap` raises by itself, and only for drawn values.)
+    """
+
+    def __init__(self, active: bool = True) -> None:
+        super().__init__()
+        self.active = active
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.active and getattr(func, "__name__", "") in READS:
+            raise StructureError("the program reads the value of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+def hidden_randomness(what: str) -> str:
+    return (
+        f"the {what} gives other densities when it is run again at the same values: something in it is random beside its "
+        "sample statements (torch.randn, a site hidden by poutine.block). Make every random draw a pyro.sample"
+    )
+
+
+def values_of(record: Record, structure: Structure) -> dict[str, Tensor]:
+    """Drawn values by site, without enumerated ones, which every program lists for itself."""
+    parts = structure.layout.event_dims
+    return {n: s.value for n, s in record.items() if n in parts and n not in structure.layout.enumerated}
+
+
+def values_for_model(values: Values, structure: Structure) -> dict[str, Tensor]:
+    return {n: v for n, v in values.items() if n in structure.model_sites}
+
+
+def agree(reference: Record, candidate: Record, structure: Structure, num_particles: int) -> bool:
+    """Same values shapes, same values at deterministic sites, same log-density per site, particle and datum."""
+    layout = structure.layout
+    if reference.keys() != candidate.keys():
+        return False
+    for name, ours in reference.items():
+        theirs = candidate[name]
+        drawn = not ours.is_observed and name not in layout.enumerated
+        if drawn and (ours.value.shape != theirs.value.shape or not close(ours.value, theirs.value)):
+            return False
+        a, b = (masked_sum(s.log_prob, s.mask, layout) for s in (ours, theirs))
+        if a.ndim < 2 or b.shape[-2:-1] not in ((num_particles,), (1,)):
+            return False
+        try:
+            a, b = torch.broadcast_tensors(a, b)
+        except RuntimeError:
+            return False
+        if not close(a, b):
+            return False
+    return True
+
+
+def check_data_are_independent(model: Program, values: Values, reference: Record, structure: Structure) -> None:
+    """Move some data to another particle: the densities of the others must not move.
+
+    The data moved are those with a given bit in their index, one bit after the other, so that any two data are told apart
+    by one of ceil(log2 B) runs.
+    """
+    layout = structure.layout
+    if layout.datum_dim is None or layout.batch_size == 1:
+        return
+    for bit in range((layout.batch_size - 1).bit_length()):
+        moved = (torch.arange(layout.batch_size) >> bit) % 2 == 1
+        mixed = {}
+        for name, value in values.items():
+            width = layout.num_plates + layout.event_dims[name]
+            flags = moved.to(value.device).reshape((-1,) + (1,) * (layout.event_dims[name] - layout.datum_dim - 1))
+            first, second = (value.narrow(-(width + 1), k, 1) for k in (0, 1))
+            mixed[name] = torch.where(flags, second, first)
+        check_unmoved(score(model, mixed, 1), reference, moved, structure)
+
+
+def check_unmoved(record: Record, reference: Record, moved: Tensor, structure: Structure) -> None:
+    layout = structure.layout
+    for name, ours in record.items():
+        a = masked_sum(ours.log_prob, ours.mask, layout)[..., 0, :]
+        b = masked_sum(reference[name].log_prob, reference[name].mask, layout)
+        expected = torch.where(moved.to(b.device), b[..., min(1, b.shape[-2] - 1), :], b[..., 0, :])
+        if not close(a, expected):
+            raise BatchCouplingError(
+                f"the log-density of site '{name}' for one datum changes with the latents of another: something in the "
+                "model mixes the batch (softmax or a mean over the batch axis, attention across data). Weights per datum "
+                "do not exist for it; pass datum_plate=None to weigh the whole call as one datum"
+            )

@@ -1,0 +1,117 @@
+"""Checks of observed values: finite, and inside the support of their likelihood."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ArgumentError, InvalidDataError, SupportError
+from ..recorder import Layout
+from ..records import SiteRecord, padded
+from ..supports import bounds_of, innermost, is_discrete, support_of
+
+
+def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> None:
+    """Raise on NaN, infinite or impossible observations, naming the data; what is masked does not count.
+
+    NaN is legal where the density itself has a place for it, as that of `NanMaskedNormal`: where its log_prob is finite.
+    """
+    legal = legal_nan(site, layout)
+    if site.value.is_floating_point():
+        bad = bad_data(~site.value.isfinite() & ~legal, site, layout, site.event_dim)
+        if bool(bad.any()):
+            raise InvalidDataError(
+                f"the observed site '{site.name}' has NaN or infinite values in data {rows(bad)}: remove those rows, or "
+                "mask what is missing: fn.mask(~x.isnan()), poutine.mask or obs_mask"
+            )
+    if check_support and site.fns:
+        inside, event_dim = inside_for_any(site.value, site.fns, layout)
+        base_event_dim = site.event_dim - event_dim
+        bad = bad_data(~(inside | any_of(legal, base_event_dim)), site, layout, event_dim)
+        if bool(bad.any()):
+            fn = site.fns[0]
+            raise SupportError(
+                f"the observed site '{site.name}' has values outside the support of its likelihood ({fn.support}) in "
+                f"data {rows(bad)} (smallest {float(site.value.min()):g}, largest {float(site.value.max()):g}), so there "
+                "is no log p(x). Bring the data into the support (binarise grey pixels, say), choose another likelihood, "
+                "or pass check_support=False and read the result as a score, not as evidence"
+            )
+
+
+def check_not_shared(site: SiteRecord, layout: Layout) -> None:
+    """Refuse one observed event for all data: nearly always a single datum, x[0], passed in the place of a batch."""
+    batch = site.value.shape[: site.value.ndim - site.event_dim]
+    if layout.datum_dim is None or not site.event_dim or layout.batch_size == 1:
+        return
+    if len(batch) < -layout.datum_dim or batch[layout.datum_dim] == 1:
+        raise ArgumentError(
+            f"the plate '{layout.datum_plate}' holds {layout.batch_size} data, but the observed site '{site.name}' has one "
+            f"value of shape {tuple(site.value.shape)} for all of them. A single datum needs its own axis: pass x[None] or "
+            "x[:1]. If all data do share this observation, expand it to one row per datum"
+        )
+
+
+def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[Tensor, int]:
+    """True where at least one particle gives the value a density, (*plates, *event), and how many dims are event.
+
+    The check is made below `to_event`, where single elements of an event may be masked.
+    """
+    inside = torch.zeros((), dtype=torch.bool, device=value.device)
+    for fn in fns:
+        base = innermost(fn)
+        event_dim = fn.event_dim - base.event_dim
+        try:
+            ok = base.support.check(value)
+        except NotImplementedError:  # a distribution that does not say where its support is
+            return torch.ones_like(inside), event_dim
+        extra = max(ok.ndim - event_dim - layout.num_plates, 0)
+        inside = inside | (ok.flatten(0, extra - 1).any(0) if extra else ok)
+    return inside, event_dim
+
+
+def legal_nan(site: SiteRecord, layout: Layout) -> Tensor:
+    """True where a value is NaN and the density of a continuous distribution is finite all the same, (*plates, *event)."""
+    missing = site.value.isnan()
+    with torch._C.DisableTorchFunction():  # our own look at the data is not the program's
+        if not site.fns or is_discrete(site.fns[0]) or not bool(missing.any()):
+            return torch.zeros_like(missing)
+    finite = first_particle(site.log_prob.isfinite(), layout.num_plates)
+    return missing & finite.reshape(finite.shape + (1,) * site.event_dim)
+
+
+def any_of(flags: Tensor, event_dim: int) -> Tensor:
+    return flags.flatten(-event_dim).any(-1) if event_dim else flags
+
+
+def bad_data(bad: Tensor, site: SiteRecord, layout: Layout, event_dim: int) -> Tensor:
+    """Reduce a flag per element, (*plates, *event), to one per datum, (B,), leaving out what is masked."""
+    if site.event_mask is not None:
+        own = innermost(site.fns[0]).event_dim if site.fns else 0  # a mask has one value for an event of the base
+        bad = any_of(bad, own + event_dim - site.event_dim)
+        event_dim = site.event_dim - own
+        bad = bad & first_particle(site.event_mask, layout.num_plates + event_dim)
+    bad = any_of(bad, event_dim)
+    if site.mask is not None:
+        bad = bad & first_particle(site.mask, layout.num_plates)
+    bad = padded(bad, layout.num_plates)
+    if layout.datum_dim is None:
+        return bad.any().reshape(1)
+    bad = bad.movedim(layout.datum_dim, 0).flatten(1).any(1) if bad.ndim > 1 else bad
+    return bad.expand(layout.batch_size)
+
+
+def first_particle(mask: Tensor, width: int) -> Tensor:
+    return mask[(0,) * (mask.ndim - width)] if mask.ndim > width else mask
+
+
+def rows(bad: Tensor) -> str:
+    """The indices where `bad`, shape (B,), is true: the first ten of them and how many there are."""
+    indices = bad.nonzero().flatten().tolist()
+    return f"{indices[:10]}{f' and {len(indices) - 10} more' if len(indices) > 10 else ''}"
+
+
+def bounds_vary(fns: Sequence[Any]) -> bool:
+    """Whether the support of an observed site differs between particles that were run one by one."""
+    bounds = [bounds_of(support_of(fn)) for fn in fns]
+    return any(not torch.equal(a, b) for other in bounds[1:] for a, b in zip(bounds[0], other, strict=True))

@@ -1,0 +1,105 @@
+"""A masked latent has no density, so nothing that is not masked may depend on it: it is moved, and log p(x, z) must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...errors import MaskError, quoted
+from ..log_densities import LogWeights, reduce_to_datum
+from ..programs import score
+from ..records import Record, SiteRecord, select_particle
+from ..supports import is_discrete
+from .data import rows
+from .discrete import another_value, support_values
+
+if TYPE_CHECKING:
+    from ..calls import Call
+
+MOVES = 4  # draws that a continuous latent is moved to: a function that saturates hides one of them
+MOST_VALUES = 16  # of a discrete latent; of more, some from the first to the last
+TOLERANCE = 1e-4
+
+
+def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogWeights, *, noise: tuple[int, int]) -> None:
+    """Move continuous latents to other draws of the guide and discrete ones to every value; enumerated ones have them all.
+
+    :param noise: stream and block of the draw.
+    """
+    structure = call.structure
+    names = (*structure.latents, *structure.guide_enumerated, *structure.model_enumerated)
+    masks = {n: m for n in names if (m := weights.joint_mask(n)) is not None and not bool(m.all())}
+    if not masks:
+        return
+    changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
+    for name in masks.keys() & call.layout.enumerated:
+        changed = changed | varies_with(name, masks[name], weights)
+    if moved := {n: m for n, m in masks.items() if n not in call.layout.enumerated}:
+        call.set_noise(*noise)
+        changed = changed | varies_when_moved(call, moved, guide, model)
+    if bool(changed.any()):
+        raise MaskError(
+            f"the masked latents {quoted(masks)} of data {rows(changed)} change the density of what is not masked: "
+            "without a density of their own there is no log p(x). Mask what depends on them as well, or do not mask them"
+        )
+
+
+def varies_with(name: str, mask: Tensor, weights: LogWeights) -> Tensor:
+    """(B,), where an enumerated site is masked and another density differs between its values."""
+    layout = weights.layout
+    found = torch.zeros(layout.batch_size, dtype=torch.bool, device=mask.device)
+    if mask.ndim > layout.num_plates + 1:  # what masks it is enumerated itself
+        return found
+    masked = (reduce_to_datum((~mask).long(), layout) > 0).any(0)
+    axis = -(3 + layout.enumerated.index(name))
+    for sites in (weights.likelihood_sites, weights.prior_sites, weights.guide_sites):
+        for other, log_prob in sites.items():
+            if other != name and log_prob.ndim >= -axis:
+                low, high = log_prob.amin(axis), log_prob.amax(axis)
+                differs = ~torch.isclose(low, high, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+                found = found | differs.reshape(-1, layout.batch_size).any(0)
+    return found & masked
+
+
+def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, model: Record) -> Tensor:
+    """(B,), where the density of a site changes when the masked latents move, for the first particle.
+
+    Site by site: in a sum, a large density of one would hide a small change of another.
+    """
+    layout, first = call.layout, call.first_particle(model)
+    moved = [n for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated]
+    values = {n: first[n].value for n in moved}
+    drawn = call.draw(MOVES)
+    before = LogWeights(call.structure, call.first_particle(guide), first, 1)
+    changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
+    moves = {name: moves_of(drawn[name], layout.num_plates + layout.event_dims[name]) for name in masks}
+    for step in range(max(map(len, moves.values()))):
+        swapped = dict(values)
+        for name, mask in masks.items():
+            kept = select_particle(mask, 0, layout.num_plates).unsqueeze(-1 - layout.num_plates)
+            kept = kept.reshape(kept.shape + (1,) * layout.event_dims[name])
+            swapped[name] = torch.where(kept, values[name], moves[name][step % len(moves[name])])
+        call.cost += 1
+        after = LogWeights(call.structure, call.first_particle(guide), score(call.model, swapped, 1), 1)
+        for old, new in ((before.likelihood_sites, after.likelihood_sites), (before.prior_sites, after.prior_sites)):
+            for name in old:
+                differs = ~torch.isclose(old[name], new[name], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+                changed = changed | differs.reshape(-1, differs.shape[-1]).any(0)
+    return changed
+
+
+def moves_of(site: SiteRecord, width: int) -> list[Tensor]:
+    """Other values for a latent, canonical for one particle, whose axis lies `width` dimensions from the right."""
+    axis = -(width + 1)
+    draws = [site.value.narrow(axis, k if site.value.shape[axis] > 1 else 0, 1) for k in range(MOVES)]
+    fn, value = site.fns[-1], draws[0]
+    if not is_discrete(fn):
+        return draws
+    support = support_values(fn)
+    if support is None:
+        return [value, another_value(fn, value)]
+    steps = range(min(len(support), MOST_VALUES))
+    return [support[(step * (len(support) - 1)) // max(len(steps) - 1, 1)].expand_as(value) for step in steps]

@@ -1,0 +1,126 @@
+"""Which plate holds the data, and whether the plates of every site are ones whose weights are known to be right."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+import torch
+
+from ...errors import DatumPlateError, EmptyBatchError, GlobalLatentError, StructureError, SubsamplingError, quoted
+from ..recorder import Layout, Site
+from .autoguides import auto_sites
+
+INFER: Final = "infer"  # the default of `datum_plate=`: find the plate that all sites share
+WAYS_OUT = (
+    "Move the site into the plate, name the plate with datum_plate='...', or pass datum_plate=None to weigh the whole "
+    "call as one datum"
+)
+
+
+def plates_of(site: Site) -> dict[str, Any]:
+    return {frame.name: frame for frame in site.frames if frame.vectorized}
+
+
+def batch_shape(site: Site) -> torch.Size:
+    """The batch shape of a site, as its value may widen it (an observed tensor under scalar parameters)."""
+    value_batch = site.value.shape[: site.value.ndim - site.fn.event_dim]
+    return torch.Size(torch.broadcast_shapes(site.fn.batch_shape, value_batch))
+
+
+def find_layout(
+    guide: Callable, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site], datum_plate: str | None
+) -> Layout:
+    sites = [*guide_sites.values(), *model_sites.values()]
+    if datum_plate is None:
+        return Layout(num_plates=max((len(batch_shape(s)) for s in sites), default=0))
+    # The one joint draw of AutoDiagonalNormal lies outside all plates; it is split per site and datum instead.
+    auto_draws = {name for name in auto_sites(guide) if name.startswith("_")}
+    members = [s for s in sites if s.name not in auto_draws]
+    name = datum_plate if datum_plate != INFER else find_datum_plate([s for s in members if not s.is_factor])
+    outside = [s for s in members if name not in plates_of(s)]
+    if len(outside) == len(members):
+        raise DatumPlateError(f"no site lies in the plate '{name}': plates of the model are {all_plates(sites)}")
+    for site in outside:
+        error = DatumPlateError if site.is_observed else GlobalLatentError
+        what = "factor" if site.is_factor else "observed site" if site.is_observed else "latent site"
+        raise error(f"{what} '{site.name}' lies outside the datum plate '{name}', so it belongs to no datum. {WAYS_OUT}")
+    frames = [plates_of(s)[name] for s in members]
+    dims = {f.dim for f in frames}
+    if len(dims) > 1:
+        raise DatumPlateError(f"plate '{name}' has different dims {sorted(dims)} in model and guide: give it dim=")
+    dim = dims.pop()
+    unsized = any(f.size == -1 for f in frames)
+    sizes = {int(f.size) for f in frames if f.size != -1}
+    if len(sizes) > 1:
+        raise DatumPlateError(
+            f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree (an autoguide has parameters for "
+            "the data it was first run on, and for no others)"
+        )
+    declared = max(-f.dim for s in sites for f in plates_of(s).values())
+    num_plates = max([declared, *(len(batch_shape(s)) for s in sites)])
+    if unsized:
+        sizes |= {batch_shape(s)[dim] for s in members if len(batch_shape(s)) >= -dim} - {1} or {1}
+    if len(sizes) > 1:
+        raise DatumPlateError(
+            f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree (an autoguide has parameters for "
+            "the data it was first run on, and for no others)"
+        )
+    size = sizes.pop()
+    if size == 0:
+        raise EmptyBatchError("the batch is empty: pass at least one datum")
+    return Layout(num_plates=num_plates, datum_plate=name, datum_dim=dim, batch_size=size, unsized=unsized)
+
+
+def all_plates(sites: Collection[Site]) -> str:
+    return quoted(sorted({f.name for s in sites for f in s.frames}))
+
+
+def find_datum_plate(sites: Collection[Site]) -> str:
+    common = [name for name in plates_of(next(iter(sites))) if all(name in plates_of(s) for s in sites)] if sites else []
+    if len(common) == 1:
+        return common[0]
+    if common:
+        raise DatumPlateError(
+            f"the plates {quoted(common)} are all common to every site: say which one holds the data, datum_plate='...'"
+        )
+    sequential = {f.name for s in sites for f in s.frames if not f.vectorized}
+    if sequential and all(any(f.name in sequential for f in s.frames) for s in sites):
+        raise DatumPlateError(
+            f"plate {quoted(sequential)} is sequential (`for i in pyro.plate(...)`): use `with pyro.plate(...)`"
+        )
+    where = "; ".join(dict.fromkeys(f"'{s.name}' in {quoted(plates_of(s))}" for s in sites))
+    observed = [s for s in sites if s.is_observed]
+    shared = {name for s in observed[:1] for name in plates_of(s) if all(name in plates_of(o) for o in observed)}
+    outside = dict.fromkeys(s.name for s in sites if not s.is_observed and shared and not shared & set(plates_of(s)))
+    if outside:
+        raise GlobalLatentError(
+            f"latent site {quoted(outside)} lies outside the plate {quoted(sorted(shared))} of the data ({where}): it is "
+            f"shared by all of them. {WAYS_OUT}"
+        )
+    raise DatumPlateError(
+        f"no plate is common to all sites ({where}), so there is no weight per datum. Wrap model and guide in "
+        "`with pyro.plate('data', len(x)):` (the same name in both), or pass datum_plate=None"
+    )
+
+
+def check_plates(site: Site, layout: Layout) -> None:
+    """Every batch dimension must be declared; nothing inside a datum may be subsampled or of unknown size."""
+    for frame in site.frames:
+        full_size = frame.full_size if frame.full_size is not None else frame.size
+        if frame.name != layout.datum_plate:
+            if frame.size != full_size:
+                raise SubsamplingError(
+                    f"plate '{frame.name}' at site '{site.name}' is subsampled ({frame.size} of {full_size}) inside a "
+                    "datum: its log p would be a random estimate inside the logarithm. Evaluate with the full plate"
+                )
+            if frame.size == -1 and layout.datum_plate is not None:
+                raise StructureError(f"plate '{frame.name}' at site '{site.name}' has no size: give it one")
+    if layout.datum_plate is None:
+        return
+    declared = {frame.dim for frame in plates_of(site).values()}
+    shape = batch_shape(site)
+    for dim in range(-len(shape), 0):
+        if shape[dim] != 1 and dim not in declared:
+            raise StructureError(
+                f"site '{site.name}' has batch dimension {dim} of size {shape[dim]} that no plate declares: add "
+                ".to_event(...) for dimensions of one datum, or a pyro.plate"
+            )

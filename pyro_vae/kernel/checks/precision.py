@@ -1,0 +1,195 @@
+"""Is float32 enough? A few particles are weighed again in float64, to see how far their log-densities move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from ..calls import Call
+from ..log_densities import LogWeights
+from ..programs import score
+from ..records import Record, padded
+from .agreement import values_of
+
+CHECKED_PARTICLES = 2  # per datum, those with the highest log p(x, z) of the last ones weighed
+
+WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
+CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
+ATTRIBUTES = {"__get__", "__set__", "__delete__"}  # of tensors, such as `x.shape`
+TO_NUMPY = {"numpy", "__array__"}  # where nobody sees what is rounded
+
+
+class Movement(NamedTuple):
+    """How far log-weights move when they are computed in float64.
+
+    :ivar shift: (P, B), float64 minus float32, for the particles looked at; `None` where that is not known.
+    :ivar why: why it is not known.
+    """
+
+    shift: Tensor | None
+    why: str = ""
+
+
+class InFloat64(TorchFunctionMode):
+    """Inside, programs compute in float64: every operation gets its tensors cast first, and literals follow.
+
+    No tensor or parameter of the user's is changed, wherever a program may hold it; see `kept_modules` for what modules
+    assign to themselves. What `torch.jit.script` has compiled is not seen: it gets float64 beside its own float32.
+
+    :ivar lowered: an operation that came back to a lower precision all the same, or "".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lowered = ""
+        self._cast: dict[int, tuple[Tensor, Tensor]] = {}  # by identity, so that a tensor is cast once and stays one tensor
+
+    def __enter__(self) -> InFloat64:
+        self._default_dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_default_dtype(self._default_dtype)
+        self._cast.clear()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ATTRIBUTES:
+            result = func(*args, **kwargs)
+            return WIDER.get(result, result) if isinstance(result, torch.dtype) else result
+        if func in CASTS:
+            func = torch.Tensor.double
+        args, kwargs = self._widened(args), {key: self._widened(value) for key, value in kwargs.items()}
+        result = func(*args, **kwargs)
+        is_low = name in TO_NUMPY or (isinstance(result, Tensor) and result.dtype in WIDER)
+        if is_low and any(is_wide(arg) for arg in args):
+            self.lowered = name
+        return result
+
+    def _widened(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return self._cast_once(tree) if tree.dtype in WIDER else tree
+        if type(tree) in (tuple, list):
+            return type(tree)(self._widened(item) for item in tree)
+        return WIDER.get(tree, tree) if isinstance(tree, torch.dtype) else tree
+
+    def _cast_once(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._cast:
+            self._cast[id(tensor)] = tensor, tensor.to(WIDER[tensor.dtype])
+        return self._cast[id(tensor)][1]
+
+
+@contextmanager
+def kept_modules() -> Iterator[None]:
+    """Put back what modules assign to themselves when they run: float64 buffers and caches would break the next forward."""
+    saved: dict[int, tuple[torch.nn.Module, list[dict[str, Any]]]] = {}
+
+    def look_at(module: torch.nn.Module, args: Any) -> None:
+        if id(module) not in saved:
+            saved[id(module)] = module, [dict(module._buffers), dict(module._parameters), dict(module.__dict__)]
+
+    hook = register_module_forward_pre_hook(look_at)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module, before in saved.values():
+            contents: tuple[dict[str, Any], ...] = (module._buffers, module._parameters, module.__dict__)
+            for content, old in zip(contents, before, strict=True):
+                content.clear()
+                content.update(old)
+
+
+def is_wide(arg: Any) -> bool:
+    return isinstance(arg, Tensor) and arg.dtype in (torch.float64, torch.complex128)
+
+
+@torch.no_grad()
+def movement(call: Call) -> Movement:
+    """Weigh the best of the particles that were weighed last once more, in float64.
+
+    Costs one decoder evaluation per particle, and none where everything was computed in float64 already. The density of
+    the guide is looked at as well where the particles are its own draws.
+    """
+    before = call.weighed
+    if before is None:
+        return Movement(None, "no particles were weighed")
+    own = is_own_draw(before)
+    records = [before.model, before._guide] if own else [before.model]
+    if all(site.log_prob.dtype == torch.float64 for record in records for site in record.values()):
+        return Movement(torch.zeros(1, call.batch_size, dtype=torch.float64, device=call.device))
+    particles = best_particles(before)
+    call.cost += len(particles)
+    mode = InFloat64()
+    try:
+        with kept_modules(), mode:
+            after = weigh_again(call, before, particles, own)
+    except Exception as error:  # whatever a program may raise when its tensors are of another dtype
+        first_line = str(error).strip().partition("\n")[0]
+        return Movement(None, f"the programs cannot be run in float64 ({type(error).__name__}: {first_line})")
+    if mode.lowered or after.dtype != torch.float64:
+        return Movement(None, f"the programs return to a lower precision (in {mode.lowered or 'their log-densities'})")
+    weight = (before.log_weight if own else before.log_joint).detach()
+    return Movement(after - torch.take_along_dim(weight, particles, 0))
+
+
+def weigh_again(call: Call, before: LogWeights, particles: Tensor, own: bool) -> Tensor:
+    """The log-weights of these particles, (P, B); log p(x, z) where they are not the guide's own draws."""
+    model = score(call.model, picked_values(before, before.model, particles), len(particles))
+    if not own:
+        masks = call.first_particle(before._guide)
+        return LogWeights(before.structure, masks, model, len(particles)).log_joint
+    guide = score(call.guide, picked_values(before, before._guide, particles), len(particles))
+    return LogWeights(before.structure, guide, model, len(particles)).log_weight
+
+
+def is_own_draw(weights: LogWeights) -> bool:
+    """Whether the particles are draws of the guide. Those of a proposal carry the record of one draw, for its masks."""
+    guide, model = weights._guide, weights.model
+    sides = [(guide[n].value, model[n].value) for n in weights.structure.latents if n in guide]
+    return all(drawn.shape == given.shape and torch.equal(drawn, given) for drawn, given in sides)
+
+
+def best_particles(weights: LogWeights) -> Tensor:
+    """Those of the highest log p(x, z) of each datum, (P, B), or of all data together, (P, 1), where these share a draw."""
+    log_joint = weights.log_joint.detach().nan_to_num(nan=-torch.inf)
+    layout, values = weights.layout, drawn_values(weights, weights._guide)
+    if layout.datum_dim is not None:
+        dims = [layout.datum_dim - layout.event_dims[name] for name in values]
+        if any(v.shape[dim] != layout.batch_size for v, dim in zip(values.values(), dims, strict=True)):
+            log_joint = log_joint.sum(-1, keepdim=True)
+    return log_joint.topk(min(CHECKED_PARTICLES, len(log_joint)), 0).indices
+
+
+def drawn_values(weights: LogWeights, record: Record) -> dict[str, Tensor]:
+    return {n: v for n, v in values_of(record, weights.structure).items() if not record[n].is_observed}
+
+
+def picked_values(weights: LogWeights, record: Record, particles: Tensor) -> dict[str, Tensor]:
+    """The values of these particles by site, canonical shapes (*E, P, *plates, *event)."""
+    layout, values = weights.layout, {}
+    for name, value in drawn_values(weights, record).items():
+        width = layout.num_plates + layout.event_dims[name]
+        value = value.detach()
+        if value.ndim > width and value.shape[-(width + 1)] > 1:
+            plates = [1] * layout.num_plates
+            if layout.datum_dim is not None:
+                plates[layout.datum_dim] = particles.shape[1]
+            index = particles.reshape(len(particles), *plates, *[1] * layout.event_dims[name])
+            value = torch.take_along_dim(value, padded(index, value.ndim), -(width + 1))
+        values[name] = value
+    return values

@@ -1,0 +1,219 @@
+"""What a model and guide look like: their sites, the datum plate, and whether weights per datum are known to be right."""
+
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine import unwrap
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
+
+from ...errors import (
+    AuxiliarySiteError,
+    EnumerationError,
+    ObservedInGuideError,
+    OptionError,
+    SiteMismatchError,
+    StructureError,
+    quoted,
+)
+from ..recorder import Layout, Site
+from ..supports import has_edges, innermost, inside_support, is_discrete, support_of
+from .autoguides import auto_sites
+from .plates import batch_shape, check_plates
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the kernel found out about one (model, guide, shapes); the same for all calls of those shapes."""
+
+    layout: Layout
+    latents: tuple[str, ...]
+    prior_sites: tuple[str, ...]
+    guide_enumerated: tuple[str, ...]
+    model_enumerated: tuple[str, ...]
+    guide_sites: tuple[str, ...]
+    model_sites: tuple[str, ...]
+    stripped_scales: Mapping[str, float | Tensor]
+    subsampled: bool
+    bytes_per_particle: int
+    unknown_supports: tuple[str, ...] = ()  # latents whose distribution does not name its support
+    latent_supports: frozenset[str] = frozenset()  # observed sites whose support depends on latents
+
+
+def kept_guide_sites(guide: Callable, sites: Mapping[str, Site], model_sites: Collection[str]) -> dict[str, Site]:
+    """The sites that make up log q. A GuideMessenger also runs the model's observations: not part of it."""
+    kept = {}
+    for name, site in sites.items():
+        if not site.is_observed:
+            kept[name] = site
+        elif isinstance(unwrap(guide), GuideMessenger) and name in model_sites:
+            continue
+        elif site.is_factor and site.fn.has_rsample:
+            kept[name] = site
+        elif site.is_factor:
+            raise AuxiliarySiteError(
+                f"factor '{name}' in the guide: only has_rsample=True (a log-Jacobian) counts as log q. Remove it from "
+                "the guide that is evaluated"
+            )
+        else:
+            raise ObservedInGuideError(f"the guide observes '{name}': log q has no observations. Remove obs= from it")
+    return kept
+
+
+def analyse(
+    guide: Callable,
+    guide_sites: Mapping[str, Site],
+    model_sites: Mapping[str, Site],
+    *,
+    layout: Layout,
+    prior_sites: Collection[str],
+) -> Structure:
+    """Match the sites of one plain run of guide and model and refuse what is not checked."""
+    enumerated = {n: s for n, s in guide_sites.items() if s.is_enumerated}
+    model_enumerated = {n: s for n, s in model_sites.items() if s.is_enumerated and n not in guide_sites}
+    prior = find_prior_sites(model_sites, guide_sites, prior_sites)
+    latents = [n for n, s in model_sites.items() if not s.is_observed and n in guide_sites and n not in enumerated]
+    match_sites(guide, guide_sites, model_sites, prior, model_enumerated)
+
+    all_sites = [*guide_sites.values(), *model_sites.values()]
+    layout = replace(layout, enumerated=(*enumerated, *model_enumerated))
+    for site in all_sites:
+        check_plates(site, layout)
+    for site in [*enumerated.values(), *model_enumerated.values()]:
+        check_enumerated(site, layout)
+    drawn = [s for s in all_sites if not s.is_observed]
+    layout = replace(
+        layout,
+        plain_shapes={s.name: s.fn.batch_shape for s in drawn},
+        event_dims={s.name: s.fn.event_dim for s in drawn},
+    )
+    return Structure(
+        layout=layout,
+        latents=tuple(latents),
+        prior_sites=tuple(prior),
+        guide_enumerated=tuple(enumerated),
+        model_enumerated=tuple(model_enumerated),
+        guide_sites=tuple(guide_sites),
+        model_sites=tuple(model_sites),
+        unknown_supports=tuple(n for n in latents if support_of(innermost(model_sites[n].fn)) is None),
+        stripped_scales=find_scales(guide_sites, model_sites),
+        bytes_per_particle=max(
+            s.value.element_size() * batch_shape(s).numel() * s.fn.event_shape.numel() for s in all_sites
+        ),
+        subsampled=any(f.name == layout.datum_plate and f.size != f.full_size for s in all_sites for f in s.frames),
+    )
+
+
+def find_scales(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> dict[str, float | Tensor]:
+    """The scales that differ from one, by site; one scale that both sides share is listed once."""
+    scales: dict[str, float | Tensor] = {}
+    for sites, suffix in ((model_sites, ""), (guide_sites, " (guide)")):
+        for name, site in sites.items():
+            scale = torch.as_tensor(site.scale)
+            if bool((scale != 1).any()):
+                listed = float(scale) if scale.numel() == 1 else scale
+                both = name in scales and bool(torch.as_tensor(scales[name] == listed).all())
+                scales[name if both or name not in scales else name + suffix] = listed
+    return scales
+
+
+def find_prior_sites(model_sites: Mapping[str, Site], guide_sites: Mapping[str, Site], named: Collection[str]) -> list[str]:
+    """Latent sites drawn from the prior: those the user named, and the missing half that `obs_mask` makes."""
+    unknown = [n for n in named if n not in model_sites or model_sites[n].is_observed or n in guide_sites]
+    if unknown:
+        raise OptionError(f"prior_sites: {quoted(unknown)} must be latent sites of the model that the guide lacks")
+    suffix = "_unobserved"
+    imputed = [
+        n
+        for n, s in model_sites.items()
+        if n.endswith(suffix) and not s.is_observed and n not in guide_sites
+        if n.removesuffix(suffix) + "_observed" in model_sites
+    ]
+    return [n for n in model_sites if n in named or n in imputed]
+
+
+def match_sites(
+    guide: Callable,
+    guide_sites: Mapping[str, Site],
+    model_sites: Mapping[str, Site],
+    prior: Collection[str],
+    model_enumerated: Collection[str],
+) -> None:
+    for name, site in model_sites.items():
+        if site.is_observed or name in guide_sites or name in prior or name in model_enumerated:
+            continue
+        near = difflib.get_close_matches(name, [n for n in guide_sites if n not in model_sites], n=1, cutoff=0.5)
+        hint = f" Did you mean the guide's '{near[0]}'?" if near else ""
+        raise SiteMismatchError(
+            f"the model's latent site '{name}' has no counterpart in the guide (guide sites: {quoted(guide_sites)})."
+            f"{hint} Add it to the guide under the same name, or pass prior_sites=['{name}'] to draw it from the prior"
+        )
+    for name, site in model_sites.items():
+        if not site.is_observed and isinstance(innermost(site.fn), dist.Delta):
+            raise StructureError(
+                f"the model's latent site '{name}' is a Delta, a point mass without a density: use pyro.deterministic for a "
+                "computed value"
+            )
+    for name, site in guide_sites.items():
+        partner = model_sites.get(name)
+        if partner is None or partner.is_observed:
+            if site.is_factor or name in auto_sites(guide):
+                continue
+            raise AuxiliarySiteError(
+                f"the guide's site '{name}' has no latent counterpart in the model: it would raise the evidence "
+                "without limit. Add it to the model with its own prior, or marginalise it in the guide"
+            )
+        if isinstance(innermost(site.fn), dist.Delta) and name not in auto_sites(guide) and not is_discrete(partner.fn):
+            raise AuxiliarySiteError(
+                f"the guide's site '{name}' is a Delta, a point mass without a density over a continuous latent: use a "
+                "distribution with a density (a TransformedDistribution for a transformed draw)"
+            )
+        check_reach(name, site, partner)
+        if site.fn.event_dim != partner.fn.event_dim or squeezed(site) != squeezed(partner):
+            raise SiteMismatchError(
+                f"site '{name}' differs in shape: guide batch {tuple(site.fn.batch_shape)} event "
+                f"{tuple(site.fn.event_shape)}, model batch {tuple(partner.fn.batch_shape)} event "
+                f"{tuple(partner.fn.event_shape)}. Use the same plates and to_event on both sides"
+            )
+        if site.is_enumerated and site.fn.has_enumerate_support:
+            ours, theirs = (s.fn.enumerate_support(expand=False).shape[0] for s in (site, partner))
+            if ours != theirs:
+                raise EnumerationError(f"site '{name}' has {ours} values in the guide and {theirs} in the model")
+
+
+def check_reach(name: str, guide: Site, model: Site) -> None:
+    """The guide must be able to draw what the prior can: what it never draws is missing from log p(x), without a trace."""
+    if isinstance(innermost(guide.fn), dist.Delta) or not has_edges(guide.fn) or guide.fn.event_dim:
+        return
+    if not bool(inside_support(guide.fn, model.fn.sample(torch.Size([100]))).all()):
+        raise SiteMismatchError(
+            f"the guide's site '{name}' cannot draw all values that its prior can ({type(innermost(guide.fn)).__name__} "
+            f"against {type(innermost(model.fn)).__name__}), so log p(x) would come out too low: use a family with the "
+            "support of the prior"
+        )
+
+
+def squeezed(site: Site) -> torch.Size:
+    shape = site.fn.shape()
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def check_enumerated(site: Site, layout: Layout) -> None:
+    try:
+        site.fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        raise EnumerationError(
+            f"site '{site.name}' is marked for enumeration but its values cannot be listed: drop infer={{'enumerate': ...}}"
+        ) from None
+    shape = site.fn.batch_shape
+    inner = [shape[dim] for dim in range(-len(shape), 0) if dim != layout.datum_dim and shape[dim] != 1]
+    if inner:
+        raise EnumerationError(
+            f"enumerated site '{site.name}' lies in a plate inside the datum (sizes {inner}): summing it out needs "
+            "variable elimination. Write the mixture as a distribution (MixtureSameFamily) instead"
+        )

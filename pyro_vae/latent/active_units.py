@@ -1,0 +1,113 @@
+"""Which units of the latents a model and guide use, over a whole data set."""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..kernel import INFER, Pair, check_loader, first_element, over_batches
+from ..options import real_number, seed_or_none, whole_number
+from .per_unit import unit_terms
+from .sums import UnitSums
+from .unit_activity import UnitActivity
+
+
+class ActiveUnits:
+    r"""How much each unit of the latents (one number of one latent site) has to say, over a whole data set::
+
+        variance_of_means_d = Var_x( E_q[z_d | x] )                     active where above `threshold`
+        kl_d                = E_x KL( q(z_d | x) to p(z_d) )            nats
+        fraction_at_prior_d = share of x with that KL below `epsilon`   collapsed where at least 1 - `delta`
+
+    Active units: Burda, Grosse and Salakhutdinov (2016, https://arxiv.org/abs/1509.00519). (epsilon, delta)-collapse: Lucas,
+    Tucker, Grosse and Norouzi (2019, https://arxiv.org/abs/1911.02469).
+
+    Posterior means and KLs are analytic given the latents drawn before, and averaged over K draws of those. A mean without
+    a formula (a transformed distribution) is that of the K draws; the Monte Carlo noise of means, which would make every
+    unit look active, is taken off their variance. A KL without a formula is the mean of log q - log p over the draws: then
+    `fraction_at_prior` needs many of them, for the noise of a small KL is about sqrt(2 KL / K). Where q or p of a site does
+    not fall apart into units (full covariance, a flow, a mixture over vectors) there is one KL for the site, and NaN per
+    unit. Means are those of the constrained values; a Bernoulli's is its probability; a Categorical has a KL but no mean.
+
+    A formula given the draws is right only if the prior of a latent depends on no draw that the guide makes given that
+    latent. Where it does (the model draws z2, then z1 given z2; the guide draws z1, then z2 given z1), the number for z1 is
+    the mean of log q - log p over the draws. It may be negative. The sum over sites is the KL of all latents either way, but
+    such a unit has no `fraction_at_prior` (NaN).
+
+    :param model: any Pyro model whose data lie in one plate.
+    :param guide: its guide, with the same latent sites.
+    :param num_particles: K, at least 2. One draw is all that is used where the only latent has formulas for both.
+    :param threshold: variance of means above which a unit is active, in the square of its own scale; the usual 0.01 is
+        meant for priors of variance one.
+    :param epsilon: nats.
+    :param delta: share of the data that may be above `epsilon`.
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+        batch one datum.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior: no units of
+        theirs.
+    :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
+
+    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments (by
+    default its first element), and `progress`; returns `UnitActivity`. Memory does not grow with the data. Every parameter
+    that the guide has per datum must fit the batches.
+
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, enumerated
+        sites included.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
+    :raises NonFiniteError: if a KL is NaN or infinite.
+    :raises ArgumentError: if a tensor is passed as the loader.
+    :raises OptionError: for options out of range.
+
+    Example::
+
+        units = pv.ActiveUnits(vae.model, vae.guide)(DataLoader(TensorDataset(x), 100))
+        print(units)
+        units.active, units.kl      # (D,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        num_particles: int = 50,
+        threshold: float = 0.01,
+        epsilon: float = 0.01,
+        delta: float = 0.01,
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        self.num_particles, self.threshold, self.epsilon, self.delta = checked_options(
+            num_particles, threshold, epsilon, delta
+        )
+        self.seed = seed_or_none(seed)
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+
+    @torch.no_grad()
+    def __call__(
+        self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
+    ) -> UnitActivity:
+        check_loader(loader)
+        sums = UnitSums(self.epsilon)
+
+        def add(*arguments: Any) -> None:
+            with self._pair.open(arguments, {}, self.seed) as call:
+                sums.add(unit_terms(call, self.num_particles))
+
+        batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
+        over_batches(add, batches, args, seed=self.seed)
+        return sums.activity(threshold=self.threshold, delta=self.delta, num_particles=self.num_particles)
+
+
+def checked_options(num_particles: int, threshold: float, epsilon: float, delta: float) -> tuple[int, float, float, float]:
+    alone = "the noise of a single draw cannot be told from what the latents say"
+    return (
+        whole_number("num_particles", num_particles, lowest=2, why=alone),
+        real_number("threshold", threshold),
+        real_number("epsilon", epsilon),
+        real_number("delta", delta, highest=1.0, ends="[)"),
+    )

@@ -1,0 +1,174 @@
+"""A sample from the aggregated posterior q(z), with as many draws of the prior beside it."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
+from ..kernel import GUIDE, INFER, SIMULATION, Call, Pair, Record, Structure, check_loader, first_element, over_batches
+from ..options import seed_or_none
+from .latent_sample import LatentSample
+from .means import free_sites, posterior_mean
+from .per_unit import by_unit, mask_of, unit_names
+from .refusals import refuse_without_draws
+
+
+class AggregatedPosterior:
+    r"""A sample from the aggregated posterior, and as many draws from the prior to hold it against::
+
+        q(z) = 1/N sum_n q(z | x_n)     one draw of q(z | x_n) for each datum
+        p(z)                            one draw for each datum
+
+    What a model generates comes from p(z), what it learnt to decode from q(z). They are the same if the encoder is exact and
+    the model true to the data; where p(z) has mass and q(z) has not (a hole), the decoder was never trained, and where a
+    unit has the same q(z|x) for all data it says nothing. Makhzani, Shlens, Jaitly, Goodfellow and Frey (2015,
+    https://arxiv.org/abs/1511.05644) named q(z); Rosca, Lakshminarayanan and Mohamed (2018,
+    https://arxiv.org/abs/1802.06847) measured such mismatches. `ELBOSurgery` has the distance between the two in nats.
+
+    A unit is one number of one latent site. Values are those of the constrained latents; the whole number of a Categorical
+    is the number of its class. The prior is that of the model given its arguments: with a prior that depends on a label,
+    the draws are those for the labels of the data.
+
+    :param model: any Pyro model whose data lie in one plate; enumerated latents are drawn, and are no units.
+    :param guide: its guide, with the same latent sites.
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+        batch one datum.
+    :param prior_sites: latent sites of the model without a counterpart in the guide: no units of theirs.
+    :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
+
+    Called with a loader, any iterable of batches; `args`, which maps a batch to the tuple of the model's arguments (by
+    default its first element); `progress`; and `labels`, which maps a batch to one number per datum, a tensor (B,), for the
+    record alone. Returns `LatentSample`.
+
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, sites
+        enumerated in the guide, latents whose shapes differ from batch to batch.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
+    :raises NonFiniteError: if a draw is NaN or infinite.
+    :raises ArgumentError: if a tensor is passed as the loader, or `labels` returns anything but one number per datum.
+
+    Example::
+
+        loader = DataLoader(TensorDataset(x, y), 100)
+        sample = pv.AggregatedPosterior(vae.model, vae.guide)(loader, labels=lambda batch: batch[1])
+        print(sample)
+        pv.plots.plot_aggregated_posterior(sample)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        self.seed = seed_or_none(seed)
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        loader: Iterable[Any],
+        *,
+        args: Callable[[Any], tuple[Any, ...]] = first_element,
+        progress: bool = True,
+        labels: Callable[[Any], Tensor] | None = None,
+    ) -> LatentSample:
+        check_loader(loader)
+        found: list[Tensor] = []
+        free: dict[int, tuple[Structure, frozenset[str]]] = {}  # by id, the structure kept so that the id is its own
+
+        def arguments(batch: Any) -> tuple[Any, ...]:
+            if labels is not None:
+                found.append(labels(batch))
+            return args(batch)
+
+        def sample(*arguments: Any) -> LatentSample:
+            with self._pair.open(arguments, {}, self.seed) as call:
+                if labels is not None:
+                    check_labels(found[-1], call.batch_size)
+                guide = draw_guide(call)
+                structure = call.structure
+                if id(structure) not in free:
+                    free[id(structure)] = structure, free_sites(call, guide)
+                return sample_of_batch(call, guide, free[id(structure)][1])
+
+        batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
+        return joined(over_batches(sample, batches, arguments, seed=self.seed), found)
+
+
+def draw_guide(call: Call) -> Record:
+    """One draw of the guide, distributions in the shapes they were written with. The programs are this call's own."""
+    refuse_without_draws(call)
+    call.guide.execution = call.model.execution = "loop"
+    call.set_noise(GUIDE, 0)
+    return call.draw(1)
+
+
+def sample_of_batch(call: Call, guide: Record, free: Collection[str]) -> LatentSample:
+    """:param free: the sites whose means are looked for."""
+    latents = call.structure.latents
+    call.set_noise(SIMULATION, 0)
+    prior, model = call.draw_prior(1)
+    weights = call.weigh(guide, model, 1)
+    draws, means, priors, masks = [], [], [], []
+    names: list[str] = []
+    for name in latents:
+        to_units = partial(by_unit, site=guide[name], layout=call.layout)
+        draws.append(as_float(to_units(guide[name].value[0])))
+        priors.append(as_float(to_units(prior[name][0])))
+        mean = posterior_mean(name, guide, model[name].fns[0]) if name in free else None
+        means.append(torch.full_like(draws[-1], torch.nan) if mean is None else as_float(to_units(mean)))
+        masks.append(to_units(mask_of(name, guide, model, weights, call.layout)))
+        names += unit_names(name, draws[-1].shape[1])
+    present = torch.cat(masks, 1)
+    sides = {"draws": torch.cat(draws, 1), "means": torch.cat(means, 1), "prior": torch.cat(priors, 1)}
+    check_finite(sides["draws"], sides["prior"], present, names)
+    analytic = (sides["means"].isfinite() | ~present).all(0)
+    sides = {side: torch.where(present, values, torch.nan) for side, values in sides.items()}
+    return LatentSample(**sides, names=tuple(names), analytic=analytic)
+
+
+def as_float(values: Tensor) -> Tensor:
+    return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+
+
+def joined(batches: Sequence[LatentSample], labels: Sequence[Tensor]) -> LatentSample:
+    """All data in their order. A unit whose mean is not known in some batch has that of the draw in all."""
+    names = batches[0].names
+    if any(batch.names != names for batch in batches):
+        raise StructureError(
+            "the latents differ in their shapes from batch to batch, so they share no aggregated posterior: pass data of "
+            "one shape"
+        )
+    draws, means, prior = (torch.cat([getattr(batch, side) for batch in batches]) for side in ("draws", "means", "prior"))
+    analytic = torch.stack([batch.analytic for batch in batches]).all(0)
+    means = torch.where(analytic, means, draws)
+    return LatentSample(draws, means, prior, names, analytic, torch.cat(list(labels)) if labels else None)
+
+
+def check_labels(labels: Any, batch_size: int) -> None:
+    if not isinstance(labels, Tensor) or labels.shape != (batch_size,):
+        came = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ArgumentError(
+            f"labels must map a batch to one number per datum, a tensor of shape ({batch_size},), got {came}: write "
+            "labels=lambda batch: batch[1]"
+        )
+
+
+def check_finite(draws: Tensor, prior: Tensor, present: Tensor, names: Sequence[str]) -> None:
+    for side, values in (("guide", draws), ("prior", prior)):
+        bad = (~values.isfinite() & present).any(0).tolist()
+        if any(bad):
+            units = quoted(name for name, is_bad in zip(names, bad, strict=True) if is_bad)
+            raise NonFiniteError(
+                f"draws of the {side} are NaN or infinite in {units}: look for NaN in the arguments or parameters, or for a "
+                "scale that overflows"
+            )

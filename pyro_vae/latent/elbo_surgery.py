@@ -1,0 +1,212 @@
+"""The mean KL of a guide over a whole data set, taken apart by the aggregated posterior."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import StructureError
+from ..kernel import (
+    INFER,
+    SUBSAMPLE,
+    Pair,
+    batch_noise,
+    check_loader,
+    checked_seed,
+    first_element,
+    isolated,
+    noise_seed,
+    over_batches,
+)
+from ..options import one_of, seed_or_none, whole_number
+from ..records import warn_about
+from .aggregated_density import Mixture
+from .draws import BatchDraws, Collector, Distributions, Rows
+from .surgery import Surgery
+
+AGGREGATES = ("full", "leave-one-out", "minibatch")
+
+
+class ELBOSurgery:
+    r"""The mean KL over a data set, taken apart (Hoffman and Johnson, 2016,
+    http://approximateinference.org/accepted/HoffmanJohnson2016.pdf; Chen, Li, Grosse and Duvenaud, 2018,
+    https://arxiv.org/abs/1802.04942)::
+
+        kl = E_x KL(q(z|x) to p(z)) = mutual_information + marginal_kl
+        mutual_information          = E log q(z|x) - log q(z)              how much z says about which datum it came from
+        marginal_kl                 = E log q(z) - log p(z)                = total_correlation + dimension_wise_kl
+        total_correlation           = E log q(z) - sum_d log q(z_d)        what the D dimensions of q(z) share
+        dimension_wise_kl           = E sum_d log q(z_d) - log p(z)        how far each dimension of q(z) is from its prior
+
+    in nats, with the aggregated posterior ``q(z) = 1/N sum_n q(z|x_n)`` and means over the N data of the loader and K draws
+    z from each q(z|x). All parts share the same draws, so that the sums above hold to rounding. That they hold says nothing:
+    they do for any wrong q(z) as well.
+
+    `aggregate` says which q(z) is meant, and what its estimate is wrong by:
+
+    - ``"full"``: all N data, exact for these data. Takes O(N^2 D) time. The mutual information lies between 0 and **log N**:
+      where it comes near that, the draws tell all N data apart, and more data would give more.
+    - ``"leave-one-out"``: all data but the one that z was drawn for, ``1/(N - 1) sum over j != i of q(z_i|x_j)``: what q(z)
+      would say of a new datum. The mutual information is no longer bounded by log N: it is overestimated, the more so the
+      fewer data overlap, and infinite (the marginal KL minus infinite) where one stands apart. Total correlation is then
+      NaN.
+    - ``"minibatch"``: each batch of B stands for all data, its others weighed by (N - 1) / (B - 1), in time O(N B D)
+      (`pyro_vae.ops.index_code_information`). The batches must be uniform draws of the data (a loader with shuffle=True; a
+      data set in an order is no such thing). Unbiased for q(z), but not for its logarithm: mutual information is
+      overestimated (never above log N), dimension-wise KL underestimated, total correlation off in either direction.
+
+    None of these biases is in the errors. `mutual_information` and `marginal_kl` are known for any guide whose latents have
+    a density: joint distributions, flows, latents drawn given other latents, discrete ones. The other two need dimensions
+    that are independent given x and are NaN elsewhere; the record says so. A dimension is one number of one latent site. log
+    p(z) enters as a whole; under a prior that couples dimensions `dimension_wise_kl` also holds what it couples, may be
+    negative, and does not fall apart (`dimension_wise` is NaN).
+
+    :param model: any Pyro model whose data lie in one plate and share one prior.
+    :param guide: its guide, which draws the latents themselves: no autoguide.
+    :param num_particles: K, draws per datum. From one alone Monte Carlo noise cannot be told from differences between data:
+        `std_error` is then an upper bound, the sampling error.
+    :param num_draws: take the means over this many of the N data, chosen at random, which cuts the time to O(num_draws N D);
+        q(z) is made of all data nevertheless. `std_error` holds the choice too.
+    :param aggregate: "full", "leave-one-out" or "minibatch".
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+        batch one datum (and its dimensions unknown).
+    :param prior_sites: latent sites of the model without a counterpart in the guide: no part of z.
+    :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
+
+    Called with a loader, any iterable of batches, which is gone through once, in any order; `args`, which maps a batch to
+    the tuple of the model's arguments (by default its first element); and `progress`; returns `Surgery`. Kept in memory
+    are, per datum, K draws, 2 (D + 1) sums in double precision for each, and the parameters of its distributions (2 D
+    numbers for a diagonal Gaussian). Where dimensions are not independent, the arguments of every batch are kept in place
+    of distributions, and the guide runs again for every block of draws.
+
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, an
+        autoguide, sites enumerated in the guide, a prior that differs from datum to datum, a batch of one with "minibatch".
+    :raises MaskError: for masked latents. Masked observations are left out as usual.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
+    :raises NonFiniteError: if a density is NaN or infinite.
+    :raises ArgumentError: if a tensor is passed as the loader.
+    :raises OptionError: for options out of range.
+
+    Example::
+
+        surgery = pv.ELBOSurgery(vae.model, vae.guide)(DataLoader(TensorDataset(x), 100))
+        print(surgery)
+        surgery.mutual_information.value, surgery.log_num_data
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        num_particles: int = 1,
+        num_draws: int | None = None,
+        aggregate: str = "full",
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        self.num_particles = whole_number("num_particles", num_particles)
+        self.num_draws = None if num_draws is None else whole_number("num_draws", num_draws)
+        self.aggregate, self.seed = one_of("aggregate", aggregate, AGGREGATES), seed_or_none(seed)
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+
+    @torch.no_grad()
+    def __call__(
+        self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
+    ) -> Surgery:
+        check_loader(loader)
+        seed = checked_seed(self.seed)
+        collector = Collector(self._pair, self.num_particles, seed)
+        bar = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
+        over_batches(collector.add, bar, args, seed=self.seed)
+        batches = collector.batches
+        check_batches(batches, self.aggregate)
+        chosen = self._choose(batches, seed)
+        by_dimension = all(isinstance(batch.columns, Distributions) for batch in batches)
+        mixture = Mixture(batches, chosen_rows(batches, chosen), owners_of(batches, chosen), by_dimension)
+        with isolated(self._pair.model, self._pair.guide, devices=[batches[0].log_prior.device]):
+            mixture.run(within=self.aggregate == "minibatch", progress=progress)
+        num_data = sum(batch.size for batch in batches)
+        surgery = Surgery.from_densities(
+            log_q=by_datum(mixture.own[:, 0], batches, chosen),
+            log_mixture=by_datum(mixture.log_q(self.aggregate, num_data), batches, chosen),
+            log_prior=torch.cat([b.log_prior[:, c] for b, c in zip(batches, chosen, strict=True)], 1),
+            log_prior_by_dimension=prior_by_dimension(batches, chosen),
+            names=batches[0].units,
+            num_data=num_data,
+            aggregate=self.aggregate,
+            cost=sum(batch.cost * batch.size for batch in batches) / num_data,
+        )
+        warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
+        return surgery
+
+    def _choose(self, batches: Sequence[BatchDraws], seed: int) -> list[Tensor]:
+        """The data of each batch that means are taken over, in order."""
+        sizes = [batch.size for batch in batches]
+        num_data = sum(sizes)
+        if self.num_draws is None or self.num_draws >= num_data:
+            return [torch.arange(size) for size in sizes]
+        with batch_noise(len(batches)):  # the noise of a batch that was not there
+            generator = torch.Generator().manual_seed(noise_seed(seed, SUBSAMPLE, 0))
+        taken = torch.zeros(num_data, dtype=torch.bool)
+        taken[torch.randperm(num_data, generator=generator)[: self.num_draws]] = True
+        return [part.nonzero().squeeze(1) for part in taken.split(sizes)]
+
+
+def check_batches(batches: Sequence[BatchDraws], aggregate: str) -> None:
+    num_data = sum(batch.size for batch in batches)
+    shapes = [{name: rows.shape[1:] for name, rows in batch.rows.items()} for batch in batches]
+    if any(shape != shapes[0] for shape in shapes):
+        raise StructureError(
+            f"the latents differ in their shapes from batch to batch ({shapes[0]} and others), so they share no aggregated "
+            "posterior: pass data of one shape"
+        )
+    if num_data < 2 and aggregate != "full":
+        raise StructureError(f"aggregate='{aggregate}' needs others than one datum: pass more data")
+    if aggregate == "minibatch" and any(batch.size < 2 for batch in batches):
+        raise StructureError(
+            "a batch holds one datum, so there are no others in it to estimate the aggregated posterior from: pass "
+            "batches of at least 2 (drop_last=True in a DataLoader), or aggregate='full'"
+        )
+
+
+def chosen_rows(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Rows:
+    """The draws for the chosen data, those of one batch after those of another, particle by particle in each."""
+    rows = {}
+    for name in batches[0].rows:
+        parts = []
+        for batch, data in zip(batches, chosen, strict=True):
+            part = batch.rows[name].unflatten(0, (-1, batch.size))
+            parts.append((part if len(data) == batch.size else part[:, data.to(part.device)]).flatten(0, 1))
+        rows[name] = torch.cat(parts)
+    return rows
+
+
+def owners_of(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> list[Tensor]:
+    """The numbers of the data that the rows were drawn for, by batch."""
+    owners, first = [], 0
+    for batch, data in zip(batches, chosen, strict=True):
+        owners.append((data + first).repeat(len(batch.log_prior)))
+        first += batch.size
+    return owners
+
+
+def by_datum(values: Tensor, batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Tensor:
+    """From the order of the rows, (R, ...), to particles and data, (K, n, ...)."""
+    num_particles = len(batches[0].log_prior)
+    parts = values.split([num_particles * len(data) for data in chosen])
+    return torch.cat([part.unflatten(0, (num_particles, -1)) for part in parts if len(part)], 1)
+
+
+def prior_by_dimension(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Tensor | None:
+    parts = [
+        None if (prior := batch.log_prior_by_dimension) is None else prior[:, data.to(prior.device)]
+        for batch, data in zip(batches, chosen, strict=True)
+    ]
+    known = [part for part in parts if part is not None]
+    return torch.cat(known, 1) if len(known) == len(parts) else None

@@ -1,0 +1,152 @@
+"""What all objectives share: the count of updates, schedules of it, the terms of the last call, the module form."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.elbo import ELBOModule
+from torch import Tensor, nn
+
+from ..errors import OptionError, ScheduleWarning
+from ..options import whole_number
+from .terms import Terms
+from .traces.matching import Betas
+from .weights import Schedule, Weight, checked_weights, value_of
+
+CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
+
+
+class Objective(ELBO):
+    """Comes before a class of Pyro, or stands alone where the kernel runs the pair."""
+
+    _complete: bool
+    _terms: Terms | None
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.num_updates = 0
+        self._calls_since_update = 0
+        self._forget()
+
+    @property
+    def num_updates(self) -> int:
+        return self._num_updates
+
+    @num_updates.setter
+    def num_updates(self, num_updates: int) -> None:
+        self._num_updates = whole_number("num_updates", num_updates, lowest=0)
+        self._calls_since_update = 0
+
+    @property
+    def terms(self) -> Terms | None:
+        """The parts of the last call, computed when asked for; None before the first."""
+        if self._terms is None and self._complete:
+            self._terms = self._make_terms()
+        return self._terms
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        loss: float = super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
+        self.num_updates += 1
+        return loss
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[misc]
+        self._warn_if_schedule_stands_still()
+        return loss
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ObjectiveModule:
+        for program in (model, guide):
+            if isinstance(getattr(program, "__self__", None), nn.Module):
+                raise OptionError(
+                    f"{program} is a method, so the parameters of its module would not be seen: pass nn.Modules "
+                    "whose forward is the program (as vae.model and vae.guide of pv.VAE), or train with SVI"
+                )
+        return ObjectiveModule(model, guide, self)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num_updates": self.num_updates}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.num_updates = state["num_updates"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_terms": None, "_complete": False}
+
+    def _forget(self) -> None:
+        self._complete = False  # until all particles have run
+        self._terms = None
+
+    def _make_terms(self) -> Terms:
+        raise NotImplementedError
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The weights of this objective that follow a schedule, by name."""
+        weights = self._weights()
+        return {name: weight for name, weight in weights.items() if callable(weight) and not isinstance(weight, Tensor)}
+
+    def _weights(self) -> dict[str, Weight]:
+        return {}
+
+    def _warn_if_schedule_stands_still(self) -> None:
+        if not torch.is_grad_enabled() or not self.schedules:
+            return
+        self._calls_since_update += 1
+        if self._calls_since_update == CALLS_BEFORE_WARNING:
+            warnings.warn(
+                f"{', '.join(self.schedules)} follows a schedule, but num_updates has been {self.num_updates} for "
+                f"{CALLS_BEFORE_WARNING} calls: only SVI advances it by itself. Set objective.num_updates = step after each "
+                "optimiser step",
+                ScheduleWarning,
+                stacklevel=4,
+            )
+
+
+class BetaObjective(Objective):
+    """An objective with a weight on the KL."""
+
+    def __init__(self, beta: Weight | Mapping[str, Weight] = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.beta = beta
+
+    @property
+    def beta(self) -> Weight | Mapping[str, Weight]:
+        return MappingProxyType(self._beta) if isinstance(self._beta, dict) else self._beta
+
+    @beta.setter
+    def beta(self, beta: Weight | Mapping[str, Weight]) -> None:
+        self._beta = checked_weights(beta)
+
+    def _weights(self) -> dict[str, Weight]:
+        if isinstance(self._beta, Mapping):
+            return {f"beta of '{name}'": weight for name, weight in self._beta.items()}
+        return {"beta": self._beta}
+
+    def _betas_now(self) -> Betas:
+        if isinstance(self._beta, Mapping):
+            return {name: value_of(weight, self.num_updates) for name, weight in self._beta.items()}
+        return value_of(self._beta, self.num_updates)
+
+
+class ObjectiveModule(ELBOModule):
+    """A pair under an objective as one `nn.Module` that returns the loss; its state holds `num_updates` too."""
+
+    elbo: Objective
+
+    def get_extra_state(self) -> dict[str, int]:
+        return self.elbo.state_dict()
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.elbo.load_state_dict(state)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        missing_keys, own = args[2], f"{prefix}_extra_state"
+        if own in missing_keys:  # the state of a module of Pyro, which has no count
+            missing_keys.remove(own)

@@ -1,0 +1,246 @@
+"""The KL in three parts with a weight each: index-code mutual information, total correlation, dimension-wise KL."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import MaskError, OptionError, StructureError, quoted
+from ..kernel import (
+    INFER,
+    Call,
+    LogWeights,
+    Record,
+    Structure,
+    bounds_of,
+    check_dimensions,
+    check_separate,
+    innermost,
+    log_q_by_dimension,
+)
+from ..ops import index_code_information
+from ..options import whole_number
+from .datum_elbo import DatumELBO, plates_of
+from .gradients import scored_sites
+from .objective import BetaObjective
+from .traces.matching import Beta
+from .weights import Weight, checked_weight, value_of
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """The parts of the mean KL(q(z|x) || p(z)) of a batch: detached tensors without dimensions, in nats per datum.
+
+    Means over the data of the batch, from one draw each, without the scale of their plate; their sum is the sampled KL.
+
+    :ivar mutual_information: ``E[log q(z|x) - log q(z)]``, at most log N.
+    :ivar total_correlation: ``E[log q(z) - sum_j log q(z_j)]``.
+    :ivar dimension_wise: ``E[sum_j log q(z_j) - log p(z)]``.
+    """
+
+    mutual_information: Tensor
+    total_correlation: Tensor
+    dimension_wise: Tensor
+
+
+class TotalCorrelationELBO(DatumELBO, BetaObjective):
+    r"""The ELBO with its KL split in three, each part with its weight: beta-TCVAE (Chen, Li, Grosse and Duvenaud, 2018,
+    https://arxiv.org/abs/1802.04942)::
+
+        loss = sum over data of  - E log p(x|z)
+                                 + mutual_information * E[ log q(z|x) - log q(z) ]               index-code information
+                                 + beta               * E[ log q(z) - sum_j log q(z_j) ]         total correlation
+                                 + dimension_wise     * E[ sum_j log q(z_j) - log p(z) ]         dimension-wise KL
+
+    in nats, with the aggregated posterior ``q(z) = 1/N sum_n q(z|x_n)`` of N data, and z drawn once from q(z|x) for each of
+    the B data of a batch. The j-th of the D dimensions of z is one element of a latent site. The scale of a subsampled
+    plate (N/B) or of `poutine.scale` stands outside of the logarithms. With all three weights 1 it is minus the ELBO, draw
+    for draw.
+
+    log q(z) and log q(z_j) are estimated from the batch (`pyro_vae.ops.index_code_information`), stratified::
+
+        q(z_i) ~ 1/N q(z_i|x_i) + (N - 1) / (N (B - 1)) sum over j != i of q(z_i|x_j)
+
+    The right-hand side has the right mean if a batch is a uniform sample without replacement, and is exact at B = N. The
+    logarithm makes it too small in the mean (Jensen), the more so the larger N/B and the more separate the q(z|x_n): at
+    B < N the **mutual information is overestimated** (never above log N), the **dimension-wise KL underestimated**, and the
+    total correlation off in either direction: too low as a rule, as the joint density suffers more than those of single
+    dimensions, too high once the mutual information stands at log N and cannot grow. Compare runs of one batch size. (The
+    weights that the authors' code puts on a batch are not these.)
+
+    log p(z) enters as a whole. Under a prior with independent dimensions, the last part is
+    ``sum_j KL(q(z_j) || p(z_j))``. Under any other, it also holds what such a prior couples: it may be negative, and the
+    total correlation is that of q(z), which pulls away from the prior.
+
+    :param dataset_size: N, the number of data that batches are drawn from.
+    :param beta: the weight of the total correlation: a number, a tensor without dimensions, or a schedule.
+    :param mutual_information: the weight of the index-code mutual information, likewise.
+    :param dimension_wise: the weight of the dimension-wise KL, likewise.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites.
+
+    :ivar decomposition: the `Decomposition` of the KL in the last call; `None` before the first.
+    :ivar terms: `Terms` of the last call; their `elbo` is the ELBO, not ``-loss``, and their `beta` the weight of the total
+        correlation.
+    :ivar num_updates: the number handed to a schedule, as in `BetaTrace_ELBO`.
+    :raises OptionError: for a dataset_size that is no whole number, smaller than the batch, or other than the size of a
+        subsampled plate; for a weight that is negative or not finite.
+    :raises StructureError: (and its kinds) for a batch of one; for a guide whose dimensions have no densities of their own
+        that are known: a joint distribution, a flow, an autoguide, one latent drawn given another; for draws that are not
+        reparameterised, where gradients are recorded (`loss` takes them); for data with different scales.
+    :raises MaskError: for masked latents. Masked observations are left out as usual.
+    :raises EnumerationError: for a site that the guide enumerates. What the model enumerates is summed out.
+
+    Example::
+
+        objective = pv.TotalCorrelationELBO(dataset_size=len(data), beta=6.0)
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), objective)
+        svi.step(x)
+        print(objective.decomposition.total_correlation)
+    """
+
+    _parts: tuple[Tensor, ...]
+
+    def __init__(
+        self,
+        *,
+        dataset_size: int,
+        beta: Weight = 6.0,
+        mutual_information: Weight = 1.0,
+        dimension_wise: Weight = 1.0,
+        datum_plate: str | None = INFER,
+    ) -> None:
+        dataset_size = whole_number("dataset_size", dataset_size, lowest=2, why="it is the number of all data")
+        mutual_information = checked_weight(mutual_information, "mutual_information")
+        dimension_wise = checked_weight(dimension_wise, "dimension_wise")
+        super().__init__(beta=beta, num_particles=1, datum_plate=datum_plate)
+        self.dataset_size = dataset_size
+        self.mutual_information, self.dimension_wise = mutual_information, dimension_wise
+        self._separate: list[Structure] = []  # in which no latent of the guide depends on another
+        self._check_beta()
+
+    @property
+    def decomposition(self) -> Decomposition | None:
+        return Decomposition(*(part.mean() for part in self._parts)) if self._complete else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_parts": (), "_separate": []}
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._parts = ()
+
+    def _weights(self) -> dict[str, Weight]:
+        own = {"mutual_information": self.mutual_information, "dimension_wise": self.dimension_wise}
+        return super()._weights() | own
+
+    def _check_beta(self) -> None:
+        if isinstance(self.beta, Mapping):
+            raise OptionError("beta must be one weight: the total correlation is that of all latents together")
+
+    def _weights_now(self) -> list[Beta]:
+        self._check_beta()
+        first = value_of(self.mutual_information, self.num_updates, "mutual_information")
+        last = value_of(self.dimension_wise, self.num_updates, "dimension_wise")
+        return [first, value_of(cast(Weight, self.beta), self.num_updates), last]
+
+    def _loss_and_surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        weights_now = self._weights_now()
+        call = self._call(model, guide, args, kwargs)
+        check_batch(call, self.dataset_size)
+        drawn = call.draw(1)
+        self._check_guide(call, drawn)
+        densities, scale = self._weigh(call, drawn, betas=weights_now[1])
+        check_masks(densities, drawn)
+        if isinstance(scale, Tensor) and scale.dim():
+            raise StructureError(
+                "the data are scaled differently (poutine.scale), but all count alike in the aggregated posterior: scale "
+                "model and guide by one number"
+            )
+        reconstruction, kl = rate_distortion(densities)
+        parts = split(log_q_by_dimension(drawn, call.structure.latents, call.layout), kl, self.dataset_size)
+        weighed = reduce(operator.add, (weight * part for weight, part in zip(weights_now, parts, strict=True)))
+        loss = ((weighed - reconstruction) * scale).sum()
+        self._parts = tuple(part.detach() for part in parts)
+        return loss, loss
+
+    def _check_guide(self, call: Call, drawn: Record) -> None:
+        structure = call.structure
+        if not structure.latents and not structure.guide_enumerated:
+            raise StructureError("model and guide share no latent site, so there is no KL to split: use BetaTrace_ELBO")
+        check_subsample(call, drawn, self.dataset_size)
+        if torch.is_grad_enabled():
+            check_gradients(drawn, structure)
+        check_dimensions(drawn, [n for n in drawn if n not in structure.guide_enumerated], structure.latents)
+        if len(structure.latents) > 1 and not any(known is structure for known in self._separate):
+            check_separate(call, drawn, structure.latents)
+            self._separate.append(structure)
+
+
+def split(log_q: Tensor, kl: Tensor, num_data: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Information, total correlation and dimension-wise KL of each datum, (B,) each, from log q, (B, B, D), and the KL.
+
+    All three follow from what the index has in common with z and with each z_j.
+    """
+    joint = index_code_information(log_q.sum(-1), num_data)
+    by_dimension = index_code_information(log_q, num_data).sum(-1)
+    return joint, by_dimension - joint, kl - by_dimension
+
+
+def rate_distortion(densities: LogWeights) -> tuple[Tensor, Tensor]:
+    """log p(x|z) and log q(z|x) - log p(z), (B,) each; what the model enumerates is summed out of both."""
+    if densities.structure.model_enumerated:
+        log_prior = densities.log_marginal_prior
+        return (densities.log_joint - log_prior)[0], (densities.log_guide - log_prior)[0]
+    return densities.log_likelihood[0], (densities.log_guide - densities.log_prior)[0]
+
+
+def check_batch(call: Call, dataset_size: int) -> None:
+    if call.batch_size > dataset_size:
+        raise OptionError(
+            f"dataset_size={dataset_size} is smaller than the batch of {call.batch_size}: pass the number of all data"
+        )
+    if call.batch_size < 2:
+        raise StructureError(
+            "the call is about one datum, so there are no others to estimate the aggregated posterior from: pass batches "
+            "of at least 2 in a pyro.plate (drop_last=True in a DataLoader), and leave datum_plate at its default"
+        )
+
+
+def check_subsample(call: Call, drawn: Record, dataset_size: int) -> None:
+    if not call.structure.subsampled:
+        return
+    for name, size in plates_of(call, drawn).items():
+        if size != dataset_size:
+            raise OptionError(f"plate '{name}' holds {size} data, but dataset_size={dataset_size}: they must agree")
+
+
+def check_gradients(drawn: Record, structure: Structure) -> None:
+    if scored := scored_sites(drawn, structure.layout.enumerated):
+        raise StructureError(
+            f"the guide's draws {quoted(scored)} are not reparameterised, so the gradient would be missing: use a "
+            "reparameterised distribution; without gradients, objective.loss(model, guide, ...) takes them"
+        )
+    for name in structure.latents:
+        if any(bound.requires_grad for bound in bounds_of(getattr(innermost(drawn[name].fns[0]), "support", None))):
+            raise StructureError(
+                f"the support of the guide's site '{name}' moves with parameters, so the aggregated posterior jumps where "
+                "it ends and its gradient would lack that: use a family with a fixed support"
+            )
+
+
+def check_masks(densities: LogWeights, drawn: Record) -> None:
+    latents = densities.structure.latents
+    masked = [n for n in latents if densities.joint_mask(n) is not None or drawn[n].event_mask is not None]
+    if masked:
+        raise MaskError(
+            f"the latents {quoted(masked)} are masked, but the aggregated posterior is over all data and dimensions alike: "
+            "leave masked data out of the batch, and mask observations only"
+        )

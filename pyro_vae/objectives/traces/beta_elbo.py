@@ -1,0 +1,87 @@
+"""What the beta-ELBOs on Pyro's own machinery share: beta in the scales of the latents, the densities of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine import Trace
+from torch import Tensor
+
+from ...kernel import FillHoles
+from ..objective import BetaObjective
+from ..terms import Density, Pass, Terms, places_of, terms_of
+from ..weights import snapshot
+from .beta_messenger import WeighedTraces, weigh_traces
+from .matching import Beta, Betas, check_imputed
+
+
+class BetaELBO(BetaObjective):
+    """What the beta-ELBOs share; comes before a class of Pyro, whose `_get_trace` it wraps."""
+
+    _betas: Betas  # of this call
+    _recorded: Betas  # the same, but whoever changes a tensor in place changes no record
+    _passes: list[Pass]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_passes": [], "_betas": 1.0, "_recorded": 1.0}
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._betas = self._recorded = 1.0
+        self._passes = []
+
+    def _make_terms(self) -> Terms:
+        return terms_of(self._passes, self.num_particles, self._recorded)
+
+    def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
+        self._forget()
+        self._betas = self._betas_now()
+        self._recorded = snapshot(self._betas)
+        yield from super()._get_traces(FillHoles()(model), FillHoles()(guide), args, kwargs)
+        self._complete = True
+
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        traces = weigh_traces(self._run_pair, model, guide, args, kwargs, self._betas)
+        self._passes.append(self._measure(traces))
+        if traces.imputed:
+            check_imputed(traces.model_sites, traces.imputed)
+        return traces.model, traces.guide
+
+    def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return super()._get_trace(model, guide, args, kwargs)  # type: ignore[safe-super]
+
+    def _measure(self, traces: WeighedTraces) -> Pass:
+        traces.model.compute_log_prob()
+        traces.guide.compute_score_parts()
+        return densities_of(traces)
+
+
+def densities_of(traces: WeighedTraces, analytic: Mapping[str, Tensor] | None = None) -> Pass:
+    """The densities of one run, their scales without beta; a KL with a formula takes the place of its densities."""
+
+    def density(site: Any, scale: Beta) -> Density:
+        log_prob = detach_provenance(site["unscaled_log_prob"].detach())
+        if isinstance(site["fn"], dist.Unit):
+            log_prob = log_prob.clone()  # it may be a parameter itself, which the optimiser changes in place
+        return Density(log_prob, scale, detach_provenance(site["mask"]))
+
+    def side(sites: Mapping[str, Any], names: tuple[str, ...]) -> list[Density]:
+        return [density(sites[n], traces.scales[n]) for n in names if n in sites]
+
+    analytic = analytic or {}
+    model, guide = traces.model_sites, traces.guide_sites
+    observed = [s for s in model.values() if s["is_observed"]]
+    others = [s for n, s in guide.items() if s["is_observed"] and n not in traces.scales]
+    known: dict[str, tuple[list[Density], list[Density]]] = {
+        n: ([Density(kl.detach(), traces.scales[n], guide[n]["mask"])], []) for n, kl in analytic.items()
+    }
+    sampled = {n: names for n, names in traces.groups.items() if n not in known}
+    return Pass(
+        observed=[density(s, s["scale"]) for s in observed],
+        kl={**known, **{n: (side(guide, names), side(model, names)) for n, names in sampled.items()}},
+        others=[density(s, s["scale"]) for s in others],
+        places=places_of(model.values()),
+    )

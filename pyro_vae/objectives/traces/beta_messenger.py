@@ -1,0 +1,139 @@
+"""beta inside the loss: the one messenger that weighs the unobserved sites of model and guide under Pyro's own ELBOs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.ops.provenance import track_provenance
+from pyro.poutine import Trace, unwrap
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.scale_messenger import ScaleMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ...kernel import check_shared_plates, check_subsample
+from .matching import (
+    UNCONSTRAINED,
+    Beta,
+    Betas,
+    check_guide,
+    check_joint_scales,
+    check_names,
+    check_scales,
+    drop_imputed,
+    is_imputed,
+    is_jacobian,
+    kl_groups,
+    make_losses_direct,
+    share_masks,
+)
+
+
+def beta_at(betas: Betas, name: str) -> Beta:
+    return betas.get(name, 1.0) if isinstance(betas, Mapping) else betas
+
+
+class BetaMessenger(Messenger):
+    """Multiplies the scale of every unobserved site by its beta, zero included, and remembers the scale without it.
+
+    It also sees that the plates of the model hold the data that those of the guide do.
+
+    :param has_jacobians: whether factors with `has_rsample=True` are log-Jacobians, as in a guide.
+    :param guide: for a model, the messenger that saw the guide run.
+    """
+
+    def __init__(self, betas: Betas, has_jacobians: bool, guide: BetaMessenger | None = None) -> None:
+        super().__init__()
+        self.betas, self.has_jacobians, self.guide = betas, has_jacobians, guide
+        self.scales: dict[str, Beta] = {}
+        self.indices: dict[str, Tensor] = {}  # of the plates, by name
+
+    def __enter__(self) -> BetaMessenger:
+        # Scales around the whole call come after ours, so that the messages do not have them yet.
+        self.outside = math.prod(m.scale for m in _PYRO_STACK if isinstance(m, ScaleMessenger))
+        super().__enter__()
+        return self
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            # Replay, which stands further out, would answer with the guide's indices, whatever the model asks for.
+            known = None if self.guide is None else self.guide.indices.get(msg["name"])
+            if known is not None:
+                check_subsample(msg["name"], msg["fn"], msg["value"], known)
+            return
+        if msg["is_observed"] and not (self.has_jacobians and is_jacobian(msg)):
+            return
+        name = msg["name"]
+        latent = name.removesuffix(UNCONSTRAINED) if msg["infer"].get("is_auxiliary") else name
+        self.scales[name] = msg["scale"] * self.outside
+        msg["scale"] = msg["scale"] * beta_at(self.betas, latent)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        """Mark what `obs_mask` leaves to the model to draw without a reparameterisation: see `check_imputed`."""
+        if site_is_subsample(msg):
+            self.indices[msg["name"]] = torch.as_tensor(msg["value"])
+            return
+        if self.guide is not None and msg["name"] not in self.guide.scales and is_imputed(msg) and not msg["fn"].has_rsample:
+            msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
+
+
+@dataclass(frozen=True, eq=False)
+class WeighedTraces:
+    """One run of guide and model with beta in the scales of their latents.
+
+    :ivar model_sites: the model's sites, `guide_sites` the guide's, as Pyro's messages.
+    :ivar scales: the scale of each latent without beta.
+    :ivar groups: the sites that make up each KL, by the name it is reported under.
+    :ivar imputed: latents that `obs_mask` leaves to the model to draw; they carry no weight.
+    """
+
+    model: Trace
+    guide: Trace
+    model_sites: Mapping[str, Any]
+    guide_sites: Mapping[str, Any]
+    scales: Mapping[str, Beta]
+    groups: Mapping[str, tuple[str, ...]]
+    imputed: frozenset[str]
+
+
+def weigh_traces(
+    get_trace: Callable[..., tuple[Trace, Trace]],
+    model: Callable,
+    guide: Callable,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    betas: Betas,
+) -> WeighedTraces:
+    """Run the pair through an ELBO's own `_get_trace` with beta in the scales, and refuse what beta has no meaning for.
+
+    Masks may have been carried from one side to the other: have the traces compute their log-densities again.
+    """
+    interleaved = isinstance(unwrap(guide), GuideMessenger)  # the guide runs the model: one messenger sees both
+    on_guide = BetaMessenger(betas, not interleaved)
+    on_model = BetaMessenger(betas, False, on_guide)
+    model_trace, guide_trace = get_trace(on_model(model), on_guide(guide), args, kwargs)
+    model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
+    latents = [n for n, s in model_sites.items() if not s["is_observed"]]
+    imputed = drop_imputed(model_trace, guide_sites, latents)
+    check_guide(guide_sites, latents)
+    make_losses_direct(guide_sites)
+    if not interleaved:
+        check_scales(on_model.scales, on_guide.scales)
+        check_shared_plates(model_sites, guide_sites, on_model.indices, on_guide.indices)
+    groups = kl_groups(guide_sites, latents)
+    scales = {**on_model.scales, **on_guide.scales}
+    check_joint_scales(scales, groups)
+    if isinstance(betas, Mapping):
+        check_names(betas, groups, guide_sites, latents)
+    share_masks(model_trace, guide_trace, groups)
+    return WeighedTraces(model_trace, guide_trace, model_sites, guide_sites, scales, groups, imputed)
+
+
+def sample_sites(trace: Trace) -> dict[str, Any]:
+    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}

@@ -1,0 +1,119 @@
+"""Which latents have a KL by formula: those whose prior depends on nothing that depends on their own draw.
+
+KL(q(z given a) to p(z given b)), averaged over draws of the guide, is E[log q - log p] of the guide only if b says no more
+about z than a does. What the guide draws before z depends on z in no way. What it draws later may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.poutine.util import site_is_subsample
+
+from ...kernel import READS, Sizes, close, devices_of, isolation, moved_parameters, rehearsal
+from .matching import UNCONSTRAINED
+from .tape import Tape
+
+
+def out_of_order(guide_sites: Iterable[str], model_sites: Iterable[str]) -> list[str]:
+    """The latents that the guide draws before another one that stands before them in the model; sites in the order they ran.
+
+    Only their priors can depend on their own draws. An autoguide draws a latent under another name before it is set.
+    """
+    place = {name: i for i, name in enumerate(guide_sites)}
+    found, last = [], -1
+    for name in model_sites:
+        if name in place:
+            if place.get(name + UNCONSTRAINED, place[name]) < last:
+                found.append(name)
+            last = max(last, place[name])
+    return found
+
+
+@torch.no_grad()
+def depends_on_own_draw(
+    names: Collection[str], guide: Callable, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> frozenset[str]:
+    """Of these latents, those whose prior depends on their own draw, by way of what the guide draws later.
+
+    Each draw is followed through guide and model by its provenance. A scripted function or `torch.vmap` loses that, so the
+    draw is also replaced by another one, and the prior must stay as it was. In doubt a latent is named.
+    """
+    devices = devices_of((args, kwargs), isolation.modules_of(guide, model))
+    with rehearsal(guide, model, devices=devices), moved_parameters():
+        try:
+            drawn, scored = run_followed(guide, model, args, kwargs)
+            found = set()
+            for name in names:
+                draw = name + UNCONSTRAINED if name + UNCONSTRAINED in drawn.nodes else name
+                _, other = run_followed(guide, model, args, kwargs, moved=draw)
+                if scored.read[name] & {name, draw} or not same_density(scored.nodes[name], other.nodes[name]):
+                    found.add(name)
+            return frozenset(found)
+        except Exception:  # whatever a program may raise when its tensors are followed
+            return frozenset(names)
+
+
+def run_followed(
+    guide: Callable, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any], moved: str | None = None
+) -> tuple[FollowedTape, FollowedTape]:
+    """Guide and model at the same noise in every run; `moved` is the site that gets another draw."""
+    pyro.set_rng_seed(0)
+    with LostProvenance() as lost:
+        with FollowedTape(lost, moved=moved) as drawn:
+            guide(*args, **kwargs)
+        with FollowedTape(lost, drawn) as scored:
+            model(*args, **kwargs)
+    return drawn, scored
+
+
+class FollowedTape(Tape):
+    """A draw carries its name, and whatever is computed from it does too.
+
+    :ivar read: by latent, the names of the draws that its distribution and its mask depend on.
+    """
+
+    def __init__(self, lost: LostProvenance, guide: Tape | None = None, moved: str | None = None) -> None:
+        super().__init__(guide)
+        self.lost, self.moved = lost, moved
+        self.read: dict[str, frozenset[str]] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            name, value = msg["name"], msg["value"]
+            replayed = self.guide is not None and name in self.guide.nodes
+            log_prob = msg["fn"].log_prob(detach_provenance(value) if replayed else value)
+            read = get_provenance(log_prob) | get_provenance(msg["mask"]) | self.lost.names
+            other = None if replayed else msg["fn"]()  # in every run, so that all later noise is the same
+            self.read[name] = read
+            if not replayed:
+                msg["value"] = track_provenance(other if name == self.moved else value, read | {name})
+        super()._pyro_post_sample(msg)
+
+
+class LostProvenance(Sizes):
+    """Remembers the names of what is read into Python or written into another tensor: provenance ends there.
+
+    :ivar names: anything that comes later may depend on these draws.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: frozenset[str] = frozenset()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if in_place or name in READS or name == "tensor":
+            self.names |= get_provenance([args, kwargs])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def same_density(site: Any, other: Any) -> bool:
+    """Whether two runs give the draw of the first the same density."""
+    value = detach_provenance(site["value"])
+    return close(*(detach_provenance(run["fn"].log_prob(value)) for run in (site, other)))

@@ -1,0 +1,47 @@
+"""Programs at which Pyro's enumeration fails with an error of a lower layer: the same error by name, with a remedy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...errors import EnumerationError
+
+# A part of Pyro's or torch's message, what it means, what to do.
+KNOWN = {
+    "cartesian product": (
+        "an enumerated site has events of several numbers",
+        "Write a site for each number, or take out infer={'enumerate': ...}",
+    ),
+    "Enumeration dim conflict": (
+        "the guide draws a latent that depends on an enumerated site, and the model draws the two in the other order",
+        "Draw them in the order of the model, or take out infer={'enumerate': ...} in the guide",
+    ),
+    "_pyro_backward": (
+        "there are two discrete latents, one of them enumerated, and another latent lies in a plate inside the datum",
+        "Write that plate as an event (to_event)",
+    ),
+    "no more global than guide enumeration": (
+        "the model sums out a site outside of a plate in which the guide enumerates another one",
+        "Enumerate both in the guide",
+    ),
+    "tree-structured plate nesting": (
+        "summed-out sites of two plates, none of which lies inside the other, meet in one site",
+        "Go through one of the plates in a loop, `for i in pyro.plate(...)`, with names of their own for its sites",
+    ),
+    "same dtype": (
+        "Pyro mixes numbers of the default dtype with those of the program",
+        "Call torch.set_default_dtype with the dtype of the program",
+    ),
+}
+
+
+@contextmanager
+def named_failures() -> Iterator[None]:
+    try:
+        yield
+    except EnumerationError:
+        raise
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        for part, (meaning, remedy) in KNOWN.items():
+            if part in str(error):
+                raise EnumerationError(f"Pyro's TraceEnum_ELBO cannot compute this loss: {meaning}. {remedy}") from error
+        raise

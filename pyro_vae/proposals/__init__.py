@@ -1,0 +1,30 @@
+"""Proposals for each datum: an unconstrained space of its latents, Gaussians and mixtures fitted in it, search for modes."""
+
+from .bijections import bijection
+from .gaussian import GaussianProposal, fit_with_points, num_gradients_for, unchecked_gradient
+from .gradients import check_gradients, differentiable, refuse_gradients
+from .missed import Witnesses, missed_modes
+from .mixture import MixtureProposal, proposal_log_weights
+from .posterior_side import SPACE, PosteriorSide
+from .search import num_starts_for, search
+from .space import LatentSpace
+
+__all__ = [
+    "GaussianProposal",
+    "LatentSpace",
+    "MixtureProposal",
+    "PosteriorSide",
+    "SPACE",
+    "Witnesses",
+    "bijection",
+    "check_gradients",
+    "differentiable",
+    "fit_with_points",
+    "missed_modes",
+    "num_gradients_for",
+    "num_starts_for",
+    "proposal_log_weights",
+    "refuse_gradients",
+    "search",
+    "unchecked_gradient",
+]

@@ -1,0 +1,43 @@
+"""Gradients with respect to latents: recorded, and refused by name where they do not exist or are not finite."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..errors import LocalFitError, NonFiniteError
+from ..kernel import rows
+
+REMEDY = "Use ImportanceSampling, which needs no fit"
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Record gradients, and say so by name where a program does not let them through."""
+    try:
+        with torch.enable_grad():
+            yield
+    except RuntimeError as error:
+        raise LocalFitError(
+            f"log p(x, z) cannot be differentiated with respect to the latents ({error}): keep the path from latents to "
+            f"log-densities in differentiable torch operations. {REMEDY}"
+        ) from error
+
+
+def check_gradients(log_density: Tensor, gradient: Tensor) -> None:
+    """Raise where a log-density (K, B) is finite and its gradient, (K, B, D), is not: no fit or chain may go on with it."""
+    judged = log_density.abs() < torch.finfo(log_density.dtype).max ** 0.5  # beyond it a gradient may overflow
+    refuse_gradients((judged & ~gradient.isfinite().all(-1)).any(0))
+
+
+def refuse_gradients(bad: Tensor) -> None:
+    """`bad`, (B,), marks data whose log-density is finite and whose gradient is not."""
+    if bool(bad.any()):
+        raise NonFiniteError(
+            f"log p(x, z) or log q(z given x) of data {rows(bad)} is finite, but its gradient is NaN or infinite. As a "
+            "rule torch.where hides a value there whose gradient is not finite (log 0, data that are NaN), or a "
+            "square root or a norm is taken of 0. Put a harmless value in first, log(torch.where(mask, y, 1.0)) instead of "
+            "torch.where(mask, log(y), 0.0), mask the site with poutine.mask, or add a small number under the root. "
+            f"{REMEDY}"
+        )

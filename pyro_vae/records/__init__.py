@@ -1,0 +1,38 @@
+"""What all results share: a mean with its errors, joining batches, and the one table of doubts."""
+
+from .doubts import (
+    ANNEALED_CHAINS,
+    CATEGORIES,
+    EXACT_VALUE,
+    FEW,
+    FITTED_PROPOSALS,
+    GUIDE_ITSELF,
+    REVERSE_CHAINS,
+    are_many,
+    counted,
+    remedy_for,
+)
+from .estimate import LEVEL, Estimate, normal_quantile, student_quantile
+from .joining import check_same, concatenated, mean_cost, to_plain, warn_about
+
+__all__ = [
+    "ANNEALED_CHAINS",
+    "CATEGORIES",
+    "EXACT_VALUE",
+    "Estimate",
+    "FEW",
+    "FITTED_PROPOSALS",
+    "GUIDE_ITSELF",
+    "LEVEL",
+    "REVERSE_CHAINS",
+    "are_many",
+    "check_same",
+    "concatenated",
+    "counted",
+    "mean_cost",
+    "normal_quantile",
+    "remedy_for",
+    "student_quantile",
+    "to_plain",
+    "warn_about",
+]

@@ -1,0 +1,176 @@
+"""How reconstructions and samples look, beside how likely the data are."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..errors import ArgumentError
+from ..evidence import Evidence
+from ..kernel import INFER, SIMULATION, Pair, check_loader, first_element, over_batches
+from ..options import seed_or_none
+from .images import checked_shape, image_shape_of
+from .looks import Looks, check_shapes, joined, means_in, reconstruction, shapes_of, values_in
+from .neighbours import Neighbours
+from .sample_check_result import SampleCheckResult
+
+KEPT = 20  # samples that are kept, with their nearest training data, to be looked at
+
+
+class SampleCheck:
+    r"""Reconstruction error, sharpness and distance to the training data, beside log p(x): likelihood is not looks.
+
+    **Reconstruction error** of datum x: ``mean over its X numbers of (x - E[x | z])^2`` at one draw z of the guide, in the
+    square of the data's units. It is not log p(x) and need not rank data as log p(x) does (`rank_correlation`)::
+
+        ELBO       = E_q log p(x|z) - KL(q(z|x) to p(z))
+        log p(x|z) = -X (error / (2 s^2) + log s + log(2 pi) / 2)         for a Normal of scale s
+
+    The error leaves out the scale s (log p(x|z) is largest where s^2 is the mean error, and falls without limit as s moves
+    away from that while the error stays; with a scale per pixel, pixels do not even count alike), the rate (what the
+    encoder pays in nats for a good reconstruction), and the volume of images that are as plausible: the error is about one
+    z, log p(x) about all. Nor does log p(x) say how samples look: a mixture of 1 % of a model and 99 % noise loses at most
+    log 100 = 4.6 nats of it (Theis, van den Oord and Bethge, 2016, https://arxiv.org/abs/1511.01844).
+
+    **Sharpness** of an image: the variance of its Laplacian (the sum of the four neighbours of a pixel less four times
+    itself; inner pixels only, colours averaged first), in the square of the data's units; a blurred image has less
+    (Pech-Pacheco, Cristobal, Chamorro-Martinez and Fernandez-Valdivia, 2000, https://doi.org/10.1109/ICPR.2000.903548;
+    Tolstikhin, Bousquet, Gelly and Schoelkopf, 2018, https://arxiv.org/abs/1711.01558). Noise has much: compare each row
+    with that of the data. Means of a likelihood leave its noise out and are smoother than data.
+
+    **Nearest neighbours**: the Euclidean distance to the nearest training datum, of one sample per held-out datum (drawn
+    from the model with the arguments of that datum, so with its label in a conditional model) and of the held-out data
+    themselves. If samples are distributed like data, P(sample nearer) is 1/2; above, the model copies (Meehan, Chaudhuri
+    and Dasgupta, 2020, https://arxiv.org/abs/2004.05675, whose Z_U has the other sign). Samples are draws of x, not the
+    means that people look at: those are smoother than any datum, and so nearer to all training data whatever the model
+    remembers. Three limits: draws from the densest parts of the data alone are nearer too, without copying; a model that
+    copies here and misses there can have 1/2 (Meehan et al. look at parts of the space one by one); the black and white
+    draws of a Bernoulli are far from grey data.
+
+    :param model: any Pyro model whose data lie in one plate. Its observed sites are flattened and joined per datum, in the
+        order in which it has them.
+    :param guide: its guide, with the same latent sites.
+    :param image_shape: (H, W) or (C, H, W) of a datum. Found by itself where one site is observed and a datum has such a
+        shape, or is a flat square; other data are no images and have no sharpness. Images are at least 4 x 4.
+    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+        batch one datum.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior, for
+        reconstructions too.
+    :param check_support: raise on observations outside the support of their likelihood.
+
+    Called with a loader of N held-out data, any iterable of batches; `train`, the M training data, another one, gone through
+    once, in any order; `args`, which maps a batch of either to the tuple of the model's arguments (by default its first
+    element); `evidence`, the `Evidence` of the held-out data **in the order of the loader** (`gaps.evidence` will do); and
+    `progress`; returns `SampleCheckResult`. Time goes with N M X; kept in memory are eight numbers for each of the N X.
+
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, classes as
+        observations (a squared difference of class numbers means nothing), a likelihood without a mean, a factor in the
+        model (samples know nothing of it), data of several shapes.
+    :raises EnumerationError: for a latent that the model enumerates and the guide lacks: no draw to reconstruct from.
+    :raises MaskError: for masked observations, between which there is no distance.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
+    :raises NonFiniteError: if a draw or a mean is NaN or infinite.
+    :raises ArgumentError: if a tensor is passed as a loader, or `evidence` is not of N data.
+    :raises OptionError: if `image_shape` is no shape, or not that of the data.
+
+    Example::
+
+        gaps = pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), test_loader)
+        looks = pv.SampleCheck(vae.model, vae.guide)(test_loader, train=train_loader, evidence=gaps.evidence)
+        print(looks)
+        looks.reconstruction_error, looks.sample_distance      # (N,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        *,
+        image_shape: Sequence[int] | None = None,
+        seed: int | None = None,
+        datum_plate: str | None = INFER,
+        prior_sites: Collection[str] = (),
+        check_support: bool = True,
+    ) -> None:
+        self.image_shape = None if image_shape is None else checked_shape(image_shape)
+        self.seed = seed_or_none(seed)
+        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        loader: Iterable[Any],
+        *,
+        train: Iterable[Any],
+        args: Callable[[Any], tuple[Any, ...]] = first_element,
+        evidence: Evidence | None = None,
+        progress: bool = True,
+    ) -> SampleCheckResult:
+        check_loader(loader)
+        check_loader(train)
+        name = type(self).__name__
+        bar = tqdm(loader, desc=f"{name}, held-out", unit="batch", disable=not progress)
+        looks = Looks.cat(over_batches(self._look, bar, args, seed=self.seed))
+        check_evidence(evidence, looks)
+        image_shape = image_shape_of(looks.shapes, self.image_shape)
+        num_data = len(looks.data)
+        neighbours = Neighbours(torch.cat([looks.sample_draws, looks.data]))
+
+        def compare(*arguments: Any) -> None:
+            with self._pair.open(arguments, {}, self.seed) as call:
+                values = values_in(reconstruction(call), call.layout)
+                check_shapes(shapes_of(values), looks.shapes)
+                neighbours.add(joined(values))
+
+        bar = tqdm(train, desc=f"{name}, training data", unit="batch", disable=not progress)
+        over_batches(compare, bar, args, seed=self.seed)
+        sample_distance, data_distance = neighbours.distance.to(looks.reconstruction_means.dtype).split(num_data)
+        closest = sample_distance.argsort(stable=True)[:KEPT]
+        return SampleCheckResult(
+            reconstruction_error=(looks.data - looks.reconstruction_means).square().mean(1),
+            log_evidence=None if evidence is None else evidence.log_evidence,
+            sharpness=None if image_shape is None else looks.sharpness(image_shape),
+            sample_distance=sample_distance,
+            data_distance=data_distance,
+            nearest=neighbours.index[:num_data],
+            closest=closest,
+            closest_samples=looks.sample_draws[closest],
+            closest_train=neighbours.rows[closest],
+            image_shape=image_shape,
+            num_train=neighbours.num_train,
+            support_checked=self._pair.check_support,
+        )
+
+    def _look(self, *arguments: Any) -> "Looks":
+        with self._pair.open(arguments, {}, self.seed) as call:
+            reconstructed = reconstruction(call)
+            call.set_noise(SIMULATION, 0)
+            simulated = call.simulate()
+            values = values_in(reconstructed, call.layout)
+            return Looks(
+                data=joined(values),
+                reconstruction_means=joined(means_in(reconstructed, call.layout)),
+                sample_means=joined(means_in(simulated, call.layout)),
+                sample_draws=joined(values_in(simulated, call.layout)),
+                shapes=shapes_of(values),
+                index=call.index,
+            )
+
+
+def check_evidence(evidence: Evidence | None, looks: Looks) -> None:
+    if evidence is None:
+        return
+    if not isinstance(evidence, Evidence):
+        raise ArgumentError(f"evidence must be a record of log p(x), as gaps.evidence, got {type(evidence).__name__}")
+    if len(evidence) != len(looks.data):
+        raise ArgumentError(
+            f"evidence is of {len(evidence)} data, the loader has {len(looks.data)}: pass the record of the same data in "
+            "the same order (pv.evaluate over the same loader, not shuffled)"
+        )
+    if evidence.index is not None and looks.index is not None and not torch.equal(evidence.index, looks.index):
+        raise ArgumentError(
+            "the plate of the data chose other data for the evidence than it does here: pass the batches to the model "
+            "whole, or with subsample="
+        )

@@ -1,0 +1,300 @@
+"""Records the terms of an objective during training, without a device sync per step."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import DatumPlateError, OptionError, ScheduleWarning
+from ..options import whole_number
+from .schedules import unfinished
+from .training_history import TrainingHistory
+
+__all__ = ["Monitor"]
+
+FLUSH_STEPS = 1000  # so many steps stay on the device, then go to the host in one transfer
+REFRESH_SECONDS = 0.5  # between two refreshes of the progress line, each of which is a transfer too
+# The numbers fit into 80 columns beside the count and the time; the bar gets what is left.
+BAR = "{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+COUNT = "{n_fmt} steps [{elapsed}]{postfix}"
+LINE_STEPS = 100  # the progress line shows means over so many steps
+PATIENCE = 100  # bodies of a loop without a call of the objective, until this is taken for a mistake
+
+Batch = TypeVar("Batch")
+Key = tuple[str, ...]  # ("elbo",), ("kl", site), ("beta",) or ("beta", site)
+
+
+class Monitor:
+    """Records what an objective was made of in every training step: distortion, rate, ELBO, loss and beta.
+
+    Wrap the loader in `watch` and train as ever::
+
+        objective = pv.BetaTrace_ELBO(beta=pv.LinearAnnealing(1000))
+        svi = SVI(model, guide, Adam({"lr": 1e-3}), objective)
+        monitor = pv.Monitor(objective, num_updates=10 * len(loader))
+        for epoch in range(10):
+            for (x,) in monitor.watch(loader):
+                svi.step(x)
+        print(monitor.history())
+        pv.plots.plot_training(monitor.history())
+
+    A step keeps one small tensor on the device; they go to the host 1000 at a time, or when somebody looks. Values are in
+    nats per datum. Where no plate tells what a datum is, totals over the batch are recorded and labelled as such; the first
+    step decides.
+
+    What is recorded is the last call of the objective. Where a step makes several calls (gradient accumulation), `record()`
+    after each of them records each; where a call is an evaluation on test data, it must not be the last one of a step.
+    A call is never recorded twice, and calls from before the monitor was built are not recorded.
+
+    A monitor can be pickled, for a checkpoint: it takes its numbers along and leaves the objective behind. Set `objective`
+    after loading, and recording goes on where it stopped.
+
+    :param objective: an objective of `pyro_vae`, or anything with their attribute `terms`. The objective itself, not the
+        module that `objective(model, guide)` returns.
+    :param num_updates: planned number of updates, all epochs together; warns at once if one of `objective.schedules` will
+        not be finished by then (see `warn_if_unfinished`), and makes one progress bar of all loops.
+    :param progress: show a progress bar in `watch`.
+    :raises OptionError: if the objective has no `terms`, or if `num_updates` is out of range.
+    """
+
+    def __init__(self, objective: Any, *, num_updates: int | None = None, progress: bool = True) -> None:
+        self.objective = objective
+        self.num_updates = None if num_updates is None else whole_number("num_updates", num_updates)
+        self.progress = progress
+        self._per_datum: bool | None = None  # not known before the first step
+        self._pending: list[_Row] = []
+        self._columns: dict[Key, array[float]] = {}
+        self._num_flushed = 0
+        self._num_bodies = 0
+        self._line = ""
+        self._due = 0.0  # when the line is to be renewed
+        self._start: tuple[int, float] | None = None  # of the progress bar: bodies and time
+        if num_updates is not None:
+            _warn_about_schedules(getattr(objective, "schedules", {}), num_updates)
+
+    @property
+    def objective(self) -> Any:
+        """The objective that is recorded; `None` after the monitor was unpickled, until it is set again."""
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: Any) -> None:
+        if not hasattr(objective, "terms"):
+            hint = "; pass the objective, not the module made from it" if hasattr(objective, "elbo") else ""
+            raise OptionError(
+                f"a Monitor records the `terms` of an objective of pyro_vae, such as pv.BetaTrace_ELBO(), but "
+                f"{type(objective).__name__} has none{hint}"
+            )
+        self._objective = objective
+        self._seen = objective.terms
+
+    def record(self) -> None:
+        """Record the last call of the objective, unless it was recorded before.
+
+        `watch` does this by itself. In a loop of one's own, call it after each step.
+
+        :raises OptionError: if the objective was never called, or if an unpickled monitor has none.
+        """
+        self._check_objective()
+        terms = self.objective.terms
+        if terms is None:
+            raise OptionError(self._not_called("yet"))
+        if terms is self._seen:
+            return
+        self._seen = terms
+        self._pending.append(_packed(self._numbers(terms)))
+        if len(self._pending) >= FLUSH_STEPS:
+            self._flush()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and record after every body of the loop, the one that ends in `break` or an error included.
+
+        A body that did not call the objective, such as a `continue`, is passed over. The progress line shows distortion,
+        rate, ELBO (means over the last 100 steps, as in `history`) and the present beta. With `num_updates` it is one line
+        for the whole training, which counts the bodies of all loops; without, one line per loop.
+
+        :param batches: a `DataLoader` or any other iterable.
+        :returns: an iterator over the same batches.
+        :raises OptionError: if none of the first 100 bodies called the objective, or none at all in a shorter loop: then it
+            is not the one that is trained.
+        """
+        self._check_objective()
+        bodies, first = 0, self._num_steps
+        with self._new_bar(batches) as bar:
+            for batch in batches:
+                self._seen = self.objective.terms
+                try:
+                    yield batch
+                finally:  # of a body that breaks, too
+                    self._record_if_called()
+                bodies += 1
+                if bodies == PATIENCE and self._num_steps == first:
+                    raise OptionError(self._not_called(f"by any of {bodies} bodies of the loop"))
+                self._num_bodies += 1
+                bar.update()
+                if time.monotonic() >= self._due:
+                    self._show(bar)
+            bar.leave = self.num_updates is None or self._num_bodies >= self.num_updates
+            if bar.leave:
+                self._show(bar)
+        if bodies and self._num_steps == first:
+            raise OptionError(self._not_called(f"by any of {bodies} bodies of the loop"))
+
+    def history(self) -> TrainingHistory:
+        """Everything recorded so far."""
+        self._flush()
+        columns = {key: torch.tensor(values, dtype=torch.float64, device="cpu") for key, values in self._columns.items()}
+        none = torch.zeros(0, dtype=torch.float64, device="cpu")
+        return TrainingHistory(
+            step=torch.arange(self._num_steps, device="cpu"),
+            loss=columns.get(("loss",), none),
+            elbo=columns.get(("elbo",), none),
+            distortion=-columns.get(("reconstruction",), none),
+            rate=columns.get(("kl_sum",), none),
+            kl={key[1]: values for key, values in columns.items() if key[0] == "kl"},
+            beta=_betas(columns),
+            per_datum=self._per_datum is not False,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._flush()
+        return {**self.__dict__, "_objective": None, "_seen": None, "_due": 0.0, "_start": None}  # clocks differ
+
+    @property
+    def _num_steps(self) -> int:
+        return self._num_flushed + len(self._pending)
+
+    def _check_objective(self) -> None:
+        if self.objective is None:
+            raise OptionError("an unpickled Monitor does not bring its objective along: set monitor.objective first")
+
+    def _not_called(self, by_whom: str) -> str:
+        return (
+            f"expected calls of the objective, but this {type(self.objective).__name__} was not called {by_whom}: give the "
+            "Monitor the same object that SVI, or the loss, was built with"
+        )
+
+    def _record_if_called(self) -> None:
+        if self.objective.terms is not None:
+            self.record()
+
+    def _numbers(self, terms: Any) -> dict[Key, float | Tensor]:
+        if self._per_datum is not False:
+            try:
+                terms = terms.per_datum()
+                self._per_datum = True
+            except DatumPlateError:
+                if self._per_datum:
+                    raise
+                self._per_datum = False
+        numbers: dict[Key, float | Tensor] = {(n,): getattr(terms, n) for n in ("loss", "elbo", "reconstruction", "kl_sum")}
+        numbers |= {("kl", site): value for site, value in terms.kl.items()}
+        if isinstance(terms.beta, Mapping):
+            return numbers | {("beta", site): value for site, value in terms.beta.items()}
+        return numbers | {("beta",): terms.beta}
+
+    def _flush(self) -> None:
+        """Move the pending steps to the host, in one transfer per device."""
+        steps = _unpacked(self._pending)
+        for key in {key: None for step in steps for key in step}:
+            column = self._columns.setdefault(key, array("d", [float("nan")]) * self._num_flushed)
+            column.extend(step.get(key, float("nan")) for step in steps)
+        self._num_flushed += len(steps)
+        for column in self._columns.values():
+            column.extend([float("nan")] * (self._num_flushed - len(column)))
+        self._pending = []
+
+    def _new_bar(self, batches: Iterable[Any]) -> Any:
+        """For one loop. With a plan, the bar goes on where that of the last loop was wiped off, its clock included."""
+        total, done = self.num_updates, self._num_bodies
+        if self.num_updates is None:
+            done = 0
+            with suppress(TypeError):  # no length; a DataLoader of an IterableDataset has one and does not know it
+                total = len(batches)  # type: ignore[arg-type]
+        bar = tqdm(
+            total=total,
+            initial=done,
+            postfix=self._line,
+            disable=not self.progress,
+            mininterval=REFRESH_SECONDS,
+            bar_format=BAR if total is not None else COUNT,
+            delay=1e-9 if self._start else 0.0,  # nothing is shown before the clock is set
+        )
+        if self.num_updates is not None and self.progress:
+            self._start = self._start or (done, bar.start_t)
+            bar.initial, bar.start_t = self._start
+            bar.refresh()
+        return bar
+
+    def _show(self, bar: Any) -> None:
+        if self.progress:
+            self._flush()
+            self._line = _line(self._columns) if self._num_steps else ""
+            self._due = time.monotonic() + REFRESH_SECONDS
+            bar.set_postfix_str(self._line)
+
+
+def _line(columns: Mapping[Key, array[float]]) -> str:
+    shown = {"distortion": ("reconstruction", -1), "rate": ("kl_sum", 1), "ELBO": ("elbo", 1)}
+    parts = []
+    for title, (name, sign) in shown.items():
+        recent = columns[(name,)][-LINE_STEPS:]
+        parts.append(f"{title} {sign * sum(recent) / len(recent):.4g}")
+    betas = sorted({f"{column[-1]:.3g}" for key, column in columns.items() if key[0] == "beta"}, key=float)
+    if betas:
+        parts.append("beta " + "..".join(dict.fromkeys([betas[0], betas[-1]])))
+    return " ".join(parts)
+
+
+class _Row(NamedTuple):
+    """One step: the plain numbers, and one tensor per device for the others."""
+
+    floats: dict[Key, float]
+    tensors: dict[torch.device, tuple[tuple[Key, ...], Tensor]]
+
+
+def _packed(numbers: dict[Key, float | Tensor]) -> _Row:
+    by_device: dict[torch.device, dict[Key, Tensor]] = {}
+    floats: dict[Key, float] = {}
+    for key, value in numbers.items():
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, {})[key] = value
+        else:
+            floats[key] = value
+    with torch.no_grad():  # stack copies: whoever changes a tensor in place afterwards changes no record
+        return _Row(floats, {d: (tuple(named), torch.stack([*named.values()])) for d, named in by_device.items()})
+
+
+def _unpacked(rows: list[_Row]) -> list[dict[Key, float]]:
+    """The numbers of every step as Python floats, by one transfer per device."""
+    steps = [dict(row.floats) for row in rows]
+    for device in {device: None for row in rows for device in row.tensors}:
+        places = [(step, *row.tensors[device]) for step, row in zip(steps, rows, strict=True) if device in row.tensors]
+        values = iter(torch.cat([tensor for _, _, tensor in places]).tolist())
+        for step, keys, _ in places:
+            step.update(zip(keys, values, strict=False))
+    return steps
+
+
+def _betas(columns: dict[Key, Tensor]) -> Tensor | dict[str, Tensor]:
+    common = columns.get(("beta",))
+    by_site = {key[1]: values for key, values in columns.items() if key[0] == "beta" and len(key) == 2}
+    if common is None:
+        return by_site
+    if not by_site:
+        return common
+    return {site: values.where(~values.isnan(), common) for site, values in by_site.items()}
+
+
+def _warn_about_schedules(schedules: Mapping[str, Any], num_updates: int) -> None:
+    for name, schedule in schedules.items():
+        if (message := unfinished(schedule, num_updates, name)) is not None:
+            warnings.warn(ScheduleWarning(message), stacklevel=3)

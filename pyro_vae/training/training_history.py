@@ -1,0 +1,103 @@
+"""The record of a training run: the terms of the objective, call by call."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..records import to_plain
+
+WINDOW = 100  # steps of the mean at the end
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingHistory:
+    """What a `Monitor` recorded: one value per recorded call of the objective. S calls; tensors in float64 on the CPU.
+
+    In nats per datum; where no plate says what a datum is, totals over the batch in nats, and `per_datum` is `False`.
+    A NaN or an infinite value of a step stays in the record.
+
+    :ivar step: (S,) number of the recorded call, from 0.
+    :ivar loss: (S,) what was minimised.
+    :ivar elbo: (S,) the true ELBO, whatever beta was; equal to -(distortion + rate).
+    :ivar distortion: (S,) -E_q log p(x given z).
+    :ivar rate: (S,) KL(q(z given x) to p(z)), all latent sites together.
+    :ivar kl: the rate (S,) by latent site; NaN where a step did not have the site.
+    :ivar beta: (S,) weight of the rate in the loss, or such weights by site.
+    :ivar per_datum: whether the values are per datum.
+    """
+
+    step: Tensor
+    loss: Tensor
+    elbo: Tensor
+    distortion: Tensor
+    rate: Tensor
+    kl: Mapping[str, Tensor]
+    beta: Tensor | Mapping[str, Tensor]
+    per_datum: bool
+
+    @property
+    def unit(self) -> str:
+        """Of all values but beta and step: nats per datum, or nats for totals."""
+        return "nats per datum" if self.per_datum else "nats, totals"
+
+    @property
+    def not_finite(self) -> Tensor:
+        """(S,) bool: steps with a NaN or infinite loss, ELBO, distortion or rate."""
+        return ~torch.stack([self.loss, self.elbo, self.distortion, self.rate]).isfinite().all(0)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        plain = to_plain(self)
+        for name in ("kl", "beta"):
+            if isinstance(by_site := getattr(self, name), Mapping):
+                plain[name] = {site: values.tolist() for site, values in by_site.items()}
+        return plain
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write one row per step.
+
+        The columns are `step`, `loss`, `elbo`, `distortion`, `rate`, `kl[site]` for every site, and `beta` or `beta[site]`,
+        in nats per datum. Totals are told apart by their names: `loss_total`, `kl_total[site]` and so on.
+        """
+        columns = self._columns()
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+
+    def _columns(self) -> dict[str, Tensor]:
+        total = "" if self.per_datum else "_total"
+        columns = {"step": self.step}
+        columns |= {f"{name}{total}": getattr(self, name) for name in ("loss", "elbo", "distortion", "rate")}
+        columns |= {f"kl{total}[{site}]": values for site, values in self.kl.items()}
+        beta = {"beta": self.beta} if isinstance(self.beta, Tensor) else {f"beta[{s}]": b for s, b in self.beta.items()}
+        return columns | beta
+
+    def __str__(self) -> str:
+        if not len(self):
+            return "Training history without a step"
+        window = min(WINDOW, len(self))
+        title = f"Training history of {len(self)} steps, {self.unit}"
+        lines = [f"{title:<44}{'first':>12}{'last':>12}{f'mean of last {window}':>22}"]
+        for name, values in self._rows().items():
+            mean = values[-window:].mean()
+            lines.append(f"{name:<44}{float(values[0]):>12.3f}{float(values[-1]):>12.3f}{float(mean):>22.3f}")
+        if count := int(self.not_finite.sum()):
+            first = int(self.step[self.not_finite][0])
+            lines.append(f"{count} of {len(self)} steps have values that are not finite; the first is step {first}")
+        return "\n".join(lines)
+
+    def _rows(self) -> dict[str, Tensor]:
+        rows = {"ELBO": self.elbo, "  distortion": self.distortion, "  rate": self.rate}
+        if len(self.kl) > 1:
+            rows |= {f"    of {site}": values for site, values in self.kl.items()}
+        beta = {"beta": self.beta} if isinstance(self.beta, Tensor) else {f"beta of {s}": b for s, b in self.beta.items()}
+        return rows | {"loss": self.loss} | beta
