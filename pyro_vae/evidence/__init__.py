@@ -1,16 +1,19 @@
 """Estimators of log p(x), nearly all returning `Evidence`."""
 
-from .adaptive_importance_sampling import AdaptiveImportanceSampling, fitted_log_weights, with_search
-from .annealed_importance_sampling import AnnealedImportanceSampling, Annealing
+from .adaptive_importance_sampling import AdaptiveImportanceSampling
+from .annealed_importance_sampling import AnnealedImportanceSampling
+from .annealing import Annealing
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .evidence import Evidence, well_known
 from .exact_evidence import ExactEvidence
+from .fitted import fitted_log_weights, with_search
 from .hmc import State
-from .importance_sampling import ImportanceSampling, mean_std_error, summarise
+from .importance_sampling import ImportanceSampling
 from .k_curve import KCurve
 from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
+from .summary import mean_std_error, summarise
 
 __all__ = [
     "AdaptiveImportanceSampling",

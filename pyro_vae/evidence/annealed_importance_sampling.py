@@ -7,28 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from ..errors import LocalFitError, quoted
-from ..kernel import ANNEAL, GUIDE, INFER, PILOT, Call, Pair
+from ..kernel import INFER, Pair
 from ..options import one_of, seed_or_none, whole_number
 from ..records import ANNEALED_CHAINS, warn_about
-from .adaptive_importance_sampling import ELBO_PARTICLES, START_PARTICLES, Proposal, fit_proposals, with_search
+from .annealing import SCHEDULES, Annealing
 from .evidence import Evidence
-from .hmc import State, adapted, transition
-from .importance_sampling import summarise
-from .paths import STARTS, Path
-
-SCHEDULES = ("adaptive", "linear", "sigmoid")
-Visit = Callable[[int, State, Tensor], None]
-SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three is so many times as long as tuned
-PILOT_STEPS, PILOT_CHAINS = 40, 4
-PILOT_RUN = 1000  # block of noise, beyond those of the search
-FIRST_STEP_SIZE = 0.8  # radians
-SIGMOID_STEEPNESS = 4.0  # of Grosse, Ghahramani and Adams (2015)
-LINEAR_SHARE = 0.2  # of an adaptive schedule, in case the pilot saw no variation where there is some
-FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with at least so many particles
+from .fitted import with_search
+from .paths import STARTS
+from .summary import summarise
 
 
 class AnnealedImportanceSampling:
@@ -108,155 +95,3 @@ class AnnealedImportanceSampling:
             evidence = replace(evidence, acceptance=acceptance)
         warn_about(evidence, stacklevel=3)
         return evidence
-
-
-class Annealing:
-    """What forward and reverse chains of one call share: the path, and what a pilot run tuned and froze.
-
-    :param grid: temperatures (T + 1,) from 0 on in place of the options' schedule, the same for all data. From a start at
-        the prior they may run past 1: start^(1 - t) joint^t is p(z) p(x given z)^t.
-    """
-
-    def __init__(self, call: Call, options: AnnealedImportanceSampling, grid: Tensor | None = None) -> None:
-        self.call, self.options, self.grid = call, options, grid
-        call.set_noise(GUIDE, 0)
-        guide = call.draw(ELBO_PARTICLES)
-        model = call.score(call.latent_values(guide), ELBO_PARTICLES)
-        self.elbo = call.weigh(guide, model, ELBO_PARTICLES).elbo
-        call.check_finite(self.elbo)
-        if not call.structure.latents:
-            raise LocalFitError("all latents are summed out, so there is nothing to anneal: use ImportanceSampling")
-        if call.structure.prior_sites:
-            raise LocalFitError(
-                f"{quoted(call.structure.prior_sites)} would be drawn from the prior anew at every step of a chain: use "
-                "AdaptiveImportanceSampling, or add them to the guide"
-            )
-        known = (*call.structure.latents, *call.structure.guide_enumerated)
-        hidden = [name for name in guide if name not in known]
-        if options.start == "guide" and hidden:
-            raise LocalFitError(
-                f"the guide computes its latents from {quoted(hidden)}, so log q is not known at other values: use "
-                "start='fitted'"
-            )
-        self.latent_shapes = {name: value.shape[1:] for name, value in call.latent_values(guide).items()}
-        # What long chains cost allows more starts of the search, and a mode that it misses the chains miss too.
-        num_particles = max(FIT_PARTICLES, options.num_steps * options.num_chains)
-        proposal: Proposal = "auto" if options.start == "fitted" else "gaussian"
-        fitted = fit_proposals(call, guide, model, self.elbo, num_particles, None, proposal)
-        if options.start != "fitted":
-            fitted = replace(fitted, why_not=f"chains from the {options.start} search for no modes")
-        self.space, self.fitted, moments = fitted.space, fitted, fitted.moments
-        if options.start == "prior":
-            call.set_noise(PILOT, 0)
-            u = self.space.draw_prior(START_PARTICLES)[0]
-            moments = u.mean(0), u.std(0)
-        shape = fitted.proposal.parts[0] if fitted.witnesses is None else fitted.proposal.as_fitted()
-        self.path = Path(self.space, options.start, shape, moments)
-        self.temperatures, self.step_sizes = self._tune()
-
-    def forward(self, visit: Visit | None = None) -> tuple[Tensor, Tensor, State]:
-        """Log-weights (C, B), acceptance (B,) and the last states, from the start to the joint.
-
-        `visit` sees the states and the log-weights so far at every temperature: the start, then after each transition.
-        """
-        self.call.set_noise(ANNEAL, 0)
-        state = self.path.draw(self.options.num_chains)
-        log_weight = torch.zeros_like(state.log_joint)
-        acceptance = torch.zeros_like(log_weight[0])
-        if visit is not None:
-            visit(0, state, log_weight)
-        for i in self._steps("forward chains", range(1, self.options.num_steps + 1)):
-            log_weight += (self.temperatures[i] - self.temperatures[i - 1]) * (state.log_joint - state.log_start)
-            self.call.set_noise(ANNEAL, i)
-            state, accepted = self._move(state, i)
-            acceptance += accepted.mean(0) / self.options.num_steps
-            if visit is not None:
-                visit(i, state, log_weight)
-        self.call.check_finite(log_weight)
-        return log_weight, acceptance, state
-
-    def reverse(self, u: Tensor, stream: int) -> tuple[Tensor, Tensor, State]:
-        """Log-weights (C, B), acceptance (B,) and the first states, from posterior draws u, (C, B, D), to the start."""
-        state = first = self.path.evaluate(u)
-        log_weight = torch.zeros_like(state.log_joint)
-        acceptance = torch.zeros_like(log_weight[0])
-        for i in self._steps("reverse chains", range(self.options.num_steps, 0, -1)):
-            self.call.set_noise(stream, i)
-            state, accepted = self._move(state, i)
-            log_weight += (self.temperatures[i] - self.temperatures[i - 1]) * (state.log_joint - state.log_start)
-            acceptance += accepted.mean(0) / self.options.num_steps
-        self.call.check_finite(log_weight)
-        return log_weight, acceptance, first
-
-    def _move(self, state: State, i: int) -> tuple[State, Tensor]:
-        t = self.temperatures[i]
-        reference = self.path.reference(t.clamp(max=1), state.u)  # beyond the joint the fit would be extrapolated
-        step_size = self.step_sizes[i]
-        if self.grid is not None and i % SHORT_EVERY == 0:
-            # Whoever gave a grid looks at all states alike: none may be stuck where the density is steeper than was tuned
-            # for. Weights alone would forget such a chain. Which steps are short depends on no state.
-            step_size = SHORT * step_size
-        return transition(state, self.path.evaluate, t, reference, step_size, self.options.num_leapfrog)
-
-    def _steps(self, what: str, steps: range) -> Any:
-        return tqdm(steps, desc=what, unit="step", leave=False, delay=5, disable=not self.options.progress)
-
-    def _tune(self) -> tuple[Tensor, Tensor]:
-        """Temperatures and step sizes, (T + 1, B) each, from a pilot run of a few chains; frozen from then on."""
-        pilot_steps = min(self.options.num_steps, PILOT_STEPS)
-        share = torch.linspace(0, 1, pilot_steps + 1, dtype=self.elbo.dtype, device=self.elbo.device)
-        grid = share if self.options.start == "fitted" else share**3  # other starts change fastest at first
-        if self.grid is not None:
-            grid = grid * self.grid[-1]
-        self.call.set_noise(PILOT, PILOT_RUN)
-        state = self.path.draw(PILOT_CHAINS)
-        step_size = torch.full_like(self.elbo[0], FIRST_STEP_SIZE)
-        spreads, step_sizes = [], []
-        for t in grid:
-            spreads.append(finite_spread(state.log_joint - state.log_start))
-            t = t.expand_as(step_size)
-            reference = self.path.reference(t.clamp(max=1), state.u)
-            state, acceptance = transition(state, self.path.evaluate, t, reference, step_size, self.options.num_leapfrog)
-            step_size = adapted(step_size, acceptance)
-            step_sizes.append(step_size)
-        temperatures = self._temperatures(grid, torch.stack(spreads))
-        knots = grid.unsqueeze(-1).expand(-1, len(step_size))
-        return temperatures, interpolate(temperatures, knots, torch.stack(step_sizes))
-
-    def _temperatures(self, grid: Tensor, spreads: Tensor) -> Tensor:
-        """(T + 1, B), from 0 to 1.
-
-        "adaptive" takes steps of equal conditional ESS, 1 / (1 + step^2 variance of log_joint - log_start): equal parts of
-        the integral of the standard deviation that the pilot saw.
-        """
-        if self.grid is not None:
-            return self.grid.unsqueeze(-1).expand(-1, spreads.shape[1])
-        share = torch.linspace(0, 1, self.options.num_steps + 1, dtype=grid.dtype, device=grid.device).unsqueeze(-1)
-        share = share.expand(-1, spreads.shape[1])
-        if self.options.schedule == "linear":
-            return share
-        if self.options.schedule == "sigmoid":
-            ends = torch.sigmoid(SIGMOID_STEEPNESS * (2 * share - 1))
-            return (ends - ends[0]) / (ends[-1] - ends[0])
-        parts = 0.5 * (spreads[1:] + spreads[:-1]) * (grid[1:] - grid[:-1]).unsqueeze(-1)
-        length = torch.cat([torch.zeros_like(parts[:1]), parts.cumsum(0)])
-        length = length / length[-1].clamp(min=torch.finfo(length.dtype).tiny)
-        length = (1 - LINEAR_SHARE) * length + LINEAR_SHARE * grid.unsqueeze(-1)
-        return interpolate(share, length / length[-1], grid.unsqueeze(-1).expand_as(length))
-
-
-def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear through (knots, values), (P, B) each and rising in P, at x, (T, B)."""
-    right = torch.searchsorted(knots.T.contiguous(), x.T.contiguous()).T.clamp(1, len(knots) - 1)
-    x0, x1 = knots.gather(0, right - 1), knots.gather(0, right)
-    weight = (x - x0) / (x1 - x0).clamp(min=torch.finfo(x.dtype).tiny)
-    return torch.lerp(values.gather(0, right - 1), values.gather(0, right), weight.clamp(0, 1))
-
-
-def finite_spread(differences: Tensor) -> Tensor:
-    """Standard deviation over chains, (C, B) to (B,), of those that are finite: a weight of zero ends its chain."""
-    kept = differences.isfinite()
-    values = torch.where(kept, differences, torch.zeros_like(differences))
-    count = kept.sum(0).clamp(min=1)
-    centred = torch.where(kept, differences - values.sum(0) / count, torch.zeros_like(differences))
-    return (centred.square().sum(0) / (count - 1).clamp(min=1)).sqrt()

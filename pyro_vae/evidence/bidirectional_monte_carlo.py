@@ -14,11 +14,11 @@ from ..errors import LatentsError, quoted
 from ..kernel import INFER, REVERSE, padded
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from ..records import ANNEALED_CHAINS, REVERSE_CHAINS, warn_about
-from .adaptive_importance_sampling import with_search
 from .annealed_importance_sampling import AnnealedImportanceSampling, Annealing
 from .evidence import Evidence
-from .importance_sampling import summarise
+from .fitted import with_search
 from .sandwich import Sandwich
+from .summary import summarise
 
 RANK_LIMIT = 6.0  # standard errors; a false alarm in 500 million runs
 NEAR = 1.0  # nats of mean width

@@ -13,9 +13,9 @@ from ..errors import LocalFitError, NonFiniteError, quoted
 from ..kernel import GUIDE, INFER, Call, LogWeights, Pair, movement
 from ..proposals import LatentSpace, unchecked_gradient
 from ..records import EXACT_VALUE
-from .adaptive_importance_sampling import ELBO_PARTICLES
 from .evidence import Evidence
-from .importance_sampling import check_precision, mean_std_error, unknown_supports
+from .fitted import ELBO_PARTICLES
+from .summary import check_precision, mean_std_error, unknown_supports
 
 CHECKS = 300  # points from the prior and around the maximum at which a joint must look Gaussian
 PRIOR_DRAWS = 1000  # to see how far the prior reaches

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import adaptive_importance_sampling as adaptive
+from pyro_vae.evidence import fitted
 from pyro_vae.kernel import PILOT
 from pyro_vae.ops import pareto_smooth
 from pyro_vae.proposals import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
@@ -145,7 +145,7 @@ def moment_matched(space: LatentSpace, proposal: MixtureProposal, num_particles:
 
 
 def estimate(case: Case, proposal: str, num_particles: int, num_gradients: int, seed: int) -> pv.Evidence:
-    adaptive.proposal_log_weights = moment_matched if proposal == "moment matching" else proposal_log_weights
+    fitted.proposal_log_weights = moment_matched if proposal == "moment matching" else proposal_log_weights
     name = "gaussian" if proposal == "moment matching" else proposal
     options = {"num_particles": num_particles, "num_gradients": num_gradients, "proposal": name, "seed": seed}
     return pv.AdaptiveImportanceSampling(case.model, case.guide, **options)(case.x)
@@ -153,7 +153,7 @@ def estimate(case: Case, proposal: str, num_particles: int, num_gradients: int, 
 
 def row(case: Case, proposal: str, cost: int, replicates: int) -> str:
     num_gradients = max(8, min(round(0.17 * cost), 40 + 5 * case.dim))
-    searched = proposal == "mixture" or (proposal == "auto" and case.dim <= adaptive.SEARCHED_DIM)
+    searched = proposal == "mixture" or (proposal == "auto" and case.dim <= fitted.SEARCHED_DIM)
     trial = estimate(case, proposal, 100, num_gradients, 0).cost - 100 - 10 * searched
     num_particles = int((cost - trial) / (1.1 if searched else 1.0))
     if num_particles < 100:
@@ -181,7 +181,7 @@ def main() -> None:
     for case in [*cases(), *([bdmc_case(options.data)] if options.data else [])]:
         for cost in options.costs:
             for proposal in ("gaussian", "student", "moment matching", "mixture", "auto"):
-                if proposal == "auto" and case.dim <= adaptive.SEARCHED_DIM:
+                if proposal == "auto" and case.dim <= fitted.SEARCHED_DIM:
                     continue  # the same as the mixture
                 print(row(case, proposal, cost, 2 if case.truth is None else options.replicates), flush=True)
 

@@ -27,10 +27,9 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_vae as pv
 from pyro_vae.errors import InvalidDataError, LocalFitError, NonFiniteError, OptionError
-from pyro_vae.evidence import AnnealedImportanceSampling, ExactEvidence, State
-from pyro_vae.evidence import adaptive_importance_sampling as adaptive
+from pyro_vae.evidence import AnnealedImportanceSampling, ExactEvidence, State, annealing, fitted
 from pyro_vae.evidence import annealed_importance_sampling as annealed
-from pyro_vae.evidence.annealed_importance_sampling import SCHEDULES
+from pyro_vae.evidence.annealing import SCHEDULES
 from pyro_vae.evidence.hmc import ChosenPart, transition
 from pyro_vae.evidence.paths import STARTS
 from pyro_vae.kernel import calls
@@ -236,15 +235,15 @@ def test_the_start_is_the_proposal_that_the_default_searches():
     estimator = ais(two_modes, beside_one, num_chains=50)
     adaptive_one = pv.AdaptiveImportanceSampling(two_modes, beside_one, seed=0)
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
-        path = annealed.Annealing(call, estimator).path
+        path = annealing.Annealing(call, estimator).path
         u = torch.linspace(-4, 4, 60, dtype=F64).reshape(5, 12, 1)
         state, above, below = (path.evaluate(v) for v in (u, u + 1e-5, u - 1e-5))
     with adaptive_one._pair.open((x,), {}, 0) as call, torch.no_grad():
         num_particles = estimator.num_steps * estimator.num_chains
-        fitted = adaptive.fitted_log_weights(call, num_particles, None, "auto")[2]
-    for mine, other in zip(path.fitted.parts, fitted.proposal.parts, strict=True):
+        searched = fitted.fitted_log_weights(call, num_particles, None, "auto")[2]
+    for mine, other in zip(path.fitted.parts, searched.proposal.parts, strict=True):
         assert torch.equal(mine.loc, other.loc) and torch.equal(mine.tril, other.tril)
-    assert torch.equal(path.fitted.shares, fitted.proposal.shares)
+    assert torch.equal(path.fitted.shares, searched.proposal.shares)
     assert bool(((path.fitted.shares > 0.3).sum(-1) == 2).all())
     difference = (above.log_start - below.log_start) / 2e-5
     assert torch.allclose(state.start_gradient[..., 0], difference, rtol=1e-4, atol=1e-4)
@@ -317,7 +316,7 @@ def test_exact_transitions_fall_short_by_the_thermodynamic_sum(num_steps, monkey
     monkeypatch.setattr(annealed, "transition", exact_transition(lm, x))
     estimator = ais(model_of(lm), crude(2), num_steps=num_steps, num_chains=2000, start="prior", schedule="linear")
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
-        log_weight = annealed.Annealing(call, estimator).forward()[0]
+        log_weight = annealing.Annealing(call, estimator).forward()[0]
     truth = sum(tempered_likelihood(lm, x, i / num_steps) for i in range(num_steps)) / num_steps
     assert_near(log_weight.mean(0), truth, log_weight.std(0) / math.sqrt(2000), 0.06)
 
@@ -638,7 +637,7 @@ def test_temperatures_rise_from_zero_to_one(schedule, num_steps):
     lm, x = linear_gaussian(num_data=5)
     estimator = ais(model_of(lm), crude(2), num_steps=num_steps, schedule=schedule, start="prior")
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
-        run = annealed.Annealing(call, estimator)
+        run = annealing.Annealing(call, estimator)
     t = run.temperatures
     assert t.shape == run.step_sizes.shape == (num_steps + 1, 5)
     assert bool((t[0] == 0).all())

@@ -19,7 +19,7 @@ from pyro_vae.errors import LatentsError, OptionError
 from pyro_vae.evidence import Annealing, BidirectionalMonteCarlo, Sandwich
 from pyro_vae.evidence import annealed_importance_sampling as annealed
 from pyro_vae.evidence import bidirectional_monte_carlo as bidirectional
-from pyro_vae.evidence.annealed_importance_sampling import SCHEDULES
+from pyro_vae.evidence.annealing import SCHEDULES
 from pyro_vae.evidence.paths import STARTS
 from pyro_vae.kernel import REVERSE, calls
 from pyro_vae.ops import pareto_smooth

@@ -1,0 +1,113 @@
+"""Proposals fitted to each datum, with a search for modes, and log-weights from them."""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..kernel import GUIDE, Call, Record
+from ..ops import MIN_PARTICLES_FOR_K
+from ..proposals import (
+    LatentSpace,
+    MixtureProposal,
+    Witnesses,
+    fit_with_points,
+    missed_modes,
+    num_gradients_for,
+    num_starts_for,
+    proposal_log_weights,
+    search,
+)
+from ..records import FITTED_PROPOSALS
+from .evidence import Evidence
+from .second_look import SecondLook
+from .summary import mean_std_error
+
+ELBO_PARTICLES = 20
+START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
+CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
+SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
+Proposal = Literal["auto", "gaussian", "student", "mixture"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The proposals fitted to each datum.
+
+    :ivar moments: mean and standard deviation, (B, D), of the draws of the guide behind the start of the fit.
+    :ivar witnesses: points that judge the search, or `None` where nothing was searched; `why_not` says why.
+    """
+
+    space: LatentSpace
+    proposal: MixtureProposal
+    moments: tuple[Tensor, Tensor]
+    witnesses: Witnesses | None = None
+    why_not: str = ""
+
+
+def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
+    """The record with what the search has found about itself; `None` where no proposal was needed."""
+    if fitted is None:
+        return evidence
+    why_not = fitted.why_not
+    if evidence.method == FITTED_PROPOSALS and evidence.num_particles < MIN_PARTICLES_FOR_K:
+        why_not = f"K < {MIN_PARTICLES_FOR_K}"  # a mode is judged by its share of the estimate, which is noise here
+    if fitted.witnesses is None or why_not:
+        return replace(evidence, unchecked={**evidence.unchecked, "search": why_not})
+    if evidence.num_particles == 1:
+        return replace(evidence, unchecked={**evidence.unchecked, "search": "the error of one particle is not known"})
+    highest = evidence.log_evidence + CERTAIN * evidence.std_error
+    missed = missed_modes(fitted.witnesses, fitted.proposal, highest)
+    return replace(evidence, checks={**evidence.checks, "search": missed})
+
+
+def fitted_log_weights(
+    call: Call, num_particles: int, num_gradients: int | None, proposal: Proposal, look: SecondLook | None = None
+) -> tuple[Tensor, Tensor, Fitted | None]:
+    """(Log-weights of the fitted proposals, (K, B); ELBO terms of the guide, (K', B); the proposals, if any were needed)."""
+    call.set_noise(GUIDE, 0)
+    guide = call.draw(ELBO_PARTICLES)
+    model = call.score(call.latent_values(guide), ELBO_PARTICLES)
+    weights = call.weigh(guide, model, ELBO_PARTICLES)
+    elbo = weights.elbo
+    call.check_finite(elbo)
+    if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself, and there is nothing to fit
+        return weights.log_weight, elbo, None
+    fitted = fit_proposals(call, guide, model, elbo, num_particles, num_gradients, proposal)
+    watch = None if look is None else functools.partial(look.watch_proposal, fitted.space)
+    return proposal_log_weights(fitted.space, fitted.proposal, num_particles, watch), elbo, fitted
+
+
+def fit_proposals(
+    call: Call,
+    guide: Record,
+    model: Record,
+    elbo: Tensor,
+    num_particles: int,
+    num_gradients: int | None,
+    proposal: Proposal,
+) -> Fitted:
+    """From draws of the guide, what the model made of them and their ELBO terms."""
+    space = LatentSpace(call, guide, model)
+    call.set_noise(GUIDE, 1)
+    u = space.filled(space.pack(call.latent_values(call.draw(START_PARTICLES)))[0])
+    moments = u.mean(0), u.std(0)
+    floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1
+    num_gradients = num_gradients or num_gradients_for(num_particles, space.dim)
+    part, points = fit_with_points(space, *moments, num_gradients, floor)
+    why_not = why_not_searched(proposal, space.dim)
+    if why_not:
+        return Fitted(space, MixtureProposal.of(part, student=proposal == "student"), moments, why_not=why_not)
+    u, log_det = space.pack(call.latent_values(guide))
+    u = space.filled(u)
+    starts = u, space.densities(model, u, log_det)[0]
+    chosen, found = search(space, part, points, starts, num_starts_for(num_particles))
+    return Fitted(space, chosen, moments, found)
+
+
+def why_not_searched(proposal: Proposal, dim: int) -> str:
+    """Nothing where it is searched."""
+    if proposal == "auto" and dim > SEARCHED_DIM:
+        return f"no search for modes beyond {SEARCHED_DIM} latents"
+    return f"no search for modes with proposal='{proposal}'" if proposal in ("gaussian", "student") else ""

@@ -1,0 +1,63 @@
+"""From the log-weights of any estimator to its record, with the check of rounding."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import quoted
+from ..kernel import Call, movement
+from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
+from .evidence import Evidence
+
+# Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
+UNSEEN, SCATTER = 5e-4, 3.0
+
+
+def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:
+    """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record; `method` names what ran."""
+    smoothed, pareto_k = pareto_smooth(log_weight)
+    evidence = Evidence(
+        log_evidence=log_mean_exp(log_weight, 0),
+        std_error=log_mean_exp_std_error(log_weight),
+        elbo=elbo.mean(0),
+        elbo_std_error=mean_std_error(elbo),
+        ess=effective_sample_size(log_weight),
+        pareto_k=pareto_k,
+        smoothed=log_mean_exp(smoothed, 0),
+        bound="lower",
+        num_particles=len(log_weight),
+        cost=cost,
+        index=call.index,
+        stripped_scales=call.structure.stripped_scales,
+        support_checked=call.check_support,
+        method=method,
+        unchecked=unknown_supports(call),
+    )
+    return check_precision(call, evidence)
+
+
+def unknown_supports(call: Call) -> dict[str, str]:
+    """What the record says where the support of a latent had to be guessed."""
+    names = call.structure.unknown_supports
+    return {"support": f"that of {quoted(names)} is not named, taken for the reals"} if names else {}
+
+
+def check_precision(call: Call, evidence: Evidence) -> Evidence:
+    """The same record with the check "precision": whether float64 moves log p(x) by more than a tenth of its error."""
+    before = call.cost
+    shift, why = movement(call)
+    evidence = replace(evidence, cost=evidence.cost + call.cost - before)
+    if shift is None:
+        return replace(evidence, unchecked={**evidence.unchecked, "precision": why})
+    value = evidence.log_evidence
+    usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * value.abs()
+    doubted = shift.abs().amax(0) > torch.fmax(0.1 * evidence.std_error, usual)
+    return replace(evidence, checks={**evidence.checks, "precision": doubted})
+
+
+def mean_std_error(terms: Tensor) -> Tensor:
+    """Monte Carlo error of the mean over K terms, (K, B) to (B,); nan for K = 1."""
+    if len(terms) == 1:
+        return torch.full_like(terms[0], torch.nan)
+    return terms.std(0) / len(terms) ** 0.5
