@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LocalFitError, NonFiniteError, quoted
-from ..kernel import GUIDE, INFER, Call, LogWeights, Pair, movement
+from ..kernel import GUIDE, INFER, Call, LogDensities, Pair, movement
 from ..proposals import LatentSpace, unchecked_gradient
 from ..records import EXACT_VALUE
 from .evidence import Evidence
@@ -89,7 +89,7 @@ class ExactEvidence:
             return record(call, log_evidence, weights.elbo)
 
 
-def exact(call: Call, guide: Any, model: Any, weights: LogWeights) -> Tensor:
+def exact(call: Call, guide: Any, model: Any, weights: LogDensities) -> Tensor:
     if not call.structure.latents:
         return weights.log_weight[0]
     space = LatentSpace(call, guide, model)

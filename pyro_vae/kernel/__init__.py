@@ -15,7 +15,7 @@ from .aggregate import (
 from .batches import arguments_of, check_loader, first_element, over_batches
 from .calls import ANNEAL, CHECK, FIT, GUIDE, NOISE_BLOCK, PILOT, PROPOSAL, REVERSE, SIMULATION, SUBSAMPLE, Call
 from .checks.agreement import READS
-from .checks.data import first_particle, rows
+from .checks.data import first_particle, listed
 from .checks.discrete import support_values
 from .checks.plates import INFER
 from .checks.precision import movement
@@ -25,7 +25,7 @@ from .holes import FillHoles
 from .isolation import batch_noise, eval_mode, isolated, isolated_store, kept_random_state, noise_seed
 from .kl import known_kl
 from .live import LivePair, moved_parameters, rehearsal
-from .log_densities import LogWeights, check_event_masks, reduce_to_datum
+from .log_densities import LogDensities, check_event_masks, reduce_to_datum
 from .one_way import is_one_way, lacks_inverse
 from .pairs import Pair, checked_seed, devices_of, signature_of
 from .recorder import Cut, Layout
@@ -44,7 +44,7 @@ __all__ = [
     "INFER",
     "Layout",
     "LivePair",
-    "LogWeights",
+    "LogDensities",
     "NOISE_BLOCK",
     "PILOT",
     "PROPOSAL",
@@ -100,7 +100,7 @@ __all__ = [
     "reconstruct_sites",
     "reduce_to_datum",
     "rehearsal",
-    "rows",
+    "listed",
     "rows_of",
     "signature_of",
     "simulate_arguments",

@@ -9,10 +9,10 @@ from torch import Tensor
 from ..errors import AuxiliarySiteError, NonFiniteError, quoted
 from . import isolation
 from .checks.agreement import values_for_model, values_of
-from .checks.data import check_not_shared, check_observed, rows
+from .checks.data import check_not_shared, check_observed, listed
 from .checks.masked import check_masked_latents
 from .checks.structure import Structure
-from .log_densities import LogWeights
+from .log_densities import LogDensities
 from .programs import Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout
 from .records import Record, leading_record, looped_record, narrow_record
@@ -39,7 +39,7 @@ class Call:
         self.check_support = check_support
         self.data_checked = self.masks_checked = False
         self.cost = 0  # decoder evaluations per datum so far
-        self.weighed: LogWeights | None = None  # the last particles at given values, for the check of their precision
+        self.weighed: LogDensities | None = None  # the last particles at given values, for the check of their precision
         self._scored: Record | None = None
 
     @property
@@ -100,9 +100,9 @@ class Call:
                 f"the guide computes its latents from {quoted(fresh)}, so log q is not known at other values than its own "
                 "draws: write the latents as draws of their own, or use a method that needs draws alone"
             )
-        weights = LogWeights(self.structure, guide, guide if model is None else model, num_particles)
+        weights = LogDensities(self.structure, guide, guide if model is None else model, num_particles)
         # What the guide enumerates is summed out of log p, so it has no place in log q either.
-        kept = {n: s for n, s in weights.guide_sites.items() if n not in self.structure.guide_enumerated}
+        kept = {n: s for n, s in weights.log_guide_by_site.items() if n not in self.structure.guide_enumerated}
         return weights._sum(kept)
 
     def latent_values(self, record: Record) -> dict[str, Tensor]:
@@ -112,8 +112,8 @@ class Call:
     def first_particle(self, record: Record) -> Record:
         return narrow_record(record, self.layout, 0, 1)
 
-    def weigh(self, guide: Record, model: Record, num_particles: int) -> LogWeights:
-        weights = LogWeights(self.structure, guide, model, num_particles)
+    def weigh(self, guide: Record, model: Record, num_particles: int) -> LogDensities:
+        weights = LogDensities(self.structure, guide, model, num_particles)
         if not self.masks_checked:
             self.masks_checked = True
             check_masked_latents(self, guide, model, weights, noise=(PROBE, 1))
@@ -159,7 +159,7 @@ class Call:
         """Observed values must be finite and inside the support of their likelihood; looked at once per call."""
         if not self.data_checked:
             self.data_checked = True
-            check_data(record, self.layout, self.check_support, self.structure.latent_supports)
+            check_data(record, self.layout, self.check_support, self.structure.observed_with_moving_support)
         return record
 
     def check_finite(self, log_weight: Tensor) -> None:
@@ -167,13 +167,15 @@ class Call:
         bad = (log_weight.isnan() | (log_weight == torch.inf)).any(0)
         if bool(bad.any()):
             raise NonFiniteError(
-                f"the log-weights of data {rows(bad)} are NaN or infinite: look for NaN in the arguments, for a scale "
+                f"the log-weights of data {listed(bad)} are NaN or infinite: look for NaN in the arguments, for a scale "
                 "that underflows to 0 or for a logarithm of 0 in model or guide"
             )
 
 
-def check_data(record: Record, layout: Layout, check_support: bool, latent_supports: Collection[str] = frozenset()) -> None:
+def check_data(
+    record: Record, layout: Layout, check_support: bool, observed_with_moving_support: Collection[str] = frozenset()
+) -> None:
     for site in record.values():
         if site.is_observed and site.value.numel():  # a factor has an empty value
             check_not_shared(site, layout)
-            check_observed(site, layout, check_support and site.name not in latent_supports)
+            check_observed(site, layout, check_support and site.name not in observed_with_moving_support)

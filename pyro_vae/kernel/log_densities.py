@@ -41,7 +41,7 @@ def check_event_masks(name: str, ours: Tensor | None, theirs: Tensor | None) -> 
         )
 
 
-class LogWeights:
+class LogDensities:
     """Log-densities of K particles for B data, kept per site and summed on demand; nats, unscaled.
 
     `log_likelihood`, `log_prior` and `log_guide` have shape (*E, K, B), with one axis E per enumerated site, `log_weight`
@@ -58,17 +58,17 @@ class LogWeights:
         self._guide, self.model = guide, model
 
     @cached_property
-    def likelihood_sites(self) -> dict[str, Tensor]:
+    def log_likelihood_by_site(self) -> dict[str, Tensor]:
         sites = {n: s for n, s in self.model.items() if s.is_observed}
         return {n: masked_sum(s.log_prob, s.mask, self.layout) for n, s in sites.items()}
 
     @cached_property
-    def prior_sites(self) -> dict[str, Tensor]:
+    def log_prior_by_site(self) -> dict[str, Tensor]:
         names = (*self.structure.latents, *self.structure.guide_enumerated, *self.structure.model_enumerated)
         return {n: self._latent_density(n, self.model) for n in names}
 
     @cached_property
-    def guide_sites(self) -> dict[str, Tensor]:
+    def log_guide_by_site(self) -> dict[str, Tensor]:
         return {
             n: self._latent_density(n, self._guide)
             for n in self._guide
@@ -123,15 +123,15 @@ class LogWeights:
 
     @cached_property
     def log_likelihood(self) -> Tensor:
-        return self._sum(self.likelihood_sites)
+        return self._sum(self.log_likelihood_by_site)
 
     @cached_property
     def log_prior(self) -> Tensor:
-        return self._sum(self.prior_sites)
+        return self._sum(self.log_prior_by_site)
 
     @cached_property
     def log_guide(self) -> Tensor:
-        return self._sum(self.guide_sites)
+        return self._sum(self.log_guide_by_site)
 
     def _sum(self, sites: dict[str, Tensor]) -> Tensor:
         total = None
@@ -157,7 +157,7 @@ class LogWeights:
     def log_weight(self) -> Tensor:
         # Not log_guide minus those that are enumerated: a value that the guide never takes has a log q of -inf.
         enumerated = self.structure.guide_enumerated
-        sampled = self._sum({n: s for n, s in self.guide_sites.items() if n not in enumerated})
+        sampled = self._sum({n: s for n, s in self.log_guide_by_site.items() if n not in enumerated})
         total = self._with_all_axes(self.log_likelihood + self.log_prior - sampled)
         return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
 
@@ -172,7 +172,7 @@ class LogWeights:
             log_joint = log_joint.logsumexp(tuple(range(num_model)))
         bound = log_joint - self._guide_axes(self.log_guide, num_model)
         if self.structure.guide_enumerated:
-            log_q = self._sum({n: self.guide_sites[n] for n in self.structure.guide_enumerated})
+            log_q = self._sum({n: self.log_guide_by_site[n] for n in self.structure.guide_enumerated})
             weights = self._guide_axes(log_q, num_model).exp()
             # 0 x -inf is 0 here: a value of no probability under q does not count.
             bound = torch.where(weights > 0, weights * bound, torch.zeros_like(bound)).sum(self._axes(bound))

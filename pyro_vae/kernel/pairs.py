@@ -96,8 +96,8 @@ class Pair:
         guide.names, model.names = frozenset(guide_sites), frozenset(model_sites)
         values = [*guide_sites.values(), *model_sites.values()]
         sizes = {size for s in values for size in (*s.value.shape, *s.fn.shape())} | {structure.layout.batch_size}
-        latent_supports = choose_executions(guide, model, structure, sizes, allow_dropout=self.allow_dropout)
-        structure = replace(structure, latent_supports=latent_supports)
+        observed_with_moving_support = choose_executions(guide, model, structure, sizes, allow_dropout=self.allow_dropout)
+        structure = replace(structure, observed_with_moving_support=observed_with_moving_support)
         return structure, guide.names, model.names, guide.execution, model.execution
 
     @torch.no_grad()

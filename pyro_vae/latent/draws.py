@@ -13,7 +13,7 @@ from ..kernel import (
     GUIDE,
     Call,
     Layout,
-    LogWeights,
+    LogDensities,
     Pair,
     Record,
     Structure,
@@ -23,11 +23,11 @@ from ..kernel import (
     close,
     first_dependent,
     joint_sites,
+    listed,
     log_q_by_dimension,
     read_by_prior,
     rows_of,
 )
-from ..kernel import rows as numbers_of
 from .formulas import by_number
 from .per_unit import unit_names
 
@@ -138,7 +138,7 @@ class Collector:
             cost=call.cost,
         )
 
-    def _check(self, call: Call, guide: Record, model: Record, values: dict[str, Tensor], weights: LogWeights) -> None:
+    def _check(self, call: Call, guide: Record, model: Record, values: dict[str, Tensor], weights: LogDensities) -> None:
         structure = call.structure
         latents = structure.latents
         check_draws(guide, structure.guide_sites, latents)
@@ -165,7 +165,7 @@ class Collector:
         if call.layout.datum_dim is not None:
             others = {n: v.roll(1, call.layout.datum_dim - call.layout.event_dims[n]) for n, v in others.items()}
             expected = expected.roll(1, -1)
-        found = LogWeights(call.structure, guide, call.score(others, 1), 1).log_marginal_prior
+        found = LogDensities(call.structure, guide, call.score(others, 1), 1).log_marginal_prior
         if not close(found, expected):
             raise StructureError(
                 "the prior of the latents differs from datum to datum (it depends on arguments of the model), so there is "
@@ -199,7 +199,7 @@ def check_structure(structure: Structure) -> None:
         raise StructureError("the guide draws no latent site of the model, so there is no KL to take apart")
 
 
-def check_masks(guide: Record, weights: LogWeights, latents: tuple[str, ...]) -> None:
+def check_masks(guide: Record, weights: LogDensities, latents: tuple[str, ...]) -> None:
     masked = [n for n in latents if weights.joint_mask(n) is not None or guide[n].event_mask is not None]
     if masked:
         raise MaskError(
@@ -211,7 +211,7 @@ def check_masks(guide: Record, weights: LogWeights, latents: tuple[str, ...]) ->
 def check_finite(kl: Tensor, latents: tuple[str, ...]) -> None:
     if bool((bad := ~kl.isfinite()).any()):
         raise NonFiniteError(
-            f"log q(z|x) - log p(z) of {quoted(latents)} is NaN or infinite for data {numbers_of(bad)}: look for NaN in the "
+            f"log q(z|x) - log p(z) of {quoted(latents)} is NaN or infinite for data {listed(bad)}: look for NaN in the "
             "arguments or parameters, for a scale that underflows to 0, or for draws of the guide outside the support of "
             "the prior"
         )

@@ -8,8 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, quoted
-from ..kernel import INFER, Pair, check_loader, checked_seed, first_element, isolated, over_batches
-from ..kernel import rows as numbers_of
+from ..kernel import INFER, Pair, check_loader, checked_seed, first_element, isolated, listed, over_batches
 from ..options import one_of, seed_or_none, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture
@@ -173,7 +172,7 @@ def checked_factors(values: Any) -> Tensor:
         raise ArgumentError(f"the factors of a batch must be a tensor (B,) or (B, F), got {came}")
     values = values.detach().cpu().reshape(len(values), -1)
     if values.is_floating_point() and bool((bad := ~values.isfinite().all(1)).any()):
-        raise InvalidDataError(f"factors are NaN or infinite for data {numbers_of(bad)} of a batch: leave those data out")
+        raise InvalidDataError(f"factors are NaN or infinite for data {listed(bad)} of a batch: leave those data out")
     return values
 
 
@@ -214,7 +213,7 @@ def labels_of(values: Tensor, aggregate: str) -> tuple[list[Tensor], Tensor]:
         alone = count[label] == 1
         if aggregate == "leave-one-out" and bool(alone.any()):
             raise InvalidDataError(
-                f"data {numbers_of(alone)} are the only ones with their value of factor {f}, so nothing is left when they "
+                f"data {listed(alone)} are the only ones with their value of factor {f}, so nothing is left when they "
                 "are left out: join rare values, leave those data out, or use aggregate='full'"
             )
         labels.append(label)
@@ -226,6 +225,6 @@ def check_overlap(terms: Tensor, aggregate: str) -> None:
     bad = (~terms.isfinite()).flatten(2).any(2).any(0)
     if bool(bad.any()):
         raise NonFiniteError(
-            f"the draws of data {numbers_of(bad)} lie outside of what the guide draws for the others of the same factor "
+            f"the draws of data {listed(bad)} lie outside of what the guide draws for the others of the same factor "
             f"value, so aggregate='{aggregate}' knows no density there: use aggregate='full', or pass more data"
         )

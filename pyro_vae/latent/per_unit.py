@@ -11,7 +11,7 @@ from ..kernel import (
     GUIDE,
     Call,
     Layout,
-    LogWeights,
+    LogDensities,
     Record,
     SiteRecord,
     first_particle,
@@ -125,7 +125,9 @@ def sites_without_formula(call: Call, guide: Record, model: Record) -> frozenset
     return depends_on_own_draw(names, call.guide.fn, call.model.fn, call.guide.args, call.guide.kwargs)
 
 
-def site_terms(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout, by_formula: bool) -> SiteTerms:
+def site_terms(
+    name: str, guide: Record, model: Record, weights: LogDensities, layout: Layout, by_formula: bool
+) -> SiteTerms:
     """:param by_formula: whether a KL given the draws may be averaged over draws of the guide."""
     site, p = guide[name], model[name].fns[0]
     q = density_of_guide(name, guide, p)
@@ -158,7 +160,7 @@ def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:
     return tensor.reshape(len(tensor), -1).expand(layout.batch_size, -1)
 
 
-def mask_of(name: str, guide: Record, model: Record, weights: LogWeights, layout: Layout) -> Tensor:
+def mask_of(name: str, guide: Record, model: Record, weights: LogDensities, layout: Layout) -> Tensor:
     """Where a latent has a place in a datum, broadcastable to (*plates, *event)."""
     site, mask = guide[name], weights.joint_mask(name)
     joint = torch.ones((), dtype=torch.bool, device=site.value.device)
@@ -173,11 +175,11 @@ def mask_of(name: str, guide: Record, model: Record, weights: LogWeights, layout
     return joint
 
 
-def sampled_kl(name: str, weights: LogWeights) -> Tensor:
+def sampled_kl(name: str, weights: LogDensities) -> Tensor:
     """log q - log p at the drawn value of a site, (B,)."""
     own = {name, f"{name}_unconstrained"}
-    log_q = sum(log_prob[0] for site, log_prob in weights.guide_sites.items() if site in own)
-    return log_q - weights.prior_sites[name][0]
+    log_q = sum(log_prob[0] for site, log_prob in weights.log_guide_by_site.items() if site in own)
+    return log_q - weights.log_prior_by_site[name][0]
 
 
 def masked_kl(kl: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:

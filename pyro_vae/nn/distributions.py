@@ -16,7 +16,7 @@ from .checked import check_value, finite_numbers
 SMALL = 0.02  # logits below which two terms of a series are nearer the truth than a difference of large numbers
 
 
-class DiscretizedLogistic(TorchDistribution):
+class LogisticLevels(TorchDistribution):
     r"""A logistic variable rounded to the nearest of the whole numbers 0, ..., n - 1; what lies beyond falls on the edges::
 
         P(x) = F((x + 1/2 - loc) / scale) - F((x - 1/2 - loc) / scale),   F(t) = 1 / (1 + exp(-t))
@@ -38,10 +38,10 @@ class DiscretizedLogistic(TorchDistribution):
         self.num_levels = num_levels
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "LogisticLevels":
+        new = self._get_checked_instance(LogisticLevels, _instance)
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        DiscretizedLogistic.__init__(new, loc, scale, self.num_levels, validate_args=False)
+        LogisticLevels.__init__(new, loc, scale, self.num_levels, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -82,7 +82,7 @@ class DiscretizedLogistic(TorchDistribution):
         return self._sum_of_tails(odd) - self.mean.square()
 
 
-class ContinuousBernoulli(TorchDistribution):
+class StableContinuousBernoulli(TorchDistribution):
     r"""Density on [0, 1] proportional to p^x (1 - p)^(1 - x); with l = log(p / (1 - p)) and h = l / 2::
 
         log p(x) = l (x - 1/2) - log(sinh(h) / h)
@@ -102,9 +102,9 @@ class ContinuousBernoulli(TorchDistribution):
         self.logits = logits
         super().__init__(logits.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ContinuousBernoulli":
-        new = self._get_checked_instance(ContinuousBernoulli, _instance)
-        ContinuousBernoulli.__init__(new, self.logits.expand(batch_shape), validate_args=False)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "StableContinuousBernoulli":
+        new = self._get_checked_instance(StableContinuousBernoulli, _instance)
+        StableContinuousBernoulli.__init__(new, self.logits.expand(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -147,15 +147,15 @@ def log_sinh_ratio(half: Tensor) -> Tensor:
     return torch.where(small, series, safe / 2 + (-torch.expm1(-safe) / safe).log())
 
 
-class Binomial(dist.Binomial):
+class FastBinomial(dist.Binomial):
     """Pyro's for one number of trials n: what the data alone decide is computed for the data alone, not per particle."""
 
     def __init__(self, num_trials: int, logits: Tensor, validate_args: bool | None = None) -> None:
         self.num_trials = num_trials
         super().__init__(logits.new_full((), num_trials), logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Binomial":
-        new = self._get_checked_instance(Binomial, _instance)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FastBinomial":
+        new = self._get_checked_instance(FastBinomial, _instance)
         new.num_trials = self.num_trials
         return super().expand(batch_shape, new)
 

@@ -9,9 +9,7 @@ from torch.distributions import constraints
 
 from ..options import whole_number
 from .checked import Accepts
-from .distributions import Binomial as FastBinomial
-from .distributions import ContinuousBernoulli as StableContinuousBernoulli
-from .distributions import DiscretizedLogistic as LogisticLevels
+from .distributions import FastBinomial, LogisticLevels, StableContinuousBernoulli
 from .gaussian import softplus2
 from .head import Head
 from .inputs import OneHot, Scale

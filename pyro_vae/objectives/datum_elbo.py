@@ -11,7 +11,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from ..errors import StructureError, quoted
-from ..kernel import INFER, Call, LivePair, LogWeights, Record
+from ..kernel import INFER, Call, LivePair, LogDensities, Record
 from .gradients import score_of_bound, scored_sites
 from .objective import Objective
 from .terms import Pass, Terms, terms_of
@@ -123,7 +123,7 @@ class DatumELBO(Objective):
         betas: Betas = 1.0,
         *,
         scores_draws: bool = False,
-    ) -> tuple[LogWeights, float | Tensor]:
+    ) -> tuple[LogDensities, float | Tensor]:
         """The log-densities of drawn particles and the scale of the data; remembers them for `terms`.
 
         With `scores_draws=True` the caller answers for the gradient of draws that are not reparameterised. Otherwise they
@@ -143,10 +143,10 @@ class DatumELBO(Objective):
         self._pass, self._recorded, self._plates = pass_of(weights, scale), snapshot(betas), plates_of(call, model)
         return weights, scale
 
-    def _log_drawn(self, call: Call, guide: Record, weights: LogWeights) -> dict[str, Tensor]:
+    def _log_drawn(self, call: Call, guide: Record, weights: LogDensities) -> dict[str, Tensor]:
         """The log-densities of draws that autograd does not see as functions of parameters, where they have any."""
         names = scored_sites(guide, call.structure.layout.enumerated)
-        found = {name: weights.guide_sites[name] for name in names}
+        found = {name: weights.log_guide_by_site[name] for name in names}
         found |= {name: weights.log_drawn([name]) for name in self.prior_sites}
         return {name: log_q for name, log_q in found.items() if log_q.requires_grad}
 

@@ -110,7 +110,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         if cuts is None:
             bound = log_mean_exp(log_weight, 0)
             if scored:
-                bound = bound + score_surrogate(log_weight, total(weights.guide_sites[n] for n in scored))
+                bound = bound + score_surrogate(log_weight, total(weights.log_guide_by_site[n] for n in scored))
             return loss, -((bound + by_the_model) * scale).sum()
         share = normalised(log_weight)
         # E[v d log q] = E[v (1 - v) d log w], the second d along the draw, and log q has the weight beta.

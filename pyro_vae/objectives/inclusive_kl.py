@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..errors import AuxiliarySiteError, OptionError, StructureError, quoted
-from ..kernel import INFER, Call, Cut, LogWeights, Record
+from ..kernel import INFER, Call, Cut, LogDensities, Record
 from ..ops import log_mean_exp
 from ..options import real_number
 from .datum_elbo import DatumELBO
@@ -101,7 +101,7 @@ class InclusiveKL(DatumELBO):
 
     def _weigh_proposal(
         self, call: Call, model: Callable, args: tuple, kwargs: Mapping[str, Any]
-    ) -> tuple[LogWeights, Tensor, float | Tensor]:
+    ) -> tuple[LogDensities, Tensor, float | Tensor]:
         """Weights of the proposal's draws, log q of them, and the scale; `terms` are of one draw of the guide."""
         assert self.proposal is not None
         check_has_density(call, "proposal")
@@ -116,11 +116,11 @@ class InclusiveKL(DatumELBO):
         return weights, call.log_guide(proposal.latent_values(drawn), self.num_particles, weights.model), scale
 
     def _sleep_loss(
-        self, call: Call, awake: LogWeights, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+        self, call: Call, awake: LogDensities, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> Tensor:
         """-log q(z|x) of data and latents drawn from the model, (B,)."""
         check_has_density(call, "sleep")
-        factors = [n for n in awake.likelihood_sites if n not in awake.observations]
+        factors = [n for n in awake.log_likelihood_by_site if n not in awake.observations]
         if factors:
             raise StructureError(
                 f"sleep= simulates data from the model, but its factors {quoted(factors)} cannot be simulated: the latents "

@@ -15,7 +15,7 @@ from ..errors import MaskError, OptionError, StructureError, quoted
 from ..kernel import (
     INFER,
     Call,
-    LogWeights,
+    LogDensities,
     Record,
     Structure,
     bounds_of,
@@ -194,7 +194,7 @@ def split(log_q: Tensor, kl: Tensor, num_data: int) -> tuple[Tensor, Tensor, Ten
     return joint, by_dimension - joint, kl - by_dimension
 
 
-def rate_distortion(densities: LogWeights) -> tuple[Tensor, Tensor]:
+def rate_distortion(densities: LogDensities) -> tuple[Tensor, Tensor]:
     """log p(x|z) and log q(z|x) - log p(z), (B,) each; what the model enumerates is summed out of both."""
     if densities.structure.model_enumerated:
         log_prior = densities.log_marginal_prior
@@ -236,7 +236,7 @@ def check_gradients(drawn: Record, structure: Structure) -> None:
             )
 
 
-def check_masks(densities: LogWeights, drawn: Record) -> None:
+def check_masks(densities: LogDensities, drawn: Record) -> None:
     latents = densities.structure.latents
     masked = [n for n in latents if densities.joint_mask(n) is not None or drawn[n].event_mask is not None]
     if masked:

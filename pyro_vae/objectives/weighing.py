@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..errors import AuxiliarySiteError, EnumerationError, OptionError, quoted
-from ..kernel import LogWeights
+from ..kernel import LogDensities
 from .terms import Density, Pass, like
 from .traces.beta_messenger import beta_at
 from .traces.matching import Beta, Betas
@@ -23,21 +23,21 @@ class Sides(NamedTuple):
     prior: tuple[str, ...]
 
 
-def kl_sites(weights: LogWeights) -> dict[str, Sides]:
+def kl_sites(weights: LogDensities) -> dict[str, Sides]:
     """By the name a KL is reported under; all latents in one where an autoguide draws them jointly."""
     latents = weights.structure.latents
-    left = [n for n in weights.guide_sites if n.removesuffix("_unconstrained") not in latents]
+    left = [n for n in weights.log_guide_by_site if n.removesuffix("_unconstrained") not in latents]
     factors = {n: Sides((n,), ()) for n in left if weights.is_factor(n)}
     if len(factors) < len(left):
-        drawn = tuple(n for n in weights.guide_sites if n not in factors)
+        drawn = tuple(n for n in weights.log_guide_by_site if n not in factors)
         return {"+".join(latents): Sides(drawn, latents), **factors}
     own = {name: (name, f"{name}_unconstrained") for name in latents}
     return {
-        name: Sides(tuple(n for n in sites if n in weights.guide_sites), (name,)) for name, sites in own.items()
+        name: Sides(tuple(n for n in sites if n in weights.log_guide_by_site), (name,)) for name, sites in own.items()
     } | factors
 
 
-def check_enumeration(weights: LogWeights, betas: Betas = 1.0) -> None:
+def check_enumeration(weights: LogDensities, betas: Betas = 1.0) -> None:
     structure = weights.structure
     if structure.guide_enumerated:
         raise EnumerationError(
@@ -51,7 +51,7 @@ def check_enumeration(weights: LogWeights, betas: Betas = 1.0) -> None:
         )
 
 
-def check_names(weights: LogWeights, betas: Mapping[str, Beta]) -> None:
+def check_names(weights: LogDensities, betas: Mapping[str, Beta]) -> None:
     groups = kl_sites(weights)
     unknown = [n for n in betas if n not in weights.structure.latents and n not in groups]
     if unknown:
@@ -64,13 +64,13 @@ def check_names(weights: LogWeights, betas: Mapping[str, Beta]) -> None:
         )
 
 
-def beta_densities(weights: LogWeights, betas: Betas) -> tuple[Tensor, Tensor]:
+def beta_densities(weights: LogDensities, betas: Betas) -> tuple[Tensor, Tensor]:
     """log p(x|z) + beta log p(z) and beta log q(z|x), (K, B) each, with the beta of each site."""
     check_enumeration(weights, betas)
     if isinstance(betas, Mapping):
         check_names(weights, betas)
         groups = kl_sites(weights)
-        log_prior = total(like(p, beta_at(betas, n)) * p for n, p in weights.prior_sites.items())
+        log_prior = total(like(p, beta_at(betas, n)) * p for n, p in weights.log_prior_by_site.items())
         log_guide = total(like(q, beta_at(betas, g)) * q for g, s in groups.items() for q in of_guide(weights, s.guide))
         return weights.log_likelihood + log_prior, log_guide
     if not isinstance(betas, Tensor) and betas == 1.0:
@@ -79,15 +79,15 @@ def beta_densities(weights: LogWeights, betas: Betas) -> tuple[Tensor, Tensor]:
     return weights.log_likelihood + beta * weights.log_prior, beta * weights.log_guide
 
 
-def of_guide(weights: LogWeights, names: Iterable[str]) -> list[Tensor]:
-    return [weights.guide_sites[n] for n in names]
+def of_guide(weights: LogDensities, names: Iterable[str]) -> list[Tensor]:
+    return [weights.log_guide_by_site[n] for n in names]
 
 
 def total(tensors: Iterable[Tensor]) -> Tensor:
     return reduce(operator.add, tensors)
 
 
-def pass_of(weights: LogWeights, scale: float | Tensor) -> Pass:
+def pass_of(weights: LogDensities, scale: float | Tensor) -> Pass:
     """The detached densities of one call, for `Terms`."""
 
     def density(log_prob: Tensor) -> Density:
@@ -100,9 +100,9 @@ def pass_of(weights: LogWeights, scale: float | Tensor) -> Pass:
         return Pass([observed], {"+".join(weights.structure.latents): ([density(weights.log_guide)], [prior])}, [], [])
     kl = {
         name: (
-            [density(weights.guide_sites[n]) for n in sides.guide],
-            [density(weights.prior_sites[n]) for n in sides.prior],
+            [density(weights.log_guide_by_site[n]) for n in sides.guide],
+            [density(weights.log_prior_by_site[n]) for n in sides.prior],
         )
         for name, sides in kl_sites(weights).items()
     }
-    return Pass([density(log_p) for log_p in weights.likelihood_sites.values()], kl, [], [])
+    return Pass([density(log_p) for log_p in weights.log_likelihood_by_site.values()], kl, [], [])

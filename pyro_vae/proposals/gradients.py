@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LocalFitError, NonFiniteError
-from ..kernel import rows
+from ..kernel import listed
 
 REMEDY = "Use ImportanceSampling, which needs no fit"
 
@@ -35,7 +35,7 @@ def refuse_gradients(bad: Tensor) -> None:
     """`bad`, (B,), marks data whose log-density is finite and whose gradient is not."""
     if bool(bad.any()):
         raise NonFiniteError(
-            f"log p(x, z) or log q(z given x) of data {rows(bad)} is finite, but its gradient is NaN or infinite. As a "
+            f"log p(x, z) or log q(z given x) of data {listed(bad)} is finite, but its gradient is NaN or infinite. As a "
             "rule torch.where hides a value there whose gradient is not finite (log 0, data that are NaN), or a "
             "square root or a norm is taken of 0. Put a harmless value in first, log(torch.where(mask, y, 1.0)) instead of "
             "torch.where(mask, log(y), 0.0), mask the site with poutine.mask, or add a small number under the root. "

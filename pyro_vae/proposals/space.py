@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import Call, LogWeights, Record, innermost, padded, reduce_to_datum
+from ..kernel import Call, LogDensities, Record, innermost, padded, reduce_to_datum
 from .bijections import find_transforms, limits, num_values
 from .gradients import REMEDY
 
@@ -165,7 +165,7 @@ class LatentSpace:
             filler = torch.where(self.num_values > 0, -self.num_values.clamp(min=1).log(), filler)
         return log_density + torch.where(self.masked, filler, torch.zeros_like(filler)).sum(-1)
 
-    def _masked_dims(self, weights: LogWeights) -> Tensor | None:
+    def _masked_dims(self, weights: LogDensities) -> Tensor | None:
         """(B, D), true where a latent is masked on either side, or `None`."""
         for name in self._shapes:
             if (kept := self._kept_places(name, weights)) is not None:
@@ -182,7 +182,7 @@ class LatentSpace:
             flags.append(self._flat(~kept.expand(1, *shape)))
         return torch.cat(flags, -1)[0]
 
-    def _kept_places(self, name: str, weights: LogWeights) -> Tensor | None:
+    def _kept_places(self, name: str, weights: LogDensities) -> Tensor | None:
         """Of the masks of whole events and of those inside events, which both sides share, (K, *plates, *to_event)."""
         width = self.layout.num_plates + 1
         inside = self._guide[name].event_mask

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, Call, Layout, Record, SiteRecord, innermost, padded
-from ..kernel import rows as numbers_of
+from ..kernel import GUIDE, Call, Layout, Record, SiteRecord, innermost, listed, padded
 from .images import laplacian_variance
 
 LOOKS = ("data", "reconstruction_means", "sample_means", "sample_draws")
@@ -139,6 +138,6 @@ def check_finite(values: Tensor, what: str) -> None:
     bad = ~values.isfinite().flatten(1).all(1) if values.ndim > 1 else ~values.isfinite()
     if bool(bad.any()):
         raise NonFiniteError(
-            f"{what} is NaN or infinite for data {numbers_of(bad)}: look for NaN in the arguments or parameters, or choose "
+            f"{what} is NaN or infinite for data {listed(bad)}: look for NaN in the arguments or parameters, or choose "
             "a likelihood that has finite draws and a finite mean"
         )

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_vae.exact import LinearGaussian
-from pyro_vae.kernel import LogWeights, Pair
+from pyro_vae.kernel import LogDensities, Pair
 
 F64 = torch.float64
 
@@ -25,7 +25,7 @@ def randn(*shape):
 class Weighed:
     """What one call of a pair gave; `values` are the drawn latents."""
 
-    lw: LogWeights
+    lw: LogDensities
     values: dict[str, torch.Tensor]
     guide: Any
     model: Any

@@ -153,9 +153,9 @@ def test_several_latent_sites(num_particles):
 
     result = weigh(model, guide, x, K=num_particles)
     assert_weights(result, lm.log_evidence(x))
-    assert set(result.lw.prior_sites) == set(result.lw.guide_sites) == {"z1", "z2"}
+    assert set(result.lw.log_prior_by_site) == set(result.lw.log_guide_by_site) == {"z1", "z2"}
     for name in ("z1", "z2"):
-        assert_close(result.lw.prior_sites[name], normal(result.values[name], 0.0, 1.0))
+        assert_close(result.lw.log_prior_by_site[name], normal(result.values[name], 0.0, 1.0))
 
 
 def test_several_observed_sites():
@@ -170,7 +170,7 @@ def test_several_observed_sites():
 
     result = weigh(model, exact_pair(lm)[1], x)
     assert_weights(result, lm.log_evidence(x))
-    assert set(result.lw.likelihood_sites) == {"x0", "x1", "x2"}
+    assert set(result.lw.log_likelihood_by_site) == {"x0", "x1", "x2"}
 
 
 A, S1, W, S = 0.8, 0.6, 1.7, 0.5  # the two-layer chain z2 -> z1 -> x
@@ -259,7 +259,7 @@ def test_a_latent_in_a_plate_inside_the_datum(data_dim):
 
     result = weigh(model, guide, x)
     assert_weights(result, lm.log_evidence(x))
-    assert result.lw.prior_sites["u"].shape == (4, num_data)
+    assert result.lw.log_prior_by_site["u"].shape == (4, num_data)
 
 
 def two_plates(x):

@@ -147,7 +147,7 @@ def test_prior_sites_are_drawn_from_the_prior_and_carry_no_weight(linear, num_pa
     u = result.model["u"].value
     assert u.shape == (num_particles, 5)
     assert len(u.unique()) == u.numel()
-    assert set(result.lw.prior_sites) == {"z"}
+    assert set(result.lw.log_prior_by_site) == {"z"}
     assert_close(result.log_weight, lm.log_evidence(x) + normal(x[:, 0], u, 2.0))
     assert result.structure.prior_sites == ("u",)
 
@@ -351,7 +351,7 @@ def test_a_factor_in_the_guide_counts_as_log_q_with_has_rsample(linear):
 
     result = weigh(model, guide, x)
     assert_weights(result, lm.log_evidence(x) - x[:, 0])
-    assert_close(result.lw.guide_sites["jacobian"].expand(4, 5), x[:, 0].expand(4, 5))
+    assert_close(result.lw.log_guide_by_site["jacobian"].expand(4, 5), x[:, 0].expand(4, 5))
 
 
 @pytest.mark.parametrize("has_rsample", [False])
@@ -396,7 +396,7 @@ def test_a_factor_in_the_plate_counts_as_likelihood(linear):
 
     result = weigh(model, guide, x)
     assert_weights(result, lm.log_evidence(x))
-    assert set(result.lw.likelihood_sites) == {"x"}
+    assert set(result.lw.log_likelihood_by_site) == {"x"}
 
 
 @pytest.mark.parametrize("datum_plate", ["infer", "data"])

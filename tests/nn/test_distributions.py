@@ -9,14 +9,14 @@ import torch
 from nn_helpers import F64
 from torch.nn import functional as F
 
-from pyro_vae.nn.distributions import Binomial, ContinuousBernoulli, DiscretizedLogistic, log_sinh_ratio
+from pyro_vae.nn.distributions import FastBinomial, LogisticLevels, StableContinuousBernoulli, log_sinh_ratio
 
 # --- discretised logistic ---
 
 
 def levels(loc, scale, num_levels, dtype=F64):
     """log P of every level, (n, ...), with a batch of parameters."""
-    fn = DiscretizedLogistic(torch.tensor(loc, dtype=dtype), torch.tensor(scale, dtype=dtype), num_levels)
+    fn = LogisticLevels(torch.tensor(loc, dtype=dtype), torch.tensor(scale, dtype=dtype), num_levels)
     values = torch.arange(num_levels, dtype=dtype).reshape(-1, *[1] * len(fn.batch_shape))
     return fn.log_prob(values)
 
@@ -39,7 +39,7 @@ def test_tails_are_right_in_float32():
     """Far out log P = (x - loc -+ 1/2) / scale + log(1 - exp(-1 / scale)); its slope by loc is 1 / scale."""
     loc = torch.tensor(-5000.0, requires_grad=True)
     scale = torch.tensor(2.0, requires_grad=True)
-    log_prob = DiscretizedLogistic(loc, scale, 256).log_prob(torch.tensor(100.0))
+    log_prob = LogisticLevels(loc, scale, 256).log_prob(torch.tensor(100.0))
     expected = -(100 + 5000 - 0.5) / 2 + math.log(1 - math.exp(-0.5))
     assert float(log_prob.detach()) == pytest.approx(expected, rel=1e-6)
     slopes = torch.autograd.grad(log_prob, (loc, scale))
@@ -52,18 +52,18 @@ def test_gradients_are_those_of_the_formula():
     scale = torch.tensor([0.2, 1.5, 30.0], dtype=F64, requires_grad=True)
     for x in range(8):
         value = torch.full((3,), float(x), dtype=F64)
-        assert torch.autograd.gradcheck(lambda m, s, x=value: DiscretizedLogistic(m, s, 8).log_prob(x), (loc, scale))
+        assert torch.autograd.gradcheck(lambda m, s, x=value: LogisticLevels(m, s, 8).log_prob(x), (loc, scale))
 
 
 def test_integer_data_give_the_same_density():
-    fn = DiscretizedLogistic(torch.tensor(100.0), torch.tensor(9.0), 256)
+    fn = LogisticLevels(torch.tensor(100.0), torch.tensor(9.0), 256)
     x = torch.tensor([0, 7, 200, 255])
     torch.testing.assert_close(fn.log_prob(x.byte()), fn.log_prob(x.float()))
     torch.testing.assert_close(fn.log_prob(x), fn.log_prob(x.float()))
 
 
 def test_moments_of_many_levels():
-    fn = DiscretizedLogistic(torch.tensor([-20.0, 100.0, 254.0], dtype=F64), torch.tensor([3.0, 0.1, 40.0], dtype=F64), 256)
+    fn = LogisticLevels(torch.tensor([-20.0, 100.0, 254.0], dtype=F64), torch.tensor([3.0, 0.1, 40.0], dtype=F64), 256)
     values = torch.arange(256, dtype=F64).unsqueeze(-1)
     weights = fn.log_prob(values).exp()
     mean = (weights * values).sum(0)
@@ -74,7 +74,7 @@ def test_moments_of_many_levels():
 def test_draws_are_levels_that_occur_as_often_as_they_should():
     """Counts of 8 levels in 20,000 draws, within 4.5 binomial errors: false alarm 8 * 7e-6."""
     loc, scale = torch.tensor(2.2), torch.tensor(1.3)
-    fn = DiscretizedLogistic(loc, scale, 8)
+    fn = LogisticLevels(loc, scale, 8)
     draws = fn.sample((20_000,))
     p = fn.log_prob(torch.arange(8.0)).exp()
     found = torch.stack([(draws == level).float().mean() for level in range(8)])
@@ -90,7 +90,7 @@ def test_draws_are_levels_that_occur_as_often_as_they_should():
 def test_continuous_bernoulli_is_torchs_where_torch_is_right():
     logits = torch.cat([torch.linspace(-12, -0.05, 40), torch.linspace(0.05, 12, 40)]).to(F64)
     theirs = torch.distributions.ContinuousBernoulli(logits=logits)
-    ours = ContinuousBernoulli(logits)
+    ours = StableContinuousBernoulli(logits)
     for x in (0.0, 0.3, 1.0):
         torch.testing.assert_close(ours.log_prob(torch.full_like(logits, x)), theirs.log_prob(torch.full_like(logits, x)))
     torch.testing.assert_close(ours.mean, theirs.mean)
@@ -116,7 +116,7 @@ def test_draws_are_reparameterised():
     for logit in (-60.0, -3.0, -1e-4, 0.0, 1e-4, 2.0, 60.0):
         logits = torch.full((2000,), logit, dtype=F64, requires_grad=True)
         torch.manual_seed(1)
-        x = ContinuousBernoulli(logits).rsample()
+        x = StableContinuousBernoulli(logits).rsample()
         assert bool(((x >= 0) & (x <= 1)).all())
         torch.manual_seed(1)
         u = torch.rand(2000, dtype=F64)
@@ -132,11 +132,11 @@ def test_draws_are_reparameterised():
 def test_binomial_is_pyros():
     logits = torch.randn(4, 5, 3, dtype=F64)
     x = torch.randint(0, 8, (5, 3))
-    ours, theirs = Binomial(7, logits), dist.Binomial(7, logits=logits)
+    ours, theirs = FastBinomial(7, logits), dist.Binomial(7, logits=logits)
     expected = theirs.log_prob(x.to(F64))
     torch.testing.assert_close(ours.log_prob(x.to(F64)), expected)
     torch.testing.assert_close(ours.log_prob(x), expected)
     torch.testing.assert_close(ours.expand((2, 4, 5, 3)).log_prob(x), expected.expand(2, 4, 5, 3))
     torch.testing.assert_close(ours.mean, theirs.mean)
-    one, first = Binomial(1, logits), x.clamp(max=1).to(F64).expand(4, 5, 3)
+    one, first = FastBinomial(1, logits), x.clamp(max=1).to(F64).expand(4, 5, 3)
     torch.testing.assert_close(one.log_prob(first), -F.binary_cross_entropy_with_logits(logits, first, reduction="none"))

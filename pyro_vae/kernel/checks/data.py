@@ -22,7 +22,7 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
         bad = bad_data(~site.value.isfinite() & ~legal, site, layout, site.event_dim)
         if bool(bad.any()):
             raise InvalidDataError(
-                f"the observed site '{site.name}' has NaN or infinite values in data {rows(bad)}: remove those rows, or "
+                f"the observed site '{site.name}' has NaN or infinite values in data {listed(bad)}: remove those rows, or "
                 "mask what is missing: fn.mask(~x.isnan()), poutine.mask or obs_mask"
             )
     if check_support and site.fns:
@@ -33,7 +33,7 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
             fn = site.fns[0]
             raise SupportError(
                 f"the observed site '{site.name}' has values outside the support of its likelihood ({fn.support}) in "
-                f"data {rows(bad)} (smallest {float(site.value.min()):g}, largest {float(site.value.max()):g}), so there "
+                f"data {listed(bad)} (smallest {float(site.value.min()):g}, largest {float(site.value.max()):g}), so there "
                 "is no log p(x). Bring the data into the support (binarise grey pixels, say), choose another likelihood, "
                 "or pass check_support=False and read the result as a score, not as evidence"
             )
@@ -105,7 +105,7 @@ def first_particle(mask: Tensor, width: int) -> Tensor:
     return mask[(0,) * (mask.ndim - width)] if mask.ndim > width else mask
 
 
-def rows(bad: Tensor) -> str:
+def listed(bad: Tensor) -> str:
     """The indices where `bad`, shape (B,), is true: the first ten of them and how many there are."""
     indices = bad.nonzero().flatten().tolist()
     return f"{indices[:10]}{f' and {len(indices) - 10} more' if len(indices) > 10 else ''}"

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ...errors import MaskError, quoted
-from ..log_densities import LogWeights, reduce_to_datum
+from ..log_densities import LogDensities, reduce_to_datum
 from ..programs import score
 from ..records import Record, SiteRecord, select_particle
 from ..supports import is_discrete
-from .data import rows
+from .data import listed
 from .discrete import another_value, support_values
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MOST_VALUES = 16  # of a discrete latent; of more, some from the first to the la
 TOLERANCE = 1e-4
 
 
-def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogWeights, *, noise: tuple[int, int]) -> None:
+def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogDensities, *, noise: tuple[int, int]) -> None:
     """Move continuous latents to other draws of the guide and discrete ones to every value; enumerated ones have them all.
 
     :param noise: stream and block of the draw.
@@ -42,12 +42,12 @@ def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogW
         changed = changed | varies_when_moved(call, moved, guide, model)
     if bool(changed.any()):
         raise MaskError(
-            f"the masked latents {quoted(masks)} of data {rows(changed)} change the density of what is not masked: "
+            f"the masked latents {quoted(masks)} of data {listed(changed)} change the density of what is not masked: "
             "without a density of their own there is no log p(x). Mask what depends on them as well, or do not mask them"
         )
 
 
-def varies_with(name: str, mask: Tensor, weights: LogWeights) -> Tensor:
+def varies_with(name: str, mask: Tensor, weights: LogDensities) -> Tensor:
     """(B,), where an enumerated site is masked and another density differs between its values."""
     layout = weights.layout
     found = torch.zeros(layout.batch_size, dtype=torch.bool, device=mask.device)
@@ -55,7 +55,7 @@ def varies_with(name: str, mask: Tensor, weights: LogWeights) -> Tensor:
         return found
     masked = (reduce_to_datum((~mask).long(), layout) > 0).any(0)
     axis = -(3 + layout.enumerated.index(name))
-    for sites in (weights.likelihood_sites, weights.prior_sites, weights.guide_sites):
+    for sites in (weights.log_likelihood_by_site, weights.log_prior_by_site, weights.log_guide_by_site):
         for other, log_prob in sites.items():
             if other != name and log_prob.ndim >= -axis:
                 low, high = log_prob.amin(axis), log_prob.amax(axis)
@@ -73,7 +73,7 @@ def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, mo
     moved = [n for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated]
     values = {n: first[n].value for n in moved}
     drawn = call.draw(MOVES)
-    before = LogWeights(call.structure, call.first_particle(guide), first, 1)
+    before = LogDensities(call.structure, call.first_particle(guide), first, 1)
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
     moves = {name: moves_of(drawn[name], layout.num_plates + layout.event_dims[name]) for name in masks}
     for step in range(max(map(len, moves.values()))):
@@ -83,8 +83,11 @@ def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, mo
             kept = kept.reshape(kept.shape + (1,) * layout.event_dims[name])
             swapped[name] = torch.where(kept, values[name], moves[name][step % len(moves[name])])
         call.cost += 1
-        after = LogWeights(call.structure, call.first_particle(guide), score(call.model, swapped, 1), 1)
-        for old, new in ((before.likelihood_sites, after.likelihood_sites), (before.prior_sites, after.prior_sites)):
+        after = LogDensities(call.structure, call.first_particle(guide), score(call.model, swapped, 1), 1)
+        for old, new in (
+            (before.log_likelihood_by_site, after.log_likelihood_by_site),
+            (before.log_prior_by_site, after.log_prior_by_site),
+        ):
             for name in old:
                 differs = ~torch.isclose(old[name], new[name], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
                 changed = changed | differs.reshape(-1, differs.shape[-1]).any(0)

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from ..calls import Call
-from ..log_densities import LogWeights
+from ..log_densities import LogDensities
 from ..programs import score
 from ..records import Record, padded
 from .agreement import values_of
@@ -147,24 +147,24 @@ def movement(call: Call) -> Movement:
     return Movement(after - torch.take_along_dim(weight, particles, 0))
 
 
-def weigh_again(call: Call, before: LogWeights, particles: Tensor, own: bool) -> Tensor:
+def weigh_again(call: Call, before: LogDensities, particles: Tensor, own: bool) -> Tensor:
     """The log-weights of these particles, (P, B); log p(x, z) where they are not the guide's own draws."""
     model = score(call.model, picked_values(before, before.model, particles), len(particles))
     if not own:
         masks = call.first_particle(before._guide)
-        return LogWeights(before.structure, masks, model, len(particles)).log_joint
+        return LogDensities(before.structure, masks, model, len(particles)).log_joint
     guide = score(call.guide, picked_values(before, before._guide, particles), len(particles))
-    return LogWeights(before.structure, guide, model, len(particles)).log_weight
+    return LogDensities(before.structure, guide, model, len(particles)).log_weight
 
 
-def is_own_draw(weights: LogWeights) -> bool:
+def is_own_draw(weights: LogDensities) -> bool:
     """Whether the particles are draws of the guide. Those of a proposal carry the record of one draw, for its masks."""
     guide, model = weights._guide, weights.model
     sides = [(guide[n].value, model[n].value) for n in weights.structure.latents if n in guide]
     return all(drawn.shape == given.shape and torch.equal(drawn, given) for drawn, given in sides)
 
 
-def best_particles(weights: LogWeights) -> Tensor:
+def best_particles(weights: LogDensities) -> Tensor:
     """Those of the highest log p(x, z) of each datum, (P, B), or of all data together, (P, 1), where these share a draw."""
     log_joint = weights.log_joint.detach().nan_to_num(nan=-torch.inf)
     layout, values = weights.layout, drawn_values(weights, weights._guide)
@@ -175,11 +175,11 @@ def best_particles(weights: LogWeights) -> Tensor:
     return log_joint.topk(min(CHECKED_PARTICLES, len(log_joint)), 0).indices
 
 
-def drawn_values(weights: LogWeights, record: Record) -> dict[str, Tensor]:
+def drawn_values(weights: LogDensities, record: Record) -> dict[str, Tensor]:
     return {n: v for n, v in values_of(record, weights.structure).items() if not record[n].is_observed}
 
 
-def picked_values(weights: LogWeights, record: Record, particles: Tensor) -> dict[str, Tensor]:
+def picked_values(weights: LogDensities, record: Record, particles: Tensor) -> dict[str, Tensor]:
     """The values of these particles by site, canonical shapes (*E, P, *plates, *event)."""
     layout, values = weights.layout, {}
     for name, value in drawn_values(weights, record).items():

@@ -40,7 +40,7 @@ class Structure:
     subsampled: bool
     bytes_per_particle: int
     unknown_supports: tuple[str, ...] = ()  # latents whose distribution does not name its support
-    latent_supports: frozenset[str] = frozenset()  # observed sites whose support depends on latents
+    observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
 
 
 def kept_guide_sites(guide: Callable, sites: Mapping[str, Site], model_sites: Collection[str]) -> dict[str, Site]:
