@@ -31,11 +31,11 @@ class AdaptiveImportanceSampling:
     One Gaussian misses what is not near it, with good diagnostics. Up to ten latents the default therefore looks for more.
     Four spread draws of the prior are moved uphill, and two further fits start from them or from other draws: one where
     p(x, z) is highest outside the first fit, one where it is highest above both. The fits share the draws by their estimated
-    masses. Per datum, one to three parts and Gaussian or Student t tails, whichever measures the largest effective sample
-    size on the points of search and fits. These points only choose: no weight is made of them, so the estimate stays
+    masses. Per datum, one to three components and Gaussian or Student t tails, whichever measures the largest effective
+    sample size on the points of search and fits. These points only choose: no weight is made of them, so the estimate stays
     unbiased. A mode can still be missed, less and less often the more latents there are, see :doc:`/evidence`. A posterior
-    with more modes than three parts can hold is doubted: `doubts["search"]` is true where the search has seen a mode that
-    holds 2% of p(x) or more and that the proposal lacks.
+    with more modes than three components can hold is doubted: `doubts["search"]` is true where the search has seen a mode
+    that holds 2% of p(x) or more and that the proposal lacks.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites; the start of the fits, and what `elbo` is about.
@@ -60,9 +60,9 @@ class AdaptiveImportanceSampling:
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
     :raises OptionError: for counts that are too small and for another `proposal`.
 
-    References: fitting local proposals, Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558; defensive
-    mixtures, Hesterberg, 1995, https://doi.org/10.1080/00401706.1995.10484303; parts added where weights are high, Raftery
-    and Bao, 2010, https://doi.org/10.1111/j.1541-0420.2010.01399.x.
+    References: fitting local proposals, Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558; defensive mixtures,
+    Hesterberg, 1995, https://doi.org/10.1080/00401706.1995.10484303; components added where weights are high, Raftery and
+    Bao, 2010, https://doi.org/10.1111/j.1541-0420.2010.01399.x.
 
     Example::
 

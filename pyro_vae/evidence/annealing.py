@@ -70,7 +70,7 @@ class Annealing:
             call.set_noise(PILOT, 0)
             u = self.space.draw_prior(START_PARTICLES)[0]
             moments = u.mean(0), u.std(0)
-        shape = fitted.proposal.parts[0] if fitted.witnesses is None else fitted.proposal.as_fitted()
+        shape = fitted.proposal.components[0] if fitted.witnesses is None else fitted.proposal.as_fitted()
         self.path = Path(self.space, options.start, shape, moments)
         self.temperatures, self.step_sizes = self._tune()
 

@@ -95,14 +95,14 @@ def fit_proposals(
     moments = u.mean(0), u.std(0)
     floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1
     num_gradients = num_gradients or num_gradients_for(num_particles, space.dim)
-    part, points = fit_with_points(space, *moments, num_gradients, floor)
+    component, points = fit_with_points(space, *moments, num_gradients, floor)
     why_not = why_not_searched(proposal, space.dim)
     if why_not:
-        return Fitted(space, MixtureProposal.of(part, student=proposal == "student"), moments, why_not=why_not)
+        return Fitted(space, MixtureProposal.of(component, student=proposal == "student"), moments, why_not=why_not)
     u, log_det = space.pack(call.latent_values(guide))
     u = space.filled(u)
     starts = u, space.densities(model, u, log_det)[0]
-    chosen, found = search(space, part, points, starts, num_starts_for(num_particles))
+    chosen, found = search(space, component, points, starts, num_starts_for(num_particles))
     return Fitted(space, chosen, moments, found)
 
 

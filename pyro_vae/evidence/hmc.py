@@ -47,9 +47,9 @@ class State:
 
 @dataclass(frozen=True)
 class ChosenPart:
-    """A part of a mixture for each chain, `label` (C, B), in place of the one Gaussian that a transition is split around.
+    """A component of a mixture for each chain, `label` (C, B), in place of the one Gaussian that splits a transition.
 
-    Drawn anew before each transition with the probability that the mixture gives to the parts at the chain's state. The
+    Drawn anew before each transition with the probability that the mixture gives to the components at the chain's state. The
     transition leaves the joint density of state and label invariant, and so that of the state: which is why `log_label`
     enters the acceptance.
     """
@@ -62,13 +62,13 @@ class ChosenPart:
         return cls(mixture, torch.distributions.Categorical(logits=mixture.log_terms(u)).sample())
 
     def whitened(self, u: Tensor) -> Tensor:
-        return self._chosen([part.whitened(u) for part in self.mixture.parts], self.label.T.unsqueeze(1))
+        return self._chosen([component.whitened(u) for component in self.mixture.components], self.label.T.unsqueeze(1))
 
     def coloured(self, noise: Tensor) -> Tensor:
-        return self._chosen([part.coloured(noise) for part in self.mixture.parts], self.label.unsqueeze(-1))
+        return self._chosen([component.coloured(noise) for component in self.mixture.components], self.label.unsqueeze(-1))
 
     def pulled(self, gradient: Tensor) -> Tensor:
-        return self._chosen([part.pulled(gradient) for part in self.mixture.parts], self.label.T.unsqueeze(1))
+        return self._chosen([component.pulled(gradient) for component in self.mixture.components], self.label.T.unsqueeze(1))
 
     def log_label(self, u: Tensor) -> Tensor:
         """(C, B), log of the probability of the label at u."""

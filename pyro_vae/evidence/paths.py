@@ -54,7 +54,7 @@ class Path:
     def reference(self, t: Tensor, u: Tensor) -> GaussianProposal | ChosenPart:
         """The Gaussian around which motion at t, (B,), is split: between the start's moments and the fit.
 
-        On a path from a mixture, for each chain one of its parts, by where the chain is: u, (C, B, D).
+        On a path from a mixture, for each chain one of its components, by where the chain is: u, (C, B, D).
         """
         if isinstance(self.fitted, MixtureProposal):
             return ChosenPart.at(self.fitted, u)

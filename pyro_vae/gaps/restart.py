@@ -19,20 +19,20 @@ def restarted(
 ) -> GuideOffsets:
     """The same offsets, improved for the data whose optimum lies at another mode than the one near the guide.
 
-    The witnesses are the parts of the proposal, their latents made independent: where the ELBO of one is higher than that of
-    the fit, by more than chance, the fit starts again from its centre. The better of both is kept for each datum. Where the
-    guide's locations cannot be put there (a joint autoguide, a flow), or that does not help, a witness that is still better
-    by more than half a nat says that the optimum was not found: the datum has not converged.
+    The witnesses are the components of the proposal, their latents made independent: where the ELBO of one is higher than
+    that of the fit, by more than chance, the fit starts again from its centre. The better of both is kept for each datum.
+    Where the guide's locations cannot be put there (a joint autoguide, a flow), or that does not help, a witness that is
+    still better by more than half a nat says that the optimum was not found: the datum has not converged.
     """
     own = check_terms(call, offsets)
-    witnesses = torch.stack([witness_terms(call, space, part) for part in proposal.parts])  # (C, K, B)
+    witnesses = torch.stack([witness_terms(call, space, component) for component in proposal.components])  # (C, K, B)
     best = (witnesses - own).mean(1).nan_to_num(-torch.inf).argmax(0)
     rows = torch.arange(len(best), device=best.device)
     witness = witnesses[best, :, rows].T
     beaten = is_gain(witness - own, TOLERANCE)
     if not bool(beaten.any()):
         return offsets
-    centres = torch.stack([part.loc for part in proposal.parts])[best, rows]
+    centres = torch.stack([component.loc for component in proposal.components])[best, rows]
     values, unconstrained = space.by_site(centres)
     try:
         second = fit_offsets(call, num_steps=num_steps, start=lambda new: new.move_to(values, unconstrained, beaten))
@@ -53,10 +53,10 @@ def is_gain(terms: Tensor, least: float) -> Tensor:
     return terms.mean(0) > least + SIGMAS * terms.std(0) / len(terms) ** 0.5
 
 
-def witness_terms(call: Call, space: LatentSpace, part: GaussianProposal) -> Tensor:
+def witness_terms(call: Call, space: LatentSpace, component: GaussianProposal) -> Tensor:
     """ELBO terms, (K, B), of a Gaussian with independent latents, of the scales that are best for those."""
-    scale = torch.cholesky_inverse(part.tril).diagonal(dim1=-2, dim2=-1).rsqrt()
+    scale = torch.cholesky_inverse(component.tril).diagonal(dim1=-2, dim2=-1).rsqrt()
     call.set_noise(FIT, WITNESS_BLOCK)
     noise = torch.randn(CHECK_PARTICLES, *scale.shape, dtype=scale.dtype, device=scale.device)
     log_q = -(0.5 * noise.square() + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-    return space.log_joint(part.loc + scale * noise) - log_q
+    return space.log_joint(component.loc + scale * noise) - log_q

@@ -25,16 +25,16 @@ class Witnesses:
     log_mass: Tensor
 
 
-def witnesses(space: LatentSpace, parts: Sequence[GaussianProposal], u: Tensor, log_joint: Tensor) -> Witnesses:
-    """The climbed starts, (S, B, D) and (S, B), and each part with one latent moved to where another part or start has it.
+def witnesses(space: LatentSpace, components: Sequence[GaussianProposal], u: Tensor, log_joint: Tensor) -> Witnesses:
+    """The climbed starts, (S, B, D) and (S, B), and each component with one latent moved to where another or a start has it.
 
     A posterior over several things with two explanations each has a mode for every combination. A few starts reach few of
-    these modes, but exchanges between two of them lead to others. One decoder evaluation per latent and part.
+    these modes, but exchanges between two of them lead to others. One decoder evaluation per latent and component.
     """
-    volumes = torch.stack([log_volume(part) for part in parts])  # (C, B)
-    nearest = torch.stack([part.squared_distance(u) for part in parts]).argmin(0)  # (S, B)
-    locs = torch.stack([part.loc for part in parts])
-    moved = torch.cat([exchanged(part, torch.cat([locs, u])) for part in parts])
+    volumes = torch.stack([log_volume(component) for component in components])  # (C, B)
+    nearest = torch.stack([component.squared_distance(u) for component in components]).argmin(0)  # (S, B)
+    locs = torch.stack([component.loc for component in components])
+    moved = torch.cat([exchanged(component, torch.cat([locs, u])) for component in components])
     moved_joint = torch.cat([space.log_joint(moved[first : first + n]) for first, n in space.call.chunks(len(moved))])
     volume = torch.cat([volumes.gather(0, nearest), volumes.repeat_interleave(space.dim, 0)])
     log_joint = torch.cat([log_joint, moved_joint])
@@ -50,20 +50,20 @@ def missed_modes(found: Witnesses, proposal: MixtureProposal, log_evidence: Tens
     return (above & (found.log_mass - log_evidence > SMALLEST_MODE)).any(0)
 
 
-def exchanged(part: GaussianProposal, donors: Tensor) -> Tensor:
+def exchanged(component: GaussianProposal, donors: Tensor) -> Tensor:
     """(D, B, D): the centre with one latent as the first donor, (S, B, D), that has it elsewhere; the others follow it.
 
-    They go to their mean given that latent, under the part. Where no donor has the latent elsewhere, the centre stays.
+    They go to their mean given that latent, under the component. Where no donor has the latent elsewhere, the centre stays.
     """
-    covariance = part.tril @ part.tril.mT
+    covariance = component.tril @ component.tril.mT
     variance = covariance.diagonal(dim1=-2, dim2=-1)  # (B, D)
-    shift = donors - part.loc
+    shift = donors - component.loc
     elsewhere = shift.abs() > APART * variance.sqrt()
     first = elsewhere.to(torch.uint8).argmax(0, keepdim=True)  # the first of the largest
     shift = torch.where(elsewhere.any(0), shift.gather(0, first)[0], 0.0)
-    return part.loc + ((shift / variance).unsqueeze(-1) * covariance).movedim(1, 0)
+    return component.loc + ((shift / variance).unsqueeze(-1) * covariance).movedim(1, 0)
 
 
-def log_volume(part: GaussianProposal) -> Tensor:
+def log_volume(component: GaussianProposal) -> Tensor:
     """(B,), log of the mass of a mode of that width and height one."""
-    return part.log_det() + 0.5 * part.loc.shape[-1] * math.log(2 * math.pi)
+    return component.log_det() + 0.5 * component.loc.shape[-1] * math.log(2 * math.pi)

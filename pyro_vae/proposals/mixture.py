@@ -1,4 +1,4 @@
-"""Proposals with several parts and, for some data, the tails of a Student t; and log-weights drawn from them."""
+"""Proposals with several components and, for some data, the tails of a Student t; and log-weights drawn from them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,33 +23,33 @@ class MixtureProposal:
     S_c = tril_c tril_c' and f = 1 + 0.35 / sqrt(D) for Gaussians, 1 + 0.15 / sqrt(D) for t. Degrees that grow with D keep
     the spread of the radius near that of the Gaussian.
 
-    :ivar parts: C Gaussians, not yet widened.
-    :ivar shares: (B, C), rows sum to one.
-    :ivar student: (B,), where the parts have the tails of a t.
-    :ivar widened: whether the Gaussians are wider than the parts, f as above, or f = 1.
+    :ivar components: C Gaussians, not yet widened.
+    :ivar mixture_weights: (B, C), mixture weights; rows sum to one.
+    :ivar student: (B,), where the components have the tails of a t.
+    :ivar widened: whether the Gaussians are wider than the components, f as above, or f = 1.
     """
 
-    parts: tuple[GaussianProposal, ...]
-    shares: Tensor
+    components: tuple[GaussianProposal, ...]
+    mixture_weights: Tensor
     student: Tensor
     widened: bool = True
 
     @classmethod
-    def of(cls, part: GaussianProposal, *, student: bool = False) -> "MixtureProposal":
-        """One part for every datum."""
-        shares = torch.ones_like(part.loc[:, :1])
-        return cls((part,), shares, torch.full_like(shares[:, 0], student, dtype=torch.bool))
+    def of(cls, component: GaussianProposal, *, student: bool = False) -> "MixtureProposal":
+        """One component for every datum."""
+        mixture_weights = torch.ones_like(component.loc[:, :1])
+        return cls((component,), mixture_weights, torch.full_like(mixture_weights[:, 0], student, dtype=torch.bool))
 
     def as_fitted(self) -> "MixtureProposal":
-        """The parts as they were fitted, for chains: weights need tails that are too wide, a start of chains does not."""
+        """The components as they were fitted, for chains: weights need tails that are too wide, chains do not."""
         return replace(self, student=torch.zeros_like(self.student), widened=False)
 
-    def with_part(self, part: GaussianProposal, shares: Tensor) -> "MixtureProposal":
-        return replace(self, parts=(*self.parts, part), shares=shares)
+    def with_component(self, component: GaussianProposal, mixture_weights: Tensor) -> "MixtureProposal":
+        return replace(self, components=(*self.components, component), mixture_weights=mixture_weights)
 
     @property
     def dim(self) -> int:
-        return self.parts[0].loc.shape[-1]
+        return self.components[0].loc.shape[-1]
 
     @property
     def width(self) -> float:
@@ -57,21 +57,21 @@ class MixtureProposal:
         return widening(GAUSSIAN_WIDTH, self.dim) if self.widened else 1.0
 
     def draw(self, num_particles: int) -> Tensor:
-        """(K, B, D). Systematic sampling gives each part its share of K up to one, at random which."""
-        like, nu = self.parts[0].loc, degrees(self.dim)
+        """(K, B, D). Systematic sampling gives each component its share of K up to one, at random which."""
+        like, nu = self.components[0].loc, degrees(self.dim)
         noise = torch.randn(*like.shape, num_particles, dtype=like.dtype, device=like.device)  # (B, D, K)
         chi2 = torch.distributions.Chi2(like.new_tensor(nu)).sample(torch.Size((len(like), 1, num_particles)))
         student = widening(STUDENT_WIDTH, self.dim) * (nu / chi2).sqrt()
         noise = noise * torch.where(self.student.reshape(-1, 1, 1), student, self.width)
-        drawn = self.parts[0].coloured(noise)
-        if len(self.parts) == 1:
+        drawn = self.components[0].coloured(noise)
+        if len(self.components) == 1:
             return drawn
         order = torch.arange(num_particles, dtype=like.dtype, device=like.device)
         position = (order + torch.rand(len(like), 1, dtype=like.dtype, device=like.device)) / num_particles  # (B, K)
-        ends = self.shares.cumsum(-1)
-        for i, part in enumerate(self.parts[1:]):
-            beyond = (position >= ends[:, i : i + 1]) & (self.shares[:, i + 1 : i + 2] > 0)
-            drawn = torch.where(beyond.T.unsqueeze(-1), part.coloured(noise), drawn)
+        ends = self.mixture_weights.cumsum(-1)
+        for i, component in enumerate(self.components[1:]):
+            beyond = (position >= ends[:, i : i + 1]) & (self.mixture_weights[:, i + 1 : i + 2] > 0)
+            drawn = torch.where(beyond.T.unsqueeze(-1), component.coloured(noise), drawn)
         return drawn
 
     def log_prob(self, u: Tensor) -> Tensor:
@@ -79,11 +79,14 @@ class MixtureProposal:
         return torch.logsumexp(self.log_terms(u), -1)
 
     def log_terms(self, u: Tensor) -> Tensor:
-        """(K, B, C), of each part, its share included."""
-        return torch.stack([self._part_log_prob(part, u) for part in self.parts], -1) + self.shares.log()
+        """(K, B, C), of each component, its weight included."""
+        return (
+            torch.stack([self._component_log_prob(component, u) for component in self.components], -1)
+            + self.mixture_weights.log()
+        )
 
-    def _part_log_prob(self, part: GaussianProposal, u: Tensor) -> Tensor:
-        squared, log_det, dim, nu = part.squared_distance(u), part.log_det(), self.dim, degrees(self.dim)
+    def _component_log_prob(self, component: GaussianProposal, u: Tensor) -> Tensor:
+        squared, log_det, dim, nu = component.squared_distance(u), component.log_det(), self.dim, degrees(self.dim)
         gaussian = -0.5 * squared / self.width**2 - dim * (math.log(self.width) + 0.5 * math.log(2 * math.pi))
         width = widening(STUDENT_WIDTH, dim)
         constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim * (math.log(width) + 0.5 * math.log(nu * math.pi))
@@ -119,13 +122,13 @@ def proposal_log_weights(
     """
     num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
     num_fitted = num_particles - num_prior
-    parts = []
+    weighed = []
 
     def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> Tensor:
         return log_joint - proposal.log_prob_with_prior(u, log_prior, num_prior / num_particles)
 
     def keep(u: Tensor, log_weight: Tensor) -> None:
-        parts.append(log_weight)
+        weighed.append(log_weight)
         if watch is not None:
             watch(u, log_weight)
 
@@ -137,7 +140,7 @@ def proposal_log_weights(
         keep(u, torch.cat([weigh(piece, *space.log_joint_and_prior(piece)) for piece in pieces]))
     for u, log_joint, log_prior in prior_blocks(space, num_prior, PROPOSAL, first_block=num_fitted):
         keep(u, weigh(u, log_joint, log_prior))
-    log_weight = torch.cat(parts)
+    log_weight = torch.cat(weighed)
     space.call.check_finite(log_weight)
     return log_weight
 

@@ -49,13 +49,13 @@ class Kernels:
 
     :ivar codes: (C, B, discrete latents), of the particles, whole numbers.
     :ivar num_values: of each discrete latent.
-    :ivar parts: C Gaussians over the continuous latents.
+    :ivar components: C Gaussians over the continuous latents.
     :ivar discrete: (D,), which latents are discrete.
     """
 
     codes: Tensor
     num_values: Tensor
-    parts: tuple[GaussianProposal, ...]
+    components: tuple[GaussianProposal, ...]
     discrete: Tensor
 
     @classmethod
@@ -81,8 +81,8 @@ class Kernels:
         codes = self.codes[chosen, rows]
         steps = 1 + (torch.rand_like(codes) * (self.num_values - 1)).floor()  # 1 to n - 1: to each other value alike
         changed = torch.rand_like(codes) < self.change
-        loc = torch.stack([part.loc for part in self.parts])[chosen, rows]
-        noise = GaussianProposal(torch.zeros_like(loc[0]), self.parts[0].tril).draw(num_particles)
+        loc = torch.stack([component.loc for component in self.components])[chosen, rows]
+        noise = GaussianProposal(torch.zeros_like(loc[0]), self.components[0].tril).draw(num_particles)
         u = loc.new_empty(num_particles, num_data, len(self.discrete))
         u[..., self.discrete] = torch.where(changed, (codes + steps) % self.num_values, codes)
         u[..., ~self.discrete] = loc + noise
@@ -93,7 +93,7 @@ class Kernels:
         stays, to_each = torch.log1p(-self.change), (self.change / (self.num_values - 1).clamp(min=1)).log()
         codes, rest = u[..., self.discrete], u[..., ~self.discrete]
         terms = [
-            torch.where(codes == own, stays, to_each).sum(-1) + part.log_prob(rest)
-            for own, part in zip(self.codes, self.parts, strict=True)
+            torch.where(codes == own, stays, to_each).sum(-1) + component.log_prob(rest)
+            for own, component in zip(self.codes, self.components, strict=True)
         ]
         return torch.stack(terms).logsumexp(0) - math.log(len(terms))

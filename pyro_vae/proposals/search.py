@@ -1,4 +1,4 @@
-"""Further parts for a proposal, and the choice between proposals by the ESS that the points of their fits measure."""
+"""Further components for a proposal, and the choice between proposals by the ESS that the points of their fits measure."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from .mixture import PRIOR_SHARE, MixtureProposal, prior_blocks
 from .space import LatentSpace
 from .starts import climbed_starts
 
-MAX_PARTS = 3
-SEARCH_GRADIENTS = 12  # and three per latent, for each further part
-WIDE = 3.0  # a start is sought where the posterior is high above the parts found so far, made this much wider
-OUTSIDE = 3.0  # a point is outside a part beyond sqrt(D) + 3 standard deviations
-SMALLEST_SHARE = 0.01  # below it a part is left out
+MAX_COMPONENTS = 3
+SEARCH_GRADIENTS = 12  # and three per latent, for each further component
+WIDE = 3.0  # a start is sought where the posterior is high above the components found so far, made this much wider
+OUTSIDE = 3.0  # a point is outside a component beyond sqrt(D) + 3 standard deviations
+SMALLEST_WEIGHT = 0.01  # below it a component is left out
 NOISE_OF_A_FIT = 1000  # blocks of noise, more than any fit uses
-PART_GAIN = math.log(1.05)  # a further part must measure 5% more ESS
+COMPONENT_GAIN = math.log(1.05)  # a further component must measure 5% more ESS
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,15 @@ def num_starts_for(num_particles: int) -> int:
 def search(
     space: LatentSpace, first: GaussianProposal, points: FitPoints, guide: tuple[Tensor, Tensor], num_starts: int
 ) -> tuple[MixtureProposal, Witnesses]:
-    """Fit up to two more parts where the posterior is high and the parts so far are not, and choose among the mixtures.
+    """Fit up to two more components where the posterior is high and those so far are not, and choose among the mixtures.
 
-    The second part starts at the highest point outside the first, the third where the posterior is highest above both. A
-    few of the points are draws of the prior that were moved uphill first. Beside the proposal come points that may lie near
-    further modes, by which `missed_modes` judges it.
+    The second component starts at the highest point outside the first, the third where the posterior is highest above both.
+    A few of the points are draws of the prior that were moved uphill first. Beside the proposal come points that may lie
+    near further modes, by which `missed_modes` judges it.
 
     In the manner of incremental mixture importance sampling (Raftery and Bao, 2010,
-    https://doi.org/10.1111/j.1541-0420.2010.01399.x), which finds modes that no diagnostic of the first part would show.
+    https://doi.org/10.1111/j.1541-0420.2010.01399.x), which finds modes that no diagnostic of the first component would
+    show.
 
     :param points: the last batch of the fit of `first`.
     :param guide: u, (K, B, D), and log p(x, u), (K, B), of draws of the guide: starts that cost nothing.
@@ -93,17 +94,17 @@ def search(
     masses = [log_mass(points)]
     scale = first.tril.square().sum(-1).sqrt()
     mixtures = [MixtureProposal.of(first)]
-    for i in range(1, MAX_PARTS):
+    for i in range(1, MAX_COMPONENTS):
         start = outside_start if i == 1 else best_start
         loc = start(
             mixtures[-1], torch.cat([guide[0], pool.u, climbed[0]]), torch.cat([guide[1], pool.log_joint, climbed[1]])
         )
         num_gradients = SEARCH_GRADIENTS + 3 * space.dim
-        part, points = fit_with_points(space, loc, scale, num_gradients, first_block=i * NOISE_OF_A_FIT)
+        component, points = fit_with_points(space, loc, scale, num_gradients, first_block=i * NOISE_OF_A_FIT)
         pool = pool.with_fit(points)
         masses.append(log_mass(points))
-        mixtures.append(mixtures[-1].with_part(part, shares_of(torch.stack(masses, -1))))
-    return choose(pool, mixtures), witnesses(space, mixtures[-1].parts, *climbed)
+        mixtures.append(mixtures[-1].with_component(component, weights_of(torch.stack(masses, -1))))
+    return choose(pool, mixtures), witnesses(space, mixtures[-1].components, *climbed)
 
 
 def log_mass(points: FitPoints) -> Tensor:
@@ -111,29 +112,31 @@ def log_mass(points: FitPoints) -> Tensor:
     return log_mean_exp(points.log_joint - points.source.log_prob(points.u), 0)
 
 
-def shares_of(log_masses: Tensor) -> Tensor:
-    """(B, C); parts that hold next to nothing get nothing, and the first part all where nothing is known."""
-    shares = log_masses.softmax(-1)
-    shares = torch.where(shares < SMALLEST_SHARE, 0.0, shares)
-    alone = torch.zeros_like(shares)
+def weights_of(log_masses: Tensor) -> Tensor:
+    """(B, C); components that hold next to nothing get nothing, and the first component all where nothing is known."""
+    mixture_weights = log_masses.softmax(-1)
+    mixture_weights = torch.where(mixture_weights < SMALLEST_WEIGHT, 0.0, mixture_weights)
+    alone = torch.zeros_like(mixture_weights)
     alone[:, 0] = 1
-    return torch.where(shares.isfinite().all(-1, keepdim=True), shares / shares.sum(-1, keepdim=True), alone)
+    return torch.where(
+        mixture_weights.isfinite().all(-1, keepdim=True), mixture_weights / mixture_weights.sum(-1, keepdim=True), alone
+    )
 
 
 def best_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Tensor:
-    """(B, D), the point of (K, B, D) where the posterior is highest above the parts, made `WIDE` times as wide."""
-    wide = tuple(GaussianProposal(part.loc, part.tril * WIDE) for part in mixture.parts)
-    terms = torch.stack([part.log_prob(u) for part in wide], -1) + mixture.shares.log()
+    """(B, D), the point of (K, B, D) where the posterior is highest above the components, made `WIDE` times as wide."""
+    wide = tuple(GaussianProposal(component.loc, component.tril * WIDE) for component in mixture.components)
+    terms = torch.stack([component.log_prob(u) for component in wide], -1) + mixture.mixture_weights.log()
     best = (log_joint - torch.logsumexp(terms, -1)).nan_to_num(-torch.inf).argmax(0)
     return u[best, torch.arange(len(best), device=u.device)]
 
 
 def outside_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Tensor:
-    """(B, D), the point of (K, B, D) where the posterior is highest outside all parts; `best_start` where all are inside.
+    """(B, D), the point of (K, B, D) where the posterior is highest outside all components, or `best_start`.
 
-    A point in the tail of a part that is found already can rise farther above it than another mode does.
+    A point in the tail of a component that is found already can rise farther above it than another mode does.
     """
-    nearest = torch.stack([part.squared_distance(u) for part in mixture.parts]).amin(0).sqrt()
+    nearest = torch.stack([component.squared_distance(u) for component in mixture.components]).amin(0).sqrt()
     outside = (nearest > math.sqrt(mixture.dim) + OUTSIDE) & (log_joint > -torch.inf)  # false for nan
     best = torch.where(outside, log_joint, -torch.inf).argmax(0)
     start = u[best, torch.arange(len(best), device=u.device)]
@@ -141,19 +144,19 @@ def outside_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Ten
 
 
 def choose(pool: Pool, mixtures: Sequence[MixtureProposal]) -> MixtureProposal:
-    """Per datum the proposal of the largest ESS as the pool measures it, Gaussian or t, with few parts or with more.
+    """Per datum the proposal of the largest ESS as the pool measures it, Gaussian or t, with few components or with more.
 
     None of the pool's points is weighed again later, so the choice leaves the estimate unbiased. All candidates cost the
     same per draw from here on, so ESS is ESS per cost.
 
-    :param mixtures: each with one part more than the one before.
+    :param mixtures: each with one component more than the one before.
     """
     tails = (False, True)
     candidates = [replace(m, student=torch.full_like(m.student, student)) for student in tails for m in mixtures]
-    handicap = [i * PART_GAIN for _ in tails for i in range(len(mixtures))]
+    handicap = [i * COMPONENT_GAIN for _ in tails for i in range(len(mixtures))]
     moments = pool.log_second_moments(candidates)
     best = (moments + moments.new_tensor(handicap).unsqueeze(-1)).argmin(0)  # (B,)
-    most = mixtures[-1].shares.shape[-1]
-    shares = torch.stack([pad(m.shares, (0, most - m.shares.shape[-1])) for m in mixtures])
+    most = mixtures[-1].mixture_weights.shape[-1]
+    mixture_weights = torch.stack([pad(m.mixture_weights, (0, most - m.mixture_weights.shape[-1])) for m in mixtures])
     rows = torch.arange(len(best), device=best.device)
-    return replace(mixtures[-1], shares=shares[best % len(mixtures), rows], student=best >= len(mixtures))
+    return replace(mixtures[-1], mixture_weights=mixture_weights[best % len(mixtures), rows], student=best >= len(mixtures))

@@ -1,4 +1,4 @@
-"""Where the search for further parts starts: a few spread draws of the prior, moved uphill."""
+"""Where the search for further components starts: a few spread draws of the prior, moved uphill."""
 
 import torch
 from torch import Tensor

@@ -126,7 +126,7 @@ def bdmc_case(data: Path) -> Case:
 
 def moment_matched(space: LatentSpace, proposal: MixtureProposal, num_particles: int) -> Tensor:
     """A fifth of the draws re-estimates mean and covariance from smoothed weights, and is not used again."""
-    fitted = proposal.parts[0]
+    fitted = proposal.components[0]
     size = round(PILOT_SHARE * num_particles)
     space.call.set_noise(PILOT, 0)
     u = proposal.draw(size)

@@ -241,10 +241,10 @@ def test_the_start_is_the_proposal_that_the_default_searches():
     with adaptive_one._pair.open((x,), {}, 0) as call, torch.no_grad():
         num_particles = estimator.num_steps * estimator.num_chains
         searched = fitted.fitted_log_weights(call, num_particles, None, "auto")[2]
-    for mine, other in zip(path.fitted.parts, searched.proposal.parts, strict=True):
+    for mine, other in zip(path.fitted.components, searched.proposal.components, strict=True):
         assert torch.equal(mine.loc, other.loc) and torch.equal(mine.tril, other.tril)
-    assert torch.equal(path.fitted.shares, searched.proposal.shares)
-    assert bool(((path.fitted.shares > 0.3).sum(-1) == 2).all())
+    assert torch.equal(path.fitted.mixture_weights, searched.proposal.mixture_weights)
+    assert bool(((path.fitted.mixture_weights > 0.3).sum(-1) == 2).all())
     difference = (above.log_start - below.log_start) / 2e-5
     assert torch.allclose(state.start_gradient[..., 0], difference, rtol=1e-4, atol=1e-4)
     result = estimator(x)

@@ -673,7 +673,9 @@ def test_data_coupled_through_a_rare_discrete_latent_are_found_with_every_seed(s
         pv.ImportanceSampling(model, guide, num_particles=100, seed=seed)(torch.tensor([0.0, 0.0, 0.5]))
 
 
-@pytest.mark.parametrize("family", ["Poisson", "Binomial", "Categorical", "OneHotCategorical"])
+@pytest.mark.parametrize(
+    "family", ["Poisson", "Binomial", "Categorical", "OneHotCategorical", "event of Bernoullis", "event of Poissons"]
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_coupling_through_other_rare_counts(family, seed):
     fns = {
@@ -681,12 +683,14 @@ def test_coupling_through_other_rare_counts(family, seed):
         "Binomial": lambda: dist.Binomial(2, 0.01 * torch.ones(3)),
         "Categorical": lambda: dist.Categorical(torch.tensor([0.99, 0.01]).expand(3, 2)),
         "OneHotCategorical": lambda: dist.OneHotCategorical(torch.tensor([0.99, 0.01]).expand(3, 2)),
+        "event of Bernoullis": lambda: dist.Bernoulli(torch.tensor([0.5, 0.01]).expand(3, 2)).to_event(1),
+        "event of Poissons": lambda: dist.Poisson(torch.tensor([1.0, 0.01]).expand(3, 2)).to_event(1),
     }
 
     def model(x):
         with pyro.plate("data", 3):
             s = pyro.sample("s", fns[family]()).float()
-            s = s[..., 1] if family == "OneHotCategorical" else s
+            s = s[..., 1] if s.shape[-1] == 2 else s
             pyro.sample("x", dist.Normal(3 * s.sum(-1, keepdim=True).expand(s.shape), 1.0), obs=x)
 
     def guide(x):

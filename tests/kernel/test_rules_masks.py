@@ -412,6 +412,8 @@ def masked_discrete(family, enumerate_in, reads):
         "Bernoulli": lambda: dist.Bernoulli(torch.tensor([0.1, 0.1])),
         "Categorical": lambda: dist.Categorical(torch.tensor([0.9, 0.05, 0.05]).expand(2, 3)),
         "Poisson": lambda: dist.Poisson(torch.tensor([0.1, 0.1])),
+        "event of Bernoullis": lambda: dist.Bernoulli(torch.full((2, 3), 0.01)).to_event(1),
+        "event of Poissons": lambda: dist.Poisson(torch.full((2, 3), 0.01)).to_event(1),
     }
     mask = torch.tensor([True, False])
     infer = {"enumerate": "parallel"}
@@ -421,6 +423,7 @@ def masked_discrete(family, enumerate_in, reads):
             with poutine.mask(mask=mask):
                 s = pyro.sample("s", fns[family](), infer=infer if enumerate_in == "model" else {})
             with poutine.mask(mask=True if reads else mask):
+                s = s[..., 1] if "event" in family else s
                 pyro.sample("x", dist.Normal(2.0 * s, 1.0), obs=x)
 
     def guide(x):
@@ -433,9 +436,9 @@ def masked_discrete(family, enumerate_in, reads):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("enumerate_in", ["guide", "model", "nowhere"])
-@pytest.mark.parametrize("family", ["Bernoulli", "Categorical", "Poisson"])
+@pytest.mark.parametrize("family", ["Bernoulli", "Categorical", "Poisson", "event of Bernoullis", "event of Poissons"])
 def test_a_masked_discrete_latent_that_others_read_is_refused_whatever_was_drawn(family, enumerate_in, seed):
-    if family == "Poisson" and enumerate_in != "nowhere":
+    if family not in ("Bernoulli", "Categorical") and enumerate_in != "nowhere":
         pytest.skip("cannot be enumerated")
     x = torch.tensor([0.3, -0.5])
     with pytest.raises(MaskError, match=r"'s' of data \[1\]"):

@@ -64,7 +64,7 @@ def test_draws_follow_the_density():
         expected = torch.where(kernels.codes == codes, stays, each).prod(-1).mean(0)
         found = (u[..., :3] == codes).all(-1).to(F64).mean(0)
         assert float(((found - expected) / (expected / num).sqrt()).abs().max()) < 5
-    parts = kernels.parts
+    parts = kernels.components
     loc = torch.stack([part.loc for part in parts]).mean(0)
     assert float((u[..., 3:].mean(0) - loc).abs().max()) < 5 * 2 / num**0.5
     # An importance estimate of one with these draws: any error of scale or weight shows.
@@ -78,10 +78,10 @@ def test_centres_and_kernels_together_have_the_covariance_of_the_particles():
     kept, u = particles(num=400)
     kept.chosen = u  # all of them, so that no choice adds noise
     kernels = Kernels.around(kept, StandInSpace(), 1.0)
-    centres = torch.stack([part.loc for part in kernels.parts])
+    centres = torch.stack([part.loc for part in kernels.components])
     expected = torch.einsum("cbi,cbj->bij", *(2 * [u[..., 3:] - u[..., 3:].mean(0)])) / len(u)
     between = torch.einsum("cbi,cbj->bij", *(2 * [centres - centres.mean(0)])) / len(u)
-    within = kernels.parts[0].tril @ kernels.parts[0].tril.mT
+    within = kernels.components[0].tril @ kernels.components[0].tril.mT
     torch.testing.assert_close(between, PULL**2 * expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(between + within, expected, rtol=1e-6, atol=1e-9)
 

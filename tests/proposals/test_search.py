@@ -8,7 +8,7 @@ from pair_helpers import F64
 
 from pyro_vae.proposals import GaussianProposal, MixtureProposal
 from pyro_vae.proposals.gaussian import FitPoints
-from pyro_vae.proposals.search import Pool, best_start, choose, outside_start, shares_of
+from pyro_vae.proposals.search import Pool, best_start, choose, outside_start, weights_of
 
 
 def gaussian(loc, scale, num_data=3, dim=1):
@@ -64,10 +64,10 @@ def test_the_choice_takes_a_second_part_where_it_helps():
         return torch.logsumexp(torch.stack([left.log_prob(u), right.log_prob(u)], -1) + masses.log(), -1)
 
     one = MixtureProposal.of(left)
-    two = one.with_part(right, torch.full((3, 2), 0.5, dtype=F64))
+    two = one.with_component(right, torch.full((3, 2), 0.5, dtype=F64))
     chosen = choose(pool_of(log_joint, left, right), [one, two])
     expected = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]], dtype=F64)
-    assert torch.equal(chosen.shares, expected)
+    assert torch.equal(chosen.mixture_weights, expected)
 
 
 def test_the_choice_takes_t_tails_where_they_help():
@@ -96,7 +96,7 @@ def test_a_start_is_sought_in_the_uncovered_mode():
 def test_shares_follow_the_masses():
     masses = torch.tensor([[0.0, math.log(3)], [0.0, -9.0], [-math.inf, 0.0], [-math.inf, -math.inf], [0.0, math.nan]])
     expected = torch.tensor([[0.25, 0.75], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    assert torch.allclose(shares_of(masses), expected)
+    assert torch.allclose(weights_of(masses), expected)
 
 
 def test_the_second_start_is_outside_of_the_first_part():

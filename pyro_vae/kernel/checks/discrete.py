@@ -7,24 +7,31 @@ from torch import Tensor
 
 from ..recorder import Layout
 from ..records import SiteRecord
-from ..supports import inside_support, is_discrete
+from ..supports import innermost, inside_support, is_discrete
 
 
 def told_apart(site: SiteRecord, layout: Layout) -> Tensor:
-    """The values of a site, (K, *plates, *event). Every discrete draw of a later particle differs from that of the first."""
-    value, fn = site.value, site.fns[-1]
+    """The values of a site, (K, *plates, *event). Every discrete draw of a later particle differs from that of the first.
+
+    Under `to_event` each of the draws that make up an event does.
+    """
+    value, fn = site.value, innermost(site.fns[-1])
     if not is_discrete(fn) or value.ndim != 1 + layout.num_plates + site.event_dim:
         return value
     first, others = value[:1], value[1:]
     alike = first == others
-    if site.event_dim:
-        alike = alike.flatten(-site.event_dim).all(-1)
-        alike = alike.reshape(alike.shape + (1,) * site.event_dim)
+    if fn.event_dim:
+        alike = alike.flatten(-fn.event_dim).all(-1)
+        alike = alike.reshape(alike.shape + (1,) * fn.event_dim)
     return torch.cat([first, torch.where(alike, another_value(fn, others), others)])
 
 
 def support_values(fn: Any) -> Tensor | None:
-    """All values of a discrete distribution, (E, *event), or `None` where they cannot be listed."""
+    """All values of a discrete distribution, (E, *event), or `None` where they cannot be listed.
+
+    Under `to_event` those of each of the draws that make up an event.
+    """
+    fn = innermost(fn)
     try:
         values = fn.enumerate_support(expand=False)
     except NotImplementedError:
@@ -34,7 +41,7 @@ def support_values(fn: Any) -> Tensor | None:
 
 def another_value(fn: Any, value: Tensor) -> Tensor:
     """For every draw, (K, *plates, *event), the next value of the support; of counts one more, or one less at their end."""
-    support = support_values(fn)
+    fn, support = innermost(fn), support_values(fn)
     if support is not None:
         draws = value.unsqueeze(0)
         hits = support.reshape(len(support), *(1,) * (value.ndim - fn.event_dim), *support.shape[1:]) == draws
