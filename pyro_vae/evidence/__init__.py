@@ -4,6 +4,7 @@ from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .annealed_importance_sampling import AnnealedImportanceSampling
 from .annealing import Annealing
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
+from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
 from .exact_evidence import ExactEvidence
 from .fitted import fitted_log_weights, with_search
@@ -20,11 +21,13 @@ __all__ = [
     "AnnealedImportanceSampling",
     "Annealing",
     "BidirectionalMonteCarlo",
+    "Estimator",
     "Evidence",
     "ExactEvidence",
     "ImportanceSampling",
     "KCurve",
     "Sandwich",
+    "OfPair",
     "SelfCheck",
     "SelfCheckResult",
     "State",

@@ -1,21 +1,21 @@
 """Importance sampling from proposals fitted to each datum first."""
 
-from collections.abc import Callable, Collection
-from typing import Any, cast, get_args
+from dataclasses import dataclass
+from typing import cast, get_args
 
-import torch
-
-from ..kernel import INFER, Pair
+from ..kernel import Call
 from ..ops import MIN_PARTICLES_FOR_K
-from ..options import one_of, seed_or_none, whole_number
-from ..records import FITTED_PROPOSALS, warn_about
+from ..options import one_of, whole_number
+from ..records import FITTED_PROPOSALS
+from .estimator import Estimator
 from .evidence import Evidence
 from .fitted import Proposal, fitted_log_weights, with_search
 from .second_look import SecondLook
 from .summary import summarise
 
 
-class AdaptiveImportanceSampling:
+@dataclass(repr=False, eq=False, kw_only=True)
+class AdaptiveImportanceSampling(Estimator):
     r"""log p(x) by importance sampling from proposals fitted to the posterior of each datum.
 
     Starting at the guide, a full-covariance Gaussian over all latents of a datum, in unconstrained space, is fitted by
@@ -45,13 +45,8 @@ class AdaptiveImportanceSampling:
     :param proposal: "gaussian", "student" (a multivariate t of 5 + D degrees, the factor 1 + 0.15 / sqrt(D)), "mixture" (the
         search, which costs another 20 + min(K / 10, 500) + 3 D decoder evaluations and 32 + 2 (12 + 3 D) gradients), or
         "auto": "mixture" up to ten latents, "gaussian" beyond.
-    :param check: look from the posterior's side too, as `ImportanceSampling` does, for another 344 decoder evaluations; from
-        100 particles on. The proposals come from such a fit already, so it seldom finds anything.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
-        whole call one datum.
-    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
-    :param check_support: raise on observations outside the support of their likelihood.
+    :param check: look from the posterior's side too, as `ImportanceSampling` does, for about 326 more decoder
+        evaluations; from 100 particles on. The proposals come from such a fit already, so it seldom finds anything.
 
     Called with the model's own arguments; returns `Evidence` for the B data of the call.
 
@@ -71,37 +66,19 @@ class AdaptiveImportanceSampling:
         evidence.log_evidence       # (B,)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        num_particles: int = 500,
-        num_gradients: int | None = None,
-        proposal: Proposal = "auto",
-        check: bool = False,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.num_particles = whole_number("num_particles", num_particles)
-        self.num_gradients = None if num_gradients is None else whole_number("num_gradients", num_gradients, lowest=2)
-        self.proposal = checked_proposal(proposal)
-        self.check = check
-        self.seed = seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+    num_particles: int = 500
+    num_gradients: int | None = None
+    proposal: Proposal = "auto"
+    check: bool = False
 
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
-        with self._pair.open(args, kwargs, self.seed) as call:
-            look = SecondLook(call, self.num_particles, self.check, fewest=MIN_PARTICLES_FOR_K)
-            log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, self.num_gradients, self.proposal, look)
-            evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, FITTED_PROPOSALS), log_weight)
-            evidence = with_search(evidence, fitted)
-        warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
-        return evidence
+    def check_options(self) -> None:
+        self.num_particles = whole_number("num_particles", self.num_particles)
+        if self.num_gradients is not None:
+            self.num_gradients = whole_number("num_gradients", self.num_gradients, lowest=2)
+        self.proposal = cast(Proposal, one_of("proposal", self.proposal, get_args(Proposal)))
 
-
-def checked_proposal(proposal: Proposal) -> Proposal:
-    return cast(Proposal, one_of("proposal", proposal, get_args(Proposal)))
+    def estimate(self, call: Call) -> Evidence:
+        look = SecondLook(call, self.num_particles, self.check, fewest=MIN_PARTICLES_FOR_K)
+        log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, self.num_gradients, self.proposal, look)
+        evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, FITTED_PROPOSALS), log_weight)
+        return with_search(evidence, fitted)

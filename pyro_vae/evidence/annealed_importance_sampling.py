@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-import torch
-
-from ..kernel import INFER, Pair
-from ..options import one_of, seed_or_none, whole_number
-from ..records import ANNEALED_CHAINS, warn_about
-from .annealing import SCHEDULES, Annealing
+from ..kernel import Call
+from ..records import ANNEALED_CHAINS
+from .annealing import AnnealedChains, Annealing
 from .evidence import Evidence
 from .fitted import with_search
-from .paths import STARTS
 from .summary import summarise
 
 
-class AnnealedImportanceSampling:
+@dataclass(repr=False, eq=False, kw_only=True)
+class AnnealedImportanceSampling(AnnealedChains):
     r"""log p(x) by annealed importance sampling, chains of many small steps from a start to the posterior of each datum::
 
         log p(x) ~ log 1/C sum_c w_c,   log w = sum_i (t_i - t_(i-1)) [log p(x, u_(i-1)) - log s(u_(i-1))],   u_0 ~ s
@@ -42,11 +37,7 @@ class AnnealedImportanceSampling:
         they, and `doubts["search"]` says what it says there.
     :param schedule: "adaptive" (steps of equal conditional ESS, as the pilot saw it), "linear" or "sigmoid".
     :param progress: show a progress bar on runs of more than a few seconds.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
-        whole call one datum.
     :param prior_sites: refused here if any, because they would be drawn anew at every step.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with the model's own arguments; returns `Evidence` for the B data of the call, `num_particles` being C and
     `acceptance` (B,) that of the transitions. The error is the one over chains. Memory grows with C, not with T.
@@ -62,36 +53,8 @@ class AnnealedImportanceSampling:
         evidence.log_evidence, evidence.acceptance      # (B,) each
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        num_steps: int = 200,
-        num_chains: int = 16,
-        num_leapfrog: int = 1,
-        start: str = "fitted",
-        schedule: str = "adaptive",
-        progress: bool = True,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.num_steps = whole_number("num_steps", num_steps)
-        self.num_chains = whole_number("num_chains", num_chains)
-        self.num_leapfrog = whole_number("num_leapfrog", num_leapfrog)
-        self.start, self.schedule = one_of("start", start, STARTS), one_of("schedule", schedule, SCHEDULES)
-        self.progress = progress
-        self.seed = seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
-
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
-        with self._pair.open(args, kwargs, self.seed) as call:
-            run = Annealing(call, self)
-            log_weight, acceptance, _ = run.forward()
-            evidence = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
-            evidence = replace(evidence, acceptance=acceptance)
-        warn_about(evidence, stacklevel=3)
-        return evidence
+    def estimate(self, call: Call) -> Evidence:
+        run = Annealing(call, self)
+        log_weight, acceptance, _ = run.forward()
+        evidence = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
+        return replace(evidence, acceptance=acceptance)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import LocalFitError, quoted
-from ..kernel import ANNEAL, GUIDE, PILOT, Call
-from .fitted import ELBO_PARTICLES, START_PARTICLES, Proposal, fit_proposals
+from ..kernel import ANNEAL, PILOT, Call
+from ..options import one_of, whole_number
+from .estimator import Estimator
+from .fitted import START_PARTICLES, Proposal, fit_proposals
 from .hmc import State, adapted, transition
-from .paths import Path
-
-if TYPE_CHECKING:
-    from .annealed_importance_sampling import AnnealedImportanceSampling
+from .paths import STARTS, Path
+from .summary import guide_draws
 
 SCHEDULES = ("adaptive", "linear", "sigmoid")
-Visit = Callable[[int, State, Tensor], None]
+# Is shown the number of the temperature, the states and the log-weights so far; may give others to go on with.
+Visit = Callable[[int, State, Tensor], tuple[State, Tensor] | None]
 SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three is so many times as long as tuned
 PILOT_STEPS, PILOT_CHAINS = 40, 4
 PILOT_RUN = 1000  # block of noise, beyond those of the search
@@ -30,6 +31,24 @@ LINEAR_SHARE = 0.2  # of an adaptive schedule, in case the pilot saw no variatio
 FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with at least so many particles
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
+class AnnealedChains(Estimator):
+    """The options of estimators that anneal; see `AnnealedImportanceSampling`."""
+
+    num_steps: int = 200
+    num_chains: int = 16
+    num_leapfrog: int = 1
+    start: str = "fitted"
+    schedule: str = "adaptive"
+    progress: bool = True
+
+    def check_options(self) -> None:
+        for name in ("num_steps", "num_chains", "num_leapfrog"):
+            setattr(self, name, whole_number(name, getattr(self, name)))
+        one_of("start", self.start, STARTS)
+        one_of("schedule", self.schedule, SCHEDULES)
+
+
 class Annealing:
     """What forward and reverse chains of one call share: the path, and what a pilot run tuned and froze.
 
@@ -37,13 +56,10 @@ class Annealing:
         the prior they may run past 1: start^(1 - t) joint^t is p(z) p(x given z)^t.
     """
 
-    def __init__(self, call: Call, options: AnnealedImportanceSampling, grid: Tensor | None = None) -> None:
+    def __init__(self, call: Call, options: AnnealedChains, grid: Tensor | None = None) -> None:
         self.call, self.options, self.grid = call, options, grid
-        call.set_noise(GUIDE, 0)
-        guide = call.draw(ELBO_PARTICLES)
-        model = call.score(call.latent_values(guide), ELBO_PARTICLES)
-        self.elbo = call.weigh(guide, model, ELBO_PARTICLES).elbo
-        call.check_finite(self.elbo)
+        guide, model, weights = guide_draws(call)
+        self.elbo = weights.elbo
         if not call.structure.latents:
             raise LocalFitError("all latents are summed out, so there is nothing to anneal: use ImportanceSampling")
         if call.structure.prior_sites:
@@ -77,21 +93,22 @@ class Annealing:
     def forward(self, visit: Visit | None = None) -> tuple[Tensor, Tensor, State]:
         """Log-weights (C, B), acceptance (B,) and the last states, from the start to the joint.
 
-        `visit` sees the states and the log-weights so far at every temperature: the start, then after each transition.
+        `visit` sees the states and the log-weights so far at every temperature: the start, then after each transition. It
+        may return others in their place, as a resampling step does.
         """
         self.call.set_noise(ANNEAL, 0)
         state = self.path.draw(self.options.num_chains)
         log_weight = torch.zeros_like(state.log_joint)
         acceptance = torch.zeros_like(log_weight[0])
         if visit is not None:
-            visit(0, state, log_weight)
+            state, log_weight = visit(0, state, log_weight) or (state, log_weight)
         for i in self._steps("forward chains", range(1, self.options.num_steps + 1)):
             log_weight += (self.temperatures[i] - self.temperatures[i - 1]) * (state.log_joint - state.log_start)
             self.call.set_noise(ANNEAL, i)
             state, accepted = self._move(state, i)
             acceptance += accepted.mean(0) / self.options.num_steps
             if visit is not None:
-                visit(i, state, log_weight)
+                state, log_weight = visit(i, state, log_weight) or (state, log_weight)
         self.call.check_finite(log_weight)
         return log_weight, acceptance, state
 

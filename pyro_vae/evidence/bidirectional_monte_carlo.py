@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ..errors import LatentsError, quoted
-from ..kernel import INFER, REVERSE, padded
+from ..kernel import REVERSE, Call, padded
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
-from ..records import ANNEALED_CHAINS, REVERSE_CHAINS, warn_about
-from .annealed_importance_sampling import AnnealedImportanceSampling, Annealing
+from ..records import ANNEALED_CHAINS, REVERSE_CHAINS
+from .annealed_importance_sampling import Annealing
+from .annealing import AnnealedChains
 from .evidence import Evidence
 from .fitted import with_search
 from .sandwich import Sandwich
@@ -24,7 +23,8 @@ RANK_LIMIT = 6.0  # standard errors; a false alarm in 500 million runs
 NEAR = 1.0  # nats of mean width
 
 
-class BidirectionalMonteCarlo(AnnealedImportanceSampling):
+@dataclass(repr=False, eq=False, kw_only=True)
+class BidirectionalMonteCarlo(AnnealedChains):
     r"""log p(x) of simulated data between two bounds (Grosse, Ghahramani and Adams, 2015, https://arxiv.org/abs/1511.02543).
 
     Chains of `AnnealedImportanceSampling` give the lower bound. The same chains run backwards from the latents that
@@ -45,10 +45,8 @@ class BidirectionalMonteCarlo(AnnealedImportanceSampling):
     :param start: "fitted", "guide" or "prior"; the lower chains start there and the upper ones end there.
     :param schedule: "adaptive", "linear" or "sigmoid".
     :param progress: show a progress bar on runs of more than a few seconds.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data, as in all estimators.
     :param prior_sites: refused here if any.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with the model's own arguments, `simulate(...).observed` in place of the data; returns a `Sandwich` for the B
     data of the call: log p(x) from both sides, nats.
@@ -66,58 +64,28 @@ class BidirectionalMonteCarlo(AnnealedImportanceSampling):
         sandwich.width      # (B,)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        latents: Mapping[str, Tensor],
-        num_steps: int = 200,
-        num_chains: int = 16,
-        num_leapfrog: int = 1,
-        start: str = "fitted",
-        schedule: str = "adaptive",
-        progress: bool = True,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        super().__init__(
-            model,
-            guide,
-            num_steps=num_steps,
-            num_chains=num_chains,
-            num_leapfrog=num_leapfrog,
-            start=start,
-            schedule=schedule,
-            progress=progress,
-            seed=seed,
-            datum_plate=datum_plate,
-            prior_sites=prior_sites,
-            check_support=check_support,
-        )
-        if not isinstance(latents, Mapping):
-            raise LatentsError(
-                f"latents= must map site names to tensors, as simulate(...).latents, got {type(latents).__name__}"
-            )
-        self.latents = dict(latents)
+    latents: Mapping[str, Tensor]
 
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Sandwich:  # type: ignore[override]
-        with self._pair.open(args, kwargs, self.seed) as call:
-            run = Annealing(call, self)
-            start = posterior_draws(run, self.latents)
-            tuned = call.cost
-            log_weight, acceptance, last = run.forward()
-            lower = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
-            lower = replace(lower, acceptance=acceptance)
-            forward = call.cost
-            reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), REVERSE)
-            upper = replace(upper_bound(lower, reverse, tuned + call.cost - forward), acceptance=acceptance)
-            sandwich = Sandwich(lower, upper)
-            check_ranks(sandwich, first.log_joint[0], last.log_joint)
-        warn_about(sandwich, stacklevel=3)
+    def check_options(self) -> None:
+        super().check_options()
+        if not isinstance(self.latents, Mapping):
+            raise LatentsError(
+                f"latents= must map site names to tensors, as simulate(...).latents, got {type(self.latents).__name__}"
+            )
+        self.latents = dict(self.latents)
+
+    def estimate(self, call: Call) -> Sandwich:
+        run = Annealing(call, self)
+        start = posterior_draws(run, self.latents)
+        tuned = call.cost
+        log_weight, acceptance, last = run.forward()
+        lower = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
+        lower = replace(lower, acceptance=acceptance)
+        forward = call.cost
+        reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), REVERSE)
+        upper = replace(upper_bound(lower, reverse, tuned + call.cost - forward), acceptance=acceptance)
+        sandwich = Sandwich(lower, upper)
+        check_ranks(sandwich, first.log_joint[0], last.log_joint)
         return sandwich
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import LocalFitError, NonFiniteError, quoted
-from ..kernel import GUIDE, INFER, Call, LogDensities, Pair, movement
+from ..kernel import GUIDE, Call, LogDensities, movement
 from ..proposals import LatentSpace, unchecked_gradient
 from ..records import EXACT_VALUE
+from .estimator import Estimator
 from .evidence import Evidence
-from .fitted import ELBO_PARTICLES
-from .summary import check_precision, mean_std_error, unknown_supports
+from .summary import check_precision, guide_draws, mean_std_error, unknown_supports
 
 CHECKS = 300  # points from the prior and around the maximum at which a joint must look Gaussian
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
@@ -27,7 +27,8 @@ BLOCK = 2**14  # points at a time
 TOLERANCE = 1e-6  # nats between two grids, the second twice as fine
 
 
-class ExactEvidence:
+@dataclass(repr=False, eq=False, kw_only=True)
+class ExactEvidence(Estimator):
     r"""log p(x) exactly: by enumeration, in closed form for a Gaussian joint, by quadrature for one or two latents.
 
     The first of these that applies is used:
@@ -47,7 +48,6 @@ class ExactEvidence:
     :param seed: fixes the noise of `elbo` and leaves the caller's random state alone.
     :param datum_plate: the plate of the data, as in all estimators.
     :param prior_sites: refused here if any.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with the model's own arguments; returns `Evidence` for the B data, with bound "exact" and no error. Rounding is no
     Monte Carlo error: where float32 is not enough, `doubts["precision"]` of the record is true.
@@ -62,31 +62,11 @@ class ExactEvidence:
         truth = pv.ExactEvidence(model, guide)(x).log_evidence      # (B,)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.seed = seed
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
-
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
-        with self._pair.open(args, kwargs, self.seed) as call:
-            if call.structure.prior_sites:
-                raise LocalFitError(f"{quoted(call.structure.prior_sites)} would be drawn from the prior: add to the guide")
-            call.set_noise(GUIDE, 0)
-            guide = call.draw(ELBO_PARTICLES)
-            model = call.score(call.latent_values(guide), ELBO_PARTICLES)
-            weights = call.weigh(guide, model, ELBO_PARTICLES)
-            call.check_finite(weights.elbo)
-            log_evidence = exact(call, guide, model, weights)
-            return record(call, log_evidence, weights.elbo)
+    def estimate(self, call: Call) -> Evidence:
+        if call.structure.prior_sites:
+            raise LocalFitError(f"{quoted(call.structure.prior_sites)} would be drawn from the prior: add to the guide")
+        guide, model, weights = guide_draws(call)
+        return record(call, exact(call, guide, model, weights), weights.elbo)
 
 
 def exact(call: Call, guide: Any, model: Any, weights: LogDensities) -> Tensor:

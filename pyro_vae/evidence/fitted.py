@@ -22,9 +22,8 @@ from ..proposals import (
 from ..records import FITTED_PROPOSALS
 from .evidence import Evidence
 from .second_look import SecondLook
-from .summary import mean_std_error
+from .summary import guide_draws, mean_std_error
 
-ELBO_PARTICLES = 20
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
 CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
 SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
@@ -66,12 +65,8 @@ def fitted_log_weights(
     call: Call, num_particles: int, num_gradients: int | None, proposal: Proposal, look: SecondLook | None = None
 ) -> tuple[Tensor, Tensor, Fitted | None]:
     """(Log-weights of the fitted proposals, (K, B); ELBO terms of the guide, (K', B); the proposals, if any were needed)."""
-    call.set_noise(GUIDE, 0)
-    guide = call.draw(ELBO_PARTICLES)
-    model = call.score(call.latent_values(guide), ELBO_PARTICLES)
-    weights = call.weigh(guide, model, ELBO_PARTICLES)
+    guide, model, weights = guide_draws(call)
     elbo = weights.elbo
-    call.check_finite(elbo)
     if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself, and there is nothing to fit
         return weights.log_weight, elbo, None
     fitted = fit_proposals(call, guide, model, elbo, num_particles, num_gradients, proposal)

@@ -1,16 +1,13 @@
 """Importance sampling with the guide as it is: the IWAE-K estimate, per datum and with its error."""
 
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any
-
-import torch
+from dataclasses import dataclass, replace
 
 from ..errors import OptionError
-from ..kernel import GUIDE, INFER, Pair
+from ..kernel import GUIDE, Call
 from ..ops import jackknife_log_mean_exp
-from ..options import is_whole, seed_or_none, whole_number
-from ..records import GUIDE_ITSELF, warn_about
+from ..options import is_whole, whole_number
+from ..records import GUIDE_ITSELF
+from .estimator import Estimator
 from .evidence import Evidence
 from .k_curve import KCurve
 from .second_look import SecondLook
@@ -19,7 +16,8 @@ from .summary import summarise
 FEWEST_PARTICLES = 1000  # below it the check would cost more than 35% of the decoder evaluations
 
 
-class ImportanceSampling:
+@dataclass(repr=False, eq=False, kw_only=True)
+class ImportanceSampling(Estimator):
     r"""log p(x) by importance sampling from the guide as it is::
 
         log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k given x),   z_k ~ q(z given x)
@@ -41,11 +39,6 @@ class ImportanceSampling:
         latents. Where that is higher, the guide has missed mass, which no weight can show. It raises the upper end of the
         intervals; `doubts["posterior side"]` is true where it is higher by 2.2 joint errors. `log_evidence` stays as it is.
         Made from 1,000 particles on; `unchecked` says why it was not. See :doc:`/evidence` for what it cannot see.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
-        whole call one datum.
-    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with the model's own arguments; returns `Evidence` for the B data of the call. Memory does not grow with K, but
     for (K, B) numbers. The record's `curve` holds the estimate at K, K/2, K/4, ... from the same weights, never jackknifed:
@@ -62,36 +55,22 @@ class ImportanceSampling:
         evidence.log_evidence       # (B,)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        num_particles: int = 5000,
-        jackknife: int = 0,
-        check: bool = True,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.jackknife = checked_order(jackknife)
-        self.num_particles = whole_number("num_particles", num_particles, lowest=self.jackknife + 1)
-        self.check = check
-        self.seed = seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+    num_particles: int = 5000
+    jackknife: int = 0
+    check: bool = True
 
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Evidence:
-        with self._pair.open(args, kwargs, self.seed) as call:
-            look = SecondLook(call, self.num_particles, self.check, fewest=FEWEST_PARTICLES)
-            log_weight, elbo = call.log_weights(self.num_particles, GUIDE, watch=look.watch_guide)
-            evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF), log_weight)
+    def check_options(self) -> None:
+        self.jackknife = checked_order(self.jackknife)
+        self.num_particles = whole_number("num_particles", self.num_particles, lowest=self.jackknife + 1)
+
+    def estimate(self, call: Call) -> Evidence:
+        look = SecondLook(call, self.num_particles, self.check, fewest=FEWEST_PARTICLES)
+        log_weight, elbo = call.log_weights(self.num_particles, GUIDE, watch=look.watch_guide)
+        evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF), log_weight)
         evidence = replace(evidence, curve=KCurve.from_log_weights(log_weight))
         if self.jackknife:
             value, std_error = jackknife_log_mean_exp(log_weight, self.jackknife)
             evidence = replace(evidence, log_evidence=value, std_error=std_error, bound="consistent")
-        warn_about(evidence, stacklevel=3)  # past torch.no_grad, to the caller
         return evidence
 
 

@@ -6,12 +6,24 @@ import torch
 from torch import Tensor
 
 from ..errors import quoted
-from ..kernel import Call, movement
+from ..kernel import GUIDE, Call, LogDensities, Record, movement
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from .evidence import Evidence
 
+ELBO_PARTICLES = 20
+
 # Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
 UNSEEN, SCATTER = 5e-4, 3.0
+
+
+def guide_draws(call: Call) -> tuple[Record, Record, LogDensities]:
+    """A few draws of the guide, what the model made of them, and their densities: for the ELBO, and where fits begin."""
+    call.set_noise(GUIDE, 0)
+    guide = call.draw(ELBO_PARTICLES)
+    model = call.score(call.latent_values(guide), ELBO_PARTICLES)
+    weights = call.weigh(guide, model, ELBO_PARTICLES)
+    call.check_finite(weights.elbo)
+    return guide, model, weights
 
 
 def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:

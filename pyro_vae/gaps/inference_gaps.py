@@ -1,21 +1,22 @@
 """The split of log p(x) - ELBO into what the encoder and what the family leaves behind."""
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from ..errors import SubsamplingError
-from ..evidence import Evidence, fitted_log_weights, mean_std_error, summarise, with_search
-from ..kernel import GUIDE, INFER, Call, Pair
-from ..options import seed_or_none, whole_number
-from ..records import FITTED_PROPOSALS, warn_about
+from ..evidence import Estimator, Evidence, fitted_log_weights, mean_std_error, summarise, with_search
+from ..kernel import GUIDE, Call
+from ..options import whole_number
+from ..records import FITTED_PROPOSALS
 from .gaps import Gaps
 from .offsets import fit_offsets
 from .restart import restarted
 
 
-class InferenceGaps:
+@dataclass(repr=False, eq=False, kw_only=True)
+class InferenceGaps(Estimator):
     r"""Amortization, approximation and inference gap per datum (Cremer, Li and Duvenaud, 2018)::
 
         inference gap      log p(x) - L[q]     = amortization gap + approximation gap
@@ -36,11 +37,6 @@ class InferenceGaps:
     :param num_steps: gradient steps per round of the fit of q*; there are at most seven rounds.
     :param evidence: maps (model, guide) to an estimator of log p(x), e.g.
         `functools.partial(pv.ImportanceSampling, num_particles=5000)`; by default `AdaptiveImportanceSampling`.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
-        whole call one datum.
-    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with the model's own arguments; returns `Gaps` for the B data of the call, in nats.
 
@@ -57,42 +53,30 @@ class InferenceGaps:
         gaps.amortization       # (B,)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        num_particles: int = 500,
-        num_steps: int = 50,
-        evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.num_particles = whole_number("num_particles", num_particles, lowest=2)
-        self.num_steps = whole_number("num_steps", num_steps)
-        self.seed = seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
-        self._estimator = None if evidence is None else evidence(model, guide)
+    num_particles: int = 500
+    num_steps: int = 50
+    evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None
 
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Gaps:
-        with self._pair.open(args, kwargs, self.seed) as call:
-            offsets = fit_offsets(call, num_steps=self.num_steps)
-            cost = call.cost
-            if self._estimator is None:
-                log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, None, "auto")
-                evidence = with_search(summarise(call, log_weight, elbo, call.cost - cost, FITTED_PROPOSALS), fitted)
-                if fitted is not None:
-                    offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=self.num_steps)
-            else:
-                evidence = self._estimator(*args, **kwargs)
-            _, bound = call.log_weights(self.num_particles, GUIDE)
-            _, optimal = call.log_weights(self.num_particles, GUIDE, adjust=offsets.adjust)
-            total = call.cost + (0 if self._estimator is None else evidence.cost)
+    def check_options(self) -> None:
+        self.num_particles = whole_number("num_particles", self.num_particles, lowest=2)
+        self.num_steps = whole_number("num_steps", self.num_steps)
+        self._estimator = None if self.evidence is None else self.evidence(self.model, self.guide)
+
+    def estimate(self, call: Call) -> Gaps:
+        offsets = fit_offsets(call, num_steps=self.num_steps)
+        cost = call.cost
+        if self._estimator is None:
+            log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, None, "auto")
+            evidence = with_search(summarise(call, log_weight, elbo, call.cost - cost, FITTED_PROPOSALS), fitted)
+            if fitted is not None:
+                offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=self.num_steps)
+        else:
+            evidence = self._estimator(*call.model.args, **call.model.kwargs)
+        _, bound = call.log_weights(self.num_particles, GUIDE)
+        _, optimal = call.log_weights(self.num_particles, GUIDE, adjust=offsets.adjust)
+        total = call.cost + (0 if self._estimator is None else evidence.cost)
         check_same_data(call, evidence)
-        gaps = Gaps(
+        return Gaps(
             elbo=bound.mean(0),
             optimal_elbo=optimal.mean(0),
             log_evidence=evidence.log_evidence,
@@ -112,8 +96,6 @@ class InferenceGaps:
             num_particles=self.num_particles,
             cost=total,
         )
-        warn_about(gaps, stacklevel=3)  # past torch.no_grad, to the caller
-        return gaps
 
 
 def check_same_data(call: Call, evidence: Evidence) -> None:

@@ -1,19 +1,22 @@
 """Which units of the latents a model and guide use, over a whole data set."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..kernel import INFER, Pair, check_loader, first_element, over_batches
-from ..options import real_number, seed_or_none, whole_number
+from ..evidence import OfPair
+from ..kernel import check_loader, first_element, over_batches
+from ..options import real_number, whole_number
 from .per_unit import unit_terms
 from .sums import UnitSums
 from .unit_activity import UnitActivity
 
 
-class ActiveUnits:
+@dataclass(repr=False, eq=False, kw_only=True)
+class ActiveUnits(OfPair):
     r"""How much each unit of the latents (one number of one latent site) has to say, over a whole data set::
 
         variance_of_means_d = Var_x( E_q[z_d | x] )                     active where above `threshold`
@@ -42,7 +45,6 @@ class ActiveUnits:
         meant for priors of variance one.
     :param epsilon: nats.
     :param delta: share of the data that may be above `epsilon`.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
         batch one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior: no units of
@@ -67,25 +69,15 @@ class ActiveUnits:
         units.active, units.kl      # (D,)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        num_particles: int = 50,
-        threshold: float = 0.01,
-        epsilon: float = 0.01,
-        delta: float = 0.01,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
+    num_particles: int = 50
+    threshold: float = 0.01
+    epsilon: float = 0.01
+    delta: float = 0.01
+
+    def check_options(self) -> None:
         self.num_particles, self.threshold, self.epsilon, self.delta = checked_options(
-            num_particles, threshold, epsilon, delta
+            self.num_particles, self.threshold, self.epsilon, self.delta
         )
-        self.seed = seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
     def __call__(

@@ -1,6 +1,7 @@
 """A sample from the aggregated posterior q(z), with as many draws of the prior beside it."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,15 +10,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, INFER, SIMULATION, Call, Pair, Record, Structure, check_loader, first_element, over_batches
-from ..options import seed_or_none
+from ..evidence import OfPair
+from ..kernel import GUIDE, SIMULATION, Call, Record, Structure, check_loader, first_element, over_batches
 from .latent_sample import LatentSample
 from .means import free_sites, posterior_mean
 from .per_unit import by_unit, mask_of, unit_names
 from .refusals import refuse_without_draws
 
 
-class AggregatedPosterior:
+@dataclass(repr=False, eq=False, kw_only=True)
+class AggregatedPosterior(OfPair):
     r"""A sample from the aggregated posterior, and as many draws from the prior to hold it against::
 
         q(z) = 1/N sum_n q(z | x_n)     one draw of q(z | x_n) for each datum
@@ -35,7 +37,6 @@ class AggregatedPosterior:
 
     :param model: any Pyro model whose data lie in one plate; enumerated latents are drawn, and are no units.
     :param guide: its guide, with the same latent sites.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
         batch one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide: no units of theirs.
@@ -58,19 +59,6 @@ class AggregatedPosterior:
         print(sample)
         pv.plots.plot_aggregated_posterior(sample)
     """
-
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.seed = seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
 
     @torch.no_grad()
     def __call__(

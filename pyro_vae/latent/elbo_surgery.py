@@ -1,6 +1,7 @@
 """The mean KL of a guide over a whole data set, taken apart by the aggregated posterior."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,10 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import StructureError
+from ..evidence import OfPair
 from ..kernel import (
-    INFER,
     SUBSAMPLE,
-    Pair,
     batch_noise,
     check_loader,
     checked_seed,
@@ -20,7 +20,7 @@ from ..kernel import (
     noise_seed,
     over_batches,
 )
-from ..options import one_of, seed_or_none, whole_number
+from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture
 from .draws import BatchDraws, Collector, Distributions, Rows
@@ -29,7 +29,8 @@ from .surgery import Surgery
 AGGREGATES = ("full", "leave-one-out", "minibatch")
 
 
-class ELBOSurgery:
+@dataclass(repr=False, eq=False, kw_only=True)
+class ELBOSurgery(OfPair):
     r"""The mean KL over a data set, taken apart (Hoffman and Johnson, 2016,
     http://approximateinference.org/accepted/HoffmanJohnson2016.pdf; Chen, Li, Grosse and Duvenaud, 2018,
     https://arxiv.org/abs/1802.04942)::
@@ -70,7 +71,6 @@ class ELBOSurgery:
     :param num_draws: take the means over this many of the N data, chosen at random, which cuts the time to O(num_draws N D);
         q(z) is made of all data nevertheless. `std_error` holds the choice too.
     :param aggregate: "full", "leave-one-out" or "minibatch".
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
         batch one datum (and its dimensions unknown).
     :param prior_sites: latent sites of the model without a counterpart in the guide: no part of z.
@@ -97,23 +97,14 @@ class ELBOSurgery:
         surgery.mutual_information.value, surgery.log_num_data
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        num_particles: int = 1,
-        num_draws: int | None = None,
-        aggregate: str = "full",
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.num_particles = whole_number("num_particles", num_particles)
-        self.num_draws = None if num_draws is None else whole_number("num_draws", num_draws)
-        self.aggregate, self.seed = one_of("aggregate", aggregate, AGGREGATES), seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+    num_particles: int = 1
+    num_draws: int | None = None
+    aggregate: str = "full"
+
+    def check_options(self) -> None:
+        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.num_draws = None if self.num_draws is None else whole_number("num_draws", self.num_draws)
+        one_of("aggregate", self.aggregate, AGGREGATES)
 
     @torch.no_grad()
     def __call__(

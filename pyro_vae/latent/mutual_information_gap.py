@@ -1,6 +1,7 @@
 """What each dimension of the latents says about known factors of the data, and by how much one dimension is ahead."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, quoted
-from ..kernel import INFER, Pair, check_loader, checked_seed, first_element, isolated, listed, over_batches
-from ..options import one_of, seed_or_none, whole_number
+from ..evidence import OfPair
+from ..kernel import check_loader, checked_seed, first_element, isolated, listed, over_batches
+from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture
 from .draws import BatchDraws, Collector, Distributions
@@ -29,7 +31,8 @@ def second_element(batch: Any) -> Tensor:
     )
 
 
-class MutualInformationGap:
+@dataclass(repr=False, eq=False, kw_only=True)
+class MutualInformationGap(OfPair):
     r"""The mutual information gap of Chen, Li, Grosse and Duvenaud (2018, https://arxiv.org/abs/1802.04942): what each
     dimension of the latents says about each known factor of the data, and by how much the first is ahead of the next::
 
@@ -66,7 +69,6 @@ class MutualInformationGap:
     :param num_particles: K, draws per datum. From one alone Monte Carlo noise cannot be told from differences between data:
         Monte Carlo errors are then an upper bound, the sampling error.
     :param aggregate: "full" or "leave-one-out".
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites. `None` makes every
         batch one datum, whose dimensions are unknown, and is refused.
     :param prior_sites: latent sites of the model without a counterpart in the guide: no part of z.
@@ -95,21 +97,12 @@ class MutualInformationGap:
         found.mig.value, found.information      # 0-d, (D, F)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        num_particles: int = 1,
-        aggregate: str = "full",
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.num_particles = whole_number("num_particles", num_particles)
-        self.aggregate, self.seed = one_of("aggregate", aggregate, AGGREGATES), seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+    num_particles: int = 1
+    aggregate: str = "full"
+
+    def check_options(self) -> None:
+        self.num_particles = whole_number("num_particles", self.num_particles)
+        one_of("aggregate", self.aggregate, AGGREGATES)
 
     @torch.no_grad()
     def __call__(

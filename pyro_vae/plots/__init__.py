@@ -2,7 +2,7 @@
 
 from .evidence import plot_gaps, plot_k_curve
 from .factors import plot_factors
-from .images import as_images, plot_reconstructions, plot_samples
+from .images import plot_reconstructions, plot_samples
 from .latent import plot_surgery, plot_units
 from .latent_sample import plot_aggregated_posterior, plot_latents
 from .per_datum import plot_gaps_per_datum, plot_pareto_k
@@ -12,7 +12,6 @@ from .training import plot_training
 from .traversal import plot_manifold, plot_traversals
 
 __all__ = [
-    "as_images",
     "plot_aggregated_posterior",
     "plot_copies",
     "plot_factors",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import plots
-from ..plots import as_images
+from ..plots.images import as_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

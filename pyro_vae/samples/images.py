@@ -21,13 +21,13 @@ def laplacian_variance(rows: Tensor, image_shape: Sequence[int]) -> Tensor:
     return (around - 4 * images[:, 1:-1, 1:-1]).flatten(1).var(1, correction=0)
 
 
-def image_shape_of(shapes: Sequence[torch.Size], given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def image_shape_of(shapes: Sequence[torch.Size], given: Sequence[int] | None) -> tuple[int, ...] | None:
     """The shape of a datum as an image, or `None` where it is none."""
     size = sum(shape.numel() for shape in shapes)
     if given is not None:
         if math.prod(given) != size:
-            raise OptionError(f"image_shape={given} has {math.prod(given)} numbers, but a datum has {size}")
-        return given
+            raise OptionError(f"image_shape={tuple(given)} has {math.prod(given)} numbers, but a datum has {size}")
+        return tuple(given)
     shape = tuple(shapes[0])
     if len(shape) == 1 and math.isqrt(size) ** 2 == size:
         shape = (math.isqrt(size),) * 2

@@ -1,15 +1,15 @@
 """How reconstructions and samples look, beside how likely the data are."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ..errors import ArgumentError
-from ..evidence import Evidence
-from ..kernel import INFER, SIMULATION, Pair, check_loader, first_element, over_batches
-from ..options import seed_or_none
+from ..evidence import Evidence, OfPair
+from ..kernel import SIMULATION, check_loader, first_element, over_batches
 from .images import checked_shape, image_shape_of
 from .looks import Looks, check_shapes, joined, means_in, reconstruction, shapes_of, values_in
 from .neighbours import Neighbours
@@ -18,7 +18,8 @@ from .sample_check_result import SampleCheckResult
 KEPT = 20  # samples that are kept, with their nearest training data, to be looked at
 
 
-class SampleCheck:
+@dataclass(repr=False, eq=False, kw_only=True)
+class SampleCheck(OfPair):
     r"""Reconstruction error, sharpness and distance to the training data, beside log p(x): likelihood is not looks.
 
     **Reconstruction error** of datum x: ``mean over its X numbers of (x - E[x | z])^2`` at one draw z of the guide, in the
@@ -53,12 +54,10 @@ class SampleCheck:
     :param guide: its guide, with the same latent sites.
     :param image_shape: (H, W) or (C, H, W) of a datum. Found by itself where one site is observed and a datum has such a
         shape, or is a flat square; other data are no images and have no sharpness. Images are at least 4 x 4.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
         batch one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior, for
         reconstructions too.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with a loader of N held-out data, any iterable of batches; `train`, the M training data, another one, gone through
     once, in any order; `args`, which maps a batch of either to the tuple of the model's arguments (by default its first
@@ -83,20 +82,11 @@ class SampleCheck:
         looks.reconstruction_error, looks.sample_distance      # (N,)
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        image_shape: Sequence[int] | None = None,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.image_shape = None if image_shape is None else checked_shape(image_shape)
-        self.seed = seed_or_none(seed)
-        self._pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=check_support)
+    image_shape: Sequence[int] | None = None
+
+    def check_options(self) -> None:
+        if self.image_shape is not None:
+            self.image_shape = checked_shape(self.image_shape)
 
     @torch.no_grad()
     def __call__(

@@ -1,6 +1,7 @@
 """DESIGN 5.5: enumerated sites are summed out. Evidence and ELBO against sums by hand, to the last digit."""
 
 import itertools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -612,3 +613,41 @@ def test_values_that_the_guide_never_takes_have_no_weight_and_cost_nothing():
     evidence = pv.ImportanceSampling(model, guide, num_particles=3)(x)
     torch.testing.assert_close(evidence.log_evidence, joint.logsumexp(-1))
     assert evidence.elbo.isfinite().all() and (evidence.elbo <= evidence.log_evidence).all()
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_index_that_drops_the_dim_of_a_plate(dropped):
+    """The axis of the values falls into the place of the plate. The remedy, against a sum by hand, four errors."""
+
+    def model(x):
+        with pyro.plate("data", 2, dim=-1):
+            c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.4, dtype=F64)))
+            with pyro.plate("inner", 3, dim=-2):
+                pyro.sample("w", dist.Normal(c, 1.0))
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 2, dim=-1):
+            c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.5, dtype=F64)), infer={"enumerate": "parallel"})
+            with pyro.plate("inner", 3, dim=-2):
+                w = pyro.sample("w", dist.Normal(c, 1.0))
+            pyro.sample("z", dist.Normal(0.1 * (w[..., 0, :] if dropped else w[..., :1, :]), 1.0))
+
+    x = torch.tensor([0.3, -0.5], dtype=F64)
+    objective = pv.BetaTraceEnum_ELBO(max_plate_nesting=2, num_particles=4000, vectorize_particles=True)
+    if dropped:
+        with pytest.raises(EnumerationError, match="index that drops a dim"):
+            pv.ImportanceSampling(model, guide, num_particles=10, datum_plate="data")(x)
+        with pytest.raises(EnumerationError, match="Keep the dims of the plates"):
+            objective.loss(model, guide, x)
+        return
+    evidence = pv.ImportanceSampling(model, guide, num_particles=4000, check=False, seed=0, datum_plate="data")(x)
+    truth = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert float(evidence.std_error.max()) < 0.1
+    assert bool(((evidence.log_evidence - truth).abs() < 4 * evidence.std_error).all())
+    # z ~ N(w_0 / 10, 1) with w_0 ~ N(c, 1): the square of its mean is on average (1 + 1/2) / 100.
+    kl = float(torch.distributions.kl_divergence(dist.Bernoulli(0.5), dist.Bernoulli(0.4)))
+    square = 0.01 * 1.5
+    log_p = -0.5 * ((x - 0.05) ** 2 + 0.01 * 1.25 + 1) - 0.5 * math.log(2 * math.pi)
+    assert objective.loss(model, guide, x) == pytest.approx(2 * (kl + square / 2) - float(log_p.sum()), abs=0.1)

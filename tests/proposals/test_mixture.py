@@ -68,7 +68,7 @@ def test_a_part_without_a_share_does_not_count():
 def test_tails_are_chosen_per_datum():
     part = random_part()
     student = torch.tensor([True, False, True, False])
-    mixed = MixtureProposal(parts=(part,), mixture_weights=torch.ones(4, 1, dtype=F64), student=student)
+    mixed = MixtureProposal(components=(part,), mixture_weights=torch.ones(4, 1, dtype=F64), student=student)
     u = torch.randn(5, 4, 3, dtype=F64)
     expected = torch.where(student, reference(part, True).log_prob(u), reference(part, False).log_prob(u))
     assert torch.allclose(mixed.log_prob(u), expected, atol=1e-10)

@@ -49,7 +49,8 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -
     guide.execution, guide.base_draws = "loop", True
     with axes_by_name(structure.guide_enumerated):
         drawn = draw(guide, num_particles)
-    if not agree(drawn, score(guide, replayable(drawn, structure), num_particles), structure, num_particles):
+        again = score(guide, replayable(drawn, structure), num_particles)
+    if not agree(drawn, again, structure, num_particles):
         raise HiddenRandomnessError(hidden_randomness("guide"))
     guide.execution = "leading"
     try:

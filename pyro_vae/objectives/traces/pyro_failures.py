@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 from ...errors import EnumerationError
 
+MOVED = "a site does not fit its plates, as where a program moves the axis of an enumerated site"
+KEEP_DIMS = "Keep the dims of the plates where they are, z[..., :1, :] for z[..., 0, :]"
+
 # A part of Pyro's or torch's message, what it means, what to do.
 KNOWN = {
     "cartesian product": (
@@ -27,6 +30,8 @@ KNOWN = {
         "summed-out sites of two plates, none of which lies inside the other, meet in one site",
         "Go through one of the plates in a loop, `for i in pyro.plate(...)`, with names of their own for its sites",
     ),
+    "shapes disagree at site": (MOVED, KEEP_DIMS),
+    "Shape mismatch inside plate": (MOVED, KEEP_DIMS),
     "same dtype": (
         "Pyro mixes numbers of the default dtype with those of the program",
         "Call torch.set_default_dtype with the dtype of the program",

@@ -1,0 +1,94 @@
+"""The base of all estimators: the options that they share, checked and documented once, and the call of a pair."""
+
+from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any
+
+import torch
+
+from ..kernel import INFER, Call, Pair
+from ..options import seed_or_none
+from ..records import warn_about
+
+SHARED = {
+    "seed": "fixes the noise and leaves the caller's random state alone; `None` draws from that state.",
+    "datum_plate": "the plate of the data; found by itself where only one is common to all sites; `None` makes the\n"
+    "        whole call one datum.",
+    "prior_sites": "latent sites of the model without a counterpart in the guide, to be drawn from the prior.",
+    "check_support": "raise on observations outside the support of their likelihood.",
+}
+
+
+@dataclass(repr=False, eq=False)
+class OfPair:
+    """Whatever looks at a model and guide. A subclass is a dataclass too, `@dataclass(repr=False, eq=False, kw_only=True)`.
+
+    Its fields are its options. What its docstring does not say of `seed`, `datum_plate`, `prior_sites` and `check_support`
+    is put in behind the other parameters.
+    """
+
+    model: Callable
+    guide: Callable
+    _: KW_ONLY
+    seed: int | None = None
+    datum_plate: str | None = INFER
+    prior_sites: Collection[str] = ()
+    check_support: bool = True
+
+    def __init_subclass__(cls) -> None:
+        if cls.__doc__ and ":param guide:" in cls.__doc__:
+            cls.__doc__ = with_shared_options(cls.__doc__)
+
+    def __post_init__(self) -> None:
+        self.seed = seed_or_none(self.seed)
+        self.check_options()
+        self._pair = Pair(
+            self.model,
+            self.guide,
+            datum_plate=self.datum_plate,
+            prior_sites=self.prior_sites,
+            check_support=self.check_support,
+        )
+
+    def check_options(self) -> None:
+        """Check the options of a subclass, and make plain numbers of those of NumPy."""
+
+    def __repr__(self) -> str:
+        """One line with the options that are not the default ones."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.kw_only}
+        defaults = {f.name: f.default for f in fields(self)}
+        changed = [f"{name}={value!r}" for name, value in options.items() if value is not defaults[name]]
+        return f"{type(self).__name__}({', '.join([name_of(self.model), name_of(self.guide), *changed])})"
+
+
+@dataclass(repr=False, eq=False)
+class Estimator(OfPair):
+    """What is called with the model's own arguments and gives a record with a number for each of the B data.
+
+    A subclass writes `estimate(call)`. Everything in it runs isolated: whatever it does with `call`, no parameter, buffer,
+    setting or (with a seed) random state of the caller changes.
+    """
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._pair.open(args, kwargs, self.seed) as call:
+            record = self.estimate(call)
+        warn_about(record, stacklevel=3)  # past torch.no_grad, to the caller
+        return record
+
+    def estimate(self, call: Call) -> Any:
+        """The record of the data of one call."""
+        raise NotImplementedError(f"{type(self).__name__} lacks a method estimate(call)")
+
+
+def with_shared_options(doc: str) -> str:
+    """A docstring with the shared options that it leaves out, behind its other parameters."""
+    lines = doc.split("\n")
+    last = max(i for i, line in enumerate(lines) if line.startswith("    :param "))
+    end = next((i for i in range(last + 1, len(lines)) if not lines[i].startswith("        ")), len(lines))
+    missing = [f"    :param {name}: {text}" for name, text in SHARED.items() if f":param {name}:" not in doc]
+    return "\n".join([*lines[:end], *missing, *lines[end:]])
+
+
+def name_of(program: Callable) -> str:
+    return getattr(program, "__name__", type(program).__name__)
