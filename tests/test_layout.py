@@ -22,7 +22,7 @@ EVERYWHERE = {"errors", "options", "ops"}  # may be imported by everyone else
 
 def arrows() -> dict[str, set[str]]:
     """The parts of the package and which of the others each imports, from the table in docs/design.md."""
-    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\w, ]+) \|$", DESIGN.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `pyro_vae\.(\w+)` \| .* \| ([\w, ]+) \|$", DESIGN.read_text(), re.MULTILINE)
     return {part: set() if imports == "nothing" else set(imports.split(", ")) for part, imports in rows}
 
 

@@ -28,7 +28,6 @@ from pyro.infer.autoguide import AutoNormal
 import pyro_vae as pv
 from pyro_vae.errors import InvalidDataError, LocalFitError, NonFiniteError, OptionError
 from pyro_vae.evidence import AnnealedImportanceSampling, ExactEvidence, State, annealing, fitted
-from pyro_vae.evidence import annealed_importance_sampling as annealed
 from pyro_vae.evidence.annealing import SCHEDULES
 from pyro_vae.evidence.hmc import ChosenPart, transition
 from pyro_vae.evidence.paths import STARTS
@@ -313,7 +312,7 @@ def test_one_step_from_the_guide_is_importance_sampling():
 def test_exact_transitions_fall_short_by_the_thermodynamic_sum(num_steps, monkeypatch):
     """E log w = 1/T sum_(i<T) E_(i/T)[log p(x given z)] on the linear path from the prior (notes/references.md, 4.6)."""
     lm, x = linear_gaussian(2, 4, num_data=3, variance=1.0)
-    monkeypatch.setattr(annealed, "transition", exact_transition(lm, x))
+    monkeypatch.setattr(annealing, "transition", exact_transition(lm, x))
     estimator = ais(model_of(lm), crude(2), num_steps=num_steps, num_chains=2000, start="prior", schedule="linear")
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
         log_weight = annealing.Annealing(call, estimator).forward()[0]

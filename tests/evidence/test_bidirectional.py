@@ -16,8 +16,7 @@ from pyro import poutine
 
 import pyro_vae as pv
 from pyro_vae.errors import LatentsError, OptionError
-from pyro_vae.evidence import Annealing, BidirectionalMonteCarlo, Sandwich
-from pyro_vae.evidence import annealed_importance_sampling as annealed
+from pyro_vae.evidence import Annealing, BidirectionalMonteCarlo, Sandwich, annealing
 from pyro_vae.evidence import bidirectional_monte_carlo as bidirectional
 from pyro_vae.evidence.annealing import SCHEDULES
 from pyro_vae.evidence.paths import STARTS
@@ -117,7 +116,7 @@ def test_exact_transitions_give_the_jeffreys_divergence(num_steps, monkeypatch):
         noise = torch.randn_like(state.u) @ torch.linalg.cholesky(covariance).T
         return evaluate(mean + noise), torch.ones_like(state.log_joint)
 
-    monkeypatch.setattr(annealed, "transition", exact_transition)
+    monkeypatch.setattr(annealing, "transition", exact_transition)
     estimator = bdmc(model, crude(2), sim, num_steps=num_steps, num_chains=4000, start="prior", schedule="linear")
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
         run = Annealing(call, estimator)
@@ -148,7 +147,7 @@ def test_reverse_chains_run_from_the_joint_to_the_start(monkeypatch):
     estimator = bdmc(model, crude(2), sim, num_steps=8, num_chains=3, start="prior", schedule="sigmoid")
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
         run = Annealing(call, estimator)
-        monkeypatch.setattr(annealed, "transition", shifting)
+        monkeypatch.setattr(annealing, "transition", shifting)
         u = torch.randn(3, 5, 2, dtype=F64)
         log_weight, _, first = run.reverse(u, REVERSE)
         last = run.path.evaluate(u + 0.8)
@@ -171,7 +170,7 @@ def test_forward_chains_weigh_before_they_move(monkeypatch):
     estimator = bdmc(model, crude(2), sim, num_steps=8, num_chains=3, start="prior", schedule="sigmoid")
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
         run = Annealing(call, estimator)
-        monkeypatch.setattr(annealed, "transition", shifting)
+        monkeypatch.setattr(annealing, "transition", shifting)
         log_weight, _, _ = run.forward()
     assert torch.equal(torch.stack([t for t, _ in seen]), run.temperatures[1:])
     steps = run.temperatures[1:] - run.temperatures[:-1]
@@ -573,6 +572,6 @@ def test_the_lower_end_is_the_annealed_estimate():
     """The same seed, settings and data: bidirectional adds the reverse chains and changes nothing else."""
     _, model, sim, x = simulated()
     sandwich = bdmc(model, crude(2), sim, num_steps=10)(x)
-    alone = annealed.AnnealedImportanceSampling(model, crude(2), seed=0, num_steps=10)(x)
+    alone = pv.AnnealedImportanceSampling(model, crude(2), seed=0, num_steps=10)(x)
     assert torch.equal(sandwich.lower.log_evidence, alone.log_evidence)
     assert sandwich.lower.cost == alone.cost

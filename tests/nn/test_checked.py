@@ -15,10 +15,10 @@ from pyro_vae.kernel import innermost
 every_head = pytest.mark.parametrize("name", HEADS)
 INNERMOST = {
     "Bernoulli": "Bernoulli",
-    "ContinuousBernoulli": "ContinuousBernoulli",
-    "Binomial": "Binomial",
+    "ContinuousBernoulli": "StableContinuousBernoulli",
+    "Binomial": "FastBinomial",
     "Categorical": "Categorical",
-    "DiscretizedLogistic": "DiscretizedLogistic",
+    "DiscretizedLogistic": "LogisticLevels",
 }
 
 
