@@ -1,4 +1,4 @@
-"""log q of what one datum drew under the guide of another: what the aggregated posterior is made of."""
+"""log q(z_i | x_j), the draw of one datum scored under the guide of another: the terms of the aggregated posterior."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rows_of(site: SiteRecord, layout: Layout) -> Tensor:
 
 
 def as_particles(rows: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Draws from `rows_of` as R particles, each the same for all B data: (R, *plates, *event), without a copy."""
+    """View the draws from `rows_of` as R particles that all B data share: (R, *plates, *event), without a copy."""
     values = {}
     for name, draws in rows.items():
         shape = list(draws.squeeze(1).shape)
@@ -111,9 +111,9 @@ def check_separate(call: Call, drawn: Record, names: Collection[str]) -> None:
 
 
 def first_dependent(call: Call, names: Collection[str]) -> tuple[str, list[str]] | None:
-    """The first site that the guide draws given others, and those, as far as they can be told.
+    """Find the first site that the guide draws given other sites, and name these as far as they are known.
 
-    The guide runs at other draws, whose way through the program is followed; the densities must stay as well.
+    Runs the guide at other draws with provenance tracking. Its densities must stay the same as well.
     """
     with torch.no_grad(), rehearsal(call.guide.fn, devices=[call.device]):
         first, other = call.draw(1), call.draw(1)
@@ -127,13 +127,13 @@ def first_dependent(call: Call, names: Collection[str]) -> tuple[str, list[str]]
 
 
 def followed(program: Program, values: Mapping[str, Tensor]) -> Record:
-    """The program at one particle of given values; what it computes from a value carries the name of its site."""
+    """Run the program at given values of one particle with provenance: results carry the names of the sites behind them."""
     with Sizes():
         return score(program, {n: track_provenance(v, frozenset({n})) for n, v in values.items()}, 1)
 
 
 class Sizes(TorchFunctionMode):
-    """What follows a value gives its shape as a plain tuple, and a network may ask a shape for its `numel()`."""
+    """A shape with `numel()`: provenance tensors return plain tuples, but networks may call `x.shape.numel()`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))

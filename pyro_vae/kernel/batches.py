@@ -1,4 +1,4 @@
-"""Whole data sets: a function of the model's arguments, run on one batch after the other."""
+"""Run a function of the model's arguments on every batch of a data set."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -41,9 +41,9 @@ def check_loader(loader: Any) -> None:
 def over_batches(
     run: Callable[..., T], loader: Iterable[Any], args: Callable[[Any], tuple[Any, ...]], *, seed: int | None
 ) -> list[T]:
-    """What `run` returns for the arguments of every batch, in their order. Every batch gets noise of its own.
+    """Call `run` on the arguments of every batch and return the results in order. Every batch has noise of its own.
 
-    With a seed the caller's random state stays as it is, also where the loader draws from it.
+    With a seed the caller's random state is restored, even where the loader draws from it.
 
     :raises EmptyBatchError: if the loader yields nothing.
     :raises ArgumentError: if `args` returns no tuple.

@@ -1,4 +1,4 @@
-"""One call of a (model, guide) pair: data checked, noise and subsample fixed, cost counted."""
+"""One call of a (model, guide) pair: checks the data, fixes noise and subsample, counts the cost."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,7 +27,7 @@ Watch = Callable[[Record, Record, Tensor], None]
 
 
 class Call:
-    """One call of a pair with one set of arguments; everything in it is fixed while it lasts."""
+    """A model and guide bound to one set of arguments. Subsample indices and seed are fixed for its lifetime."""
 
     def __init__(
         self, guide: Program, model: Program, structure: Structure, seed: int, device: torch.device, check_support: bool
@@ -44,7 +44,7 @@ class Call:
 
     @property
     def index(self) -> Tensor | None:
-        """Which data of a subsampled plate this call is about, shape (B,)."""
+        """Indices of the data of a subsampled plate, shape (B,)."""
         name = self.layout.datum_plate
         return self.guide.indices.get(name) if self.structure.subsampled and name else None
 
@@ -55,7 +55,7 @@ class Call:
         return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)
 
     def draw_prior(self, num_particles: int) -> tuple[dict[str, Tensor], Record]:
-        """Latent values from the prior, and the model at them. Enumerated sites are drawn first and summed out then."""
+        """Draw latent values from the prior and run the model at them. Enumerated sites are drawn, then summed out."""
         self.cost += num_particles
         if not self.layout.enumerated:
             record = self._checked(draw(self.model, num_particles))
@@ -73,13 +73,13 @@ class Call:
         return looped_record([model.run(redraw_observed=True)], model.layout)
 
     def reconstruct(self) -> Record:
-        """All sites of the model, with their distributions, at one draw of the guide; what that enumerates is drawn."""
+        """Run the model once at one draw of the guide and record all sites. Sites that the guide enumerates are drawn."""
         guide, model = ancestral(self.guide), ancestral(self.model)
         values = {name: site.value for name, site in guide.run().items() if not site.is_observed}
         return self._checked(looped_record([model.run(values=values)], model.layout))
 
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
-        """The model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""
+        """Run the model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""
         self.cost += num_particles * (3 if torch.is_grad_enabled() else 1)
         self.weighed = self._scored = None  # their memory is needed now
         record = self._scored = score(self.model, values, num_particles)
@@ -90,7 +90,7 @@ class Call:
     def log_guide(self, values: Mapping[str, Tensor], num_particles: int, model: Record | None) -> Tensor:
         """log q(z given x) at given values of the latents, (K, B); the guide runs, the decoder does not.
 
-        :param model: any record of the model, for its masks: what is masked there has no place in log q. `None` where no
+        :param model: any record of the model, for its masks: what is masked there is left out of log q. `None` where no
             latent of the model is masked.
         """
         guide = score(self.guide, values, num_particles)
@@ -148,7 +148,7 @@ class Call:
         return log_weight, elbo
 
     def chunks(self, num_particles: int) -> Iterator[tuple[int, int]]:
-        """Cut a noise block into even pieces of bounded memory. Sites drawn while scoring need their block whole."""
+        """Split a noise block into even pieces of bounded memory. Blocks with sites drawn while scoring stay whole."""
         largest = CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cuda"]) // max(self.structure.bytes_per_particle, 1)
         num_chunks = 1 if self.structure.prior_sites else math.ceil(num_particles / max(largest, 1))
         size = math.ceil(num_particles / num_chunks)

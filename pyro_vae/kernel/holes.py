@@ -1,4 +1,4 @@
-"""Holes: numbers of a value that a mask hides. No density ever sees what stands there, be it NaN or outside the support.
+"""Fill holes, the numbers of a value that a mask hides, so that no density sees NaN or values outside its support.
 
 A mask that acts on the log-density alone, `torch.where(mask, log_prob, 0)`, is not enough: a NaN behind it makes every
 gradient NaN, because zero times NaN is NaN.
@@ -72,14 +72,14 @@ def inside(fn: Any, value: Tensor) -> Tensor:
 
 
 def drawn(base: Any, device: torch.device) -> Tensor:
-    """A draw that leaves the random state as it was."""
+    """Draw and restore the random state."""
     with kept_random_state([device]):
         value: Tensor = base.sample()
     return value
 
 
 class FillHoles(Messenger):
-    """For Pyro's own traces: what an outer handler records, and so scores, has no holes; the program gets what it passed."""
+    """Fill holes in what outer handlers record and score. The program gets the values that it passed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +93,6 @@ class FillHoles(Messenger):
             msg["value"] = filled(msg["fn"], msg["value"], msg["mask"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        """Outer handlers have their copy by now."""
+        """Give the program its own value back. Outer handlers have their copy by now."""
         if msg["name"] in self._passed:
             msg["value"] = self._passed.pop(msg["name"])

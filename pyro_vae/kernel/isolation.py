@@ -1,4 +1,4 @@
-"""Run a user's program and leave no trace of it: parameter store, random state, settings, buffers, stored traces."""
+"""Run a user's program without side effects on parameter store, random state, settings, buffers and stored traces."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,14 +29,14 @@ BATCH_NORM = (
 
 
 def modules_of(*programs: Callable) -> list[torch.nn.Module]:
-    """The modules that can be found from the programs: themselves, or what their methods are bound to."""
+    """The modules behind the programs: the programs themselves, or what their methods are bound to."""
     owners = [getattr(unwrap(program), "__self__", unwrap(program)) for program in programs]
     return [owner for owner in owners if isinstance(owner, torch.nn.Module)]
 
 
 @contextmanager
 def isolated_store() -> Iterator[None]:
-    """Let programs read the parameter store; what they add to it is gone at the end.
+    """Let programs read the parameter store, and remove on exit what they add.
 
     Swaps the store's dictionaries: its own `scope(get_state())` drops the `unconstrained` handles of parameters that
     the user may hold. Handles that a run hangs on a module's parameters are taken off: they cannot be pickled.
@@ -59,7 +59,7 @@ def isolated_store() -> Iterator[None]:
 
 @contextmanager
 def batch_noise(number: int) -> Iterator[None]:
-    """Inside, noise is that of the batch with this number."""
+    """Use the noise of the batch with this number."""
     global batch_number
     before, batch_number = batch_number, number
     try:
@@ -70,7 +70,7 @@ def batch_noise(number: int) -> Iterator[None]:
 
 @contextmanager
 def kept_random_state(devices: list[torch.device] | None = None) -> Iterator[None]:
-    """Torch (on the given devices, or all), numpy and Python draw on afterwards as if nothing had happened."""
+    """Restore the random state of torch (on the given devices, or all), NumPy and Python on exit."""
     state = pyro.util.get_rng_state()
     cuda = None if devices is None else [device for device in devices if device.type == "cuda"]
     with torch.random.fork_rng(devices=cuda):
@@ -82,7 +82,7 @@ def kept_random_state(devices: list[torch.device] | None = None) -> Iterator[Non
 
 @contextmanager
 def kept_traces(*programs: Callable) -> Iterator[None]:
-    """A GuideMessenger stores its last trace on itself; put the user's back."""
+    """Restore the trace that a GuideMessenger stores on itself."""
     guides = [unwrap(program) for program in programs if isinstance(unwrap(program), GuideMessenger)]
     saved = [(guide, guide.__dict__.get("trace")) for guide in guides]
     try:
@@ -93,7 +93,7 @@ def kept_traces(*programs: Callable) -> Iterator[None]:
 
 
 def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
-    """Before its buffers move, in every run: a module in a closure may be switched to train mode between two calls.
+    """Refuse batch norm in train mode, in every run: a module in a closure may change its mode between two calls.
 
     Other modules that use statistics of the batch in train mode say so by an attribute `couples_batch`.
     """
@@ -110,7 +110,7 @@ def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
 
 @contextmanager
 def eval_mode(*programs: Callable) -> Iterator[list[torch.nn.Module]]:
-    """Every module that belongs to the programs, or runs inside, is in eval mode; flags are put back one by one.
+    """Put all modules of the programs, and all that run inside, in eval mode. Restore every flag on exit.
 
     Modules in closures are found when they are called. Yields the modules that were in train mode, as they are found.
     """
@@ -135,7 +135,7 @@ def eval_mode(*programs: Callable) -> Iterator[list[torch.nn.Module]]:
 
 @contextmanager
 def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
-    """All of the above, with the argument checks of distributions off (the kernel checks data and results itself)."""
+    """All of the above, with argument checks of distributions off: the kernel checks data and results itself."""
     torch_validation = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
     with ExitStack() as stack:
         stack.enter_context(pyro.poutine.block())  # handlers around the call are not to see what happens inside it
@@ -156,14 +156,14 @@ def fresh_seed() -> int:
 def noise_seed(seed: int, stream: int, block: int) -> int:
     """The seed of one noise block.
 
-    It depends on (seed, batch, stream, block) alone: how blocks are cut into chunks or dealt to processes changes no draw.
+    A function of (seed, batch, stream, block) alone, so that chunks and processes change no draw.
     """
     entropy = numpy.random.SeedSequence([seed, batch_number, stream, block])
     return int(entropy.generate_state(1, numpy.uint64)[0] >> numpy.uint64(1))
 
 
 def is_active_dropout(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether this call of a function of torch thins a network at random."""
+    """Whether this call of a torch function applies dropout."""
     if func not in DROPOUTS:
         return False
     training = kwargs.get("training", args[2] if len(args) > 2 else func not in OFF_BY_DEFAULT)
@@ -171,9 +171,9 @@ def is_active_dropout(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 class LayerWatch(TorchFunctionMode):
-    """Watches the layers that run inside: those that change themselves or are random have no place in an evaluation.
+    """Watch the layers that run inside for batch norm, dropout and changes of buffers.
 
-    Functional batch norm in train mode is refused; dropout is switched off and remembered; buffers that move are put back
+    Functional batch norm in train mode is refused. Dropout is switched off and noted. Buffers that change are restored
     and named.
     """
 

@@ -1,4 +1,4 @@
-"""A pair as it is trained: gradients, parameters, buffers, modes and random state of a call are the user's own."""
+"""A `Pair` for training: it runs without isolation, so that gradients, buffers and random state are the user's own."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,8 +22,8 @@ from .recorder import Layout, Site
 class LivePair(Pair):
     """A model and guide in training.
 
-    What they look like is found out in a rehearsal, at the first call with arguments of new shapes, and believed from then
-    on while parameters move. Modules are in eval mode while it lasts.
+    A rehearsal in eval mode finds their structure at the first call with arguments of new shapes. The structure is kept
+    while parameters change.
     """
 
     allow_dropout = True
@@ -35,7 +35,7 @@ class LivePair(Pair):
         self._norms: dict[Any, list[nn.Module]] = {}  # those that run inside
 
     def call(self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor] | None = None) -> Call:
-        """`indices`, by plate, are those of another call about the same data."""
+        """:param indices: by plate, those of another call about the same data."""
         devices = devices_of((args, kwargs), isolation.modules_of(self.model, self.guide))
         key = self._key(args, kwargs)
         if key not in self._known:
@@ -80,11 +80,11 @@ class LivePair(Pair):
         return found, norms
 
     def _check_data(self, model_sites: Mapping[str, Site], layout: Layout) -> None:
-        """NaN are left to the warning of the loss, as everywhere in Pyro."""
+        """Leave NaN to the warning of the loss, as Pyro does."""
 
 
 class NewParameters(Messenger):
-    """Remembers whether a parameter came into being by a function, which may have drawn it."""
+    """Note whether a parameter was created by a function, which may have drawn it."""
 
     drawn = False
 
@@ -95,7 +95,7 @@ class NewParameters(Messenger):
 
 @contextmanager
 def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[list[nn.Module]]:
-    """Modules are in eval mode, and random state, stored traces and settings are put back; yields what was in train mode."""
+    """Eval mode inside; restore random state, stored traces and settings on exit. Yields the modules in train mode."""
     torch_validation = torch.distributions.Distribution._validate_args
     with ExitStack() as stack:
         stack.enter_context(pyro.poutine.block())
@@ -108,7 +108,7 @@ def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[list
 
 @contextmanager
 def kept_store_on_error() -> Iterator[None]:
-    """A pair that is refused leaves no parameters behind."""
+    """Remove new parameters from the store where a pair is refused."""
     store = pyro.get_param_store()
     saved = {name: dict(getattr(store, name)) for name in ("_params", "_param_to_name", "_constraints")}
     try:
@@ -121,9 +121,9 @@ def kept_store_on_error() -> Iterator[None]:
 
 @contextmanager
 def moved_parameters() -> Iterator[list[nn.Module]]:
-    """Parameters and the statistics of norms are a little elsewhere: at a start, zeros and ones hide what acts later.
+    """Perturb parameters and norm statistics for a while: initial zeros and ones can hide a dependence.
 
-    By a hundredth of themselves, so that signs stay, and zeros by a tenth. Of the store, and of all modules that run inside.
+    Moves numbers by a hundredth of themselves and zeros by a tenth, in the store and in all modules that run inside.
     Yields the norms that ran.
     """
     norms: list[nn.Module] = []

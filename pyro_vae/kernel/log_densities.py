@@ -1,4 +1,4 @@
-"""Log-densities per particle and datum, (K, B), from what guide and model did: the one thing all estimators read."""
+"""Log-densities per particle and datum, (K, B), which all estimators and objectives are computed from."""
 
 import math
 from collections.abc import Collection
@@ -31,7 +31,7 @@ def masked_sum(log_prob: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
 
 
 def check_event_masks(name: str, ours: Tensor | None, theirs: Tensor | None) -> None:
-    """A mask over single elements of an event cannot be carried to the other side, where log p is already summed."""
+    """Refuse masks inside events that differ between the sides: log p of the other side is summed already."""
     if ours is None and theirs is None:
         return
     if ours is None or theirs is None or not bool((ours == theirs).all()):
@@ -85,7 +85,7 @@ class LogDensities:
         return masked_sum(log_prob, mask, self.layout)
 
     def joint_mask(self, name: str) -> Tensor | None:
-        """The mask of a latent site, (K, *plates): masked on one side is masked on both, or one density would be alone."""
+        """The mask of a latent site, (K, *plates): what is masked on one side is masked on both."""
         latent = latent_of(name, self.model)
         sides = [record[n] for record in (self._guide, self.model) for n in {name, latent} if n in record]
         if latent in self._guide and latent in self.model and latent == name:
@@ -99,7 +99,7 @@ class LogDensities:
         return joint
 
     def _check_switch(self, name: str, mask: Tensor) -> None:
-        """log q does not know the sites that the model sums out, so it cannot have a mask that depends on them."""
+        """Refuse a mask that depends on sites that the model sums out, because log q has no axis for them."""
         for switch in self.structure.model_enumerated:
             axis = -(self.layout.num_plates + 2 + self.layout.enumerated.index(switch))
             if mask.ndim >= -axis and mask.shape[axis] > 1:
@@ -110,7 +110,7 @@ class LogDensities:
 
     @property
     def observations(self) -> dict[str, Tensor]:
-        """The observed values by site, as they came."""
+        """The observed values by site, in their own shapes."""
         return {n: s.value for n, s in self.model.items() if s.is_observed and s.value.numel()}
 
     def log_drawn(self, names: Collection[str]) -> Tensor:
@@ -186,11 +186,11 @@ class LogDensities:
         return tuple(range(tensor.ndim - 2))
 
     def per_particle(self, tensor: Tensor) -> Tensor:
-        """Where nothing was sampled, all particles are alike."""
+        """Expand to all particles where nothing was sampled."""
         return tensor.expand(*tensor.shape[:-2], self.num_particles, self.layout.batch_size)
 
     def _guide_axes(self, tensor: Tensor, num_model: int) -> Tensor:
-        """log q does not depend on what the model enumerates: drop those axes, of size one."""
+        """Drop the axes of size one of what the model enumerates, on which log q does not depend."""
         tensor = self._with_all_axes(tensor)
         for _ in range(num_model):
             tensor = tensor.squeeze(0)

@@ -1,4 +1,4 @@
-"""Flows without an inverse (planar, radial, Sylvester, block autoregressive): their density is known at their own draws.
+"""Flows without an inverse (planar, radial, Sylvester, block autoregressive), whose density is known at own draws only.
 
 Pyro's transforms remember the last draw, by identity. So the log-density is taken as soon as a value is drawn, and a value
 is drawn again by pushing the same draw of the base through the flow.
@@ -20,7 +20,7 @@ WITHOUT_INVERSE = (ConditionedPlanar, ConditionedRadial, T.Sylvester, T.BlockAut
 
 
 def is_one_way(fn: Any) -> bool:
-    """Whether the density of a distribution is known at its own draws alone."""
+    """Whether the density of a distribution is known at its own draws only."""
     base = innermost(fn)
     return type(base) in TRANSFORMED and any(lacks_inverse(t) for t in base.transforms)
 
@@ -46,7 +46,7 @@ def push(fn: Any, base: Tensor) -> Tensor:
 
 
 def log_prob_at(name: str, fn: Any, value: Tensor) -> Tensor:
-    """The log-density, or an error by name where the value is not known to the flow as its own."""
+    """The log-density; raises where the value is not a draw of this flow."""
     try:
         log_prob: Tensor = fn.log_prob(value)
         return log_prob

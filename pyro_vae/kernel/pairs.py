@@ -1,4 +1,4 @@
-"""A (model, guide) pair: opened with arguments it gives a `Call`, whose structure is looked up or found out."""
+"""A (model, guide) pair. `Pair.open(args)` finds or looks up the structure and gives a `Call`."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from .supports import bounds_of, support_of
 
 
 class Pair:
-    """Any Pyro model and guide, and what is known about them for the shapes they were called with so far."""
+    """Any Pyro model and guide, with the structures found for shapes of arguments so far."""
 
     allow_dropout = False  # numbers of a random network are about no model
 
@@ -49,7 +49,7 @@ class Pair:
 
     @contextmanager
     def open(self, args: tuple, kwargs: Mapping[str, Any], seed: int | None) -> Iterator[Call]:
-        """Everything inside runs isolated: no store, buffer, mode, setting or (with a seed) random state changes."""
+        """Open a call. Store, buffers, modes, settings and (with a seed) random state are restored on exit."""
         for name, program in (("model", self.model), ("guide", self.guide)):
             check_signature(name, program, args, kwargs)
         refuse_guide(self.guide, self.datum_plate)
@@ -102,7 +102,7 @@ class Pair:
 
     @torch.no_grad()
     def _probe(self, guide: Program, model: Program) -> tuple[dict[str, Site], dict[str, Site]]:
-        """One plain run of each; a second one where the size of the datum plate shows only in the data."""
+        """Run each program once, and again where only the data tell the size of the datum plate."""
         with isolation.LayerWatch():
             for _ in range(2):
                 try:
@@ -125,7 +125,7 @@ class Pair:
         check_data(record, layout, self.check_support, movable)
 
     def _probe_model(self, model: Program, guide_sites: Mapping[str, Site]) -> dict[str, Site]:
-        """The model at the guide's values. Where it fails there, see whether the guide's sites do not fit."""
+        """Run the model at the guide's values. Where it fails, raise by name if the sites of the two do not match."""
         try:
             return model.run(values={n: s.value for n, s in guide_sites.items() if not s.is_observed})
         except (RuntimeError, ValueError, IndexError) as error:
@@ -168,7 +168,7 @@ def check_signature(name: str, program: Callable, args: tuple, kwargs: Mapping[s
 
 
 def devices_of(tree: Any, modules: Sequence[torch.nn.Module]) -> list[torch.device]:
-    """Where the arguments and parameters lie, the arguments first."""
+    """Devices of arguments and parameters, the arguments first."""
     found = [t.device for t in tensors_in(tree)] + [p.device for m in modules for p in m.parameters()]
     return list(dict.fromkeys(found)) or [torch.get_default_device()]
 
@@ -184,7 +184,7 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def signature_of(tree: Any, floats: bool = True) -> Any:
-    """A hashable description of arguments: shapes of arrays, other objects themselves, floats if their values matter."""
+    """A hashable description of arguments: shapes of arrays, other objects themselves, floats where `floats` is true."""
     if isinstance(tree, Tensor):
         return tree.shape, tree.dtype, tree.device
     if isinstance(tree, (tuple, list)):

@@ -1,4 +1,4 @@
-"""The two verbs, `draw` and `score`, and the three ways to execute a program for K particles."""
+"""`draw` and `score`, and the three ways to execute a program for K particles."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -123,7 +123,7 @@ def score(program: Program, values: Values, num_particles: int) -> Record:
 
 
 def vmapped_record(program: Program, values: Values, num_particles: int) -> Record:
-    """One vectorised run of the plain program: right for `softmax(dim=1)`, `cat` with closures, convolutions."""
+    """Run the plain program under `torch.vmap`: right for `softmax(dim=1)`, `cat` with closures, convolutions."""
     layout, width = program.layout, program.layout.num_plates
     dims, expanded = {}, {}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""One messenger under a whole program: it sees every sample statement complete, answers it and writes it down."""
+"""A Pyro messenger that supplies the value of every sample site and records the site."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Layout:
 
 @dataclass
 class Site:
-    """One sample statement as it was run. `density` is the distribution whose log-density counts, unscaled."""
+    """One recorded sample statement. `density` is the distribution that is scored, unscaled."""
 
     name: str
     fn: Any
@@ -83,7 +83,7 @@ class Site:
 
 
 class Recorder(Messenger):
-    """Runs under a whole program; entered first, it acts after the program's own plates, masks and scales.
+    """Supplies and records sample sites. Entered first, it acts after the program's own plates, masks and scales.
 
     :param layout: where the axes lie.
     :param indices: subsample indices by plate, kept for all runs of one call; missing ones are drawn by `draw_indices`.
@@ -127,7 +127,7 @@ class Recorder(Messenger):
             self._answer(msg)
 
     def _answer_subsample(self, msg: Any) -> None:
-        """Guide and model, and all runs of a call, look at the same data."""
+        """Give all runs of a call the same subsample."""
         name, given, known = msg["name"], msg["value"], self.indices.get(msg["name"])
         if known is not None:
             check_subsample(name, msg["fn"], given, known)
@@ -162,7 +162,7 @@ class Recorder(Messenger):
         msg["done"] = True
 
     def _pushed(self, name: str, fn: Any, density: Any, base: Tensor) -> Tensor:
-        """The value of a flow without an inverse, whose density is taken now, while the flow remembers the draw."""
+        """Draw from a flow without an inverse and take its density now, while the flow remembers the draw."""
         if self.cuts is not None:
             raise StructureError(
                 f"the guide's site '{name}' is a flow without an inverse, so the gradient of its density at a draw is not "
@@ -180,7 +180,7 @@ class Recorder(Messenger):
         return leaf
 
     def _expanded(self, msg: Any) -> Any:
-        """Give a latent site its particle axis, and its data axis where the data plate has no size."""
+        """Expand a latent site by the particle axis, and by the data axis where the data plate has no size."""
         layout, fn = self.layout, msg["fn"]
         width = layout.num_plates + (self.num_particles is not None)
         shape = list(fn.batch_shape)

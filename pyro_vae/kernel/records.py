@@ -1,4 +1,4 @@
-"""What a program did for K particles: values and log-densities per site, in canonical shapes (*E, K, *plates)."""
+"""Records of a program run for K particles: values and log-densities per site, shapes (*E, K, *plates)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -100,7 +100,7 @@ def padded(tensor: Tensor, width: int) -> Tensor:
 
 
 def stack_particles(tensors: Sequence[Tensor], width: int) -> Tensor:
-    """Put a particle axis `width` dimensions from the right."""
+    """Insert a particle axis `width` dimensions from the right."""
     return torch.stack(torch.broadcast_tensors(*[padded(t, width) for t in tensors]), dim=-(width + 1))
 
 
@@ -152,7 +152,7 @@ def stack_masks(masks: Sequence[Tensor | None], like: Tensor, width: int) -> Ten
 
 
 def split_joint_draw(guide: Callable, sites: Mapping[str, Site]) -> dict[str, Site]:
-    """Split the one draw of AutoDiagonalNormal into its independent parts, named as AutoNormal names its draws.
+    """Split the joint draw of AutoDiagonalNormal into independent draws, named as those of AutoNormal.
 
     The joint site stays, without a density, so that its value can be replayed.
     """

@@ -1,4 +1,4 @@
-"""Plain runs of a model that draw data: from the prior, or at a draw of the guide."""
+"""Draw data from a model: from its prior, or at a draw of the guide."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def simulate_sites(
 def simulate_arguments(
     model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
 ) -> tuple[dict[str, Site], tuple[Any, ...]]:
-    """The same, and the arguments with each drawn value in the place of the argument that was observed.
+    """Simulate, and return the arguments with each drawn value in place of the observed argument.
 
     :raises ArgumentError: where no argument, or more than one, holds what a site observed.
     """
@@ -62,7 +62,7 @@ def simulation(
 
 
 def place_of(name: str, observed: Tensor, args: tuple) -> int:
-    """Which argument holds the observed values, be it in another shape."""
+    """Find the argument that holds the observed values, in their shape or another."""
     places = [
         place
         for place, arg in enumerate(args)

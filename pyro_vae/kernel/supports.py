@@ -1,4 +1,4 @@
-"""Where a distribution has a density: found below the wrappers that masks, events and transforms put around it."""
+"""Supports of distributions, found below the wrappers of masks, events and transforms."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDi
 
 
 def support_of(fn: Any) -> Any:
-    """The constraint of the values, `None` where the distribution does not say (normalizing flows of other libraries)."""
+    """The constraint of the values; `None` where the distribution has none (normalizing flows of other libraries)."""
     try:
         return getattr(fn, "support", None)
     except NotImplementedError:
@@ -26,7 +26,7 @@ def is_discrete(fn: Any) -> bool:
 
 
 def innermost(fn: Any) -> Any:
-    """The distribution under masks, events and expansions."""
+    """The distribution below masks, events and expansions."""
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
@@ -56,7 +56,7 @@ TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDist
 
 
 def of_one_value(transform: Any) -> Any:
-    """A transform that acts on each element of an event by itself, as one of single numbers; any other as it is."""
+    """Reduce a transform that acts on each element of an event by itself to one of single numbers."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     if isinstance(transform, AffineTransform):
@@ -76,7 +76,7 @@ def has_edges(fn: Any) -> bool:
 
 
 def inside_support(fn: Any, value: Tensor) -> Tensor:
-    """True where the value has a density, shape (*batch); transforms are undone, for they hide the support below."""
+    """Whether the value has a density, shape (*batch). Transforms are undone, because they hide the support below."""
     base = innermost(fn)
     below = base.base_dist if type(base) in TRANSFORMED else base
     event_dim = max(len(fn.event_shape) - len(below.event_shape), 0)
@@ -91,7 +91,7 @@ def inside_support(fn: Any, value: Tensor) -> Tensor:
 
 
 def bounds_of(constraint: Any) -> list[Tensor]:
-    """The tensors that a constraint is made of."""
+    """The bounds of a constraint that are tensors."""
     parts = list(vars(constraint).values()) if hasattr(constraint, "__dict__") else []
     parts = [item for part in parts for item in (part if isinstance(part, (list, tuple)) else [part])]
     found = [part for part in parts if isinstance(part, Tensor)]

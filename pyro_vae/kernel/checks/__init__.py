@@ -1,1 +1,1 @@
-"""Refusals: why a program has no known weights per datum is answered in this folder."""
+"""Refusals: the checks that a program has known weights per datum. Read here why a program was refused."""

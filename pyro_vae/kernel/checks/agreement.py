@@ -1,4 +1,4 @@
-"""Which execution gives the right numbers: found by running a few particles each way and comparing with the loop.
+"""Choose the fastest execution that agrees with a loop over particles, by running a few particles each way.
 
 Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program give wrong numbers without any.
 """
@@ -71,7 +71,7 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -
 
 
 def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
-    """What makes a guide draw the same again: the values, and for flows without an inverse what is behind them."""
+    """The values that make a guide repeat its draws: its own values, or base draws for flows without an inverse."""
     values = values_of(record, structure)
     return {name: value if (base := record[name].base_draw) is None else base for name, value in values.items()}
 
@@ -140,7 +140,7 @@ def values_for_model(values: Values, structure: Structure) -> dict[str, Tensor]:
 
 
 def agree(reference: Record, candidate: Record, structure: Structure, num_particles: int) -> bool:
-    """Same values shapes, same values at deterministic sites, same log-density per site, particle and datum."""
+    """Whether two records have the same shapes, deterministic values, and log-densities per site, particle and datum."""
     layout = structure.layout
     if reference.keys() != candidate.keys():
         return False
@@ -162,10 +162,10 @@ def agree(reference: Record, candidate: Record, structure: Structure, num_partic
 
 
 def check_data_are_independent(model: Program, values: Values, reference: Record, structure: Structure) -> None:
-    """Move some data to another particle: the densities of the others must not move.
+    """Check that densities of a datum depend on its own latents only: move some data, and the others must stay.
 
-    The data moved are those with a given bit in their index, one bit after the other, so that any two data are told apart
-    by one of ceil(log2 B) runs.
+    Moves the data with a given bit in their index, one bit per run. Any two data differ in a bit, so ceil(log2 B) runs are
+    enough.
     """
     layout = structure.layout
     if layout.datum_dim is None or layout.batch_size == 1:

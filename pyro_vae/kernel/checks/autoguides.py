@@ -1,4 +1,4 @@
-"""Pyro's autoguides: which of them have a density per datum, and which sites are theirs."""
+"""Pyro's autoguides: refuse those without a density per datum, and list the sites of the others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from ...errors import LazyGuideError, StructureError
 
 
 def refuse_guide(guide: Callable, datum_plate: str | None) -> None:
-    """Refuse, by name, the autoguides that have no density per datum, and those that were never run."""
+    """Refuse autoguides that have no density per datum, and those that were never run."""
     parts = auto_parts(guide) or [unwrap(guide)]
     for part in parts:
         name = type(part).__name__

@@ -40,7 +40,7 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
 
 
 def check_not_shared(site: SiteRecord, layout: Layout) -> None:
-    """Refuse one observed event for all data: nearly always a single datum, x[0], passed in the place of a batch."""
+    """Refuse one observed event for all data: nearly always a single datum, x[0], passed in place of a batch."""
     batch = site.value.shape[: site.value.ndim - site.event_dim]
     if layout.datum_dim is None or not site.event_dim or layout.batch_size == 1:
         return
@@ -53,7 +53,7 @@ def check_not_shared(site: SiteRecord, layout: Layout) -> None:
 
 
 def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[Tensor, int]:
-    """True where at least one particle gives the value a density, (*plates, *event), and how many dims are event.
+    """Whether at least one particle gives the value a density, (*plates, *event), and the number of event dims.
 
     The check is made below `to_event`, where single elements of an event may be masked.
     """

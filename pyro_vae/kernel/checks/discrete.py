@@ -1,4 +1,4 @@
-"""Discrete latents that a check must move for sure: two draws of a rare class are nearly always alike."""
+"""Give discrete latents different values in a check: two draws of a rare class are nearly always equal."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from ..supports import innermost, inside_support, is_discrete
 
 
 def told_apart(site: SiteRecord, layout: Layout) -> Tensor:
-    """The values of a site, (K, *plates, *event). Every discrete draw of a later particle differs from that of the first.
+    """The values of a site, (K, *plates, *event), where discrete draws equal to the first are changed.
 
-    Under `to_event` each of the draws that make up an event does.
+    Under `to_event` every element of an event is compared by itself.
     """
     value, fn = site.value, innermost(site.fns[-1])
     if not is_discrete(fn) or value.ndim != 1 + layout.num_plates + site.event_dim:
@@ -29,7 +29,7 @@ def told_apart(site: SiteRecord, layout: Layout) -> Tensor:
 def support_values(fn: Any) -> Tensor | None:
     """All values of a discrete distribution, (E, *event), or `None` where they cannot be listed.
 
-    Under `to_event` those of each of the draws that make up an event.
+    Under `to_event` the values of one element.
     """
     fn = innermost(fn)
     try:
@@ -40,7 +40,7 @@ def support_values(fn: Any) -> Tensor | None:
 
 
 def another_value(fn: Any, value: Tensor) -> Tensor:
-    """For every draw, (K, *plates, *event), the next value of the support; of counts one more, or one less at their end."""
+    """The next value of the support for every draw, (K, *plates, *event). Counts go up by one, or down at their end."""
     fn, support = innermost(fn), support_values(fn)
     if support is not None:
         draws = value.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Whether a program keeps the axis of an enumerated site where it belongs: compared with runs at single values.
+"""Check that a program keeps the axis of an enumerated site in its place, by comparing with runs at single values.
 
 A program may move that axis (`unsqueeze`, `squeeze`), take it for the data (as many classes as data) or not expect it at
 all. Nothing raises then, and the sum over the values is a wrong number without any error.
@@ -21,7 +21,7 @@ MOST_COMBINATIONS = 16  # of values; of more, the first, the last and some betwe
 
 
 def check_enumerated_axes(program: Program, values: Mapping[str, Tensor], reference: Record, structure: Structure) -> None:
-    """Raise where log-densities with all values side by side differ from those at one value each.
+    """Raise where log-densities computed for all values at once differ from those at one value each.
 
     :param reference: the program at `values` with its enumerated axes; the first particle is looked at.
     """
@@ -43,7 +43,7 @@ def check_enumerated_axes(program: Program, values: Mapping[str, Tensor], refere
 
 @contextmanager
 def axes_by_name(names: Collection[str]) -> Iterator[None]:
-    """Say what is wrong where a program fails with an axis more than in a plain run."""
+    """Turn an error that the extra axis of an enumerated site causes into `EnumerationError`."""
     try:
         yield
     except (RuntimeError, IndexError) as error:
@@ -62,7 +62,7 @@ def moved_axis(names: Collection[str], what: str) -> str:
 
 
 def combinations(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Of one index each: all of them if they are few, else some from the first to the last, in which each axis moves."""
+    """One index for each axis: all combinations if they are few, else some from the first to the last, in which each axis moves."""
     total = torch.Size(sizes).numel()
     if total <= MOST_COMBINATIONS:
         return list(itertools.product(*map(range, sizes)))

@@ -1,4 +1,4 @@
-"""A masked latent has no density, so nothing that is not masked may depend on it: it is moved, and log p(x, z) must stay."""
+"""Refuse masked latents that unmasked sites depend on: move them, and check that log p(x, z) stays the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 
 def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogDensities, *, noise: tuple[int, int]) -> None:
-    """Move continuous latents to other draws of the guide and discrete ones to every value; enumerated ones have them all.
+    """Move continuous latents to other draws of the guide and discrete ones to every value. Enumerated ones need no move.
 
     :param noise: stream and block of the draw.
     """
@@ -48,7 +48,7 @@ def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogD
 
 
 def varies_with(name: str, mask: Tensor, weights: LogDensities) -> Tensor:
-    """(B,), where an enumerated site is masked and another density differs between its values."""
+    """Data, (B,), where an enumerated site is masked and another density differs between its values."""
     layout = weights.layout
     found = torch.zeros(layout.batch_size, dtype=torch.bool, device=mask.device)
     if mask.ndim > layout.num_plates + 1:  # what masks it is enumerated itself
@@ -65,7 +65,7 @@ def varies_with(name: str, mask: Tensor, weights: LogDensities) -> Tensor:
 
 
 def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, model: Record) -> Tensor:
-    """(B,), where the density of a site changes when the masked latents move, for the first particle.
+    """Data, (B,), where the density of a site changes when masked latents move, for the first particle.
 
     Site by site: in a sum, a large density of one would hide a small change of another.
     """

@@ -1,4 +1,4 @@
-"""Which plate holds the data, and whether the plates of every site are ones whose weights are known to be right."""
+"""Find the plate of the data, and refuse plates for which weights per datum are not known."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
@@ -21,7 +21,7 @@ def plates_of(site: Site) -> dict[str, Any]:
 
 
 def batch_shape(site: Site) -> torch.Size:
-    """The batch shape of a site, as its value may widen it (an observed tensor under scalar parameters)."""
+    """The batch shape of a site, widened by its value (an observed tensor under scalar parameters)."""
     value_batch = site.value.shape[: site.value.ndim - site.fn.event_dim]
     return torch.Size(torch.broadcast_shapes(site.fn.batch_shape, value_batch))
 

@@ -1,4 +1,4 @@
-"""Is float32 enough? A few particles are weighed again in float64, to see how far their log-densities move."""
+"""Measure rounding in float32: weigh a few particles again in float64."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Movement(NamedTuple):
 
 
 class InFloat64(TorchFunctionMode):
-    """Inside, programs compute in float64: every operation gets its tensors cast first, and literals follow.
+    """Make programs compute in float64: tensors are cast before every operation, and literals follow.
 
     No tensor or parameter of the user's is changed, wherever a program may hold it; see `kept_modules` for what modules
     assign to themselves. What `torch.jit.script` has compiled is not seen: it gets float64 beside its own float32.
@@ -95,7 +95,7 @@ class InFloat64(TorchFunctionMode):
 
 @contextmanager
 def kept_modules() -> Iterator[None]:
-    """Put back what modules assign to themselves when they run: float64 buffers and caches would break the next forward."""
+    """Restore what modules assign to themselves when they run: float64 buffers and caches would break the next forward."""
     saved: dict[int, tuple[torch.nn.Module, list[dict[str, Any]]]] = {}
 
     def look_at(module: torch.nn.Module, args: Any) -> None:
@@ -165,7 +165,7 @@ def is_own_draw(weights: LogDensities) -> bool:
 
 
 def best_particles(weights: LogDensities) -> Tensor:
-    """Those of the highest log p(x, z) of each datum, (P, B), or of all data together, (P, 1), where these share a draw."""
+    """Indices of the particles of highest log p(x, z) per datum, (P, B), or (P, 1) where all data share a draw."""
     log_joint = weights.log_joint.detach().nan_to_num(nan=-torch.inf)
     layout, values = weights.layout, drawn_values(weights, weights._guide)
     if layout.datum_dim is not None:

@@ -1,4 +1,4 @@
-"""What a model and guide look like: their sites, the datum plate, and whether weights per datum are known to be right."""
+"""Match the sites of model and guide, and refuse what has no known weights per datum."""
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +27,7 @@ from .plates import batch_shape, check_plates
 
 @dataclass(frozen=True)
 class Structure:
-    """What the kernel found out about one (model, guide, shapes); the same for all calls of those shapes."""
+    """What the kernel knows about a model and guide at given shapes of arguments."""
 
     layout: Layout
     latents: tuple[str, ...]
@@ -44,7 +44,7 @@ class Structure:
 
 
 def kept_guide_sites(guide: Callable, sites: Mapping[str, Site], model_sites: Collection[str]) -> dict[str, Site]:
-    """The sites that make up log q. A GuideMessenger also runs the model's observations: not part of it."""
+    """The sites that make up log q, without the observations of the model that a GuideMessenger also runs."""
     kept = {}
     for name, site in sites.items():
         if not site.is_observed:
@@ -71,7 +71,7 @@ def analyse(
     layout: Layout,
     prior_sites: Collection[str],
 ) -> Structure:
-    """Match the sites of one plain run of guide and model and refuse what is not checked."""
+    """Match the sites of one plain run of guide and model. Refuse what the kernel cannot weigh."""
     enumerated = {n: s for n, s in guide_sites.items() if s.is_enumerated}
     model_enumerated = {n: s for n, s in model_sites.items() if s.is_enumerated and n not in guide_sites}
     prior = find_prior_sites(model_sites, guide_sites, prior_sites)
@@ -185,7 +185,7 @@ def match_sites(
 
 
 def check_reach(name: str, guide: Site, model: Site) -> None:
-    """The guide must be able to draw what the prior can: what it never draws is missing from log p(x), without a trace."""
+    """Check absolute continuity: where the guide cannot reach, log p(x) is underestimated and no diagnostic shows it."""
     if isinstance(innermost(guide.fn), dist.Delta) or not has_edges(guide.fn) or guide.fn.event_dim:
         return
     if not bool(inside_support(guide.fn, model.fn.sample(torch.Size([100]))).all()):

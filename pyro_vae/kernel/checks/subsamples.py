@@ -1,4 +1,4 @@
-"""Guide and model must look at the same data of a subsampled plate."""
+"""Refuse pairs whose guide and model look at different data of a subsampled plate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import DatumPlateError, StructureError, SubsamplingError
 
 
 def check_subsample(plate: str, fn: Any, given: Any, known: Tensor) -> None:
-    """Whether a plate asks for the data that it had before, `known`: by the indices it is given, or by their number.
+    """Refuse a plate that asks for other data than before, `known`: other indices, or another number.
 
     `fn` is what Pyro would draw the indices from; `given` is `subsample=`, or None.
     """
@@ -41,7 +41,7 @@ def check_shared_plates(
     model_indices: Mapping[str, Tensor],
     guide_indices: Mapping[str, Tensor],
 ) -> None:
-    """Indices are shared by the name of a plate: under two names, a latent may be about other data on each side."""
+    """Refuse a subsampled plate with two names: indices are shared by name, so each side may see other data."""
     for name, ours, theirs in renamed_plates(model_sites, guide_sites):
         if not (ours in model_indices and theirs in guide_indices):
             continue  # plates without a size
@@ -53,7 +53,7 @@ def check_shared_plates(
 
 
 def check_plate_names(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any]) -> None:
-    """Pyro's sums over enumerated values know an axis by the name of its plate."""
+    """Refuse plates with two names beside enumeration: Pyro's sums know an axis by the name of its plate."""
     for name, ours, theirs in renamed_plates(model_sites, guide_sites):
         raise StructureError(
             f"latent site '{name}' is in plate '{ours}' of the model and in plate '{theirs}' of the guide, so its densities "
