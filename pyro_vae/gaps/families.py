@@ -1,4 +1,4 @@
-"""The distributions of a guide, made anew with other parameters: what offsets per datum are added to."""
+"""Rebuild the distributions of a guide with other parameters, to which offsets per datum are added."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +14,14 @@ from ..kernel import bounds_of, kept_random_state, support_of
 from ..proposals import bijection
 
 UNIT_DRAWS = 20  # behind the unit of an offset, where no parameter gives one
-# Of parameters that say the same thing twice, the one that is left alone.
+# Redundant parameters, which are skipped.
 REDUNDANT = {"probs", "covariance_matrix", "precision_matrix"}
 
 Shift = Callable[[str, Tensor, int, Tensor | None], Tensor]
 
 
 def transforms_of(fn: Any) -> list[Any]:
-    """What a distribution does to the draws of the one whose location is moved."""
+    """The transforms that a distribution applies to draws of the innermost one."""
     while isinstance(
         fn, (dist.MaskedDistribution, dist.torch_distribution.ExpandedDistribution, torch.distributions.Independent)
     ):
@@ -58,7 +58,7 @@ def rebuilt(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int = 0) 
 
 
 class Moved(dist.TorchDistribution):
-    """loc + scale * draw, of a distribution that cannot be made anew from parameters: a family that contains it."""
+    """loc + scale * draw, for a distribution that cannot be rebuilt from parameters: a family that contains it."""
 
     arg_constraints: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""The split of log p(x) - ELBO into what the encoder and what the family leaves behind."""
+"""Split log p(x) - ELBO into the amortization gap of the encoder and the approximation gap of the family."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

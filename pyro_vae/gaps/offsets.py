@@ -1,4 +1,4 @@
-"""The guide's own family, freed per datum: offsets added to its parameters in unconstrained space."""
+"""The optimum of the guide's family for each datum: offsets added to its parameters in unconstrained space."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -112,7 +112,7 @@ class GuideOffsets:
             tensor.detach().copy_(torch.where(flags, old, tensor.detach()))
 
     def _axis_of_data(self, key: tuple[str, str]) -> int | None:
-        """None for the joint draw of AutoDiagonalNormal, and where the whole call is one datum."""
+        """The axis of the data; None for the joint draw of AutoDiagonalNormal, and where the whole call is one datum."""
         tensor = self._tensors[key]
         if self._layout.datum_dim is None:
             return None

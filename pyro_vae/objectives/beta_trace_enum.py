@@ -133,7 +133,7 @@ def factors(sites: Mapping[str, Any], names: Sequence[str], ordering: Mapping[st
 
 
 def weigh_what_the_model_sums_out(traces: WeighedTraces) -> list[str]:
-    """Give a site that the model enumerates the weight of what depends on it, and return all of those sites.
+    """Give each site that the model enumerates the weight of the sites that depend on it. Return all of these.
 
     Inside the logarithm of a sum no factor has a weight of its own: the sum is part of the likelihood where data depend
     on it, else part of the prior.
@@ -175,9 +175,9 @@ def weigh_what_the_model_sums_out(traces: WeighedTraces) -> list[str]:
 
 
 def check_readers(traces: WeighedTraces, ordering: Mapping[str, frozenset[str]]) -> None:
-    """Refuse a site that reads what is enumerated in a plate without lying in that plate itself.
+    """Refuse a site outside a plate that reads a site enumerated inside it.
 
-    All elements of the plate share one axis of values, so the reader would see them change together. Pyro does not notice.
+    All elements of the plate share one axis of values, so the reader would see them change together. Pyro only warns.
     """
     for sites in (traces.guide_sites, traces.model_sites):
         owners = {s["infer"]["_enumerate_symbol"]: n for n, s in sites.items() if "_enumerate_symbol" in s["infer"]}

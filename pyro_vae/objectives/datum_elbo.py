@@ -1,4 +1,4 @@
-"""What the objectives with weights per datum share: the kernel runs the pair, the scale of the plate stays outside."""
+"""Base of objectives with weights per datum: the kernel runs the pair, and the plate's scale multiplies the bound."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class DatumELBO(Objective):
         role: str = "guide",
         indices: dict[str, Tensor] | None = None,
     ) -> Call:
-        """What was found out about a pair is kept for as long as the objective is called with it."""
+        """Open a call. The structure of a pair is kept while the objective is called with the same pair."""
         pair = self._pairs.get(role)
         if pair is None or pair.model != model or pair.guide != guide:
             pair = LivePair(model, guide, datum_plate=self.datum_plate, prior_sites=self.prior_sites)
@@ -144,7 +144,7 @@ class DatumELBO(Objective):
         return weights, scale
 
     def _log_drawn(self, call: Call, guide: Record, weights: LogDensities) -> dict[str, Tensor]:
-        """The log-densities of draws that autograd does not see as functions of parameters, where they have any."""
+        """Log-densities of draws that autograd cannot differentiate with respect to parameters."""
         names = scored_sites(guide, call.structure.layout.enumerated)
         found = {name: weights.log_guide_by_site[name] for name in names}
         found |= {name: weights.log_drawn([name]) for name in self.prior_sites}

@@ -30,7 +30,7 @@ def weighed(weights: Tensor, log_density: Tensor) -> Tensor:
 
 
 def score_surrogate(log_weight: Tensor, log_q: Tensor) -> Tensor:
-    """What has the score-function gradient of the bound for draws with log q, (B,).
+    """A surrogate whose gradient is the score-function gradient of the bound, for draws with log q, (B,).
 
     From the bound of all particles, that of the others is subtracted: it does not depend on the draw, so the mean of the
     gradient stays and its variance falls (VIMCO with the arithmetic mean; Mnih and Rezende, 2016,
@@ -42,7 +42,7 @@ def score_surrogate(log_weight: Tensor, log_q: Tensor) -> Tensor:
 
 
 def score_of_bound(bound: Callable[[Tensor], Tensor], log_weight: Tensor, log_q: Tensor) -> Tensor:
-    """The same for any bound, a function from log-weights (K, B) to (B,), which is asked once for each particle left out."""
+    """The same for any bound from log-weights (K, B) to (B,). It is called once for each particle left out."""
     log_weight = log_weight.detach()
     others = torch.zeros_like(log_weight)
     if len(log_weight) > 1:
@@ -63,7 +63,7 @@ def bounds_of_others(log_weight: Tensor) -> Tensor:
 
 
 def scored_sites(guide: Record, enumerated: Collection[str]) -> list[str]:
-    """The draws of the guide whose gradient needs a score function."""
+    """The draws of the guide that need a score-function gradient."""
     found = []
     for name, site in guide.items():
         if site.is_observed or name in enumerated:
@@ -80,7 +80,7 @@ def scored_sites(guide: Record, enumerated: Collection[str]) -> list[str]:
 
 
 def path_surrogate(weighted: Tensor, cuts: Sequence[Sequence[Cut]]) -> Tensor | float:
-    """What has the gradient of `weighted` along the draws alone, as if the densities had no parameters.
+    """A surrogate with the gradient of `weighted` along the draws only, as if the densities had no parameters.
 
     `weighted`, without dimensions, depends on the leaves that took the place of the draws. Its gradient at a leaf goes on
     through the draw: to parameters, and to the leaves drawn before, whose gradients it joins.

@@ -20,7 +20,7 @@ Arguments = Callable[[Mapping[str, Tensor]], tuple]
 
 
 class InclusiveKL(DatumELBO):
-    r"""A guide that covers the posterior: it learns from KL(p to q), the model from the importance-weighted bound::
+    r"""Train the guide by KL(p to q), so that it covers the posterior, and the model by the importance-weighted bound::
 
         loss = sum over data of  -log p(x) + KL(p(z|x) || q(z|x))                                     (nats)
         gradient of the guide    -sum_k v_k d log q(z_k|x)
@@ -143,7 +143,7 @@ class InclusiveKL(DatumELBO):
 
 
 def fixed_draws(call: Call, num_particles: int) -> Record:
-    """Draws of the guide that nothing is differentiated through; log q of them keeps its gradient."""
+    """Draws of the guide without a gradient; log q at them keeps its gradient."""
     cuts: list[list[Cut]] = []
     drawn = call.draw(num_particles, cuts=cuts)
     for _, leaf in (cut for chain in cuts for cut in chain):
@@ -152,7 +152,7 @@ def fixed_draws(call: Call, num_particles: int) -> Record:
 
 
 def check_has_density(call: Call, option: str) -> None:
-    """log q at given latents: an autoguide has it for its own draws alone."""
+    """Refuse autoguides, which know log q at their own draws only."""
     hidden = [n for n in call.structure.guide_sites if n not in call.structure.latents]
     if hidden:
         raise AuxiliarySiteError(
@@ -162,7 +162,7 @@ def check_has_density(call: Call, option: str) -> None:
 
 
 def replaced_data(data: Mapping[str, Tensor], simulated: Mapping[str, Tensor], args: tuple) -> tuple:
-    """The arguments with the data replaced, where the one observed value is itself one of them."""
+    """The arguments with the data replaced, where exactly one of them is the observed value."""
     places = [i for i, arg in enumerate(args) if len(data) == 1 and arg is next(iter(data.values()))]
     if len(places) != 1:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""What all objectives share: the count of updates, schedules of it, the terms of the last call, the module form."""
+"""Base of all objectives: counts updates, evaluates schedules, keeps the terms of the last call, gives a module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one updat
 
 
 class Objective(ELBO):
-    """Comes before a class of Pyro, or stands alone where the kernel runs the pair."""
+    """Mix-in before a class of Pyro, or a base of its own where the kernel runs the pair."""
 
     _complete: bool
     _terms: Terms | None
@@ -45,7 +45,7 @@ class Objective(ELBO):
 
     @property
     def terms(self) -> Terms | None:
-        """The parts of the last call, computed when asked for; None before the first."""
+        """The parts of the last call, computed on first access; None before the first call."""
         if self._terms is None and self._complete:
             self._terms = self._make_terms()
         return self._terms

@@ -1,4 +1,4 @@
-"""What one call of an objective was made of: reconstruction, KL per site, the true ELBO, the loss and beta."""
+"""The terms of one call of an objective: reconstruction, KL per site, the true ELBO, the loss and beta."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ class Terms:
 
 
 class Summable(Protocol):
-    """A part of the loss that is not added up until somebody asks."""
+    """A lazily summed part of the loss."""
 
     def sum(self) -> Tensor: ...
 
 
 class Density(NamedTuple):
-    """The log-density of one site, kept as it is: no arithmetic in the way of the gradient."""
+    """The log-density of one site, summed on demand."""
 
     log_prob: Tensor
     scale: Beta = 1.0
@@ -130,7 +130,7 @@ def terms_of(passes: Sequence[Pass], num_particles: int, betas: Betas) -> Terms:
 
 
 def like(value: Tensor, beta: Beta) -> Beta:
-    """beta in the precision of a KL: two tensors without dimensions would meet in the higher one."""
+    """beta in the precision of a KL: with two tensors without dimensions torch would take the higher one."""
     return beta.to(value.dtype) if isinstance(beta, Tensor) else beta
 
 

@@ -187,7 +187,7 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
 def split(log_q: Tensor, kl: Tensor, num_data: int) -> tuple[Tensor, Tensor, Tensor]:
     """Information, total correlation and dimension-wise KL of each datum, (B,) each, from log q, (B, B, D), and the KL.
 
-    All three follow from what the index has in common with z and with each z_j.
+    All three are differences of the information of the index about z and about each z_j.
     """
     joint = index_code_information(log_q.sum(-1), num_data)
     by_dimension = index_code_information(log_q, num_data).sum(-1)

@@ -32,7 +32,7 @@ def value_of(weight: Weight, num_updates: int, name: str = "beta") -> Beta:
         return weight
     value: Beta = weight(num_updates)
     if isinstance(value, Tensor) and not value.dim():
-        return value  # taken on trust: to look at it would stop the device at every step
+        return value  # not validated: reading it would synchronise the device at every step
     return checked_number(value, name)
 
 

@@ -1,4 +1,4 @@
-"""Further components for a proposal, and the choice between proposals by the ESS that the points of their fits measure."""
+"""Add mixture components to a proposal, and choose the mixture by the ESS estimated from the points of the fits."""
 
 import math
 from collections.abc import Sequence

@@ -64,7 +64,7 @@ class LatentSpace:
         return torch.cat(vectors, -1), log_det
 
     def supports(self, values: Mapping[str, Tensor]) -> Tensor:
-        """(K, B), whether the values lie inside their supports: the inverse of a bijection may clamp and not tell."""
+        """Whether the values lie inside their supports, (K, B): the inverse of a bijection may clamp silently."""
         outside = torch.zeros((), dtype=torch.long, device=self.call.device)
         for name, value in values.items():
             if self._transforms[name] != identity_transform:
@@ -145,7 +145,7 @@ class LatentSpace:
         return u, *self.densities(model, u, log_det)
 
     def filled(self, u: Tensor) -> Tensor:
-        """With draws of the standard normal in place of masked latents, whatever a program gave them."""
+        """Replace masked latents by draws of the standard normal."""
         if self.masked is None:
             return u
         masked = self.masked if self.num_values is None else self.masked & (self.num_values == 0)
@@ -157,7 +157,7 @@ class LatentSpace:
         return self._with_filler(weights.log_joint + log_det, u), self._with_filler(weights.log_marginal_prior + log_det, u)
 
     def _with_filler(self, log_density: Tensor, u: Tensor) -> Tensor:
-        """With the standard normal that a masked latent is given; if it is discrete, with the uniform distribution."""
+        """Add the density of masked latents: a standard normal, or uniform where they are discrete."""
         if self.masked is None:
             return log_density
         filler = -0.5 * (u.square() + math.log(2 * math.pi))
@@ -183,7 +183,7 @@ class LatentSpace:
         return torch.cat(flags, -1)[0]
 
     def _kept_places(self, name: str, weights: LogDensities) -> Tensor | None:
-        """Of the masks of whole events and of those inside events, which both sides share, (K, *plates, *to_event)."""
+        """Where a site is not masked, (K, *plates, *to_event), by masks of whole events and inside events."""
         width = self.layout.num_plates + 1
         inside = self._guide[name].event_mask
         whole = weights.joint_mask(name)  # checks that the masks inside events are alike

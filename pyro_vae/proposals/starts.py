@@ -1,4 +1,4 @@
-"""Where the search for further components starts: a few spread draws of the prior, moved uphill."""
+"""Starts of the search for further components: spread draws of the prior, moved uphill."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ TINY = 1e-6  # a scale where all draws of the prior agree
 
 
 def climbed_starts(space: LatentSpace, u: Tensor, log_joint: Tensor) -> tuple[Tensor, Tensor]:
-    """From a few spread ones of the prior's draws, (K, B, D) with (K, B), some steps uphill: (S, B, D) and (S, B).
+    """Choose spread draws of the prior from (K, B, D) with (K, B), and move them uphill: (S, B, D) and (S, B).
 
     A draw of the prior is rarely near a narrow mode, so that the highest draw alone leads to one and the same mode.
     """

@@ -1,4 +1,4 @@
-"""What belongs to a training run: schedules, a monitor, its history, aggressive training of the guide."""
+"""Parts of a training run: schedules, a monitor and its history, aggressive training of the guide."""
 
 from .aggressive_training import AggressiveTraining
 from .monitor import Monitor

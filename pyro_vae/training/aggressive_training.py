@@ -126,7 +126,7 @@ class AggressiveTraining:
 
 
 def parameters_of(program: Callable, args: tuple) -> set[Tensor]:
-    """What a run of the program reads; batch norm rests meanwhile, and no draw is used up."""
+    """The parameters that a run of the program reads. Batch norm is frozen meanwhile, and the random state restored."""
     with (
         torch.no_grad(),
         kept_random_state(),

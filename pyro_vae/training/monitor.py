@@ -33,9 +33,9 @@ Key = tuple[str, ...]  # ("elbo",), ("kl", site), ("beta",) or ("beta", site)
 
 
 class Monitor:
-    """Records what an objective was made of in every training step: distortion, rate, ELBO, loss and beta.
+    """Record the terms of an objective in every training step: distortion, rate, ELBO, loss and beta.
 
-    Wrap the loader in `watch` and train as ever::
+    Wrap the loader in `watch` and train as before::
 
         objective = pv.BetaTrace_ELBO(beta=pv.LinearAnnealing(1000))
         svi = SVI(model, guide, Adam({"lr": 1e-3}), objective)
@@ -213,7 +213,7 @@ class Monitor:
         self._pending = []
 
     def _new_bar(self, batches: Iterable[Any]) -> Any:
-        """For one loop. With a plan, the bar goes on where that of the last loop was wiped off, its clock included."""
+        """A bar for one loop. With a plan it continues the bar of the last loop, its clock included."""
         total, done = self.num_updates, self._num_bodies
         if self.num_updates is None:
             done = 0

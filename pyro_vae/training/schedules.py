@@ -244,7 +244,7 @@ def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule")
 
 
 def _first_constant(schedule: Schedule, moving: int, constant: int, final: float, tolerance: float) -> int:
-    """By bisection, between a step that is not there yet and a later one that is."""
+    """Bisection between a step before the schedule is constant and one after."""
     while constant - moving > 1:
         middle = (moving + constant) // 2
         if abs(_value(schedule, middle) - final) > tolerance:
@@ -277,7 +277,7 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def _keep(schedule: Any, **values: float) -> None:
-    """Plain numbers in the place of those that came, of a frozen schedule."""
+    """Store plain numbers in a frozen schedule."""
     for name, value in values.items():
         object.__setattr__(schedule, name, value)
 

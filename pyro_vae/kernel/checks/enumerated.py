@@ -62,7 +62,7 @@ def moved_axis(names: Collection[str], what: str) -> str:
 
 
 def combinations(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """One index for each axis: all combinations if they are few, else some from the first to the last, in which each axis moves."""
+    """All combinations of one index each if they are few, else some from the first to the last, in which each axis moves."""
     total = torch.Size(sizes).numel()
     if total <= MOST_COMBINATIONS:
         return list(itertools.product(*map(range, sizes)))

@@ -1,1 +1,1 @@
-"""What only the objectives on Pyro's traces need: beta in the scales, matching of sites, KLs by formula."""
+"""Parts of the objectives on Pyro's traces: beta in the scales, matching of sites, KLs by formula."""

@@ -1,4 +1,4 @@
-"""What the beta-ELBOs on Pyro's own machinery share: beta in the scales of the latents, the densities of each run."""
+"""Base of the beta-ELBOs on Pyro's traces: beta in the scales of the latents, the densities of each run."""
 
 from __future__ import annotations
 

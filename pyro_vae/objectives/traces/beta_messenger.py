@@ -1,4 +1,4 @@
-"""beta inside the loss: the one messenger that weighs the unobserved sites of model and guide under Pyro's own ELBOs."""
+"""A Pyro messenger that multiplies the scales of the unobserved sites of model and guide by beta."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def beta_at(betas: Betas, name: str) -> Beta:
 
 
 class BetaMessenger(Messenger):
-    """Multiplies the scale of every unobserved site by its beta, zero included, and remembers the scale without it.
+    """Multiply the scale of every unobserved site by its beta, zero included, and keep the scale without it.
 
-    It also sees that the plates of the model hold the data that those of the guide do.
+    Also checks that the plates of the model hold the same data as those of the guide.
 
     :param has_jacobians: whether factors with `has_rsample=True` are log-Jacobians, as in a guide.
     :param guide: for a model, the messenger that saw the guide run.
@@ -75,7 +75,7 @@ class BetaMessenger(Messenger):
         msg["scale"] = msg["scale"] * beta_at(self.betas, latent)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        """Mark what `obs_mask` leaves to the model to draw without a reparameterisation: see `check_imputed`."""
+        """Mark imputed values that are not reparameterised: see `check_imputed`."""
         if site_is_subsample(msg):
             self.indices[msg["name"]] = torch.as_tensor(msg["value"])
             return
@@ -110,7 +110,7 @@ def weigh_traces(
     kwargs: Mapping[str, Any],
     betas: Betas,
 ) -> WeighedTraces:
-    """Run the pair through an ELBO's own `_get_trace` with beta in the scales, and refuse what beta has no meaning for.
+    """Trace the pair by an ELBO's own `_get_trace` with beta in the scales. Refuse what beta has no meaning for.
 
     Masks may have been carried from one side to the other: have the traces compute their log-densities again.
     """

@@ -38,7 +38,7 @@ def out_of_order(guide_sites: Iterable[str], model_sites: Iterable[str]) -> list
 def depends_on_own_draw(
     names: Collection[str], guide: Callable, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> frozenset[str]:
-    """Of these latents, those whose prior depends on their own draw, by way of what the guide draws later.
+    """The latents among `names` whose prior depends on their own draw, through later draws of the guide.
 
     Each draw is followed through guide and model by its provenance. A scripted function or `torch.vmap` loses that, so the
     draw is also replaced by another one, and the prior must stay as it was. In doubt a latent is named.
@@ -61,7 +61,7 @@ def depends_on_own_draw(
 def run_followed(
     guide: Callable, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any], moved: str | None = None
 ) -> tuple[FollowedTape, FollowedTape]:
-    """Guide and model at the same noise in every run; `moved` is the site that gets another draw."""
+    """Run guide and model with the same noise; `moved` is the site that gets another draw."""
     pyro.set_rng_seed(0)
     with LostProvenance() as lost:
         with FollowedTape(lost, moved=moved) as drawn:
@@ -72,7 +72,7 @@ def run_followed(
 
 
 class FollowedTape(Tape):
-    """A draw carries its name, and whatever is computed from it does too.
+    """A tape with provenance: a draw carries its name, and so does whatever is computed from it.
 
     :ivar read: by latent, the names of the draws that its distribution and its mask depend on.
     """
@@ -96,7 +96,7 @@ class FollowedTape(Tape):
 
 
 class LostProvenance(Sizes):
-    """Remembers the names of what is read into Python or written into another tensor: provenance ends there.
+    """Note the names of draws that are read into Python or written into another tensor, where provenance ends.
 
     :ivar names: anything that comes later may depend on these draws.
     """
@@ -114,6 +114,6 @@ class LostProvenance(Sizes):
 
 
 def same_density(site: Any, other: Any) -> bool:
-    """Whether two runs give the draw of the first the same density."""
+    """Whether two runs give the same density to the draw of the first."""
     value = detach_provenance(site["value"])
     return close(*(detach_provenance(run["fn"].log_prob(value)) for run in (site, other)))

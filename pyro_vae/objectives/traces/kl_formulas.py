@@ -19,7 +19,7 @@ from .draw_order import depends_on_own_draw, out_of_order
 
 
 class OwnDraws:
-    """Finds the latents whose prior depends on their own draw, by way of what the guide draws later: no formula for them.
+    """Find the latents whose prior depends on their own draw, through later draws of the guide: they have no formula.
 
     Nothing is run where both sides draw in the same order. The last answer is kept for the steps that follow.
     """
@@ -99,7 +99,7 @@ def of_one_element(fn: Any) -> Any:
 
 
 def log_jacobian(site: Any, unconstrained: Tensor, prior: Any) -> Tensor:
-    """Of each dimension, for a draw that an autoguide makes in unconstrained space and brings back by `biject_to`."""
+    """log |dz/du| of each dimension, for a draw that an autoguide makes in unconstrained space and maps by `biject_to`."""
     point = innermost(site["fn"])
     if not point.event_dim:
         log_density: Tensor = point.log_density

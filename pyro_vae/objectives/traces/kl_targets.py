@@ -1,4 +1,4 @@
-"""What a loss may want of the KL beside its sum: free bits, a floor under it, and capacity, a value to keep it at."""
+"""Free bits, a floor under the KL, and capacity, a target for it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Capacity:
 def target_of(
     free_bits: Weight | Mapping[str, Weight], free_bits_per: str, capacity: Weight | None, capacity_weight: Weight
 ) -> FreeBits | Capacity | None:
-    """What the options ask for; None for the sum of the KLs."""
+    """The target that the options name; None for the plain sum of the KLs."""
     one_of("free_bits_per", free_bits_per, ("dimension", "site"))
     bits = FreeBits(checked_weights(free_bits, "free_bits"), free_bits_per == "dimension")
     capacity_weight = checked_weight(capacity_weight, "capacity_weight")
@@ -131,7 +131,7 @@ def check_beta(target: FreeBits | Capacity | None, beta: Any) -> None:
 
 
 def is_zero(value: Any) -> bool:
-    """Whether it is the plain number; a tensor is not looked at, for that would stop the device."""
+    """Whether it is the plain number zero; a tensor is not read, because that would synchronise the device."""
     return isinstance(value, (int, float)) and value == 0
 
 

@@ -1,4 +1,4 @@
-"""What makes up each KL of a model and guide: its latents matched, their scales and masks shared, the rest refused."""
+"""Match guide and model sites into KL terms, share their scales and masks, and refuse the rest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNCONSTRAINED = "_unconstrained"  # what AutoNormal calls the draw behind a late
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
-    """A factor of the guide that counts as log q: the log-Jacobian of a reparameterised draw."""
+    """Whether a factor of the guide counts as log q: the log-Jacobian of a reparameterised draw."""
     return isinstance(site["fn"], dist.Unit) and bool(site["fn"].has_rsample)
 
 
@@ -40,7 +40,7 @@ def is_imputed(site: Mapping[str, Any]) -> bool:
 
 
 def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: list[str]) -> frozenset[str]:
-    """Take out of the loss what `obs_mask` draws from the prior, and refuse any other latent that the guide lacks."""
+    """Remove what `obs_mask` draws from the prior from the loss. Refuse any other latent that the guide lacks."""
     imputed = []
     for name in latents[:]:
         site: Any = model_trace.nodes[name]
@@ -62,7 +62,7 @@ def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: li
 
 
 def check_imputed(model_sites: Mapping[str, Any], imputed: frozenset[str]) -> None:
-    """Once log-densities are there: none may depend on a draw of the model that has no score in the gradient."""
+    """Refuse log-densities that depend on a draw of the model whose score is missing in the gradient."""
     for name, site in model_sites.items():
         read = get_provenance(site.get("unscaled_log_prob")) & imputed - {name}
         if read and not site["infer"].get("_deterministic"):
@@ -90,7 +90,7 @@ def check_guide(guide_sites: Mapping[str, Any], latents: list[str]) -> None:
 
 
 def make_losses_direct(guide_sites: Mapping[str, Any]) -> None:
-    """A factor of the guide that is no log q is a loss of its own: Pyro would take it for the score of a discrete draw."""
+    """Mark factors of the guide that are no log q as losses: Pyro would take them for scores of discrete draws."""
     for site in guide_sites.values():
         if isinstance(site["fn"], dist.Unit) and site["is_observed"] and "score_parts" in site:
             log_prob = site["score_parts"].log_prob
@@ -99,7 +99,7 @@ def make_losses_direct(guide_sites: Mapping[str, Any]) -> None:
 
 
 def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Beta]) -> None:
-    """One latent, one weight: log p(z) and log q(z) must be scaled alike, or their difference is no KL."""
+    """Refuse different scales of log p(z) and log q(z): their difference would be no KL."""
     for name, theirs in guide_scales.items():
         ours = model_scales.get(name, theirs)
         if ours is not theirs and not torch.allclose(as_double(ours), as_double(theirs), rtol=1e-6, atol=0.0):
@@ -110,7 +110,7 @@ def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Be
 
 
 def check_joint_scales(scales: Mapping[str, Beta], groups: Mapping[str, tuple[str, ...]]) -> None:
-    """The joint draw of an autoguide lies outside all plates: under a subsample its log q would miss the scale of theirs."""
+    """Refuse subsampled plates under a joint autoguide: its draw lies outside all plates and misses their scale."""
     for sites in (s for s in groups.values() if is_joint(s)):
         first = scales[sites[-1]]
         for name in sites[:-1]:
@@ -168,7 +168,7 @@ def is_joint(sites: tuple[str, ...]) -> bool:
 
 
 def share_masks(model_trace: Trace, guide_trace: Trace, groups: Mapping[str, tuple[str, ...]]) -> None:
-    """A latent masked on one side is masked on both; otherwise log p(z) or log q(z) alone would enter the loss."""
+    """Mask a latent on both sides where it is masked on one: otherwise one density alone would enter the loss."""
     for name, names in groups.items():
         sites: list[Any] = [trace.nodes[n] for trace in (model_trace, guide_trace) for n in names if n in trace.nodes]
         masks = [site["mask"] for site in sites]
@@ -199,7 +199,7 @@ def same_masks(masks: list[Tensor | bool | None]) -> bool:
 
 
 def set_mask(site: Any, mask: Tensor | bool | None) -> None:
-    """Give a site another mask and forget its log-densities, which the trace computes again when asked."""
+    """Replace the mask of a site and delete its log-densities, so that the trace computes them again."""
     site["mask"] = mask
     for key in ("log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts", "packed"):
         site.pop(key, None)

@@ -1,4 +1,4 @@
-"""Programs at which Pyro's enumeration fails with an error of a lower layer: the same error by name, with a remedy."""
+"""Named errors with a remedy for programs at which Pyro's enumeration fails inside."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

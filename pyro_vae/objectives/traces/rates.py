@@ -1,4 +1,4 @@
-"""The KL of a latent per datum: by site or by dimension, summed over the data that are not masked, and how many they are."""
+"""The KL of a latent by site or by dimension, summed over the data that are not masked, and their number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rate(NamedTuple):
     """A KL summed over data and particles, and the number of data it is a sum of; both scaled, masked data left out.
 
     :ivar kl: in nats, by group where there are several.
-    :ivar num_data: of the shape of `kl`; zero where nobody asks.
+    :ivar num_data: of the shape of `kl`; zero where no floor applies.
     """
 
     kl: Tensor

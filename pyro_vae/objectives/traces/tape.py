@@ -1,4 +1,4 @@
-"""One light messenger in the place of Pyro's trace and replay, for a loss that needs few of the log-densities."""
+"""A minimal replacement for Pyro's trace and replay that skips log-densities."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Tape(Messenger):
         return tape
 
     def forget_subsampling(self) -> None:
-        """Which data were drawn: replayed like a latent, but no part of the loss."""
+        """Drop subsample sites, which are replayed like latents but are no part of the loss."""
         self.nodes = {name: site for name, site in self.nodes.items() if not site_is_subsample(site)}
 
 
