@@ -136,11 +136,11 @@ def compared(
     off = ~(distance <= allowed)
     if not bool(off.any()):
         return Finding(judge, "right", what)
-    worst = int(torch.where(off, distance - allowed, -torch.inf).argmax())
+    silent = off if doubts is None or not bool((off & ~doubts).any()) else off & ~doubts
+    worst = int(torch.where(silent, distance - allowed, -torch.inf).argmax())
     found, error, right = (float(t[worst]) for t in (value, std_error, truth.value))
     detail = f"{what} of datum {worst}: {found:.4f} +- {error:.4f}, right {right:.4f}"
-    silent = off if doubts is None else off & ~doubts
-    return Finding(judge, "wrong" if bool(silent.any()) else "doubted", detail)
+    return Finding(judge, "wrong" if doubts is None or bool((off & ~doubts).any()) else "doubted", detail)
 
 
 def compared_elbo(name: str, known: Known, value: Tensor, std_error: Tensor, num: int) -> Finding:
@@ -167,7 +167,7 @@ def importance(name: str, known: Known, budget: Budget, model: Any, guide: Any, 
 
 def adaptive(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
     record = pv.AdaptiveImportanceSampling(model, guide, num_particles=budget.adaptive_weights, **options(known))(*args)
-    yield compared(name, "log p(x)", record.log_evidence, record.std_error, known.log_evidence, doubted(record))
+    yield compared_evidence(name, record, known.log_evidence)
     yield compared_elbo(name, known, record.elbo, record.elbo_std_error, 20)
 
 
@@ -182,7 +182,7 @@ def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: 
     num = 500  # the default
     record = pv.InferenceGaps(model, guide, num_particles=num, num_steps=20, **options(known))(*args)
     errors, doubts = record.std_errors, doubted(record)
-    yield compared(name, "log p(x)", record.log_evidence, errors["log_evidence"], known.log_evidence, doubts)
+    yield compared_evidence(name, record.evidence, known.log_evidence)
     yield compared_elbo(name, known, record.elbo, errors["elbo"], num)
     above = (record.optimal_elbo.double() - known.log_evidence.value).clamp(min=0.0)
     zero = Truth(torch.zeros_like(above), known.log_evidence.error)
