@@ -309,4 +309,4 @@ assert max(elbo for _, elbo in turned) - min(elbo for _, elbo in turned) < 0.01
 # - ``pv.TotalCorrelationELBO`` weighs the parts of the KL apart. Does it separate the factors of equal length?
 # - A wider encoder, ``hidden=(400,)``: how far do the squares come down towards the curve?
 #
-# Next: :doc:`07_collapse`, latents that fall silent without being asked to.
+# Next: :doc:`07_collapse`, latents that collapse although nobody asked for it.

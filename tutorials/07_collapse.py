@@ -165,7 +165,7 @@ class StringVAE(nn.Module):
 # Make it, and see it
 # -------------------
 # Same network, same start, same data for every run below; only the cure differs. ``CollapseMonitor`` looks at the units
-# of a batch now and then during training, and says so when they have fallen silent.
+# of a batch now and then during training, and warns when they have collapsed.
 
 
 def run(objective, aggressive_steps=0):

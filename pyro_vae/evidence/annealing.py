@@ -50,7 +50,7 @@ class AnnealedChains(Estimator):
 
 
 class Annealing:
-    """What forward and reverse chains of one call share: the path, and what a pilot run tuned and froze.
+    """The path of forward and reverse chains, with step sizes and temperatures from a pilot run.
 
     :param grid: temperatures (T + 1,) from 0 on in place of the options' schedule, the same for all data. From a start at
         the prior they may run past 1: start^(1 - t) joint^t is p(z) p(x given z)^t.

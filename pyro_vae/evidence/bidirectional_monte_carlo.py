@@ -124,7 +124,7 @@ def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_ranks(sandwich: Sandwich, given: Tensor, reached: Tensor) -> None:
-    """Among posterior draws the log p(x, z) of the given latents, (B,), ranks evenly among those of the chains, (C, B).
+    """Refuse latents that are no posterior draws: their log p(x, z), (B,), must rank evenly among the chains, (C, B).
 
     Looked at only where the bounds are near each other, for only then are the chains near the posterior.
     """

@@ -1,4 +1,4 @@
-"""The posterior-side check of an estimate: what it found, or why it was not made."""
+"""The posterior-side check of an estimate: its result, or why it was not made."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HIGHEST_Z = 2.2  # joint standard errors by which the second estimate may stand 
 
 
 class SecondLook:
-    """Watches the particles of one call and compares. It never raises, and no draw of the estimate depends on it."""
+    """Collect the particles of one call and compare estimates. It never raises, and changes no draw of the estimate."""
 
     def __init__(self, call: Call, num_particles: int, wanted: bool, *, fewest: int) -> None:
         self._call = call

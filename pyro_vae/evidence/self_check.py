@@ -1,4 +1,4 @@
-"""An estimator on trial: data from the user's own model, whose log p(x) two bounds enclose."""
+"""Check an estimator on data simulated from the user's own model, whose log p(x) lies between two bounds."""
 
 from __future__ import annotations
 

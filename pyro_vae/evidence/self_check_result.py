@@ -1,4 +1,4 @@
-"""The record of an estimator's trial on data whose log p(x) is known between two bounds."""
+"""The record of a check of an estimator on simulated data."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From the log-weights of any estimator to its record, with the check of rounding."""
+"""Make the record of an estimator from its log-weights, and check for rounding."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ UNSEEN, SCATTER = 5e-4, 3.0
 
 
 def guide_draws(call: Call) -> tuple[Record, Record, LogDensities]:
-    """A few draws of the guide, what the model made of them, and their densities: for the ELBO, and where fits begin."""
+    """Draw from the guide, score the model and weigh both: for the ELBO, and as a start of fits."""
     call.set_noise(GUIDE, 0)
     guide = call.draw(ELBO_PARTICLES)
     model = call.score(call.latent_values(guide), ELBO_PARTICLES)
@@ -27,7 +27,7 @@ def guide_draws(call: Call) -> tuple[Record, Record, LogDensities]:
 
 
 def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:
-    """From log-weights (K, B) and ELBO terms (K', B) of the guide to the record; `method` names what ran."""
+    """Make the record from log-weights (K, B) and ELBO terms (K', B) of the guide; `method` names the estimator."""
     smoothed, pareto_k = pareto_smooth(log_weight)
     evidence = Evidence(
         log_evidence=log_mean_exp(log_weight, 0),
@@ -50,13 +50,13 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method:
 
 
 def unknown_supports(call: Call) -> dict[str, str]:
-    """What the record says where the support of a latent had to be guessed."""
+    """The entry of `unchecked` where the support of a latent is not named."""
     names = call.structure.unknown_supports
     return {"support": f"that of {quoted(names)} is not named, taken for the reals"} if names else {}
 
 
 def check_precision(call: Call, evidence: Evidence) -> Evidence:
-    """The same record with the check "precision": whether float64 moves log p(x) by more than a tenth of its error."""
+    """Add the check "precision": whether float64 moves log p(x) by more than a tenth of its error."""
     before = call.cost
     shift, why = movement(call)
     evidence = replace(evidence, cost=evidence.cost + call.cost - before)

@@ -1,4 +1,4 @@
-"""What the latent space holds: its units, what its KL is made of, and what it costs to say more or less."""
+"""Analyses of the latent space: active units, parts of the KL, rate and distortion, factors, walks."""
 
 from .active_units import ActiveUnits
 from .aggregated_posterior import AggregatedPosterior

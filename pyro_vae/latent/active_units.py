@@ -30,7 +30,7 @@ class ActiveUnits(OfPair):
     a formula (a transformed distribution) is that of the K draws; the Monte Carlo noise of means, which would make every
     unit look active, is taken off their variance. A KL without a formula is the mean of log q - log p over the draws: then
     `fraction_at_prior` needs many of them, for the noise of a small KL is about sqrt(2 KL / K). Where q or p of a site does
-    not fall apart into units (full covariance, a flow, a mixture over vectors) there is one KL for the site, and NaN per
+    not factorise over units (full covariance, a flow, a mixture over vectors) there is one KL for the site, and NaN per
     unit. Means are those of the constrained values; a Bernoulli's is its probability; a Categorical has a KL but no mean.
 
     A formula given the draws is right only if the prior of a latent depends on no draw that the guide makes given that

@@ -45,7 +45,7 @@ class Mixture:
         self.counts = torch.zeros(len(self.owners), 1, dtype=torch.double, device=device)
 
     def run(self, *, within: bool, progress: bool) -> None:
-        """Go through all pairs of rows and columns, or through those `within` a batch."""
+        """Add up all pairs of rows and columns, or only those `within` a batch."""
         num_rows = len(self.owners)
         spans = list(itertools.pairwise(self.limits)) if within else [(0, num_rows)] * len(self.batches)
         num_pairs = sum(batch.size * (stop - start) for batch, (start, stop) in zip(self.batches, spans, strict=True))
@@ -110,7 +110,7 @@ class Mixture:
         return torch.logaddexp(self.own, self.others + share) - math.log(num_data)
 
     def log_q_alike(self, aggregate: str) -> Tensor:
-        """log q(z) of each row if only the data with the label of its own are there, (R, F, 1 + D). All pairs were run."""
+        """log q(z) of each row under the data with its own label only, (R, F, 1 + D). Needs all pairs."""
         found = []
         for label, alike in zip(self.labels, self.alike, strict=True):
             count = label.bincount()[label[self.owners]].double().unsqueeze(1)
@@ -122,14 +122,14 @@ class Mixture:
 
 
 def log_sum_exp(terms: Tensor) -> Tensor:
-    """Over the data, (R, B, C) to (R, C), in place: this is where the time goes."""
+    """Log-sum-exp over the data, (R, B, C) to (R, C), in place: most of the time is spent here."""
     top = terms.amax(1, keepdim=True)
     top = top.masked_fill(top == -math.inf, 0.0)
     return terms.sub_(top).exp_().sum(1).log_().add_(top.squeeze(1))
 
 
 def log_sums_exp(terms: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
-    """Over the data of one group of each row (R, B) after the other, (R, B, C) to (R, C) each."""
+    """Log-sum-exp over the data of one group of each row (R, B) after the other, (R, B, C) to (R, C) each."""
     top = terms.amax(1, keepdim=True)
     top = top.masked_fill(top == -math.inf, 0.0)
     weights = (terms - top).exp_()

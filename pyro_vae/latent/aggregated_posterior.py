@@ -20,7 +20,7 @@ from .refusals import refuse_without_draws
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class AggregatedPosterior(OfPair):
-    r"""A sample from the aggregated posterior, and as many draws from the prior to hold it against::
+    r"""A sample from the aggregated posterior, and as many draws from the prior to compare it with::
 
         q(z) = 1/N sum_n q(z | x_n)     one draw of q(z | x_n) for each datum
         p(z)                            one draw for each datum

@@ -1,4 +1,4 @@
-"""One pair trained at several betas: where each ends up in the rate-distortion plane."""
+"""Train one pair at several betas, and measure rate and distortion of each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def beta_sweep(
     prior_sites: Collection[str] = (),
     check_support: bool = True,
 ) -> BetaSweep:
-    r"""Train a pair afresh at every beta, and measure where it ends up: rate, distortion and log p(x)::
+    r"""Train a new pair at every beta, and measure its rate, distortion and log p(x)::
 
         loss = -E_q log p(x|z) + beta KL(q(z|x) to p(z))        at the optimum dD/dR = -beta
 
@@ -165,7 +165,7 @@ def doubts_of(records: list[Evidence]) -> dict[str, Tensor]:
 
 @contextmanager
 def fresh_store() -> Iterator[None]:
-    """Inside, Pyro's parameter store is empty; afterwards it is the user's again."""
+    """Empty Pyro's parameter store inside, and restore it on exit."""
     with isolated_store():
         pyro.get_param_store().clear()
         yield
@@ -208,7 +208,7 @@ def measure(
 
 
 def check_first_batch(pair: Pair, loader: Iterable[Any], args: Args) -> None:
-    """Data and structure, before the training that would be in vain. An autoguide has no parameters yet."""
+    """Check data and structure before training. An autoguide has no parameters yet."""
     with kept_random_state():
         batch = next(iter(loader), None)
         if batch is None:
@@ -225,7 +225,7 @@ def checked_pair(pair: Any) -> ProgramPair:
 
 
 def check_own_parameters(stores: list[Any]) -> None:
-    """Tensors shared with an earlier pair, by memory: `pyro.param` trains a given initial value in place."""
+    """Refuse tensors shared in memory with an earlier pair: `pyro.param` trains a given initial value in place."""
     *earlier, last = ({p.untyped_storage().data_ptr() for p in s["params"].values() if p.numel()} for s in stores)
     if any(last & others for others in earlier):
         raise ArgumentError(

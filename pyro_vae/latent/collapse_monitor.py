@@ -22,7 +22,7 @@ REMEDIES = (
 
 
 class CollapseMonitor:
-    """Says so when the latents fall silent during training, and keeps what it saw.
+    """Warn when latent dimensions collapse during training, and keep the history.
 
     Call it with the model's own arguments in every step. Each `every`-th call it looks at the units of that batch, as
     `ActiveUnits` does; the others cost nothing. A unit is silent in a batch if its KL is below `epsilon` nats for a share of
@@ -164,5 +164,5 @@ class CollapseMonitor:
 
 
 def silent(units: UnitActivity) -> Tensor:
-    """(D,) true where a unit says nothing about the data: by its KL, or by its means where it has no KL of its own."""
+    """(D,) true where a unit has collapsed: by its KL, or by its means where it has no KL of its own."""
     return torch.where(units.fraction_at_prior.isnan(), ~units.active, units.collapsed)

@@ -1,4 +1,4 @@
-"""One pass over a data set: a few draws per datum, their prior densities, and what scores them under other data."""
+"""One pass over a data set: a few draws per datum, their prior densities, and the guide that scores them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ class BatchDraws:
 
 @dataclass(frozen=True)
 class Distributions:
-    """Data whose dimensions have distributions of their own: those are kept, and the guide does not run again."""
+    """Columns of data whose dimensions have distributions of their own, which are kept: the guide does not run again."""
 
     drawn: Record
     names: tuple[str, ...]
@@ -70,7 +70,7 @@ class Distributions:
 
 @dataclass(frozen=True)
 class Scored:
-    """Data whose latents have a density only together: the guide scores draws, from the arguments, which are kept."""
+    """Columns of data whose latents have a joint density only: the guide scores draws from the kept arguments."""
 
     pair: Pair
     arguments: tuple[Any, ...]
@@ -90,7 +90,7 @@ class Scored:
 
 
 class Collector:
-    """Draws batch after batch, checking that the parts of the KL are defined for the pair."""
+    """Draw batch after batch, and check that the parts of the KL are defined for the pair."""
 
     def __init__(self, pair: Pair, num_particles: int, seed: int) -> None:
         self.pair, self.num_particles, self.seed = pair, num_particles, seed
@@ -158,7 +158,7 @@ class Collector:
         self._check_one_prior(call, guide, values, weights.log_marginal_prior)
 
     def _check_one_prior(self, call: Call, guide: Record, values: dict[str, Tensor], log_prior: Tensor) -> None:
-        """Draws of other data must have the same prior density here: those of the last batch, or of the neighbours."""
+        """Check that all data share one prior: draws of other data must have the same prior density here."""
         others, expected = values, log_prior
         if self._last is not None and all(self._last[0][name].shape == value.shape for name, value in values.items()):
             others, expected = self._last

@@ -1,4 +1,4 @@
-"""The mean KL of a guide over a whole data set, taken apart by the aggregated posterior."""
+"""Split the mean KL over a data set by the aggregated posterior."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -188,7 +188,7 @@ def owners_of(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> list[T
 
 
 def by_datum(values: Tensor, batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Tensor:
-    """From the order of the rows, (R, ...), to particles and data, (K, n, ...)."""
+    """Reorder rows, (R, ...), to particles and data, (K, n, ...)."""
     num_particles = len(batches[0].log_prior)
     parts = values.split([num_particles * len(data) for data in chosen])
     return torch.cat([part.unflatten(0, (num_particles, -1)) for part in parts if len(part)], 1)

@@ -135,7 +135,7 @@ class FactorInformation:
 
     @property
     def doubts(self) -> dict[str, str]:
-        """What the number of data, rather than the code, has made of the information: by reason, what is wrong.
+        """Why the information may reflect the number of data rather than the code, by reason.
 
         "range": an information is beyond what it can be. "rare values": a datum is the only one with its value of a factor.
         "own posterior": the information changes when each datum's own posterior is left out.
@@ -237,5 +237,5 @@ def gap_of(terms: Tensor, surprise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ahead(leading: Tensor) -> Tensor:
-    """The first less the second of (..., 2); where there is only one, nothing is next to it."""
+    """The first minus the second of (..., 2); the first alone where there is only one."""
     return leading[..., 0] - leading[..., 1:].sum(-1)

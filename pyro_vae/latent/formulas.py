@@ -1,4 +1,4 @@
-"""The distributions of a latent site: by single numbers where they are products, and what torch knows in formulas."""
+"""Distributions of a latent site by single numbers, and formulas for their means and KLs."""
 
 from typing import Any
 

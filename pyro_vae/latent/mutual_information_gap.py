@@ -1,4 +1,4 @@
-"""What each dimension of the latents says about known factors of the data, and by how much one dimension is ahead."""
+"""Mutual information between dimensions of the latents and known factors of the data, and its gap."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -170,7 +170,7 @@ def checked_factors(values: Any) -> Tensor:
 
 
 def check_fit(values: Sequence[Tensor], batches: Sequence[BatchDraws]) -> None:
-    """The last batch has dimensions with densities of their own, and a row of factors for every datum."""
+    """Check that the last batch has one density per dimension and a row of factors for every datum."""
     batch, found = batches[-1], values[-1]
     if not isinstance(batch.columns, Distributions):
         raise StructureError(

@@ -9,7 +9,7 @@ SHOWN = 5  # names in a message
 
 
 def unit_numbers(units: Sequence[int | str], names: Sequence[str]) -> list[int]:
-    """The places in `names` of units given by name or by number, each once."""
+    """Indices in `names` of units given by name or by number, without repetition."""
     numbers = [number_of(unit, names) for unit in units]
     if not numbers or len(set(numbers)) < len(numbers):
         raise OptionError(f"units must name at least one unit and none twice, got {list(units)!r}")

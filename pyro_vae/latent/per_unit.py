@@ -30,7 +30,7 @@ class SiteTerms:
     """One latent site at one particle. B data, U units; nats."""
 
     mean: Tensor  # (B, U) of q given the latents drawn before this one
-    kl: Tensor  # (B, U), NaN where q or p does not fall apart into units
+    kl: Tensor  # (B, U), NaN where q or p does not factorise over units
     site_kl: Tensor  # (B,)
     mask: Tensor  # (B, U), false where a unit has no place in a datum
     analytic: bool  # no drawn value entered
@@ -60,9 +60,9 @@ class UnitTerms:
 
 
 def unit_terms(call: Call, num_particles: int) -> UnitTerms:
-    """Average over particles: what has a formula given the latents drawn before it by that, the rest by drawn values.
+    """Average over particles, by formula where one is known given the latents drawn before, else by drawn values.
 
-    No formula where the prior of a latent depends on its own draw, by way of what the guide draws later.
+    No formula holds where the prior of a latent depends on its own draw, through later draws of the guide.
     """
     latents = call.structure.latents
     refuse_without_units(call)
@@ -152,7 +152,7 @@ def site_terms(
 
 
 def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:
-    """What belongs to one particle of a site, (*plates, *event), to (B, U); plates inside a datum count as units."""
+    """Reshape one particle of a site, (*plates, *event), to (B, U); plates inside a datum count as units."""
     tensor = tensor.expand(site.value.shape[1:])
     if layout.datum_dim is None:
         return tensor.reshape(1, -1)
@@ -161,7 +161,7 @@ def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:
 
 
 def mask_of(name: str, guide: Record, model: Record, weights: LogDensities, layout: Layout) -> Tensor:
-    """Where a latent has a place in a datum, broadcastable to (*plates, *event)."""
+    """Where a latent is not masked, broadcastable to (*plates, *event)."""
     site, mask = guide[name], weights.joint_mask(name)
     joint = torch.ones((), dtype=torch.bool, device=site.value.device)
     if mask is not None:

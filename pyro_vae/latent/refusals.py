@@ -1,4 +1,4 @@
-"""What has no units to look at, and what is no number."""
+"""Refuse guides without units, and results that are not finite."""
 
 from collections.abc import Sequence
 

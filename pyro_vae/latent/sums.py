@@ -88,7 +88,7 @@ class Moments:
 
 
 class UnitSums:
-    """Everything that a record of units needs, summed over batches: memory does not grow with the data.
+    """Sums over batches for a record of units: memory does not grow with the data.
 
     :param epsilon: nats below which a unit counts as at the prior for a datum.
     """

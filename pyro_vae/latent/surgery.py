@@ -1,4 +1,4 @@
-"""The record of a mean KL, taken apart by the aggregated posterior."""
+"""The record of the parts of a mean KL."""
 
 import math
 from dataclasses import dataclass

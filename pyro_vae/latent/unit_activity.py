@@ -89,7 +89,7 @@ class UnitActivity:
         parts = [f"{self.num_active} of {len(self)} units active", f"{self.num_collapsed} at the prior"]
         unknown = int(self.kl.isnan().sum())
         if unknown:
-            parts.append(f"{unknown} without a KL of their own (their site does not fall apart into units)")
+            parts.append(f"{unknown} without a KL of their own (their site does not factorise over units)")
         incomplete = int((self.fraction_at_prior.isnan() & ~self.kl.isnan()).sum())
         if incomplete:
             reason = "the guide draws them before latents that their prior depends on"

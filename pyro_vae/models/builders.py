@@ -1,4 +1,4 @@
-"""A VAE in one line: body, head and prior chosen so that they fit together and to the data."""
+"""Build a VAE in one line: body, head and prior that fit together and to the data."""
 
 import copy
 from collections.abc import Callable, Sequence

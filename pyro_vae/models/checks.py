@@ -1,4 +1,4 @@
-"""What the networks of a VAE must be and return, checked at the door with errors that name the remedy."""
+"""Checks of the networks of a VAE and of what they return."""
 
 from typing import Any
 

@@ -73,7 +73,7 @@ def announce(program: Program) -> None:
 
 
 def listens(messenger: Messenger) -> bool:
-    """Whether a messenger on the stack may do something about parameters."""
+    """Whether a messenger on the stack reads or changes parameters."""
     kind = type(messenger)
     return (
         hasattr(kind, "_pyro_param")
@@ -117,7 +117,7 @@ def param_message(name: str, parameter: nn.Parameter) -> Any:
 
 
 def enter(program: Program, store: ParamStoreDict, missing: dict[str, nn.Parameter]) -> None:
-    """Put the module's own tensors into the store, and say so where others were there that it never put there."""
+    """Put the module's own tensors into the store; warn where it held others that this module did not put there."""
     while _abandoned:
         prefix = param_with_module_name(_abandoned.pop(), "")
         for name in [name for name in store._params if name.startswith(prefix)]:

@@ -128,7 +128,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def mean_of(likelihood: Any) -> Tensor:
-    """The mean, (B, X); NaN throughout is how torch says that there is none."""
+    """The mean, (B, X); refused where it is NaN throughout, by which torch says that there is none."""
     try:
         mean: Tensor | None = likelihood.mean
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""Densities that look at their data: at its shape always, at its support while Pyro's argument checks are on."""
+"""Densities that check the shape of their data, and its support while Pyro's argument checks are on."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Distributions that torch and Pyro lack, or whose densities there are wrong far out or slow."""
+"""Distributions that torch and Pyro lack, or whose densities there are slow or wrong in the tails."""
 
 import math
 from typing import Any
@@ -148,7 +148,7 @@ def log_sinh_ratio(half: Tensor) -> Tensor:
 
 
 class FastBinomial(dist.Binomial):
-    """Pyro's for one number of trials n: what the data alone decide is computed for the data alone, not per particle."""
+    """Pyro's Binomial for one number of trials n: terms of the data alone are computed once, not per particle."""
 
     def __init__(self, num_trials: int, logits: Tensor, validate_args: bool | None = None) -> None:
         self.num_trials = num_trials

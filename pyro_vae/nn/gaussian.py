@@ -30,7 +30,7 @@ def softplus2(raw: Tensor) -> Tensor:
 
 
 def positive(raw: Tensor) -> Tensor:
-    """A scale from any number: never so near to 0 that the density of a pixel that does not change has no bound."""
+    """A scale from any number, bounded away from 0: else the density of a constant pixel would have no bound."""
     return softplus2(raw) + SMALLEST_SCALE
 
 

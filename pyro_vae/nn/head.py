@@ -1,4 +1,4 @@
-"""What all heads share: how many numbers they ask of a network, how they part them, what data they take."""
+"""Base of likelihood heads: number of parameters, chunking of a network's output, support of the data."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How a network should see data: whole numbers scaled, classes one-hot."""
+"""Input layers: whole numbers scaled, classes one-hot."""
 
 import torch
 from torch import Tensor, nn

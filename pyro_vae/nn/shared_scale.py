@@ -1,4 +1,4 @@
-"""Normal numbers of one scale, given, learned, or the best there is for the very batch that is scored."""
+"""Normal numbers of one scale: given, learned, or optimal for the batch that is scored."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The one table of doubts: why a number may be wrong, what that means, and the remedy that fits what ran."""
+"""The table of doubts: why a number may be wrong, what that means, and the remedy for the estimator that ran."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -91,13 +91,13 @@ CATEGORIES = tuple(dict.fromkeys(doubt.category for doubt in TABLE.values()))
 
 
 def remedy_for(reason: str, method: str) -> str:
-    """What to do about a doubt after this method ran."""
+    """The remedy of a doubt for the method that ran."""
     doubt = TABLE[reason]
     return doubt.remedies.get(method, doubt.otherwise)
 
 
 def warnings_about(doubts: Mapping[str, Tensor], method: str, **words: Any) -> list[Warning]:
-    """One warning for each reason that more data are in doubt for than chance explains."""
+    """One warning for each reason with more data in doubt than chance explains."""
     return [
         TABLE[reason].category(f"{TABLE[reason].meaning.format(data=count(flags), **words)}. {remedy_for(reason, method)}")
         for reason, flags in doubts.items()
@@ -106,7 +106,7 @@ def warnings_about(doubts: Mapping[str, Tensor], method: str, **words: Any) -> l
 
 
 def more_than_chance(flags: Tensor, chance: float) -> bool:
-    """Whether so many data of (B,) are in doubt that chance explains it in one of a hundred calls only."""
+    """Whether chance explains so many doubted data of (B,) in less than one of a hundred calls."""
     expected = chance * len(flags)
     return int(flags.sum()) > expected + ONE_IN_A_HUNDRED * math.sqrt(expected)
 
@@ -120,7 +120,7 @@ def without_doubt(doubts: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def either(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The doubts of two records about the same data, taken together."""
+    """The union of the doubts of two records about the same data."""
     return {**first, **{reason: flags | first[reason] if reason in first else flags for reason, flags in second.items()}}
 
 
@@ -163,7 +163,7 @@ def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
 
 
 def remedies_for(doubts: Mapping[str, Tensor], method: str) -> list[str]:
-    """What to do about the doubts that there are, each remedy once with all its reasons: "tails: raise num_particles"."""
+    """The remedies of all doubts, each once with its reasons: "tails: raise num_particles"."""
     reasons: dict[str, list[str]] = {}
     for reason, flags in doubts.items():
         if bool(flags.any()):

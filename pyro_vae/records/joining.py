@@ -43,6 +43,6 @@ def mean_cost(records: Sequence[Any]) -> float:
 
 
 def warn_about(record: Any, stacklevel: int) -> None:
-    """Raise the warnings that a record has about itself; `stacklevel` counts from the caller, as in `warnings.warn`."""
+    """Issue the warnings of a record; `stacklevel` counts from the caller, as in `warnings.warn`."""
     for warning in record.warnings():
         warnings.warn(warning, stacklevel=stacklevel + 1)

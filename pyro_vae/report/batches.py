@@ -1,4 +1,4 @@
-"""A part of a data set that stands for all of it, and a progress bar over several passes."""
+"""Choose a part of a data set, and show one progress bar over several passes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

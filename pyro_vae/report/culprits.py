@@ -1,4 +1,4 @@
-"""What to change first, in a sentence with its size, and what to do about it."""
+"""What to change first: the culprit, its size in one sentence, and the advice."""
 
 from __future__ import annotations
 

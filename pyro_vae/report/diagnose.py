@@ -1,4 +1,4 @@
-"""One call that looks at everything."""
+"""`diagnose`: all analyses of a model and guide in one call."""
 
 import platform
 import time
@@ -163,7 +163,7 @@ def diagnose(
 
 @contextmanager
 def quiet_about_what_is_found() -> Iterator[None]:
-    """Doubts about the numbers stand in the findings."""
+    """Silence warnings about doubts: the findings state them."""
     with warnings.catch_warnings():
         for category in (*CATEGORIES, SurgeryWarning):
             warnings.simplefilter("ignore", category)

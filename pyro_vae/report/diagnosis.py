@@ -1,4 +1,4 @@
-"""The record of a whole diagnosis: prints itself, draws itself, writes itself down."""
+"""The result of `diagnose`, with text, figure, HTML, JSON and CSV output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of a diagnosis, one by one for the page and all in one figure."""
+"""Pictures of a diagnosis: single ones for the page, and all in one figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers of a diagnosis say: claims that their intervals allow."""
+"""Claims about the numbers of a diagnosis that their intervals allow."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def estimate(diagnosis: Diagnosis) -> Finding:
 
 
 def gap(diagnosis: Diagnosis) -> Finding:
-    """Which part of log p(x) - ELBO is larger on test data, if it is worth a word."""
+    """Which part of log p(x) - ELBO is larger on test data, where the gap is large enough to matter."""
     gaps = diagnosis.test
     inference = gaps.summary()["inference"]
     top = gaps.evidence.mean_confidence_interval()[1] - float(gaps.log_evidence.mean()) + float(inference.value)
@@ -159,7 +159,7 @@ def overfitted(diagnosis: Diagnosis) -> bool:
 
 
 def total(parts: list[Estimate]) -> Estimate:
-    """Of sites over the same data; their errors added up, which is an upper bound."""
+    """The sum over sites of the same data; the sum of their errors is an upper bound."""
     return Estimate(*(sum(getattr(part, name) for part in parts) for name in ("value", "std_error", "sampling_error")))
 
 

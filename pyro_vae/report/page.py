@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML page with everything in it."""
+"""A diagnosis as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def picture(panel: Panel) -> str:
 
 
 def shown(value: Any) -> str:
-    """A number as it stands on the page: whole ones whole, others with what their size makes worth reading."""
+    """Format a number for the page: whole numbers whole, others with digits that suit their size."""
     if not isinstance(value, float):
         return str(value)
     if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Which data are images, and how sharp those are."""
+"""Shapes of images, and their sharpness."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the observed sites of a model hold, one row per datum: data, draws and the means of the likelihood."""
+"""Data, draws and means of the likelihood of the observed sites, one row per datum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def reconstruction(call: Call) -> Record:
 
 
 def numbers_observed(record: Record) -> dict[str, SiteRecord]:
-    """The observed sites, if between their values there are distances that mean something."""
+    """The observed sites; refused where distances between their values mean nothing (classes)."""
     observed = {name: site for name, site in record.items() if site.is_observed}
     for name, site in observed.items():
         fn = innermost(site.fns[0])

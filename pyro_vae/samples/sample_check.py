@@ -1,4 +1,4 @@
-"""How reconstructions and samples look, beside how likely the data are."""
+"""Compare reconstructions and samples with the data, beside log p(x)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
