@@ -32,6 +32,7 @@ KNOWN = {
     ),
     "shapes disagree at site": (MOVED, KEEP_DIMS),
     "Shape mismatch inside plate": (MOVED, KEEP_DIMS),
+    "must match the size of tensor": (MOVED, KEEP_DIMS),
     "same dtype": (
         "Pyro mixes numbers of the default dtype with those of the program",
         "Call torch.set_default_dtype with the dtype of the program",
