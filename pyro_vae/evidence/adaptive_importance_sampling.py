@@ -43,7 +43,7 @@ class AdaptiveImportanceSampling(Estimator):
     :param num_gradients: gradients per datum for the fit, each counted as three decoder evaluations; by default
         `max(20 + 3 D, min(0.35 K, 40 + 5 D))` for D latents.
     :param proposal: "gaussian", "student" (a multivariate t of 5 + D degrees, the factor 1 + 0.15 / sqrt(D)), "mixture" (the
-        search, which costs another 20 + min(K / 10, 500) + 3 D decoder evaluations and 32 + 2 (12 + 3 D) gradients), or
+        search, which costs another 22 + min(K / 10, 500) + 3 D decoder evaluations and 36 + 2 (12 + 3 D) gradients), or
         "auto": "mixture" up to ten latents, "gaussian" beyond.
     :param check: look from the posterior's side too, as `ImportanceSampling` does, for about 326 more decoder
         evaluations; from 100 particles on. The proposals come from such a fit already, so it seldom finds anything.

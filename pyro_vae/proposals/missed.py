@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .gaussian import GaussianProposal
+from .gaussian import GaussianProposal, unchecked_gradient
 from .mixture import MixtureProposal
 from .space import LatentSpace
 
 EXCESS = 5.0  # nats by which the posterior is above the proposal at a mode that was missed
 SMALLEST_MODE = math.log(0.02)  # of p(x); what is smaller does not matter
+NUM_REFINED, NUM_STEPS, LONGEST_STEP = 2, 2, 3.0  # points that move uphill, their Newton steps, and how long, in sd
 APART = 3.0  # standard deviations between two values of a latent, from which on they may belong to two modes
 
 
@@ -25,20 +26,42 @@ class Witnesses:
     log_mass: Tensor
 
 
-def witnesses(space: LatentSpace, components: Sequence[GaussianProposal], u: Tensor, log_joint: Tensor) -> Witnesses:
+def witnesses(
+    space: LatentSpace, components: Sequence[GaussianProposal], u: Tensor, log_joint: Tensor, proposal: MixtureProposal
+) -> Witnesses:
     """The climbed starts, (S, B, D) and (S, B), and each component with one latent moved to where another or a start has it.
 
     A posterior over several things with two explanations each has a mode for every combination. A few starts reach few of
-    these modes, but exchanges between two of them lead to others. One decoder evaluation per latent and component.
+    these modes, but exchanges between two of them lead to others. One decoder evaluation per latent and component. The
+    points that are highest above the proposal move uphill, because the place of a mode depends on the other latents.
     """
-    volumes = torch.stack([log_volume(component) for component in components])  # (C, B)
-    nearest = torch.stack([component.squared_distance(u) for component in components]).argmin(0)  # (S, B)
+    tril = torch.stack([component.tril for component in components])  # (C, B, D, D)
+    owner = torch.stack([component.squared_distance(u) for component in components]).argmin(0)  # (S, B)
     locs = torch.stack([component.loc for component in components])
     moved = torch.cat([exchanged(component, torch.cat([locs, u])) for component in components])
     moved_joint = torch.cat([space.log_joint(moved[first : first + n]) for first, n in space.call.chunks(len(moved))])
-    volume = torch.cat([volumes.gather(0, nearest), volumes.repeat_interleave(space.dim, 0)])
-    log_joint = torch.cat([log_joint, moved_joint])
-    return Witnesses(torch.cat([u, moved]), log_joint, log_joint + volume)
+    u, log_joint = torch.cat([u, moved]), torch.cat([log_joint, moved_joint])
+    order = torch.arange(len(components), device=u.device).repeat_interleave(space.dim)
+    owner = torch.cat([owner, order.unsqueeze(-1).expand(-1, u.shape[1])])  # (W, B)
+    above = (log_joint - proposal.log_prob(u)).nan_to_num(nan=-torch.inf)
+    best = above.topk(min(NUM_REFINED, len(u)), 0).indices  # (R, B)
+    rows = torch.arange(u.shape[1], device=u.device)
+    refined, refined_joint = uphill(space, u[best, rows], tril[owner[best, rows], rows])
+    owner = torch.cat([owner, owner[best, rows]])
+    volumes = torch.stack([log_volume(component) for component in components])  # (C, B)
+    log_joint = torch.cat([log_joint, refined_joint])
+    return Witnesses(torch.cat([u, refined]), log_joint, log_joint + volumes.gather(0, owner))
+
+
+def uphill(space: LatentSpace, u: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
+    """Newton steps from u, (R, B, D), with the covariances tril tril', (R, B, D, D), and log p(x, u) at the end, (R, B)."""
+    for _ in range(NUM_STEPS):
+        gradient = unchecked_gradient(space, u)[2].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        whitened = (tril.mT @ gradient.unsqueeze(-1)).squeeze(-1)
+        length = whitened.norm(dim=-1, keepdim=True)
+        step = whitened * (LONGEST_STEP / length.clamp(min=LONGEST_STEP))
+        u = u + (tril @ step.unsqueeze(-1)).squeeze(-1)
+    return u, torch.cat([space.log_joint(u[first : first + n]) for first, n in space.call.chunks(len(u))])
 
 
 def missed_modes(found: Witnesses, proposal: MixtureProposal, log_evidence: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ def search(
         pool = pool.with_fit(points)
         masses.append(log_mass(points))
         mixtures.append(mixtures[-1].with_component(component, weights_of(torch.stack(masses, -1))))
-    return choose(pool, mixtures), witnesses(space, mixtures[-1].components, *climbed)
+    chosen = choose(pool, mixtures)
+    return chosen, witnesses(space, mixtures[-1].components, *climbed, chosen)
 
 
 def log_mass(points: FitPoints) -> Tensor:

@@ -277,8 +277,8 @@ def test_beyond_ten_latents_auto_is_gaussian():
         )
     assert torch.equal(auto.log_evidence, gaussian.log_evidence)
     assert auto.cost == gaussian.cost
-    # draws of the prior, four starts moved uphill, two fits, and the exchanges between their ends
-    assert mixture.cost == gaussian.cost + 20 + 20 + 4 * 8 * 3 + 2 * 3 * (12 + 33) + 3 * 11
+    # draws of the prior, four starts moved uphill, two fits, the exchanges between their ends, and two points moved uphill
+    assert mixture.cost == gaussian.cost + 20 + 20 + 4 * 8 * 3 + 2 * 3 * (12 + 33) + 3 * 11 + 2 * (2 * 3 + 1)
     for result, why in ((auto, "beyond 10 latents"), (gaussian, "proposal='gaussian'")):
         assert "search" not in result.checks
         assert why in result.unchecked["search"]

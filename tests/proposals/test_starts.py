@@ -6,7 +6,7 @@ import torch
 from pair_helpers import F64
 
 from pyro_vae.proposals import GaussianProposal, MixtureProposal, missed_modes
-from pyro_vae.proposals.missed import exchanged, witnesses
+from pyro_vae.proposals.missed import exchanged, uphill, witnesses
 from pyro_vae.proposals.starts import CLIMBING_STEPS, climb, climbed_starts, spread
 
 
@@ -86,9 +86,9 @@ def test_an_exchange_takes_one_latent_from_elsewhere_and_the_others_follow():
     assert torch.equal(moved[1, 0], torch.zeros(2, dtype=F64))  # no donor is
 
 
-def found_from(parts, ends):
+def found_from(parts, ends, proposal):
     u = torch.tensor(ends, dtype=F64).unsqueeze(1)
-    return witnesses(Density(corners, 2), parts, u, corners(u))
+    return witnesses(Density(corners, 2), parts, u, corners(u), proposal)
 
 
 def test_a_mode_that_follows_by_exchange_is_missed():
@@ -96,20 +96,23 @@ def test_a_mode_that_follows_by_exchange_is_missed():
     three = [gaussian([c]) for c in ([3.0, 3.0], [-3.0, 3.0], [3.0, -3.0])]
     shares, light = torch.full((1, 3), 1 / 3, dtype=F64), torch.zeros(1, dtype=torch.bool)
     held = torch.tensor([math.log(0.75)], dtype=F64)
-    found = found_from(three, [[3.0, 3.0], [3.0, -3.0]])
-    assert bool(missed_modes(found, MixtureProposal(tuple(three), shares, light), held).all())
+    proposal = MixtureProposal(tuple(three), shares, light)
+    found = found_from(three, [[3.0, 3.0], [3.0, -3.0]], proposal)
+    assert bool(missed_modes(found, proposal, held).all())
     # Two of four, of which one exchange leads to the others.
     two = [three[0], gaussian([[-3.0, -3.0]])]
     shares = torch.full((1, 2), 0.5, dtype=F64)
-    found = found_from(two, [[3.0, 3.0]])
-    assert bool(missed_modes(found, MixtureProposal(tuple(two), shares, light), torch.log(held.new_tensor([0.5]))).all())
+    proposal = MixtureProposal(tuple(two), shares, light)
+    found = found_from(two, [[3.0, 3.0]], proposal)
+    assert bool(missed_modes(found, proposal, torch.log(held.new_tensor([0.5]))).all())
 
 
 def test_nothing_is_missed_where_all_modes_are_held():
     four = [gaussian([c]) for c in ([3.0, 3.0], [-3.0, 3.0], [3.0, -3.0], [-3.0, -3.0])]
     shares, light = torch.full((1, 4), 0.25, dtype=F64), torch.zeros(1, dtype=torch.bool)
-    found = found_from(four, [[3.0, 3.05], [-3.1, -3.0]])
-    assert not bool(missed_modes(found, MixtureProposal(tuple(four), shares, light), torch.zeros(1, dtype=F64)).any())
+    proposal = MixtureProposal(tuple(four), shares, light)
+    found = found_from(four, [[3.0, 3.05], [-3.1, -3.0]], proposal)
+    assert not bool(missed_modes(found, proposal, torch.zeros(1, dtype=F64)).any())
 
 
 def test_a_mode_that_holds_next_to_nothing_is_not_missed():
@@ -119,12 +122,38 @@ def test_a_mode_that_holds_next_to_nothing_is_not_missed():
         return corners(u) + math.log(4) + torch.where((u > 0).all(-1), 0.0, -6.0)
 
     ends = torch.tensor([[[-3.0, 3.0]]], dtype=F64)
-    found = witnesses(Density(log_joint, 2), [part], ends, log_joint(ends))
+    found = witnesses(Density(log_joint, 2), [part], ends, log_joint(ends), MixtureProposal.of(part))
     assert not bool(missed_modes(found, MixtureProposal.of(part), torch.zeros(1, dtype=F64)).any())
+
+
+def test_a_mode_whose_place_depends_on_the_other_latents_is_missed():
+    """z1 in {-3, 3}, and z2 in {0, 6} + z1: an exchange of z1 alone lands three standard deviations beside the mode."""
+
+    def log_joint(u):
+        first = torch.logsumexp(torch.stack([-0.5 * (u[..., 0] - c) ** 2 for c in (-3.0, 3.0)], -1), -1)
+        second = [-0.5 * ((u[..., 1] - u[..., 0] - c) / 0.5) ** 2 for c in (0.0, 6.0)]
+        return first + torch.logsumexp(torch.stack(second, -1), -1) - math.log(4 * 2 * math.pi * 0.5)
+
+    tril = torch.tensor([[[1.0, 0.0], [1.0, 0.5]]], dtype=F64)
+    two = [GaussianProposal(torch.tensor([loc], dtype=F64), tril) for loc in ([-3.0, -3.0], [3.0, 9.0])]
+    proposal = MixtureProposal(tuple(two), torch.full((1, 2), 0.5, dtype=F64), torch.zeros(1, dtype=torch.bool))
+    u = torch.tensor([[[-3.0, -3.0]], [[3.0, 9.0]]], dtype=F64)
+    found = witnesses(Density(log_joint, 2), two, u, log_joint(u), proposal)
+    held = torch.tensor([math.log(0.5)], dtype=F64)
+    assert bool(missed_modes(found, proposal, held).all())
+    end, value = uphill(Density(log_joint, 2), torch.tensor([[[3.0, 1.5]]], dtype=F64), tril.unsqueeze(0))
+    assert torch.allclose(end, torch.tensor([[[3.0, 3.0]]], dtype=F64), atol=1e-3)  # a Gaussian mode, in one step
+    assert torch.allclose(value, log_joint(end))
 
 
 def test_points_that_are_not_numbers_are_no_witnesses():
     part = gaussian([[3.0, 3.0]])
     ends = torch.tensor([[[math.nan, 3.0]], [[-3.0, 3.0]]], dtype=F64)
-    found = witnesses(Density(lambda u: torch.full_like(u[..., 0], math.nan), 2), [part], ends, ends[..., 0] * math.nan)
+    found = witnesses(
+        Density(lambda u: torch.full_like(u[..., 0], math.nan), 2),
+        [part],
+        ends,
+        ends[..., 0] * math.nan,
+        MixtureProposal.of(part),
+    )
     assert not bool(missed_modes(found, MixtureProposal.of(part), torch.zeros(1, dtype=F64)).any())
