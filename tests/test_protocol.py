@@ -141,3 +141,43 @@ def test_results_are_pickled_and_join(estimator):
     again = pickle.loads(pickle.dumps(record))
     assert again.to_dict() == record.to_dict() or str(again) == str(record)  # NaN is not equal to itself
     assert len(type(record).cat([record, again])) == 6
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, *OF_LOADERS, pv.AnnealedImportanceSampling, pv.SampleCheck])
+def test_an_estimator_prints_as_one_line_with_what_was_chosen(estimator):
+    made = estimator(Model(), Guide(), seed=3)
+    assert repr(made) == f"{estimator.__name__}(Model, Guide, seed=3)" or estimator is pv.RateDistortion
+    again = pickle.loads(pickle.dumps(made))
+    assert repr(again) == repr(made) or estimator is pv.RateDistortion
+    assert "\n" not in repr(made)
+
+
+def test_latents_are_not_printed():
+    latents = {"z": torch.zeros(1000, 2)}
+    assert (
+        repr(pv.BidirectionalMonteCarlo(Model(), Guide(), latents=latents))
+        == "BidirectionalMonteCarlo(Model, Guide, latents=dict)"
+    )
+
+
+def test_an_estimator_of_ones_own_may_say_as_much_as_it_likes():
+    """The docstring may be indented or not, as Python 3.13 leaves it, or missing."""
+    with_text = pv.ImportanceSampling.__bases__[0]
+    for doc in (
+        None,
+        "One line.",
+        ":param guide: in one line",
+        "Text.\n\n:param model: a\n:param guide: b\n    and more\n\nEnd.",
+    ):
+        made = type("Own", (with_text,), {"__doc__": doc, "estimate": lambda self, call: None})
+        if doc and "model" in doc:
+            assert "and more\n:param seed: fixes" in made.__doc__ and made.__doc__.endswith("End.")
+        assert repr(made(Model(), Guide())) == "Own(Model, Guide)"
+
+
+@pytest.mark.parametrize("value", ["z", 3])
+def test_prior_sites_are_a_list(value):
+    with pytest.raises(pv.errors.OptionError, match="prior_sites must be a list of names of sites"):
+        pv.ImportanceSampling(Model(), Guide(), prior_sites=value)
+    with pytest.raises(pv.errors.OptionError, match="evidence must be an estimator to be built"):
+        pv.InferenceGaps(Model(), Guide(), evidence=3)

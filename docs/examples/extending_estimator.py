@@ -28,7 +28,7 @@ class MixtureSampling(Estimator):
         self.share = real_number("share", self.share, highest=1.0, ends="()")
 
     def estimate(self, call):
-        num_prior = math.ceil(self.share * self.num_particles)
+        num_prior = min(math.ceil(self.share * self.num_particles), self.num_particles - 1)
         num_guide, share = self.num_particles - num_prior, num_prior / self.num_particles
         call.set_noise(GUIDE, 0)
         guide = call.draw(num_guide)
@@ -41,7 +41,8 @@ class MixtureSampling(Estimator):
         of_prior = call.weigh(call.first_particle(guide), model, num_prior)  # whose log q is not read
         log_joint = torch.cat([weights.log_joint, of_prior.log_joint])
         log_prior = torch.cat([weights.log_marginal_prior, of_prior.log_marginal_prior])
-        log_guide = torch.cat([weights.log_joint - weights.log_weight, call.log_guide(values, num_prior, model)])
+        own = call.log_guide(call.latent_values(guide), num_guide, weights.model)
+        log_guide = torch.cat([own, call.log_guide(values, num_prior, model)])
         log_mixture = torch.logaddexp(log_guide + math.log1p(-share), log_prior + math.log(share))
         log_weight, control = log_joint - log_mixture, (log_guide - log_mixture).expm1()
         call.check_finite(log_weight)

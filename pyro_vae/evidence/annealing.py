@@ -103,7 +103,7 @@ class Annealing:
         if visit is not None:
             state, log_weight = visit(0, state, log_weight) or (state, log_weight)
         for i in self._steps("forward chains", range(1, self.options.num_steps + 1)):
-            log_weight += (self.temperatures[i] - self.temperatures[i - 1]) * (state.log_joint - state.log_start)
+            log_weight = log_weight + self._increment(state, i)  # not in place: the visitor may have kept it
             self.call.set_noise(ANNEAL, i)
             state, accepted = self._move(state, i)
             acceptance += accepted.mean(0) / self.options.num_steps
@@ -120,10 +120,13 @@ class Annealing:
         for i in self._steps("reverse chains", range(self.options.num_steps, 0, -1)):
             self.call.set_noise(stream, i)
             state, accepted = self._move(state, i)
-            log_weight += (self.temperatures[i] - self.temperatures[i - 1]) * (state.log_joint - state.log_start)
+            log_weight = log_weight + self._increment(state, i)
             acceptance += accepted.mean(0) / self.options.num_steps
         self.call.check_finite(log_weight)
         return log_weight, acceptance, first
+
+    def _increment(self, state: State, i: int) -> Tensor:
+        return (self.temperatures[i] - self.temperatures[i - 1]) * (state.log_joint - state.log_start)
 
     def _move(self, state: State, i: int) -> tuple[State, Tensor]:
         t = self.temperatures[i]

@@ -1,11 +1,13 @@
 """The base of all estimators: the options that they share, checked and documented once, and the call of a pair."""
 
-from collections.abc import Callable, Collection
-from dataclasses import KW_ONLY, dataclass, fields
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import KW_ONLY, Field, dataclass, fields
 from typing import Any
 
 import torch
 
+from ..errors import OptionError
 from ..kernel import INFER, Call, Pair
 from ..options import seed_or_none
 from ..records import warn_about
@@ -35,12 +37,15 @@ class OfPair:
     prior_sites: Collection[str] = ()
     check_support: bool = True
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
         if cls.__doc__ and ":param guide:" in cls.__doc__:
             cls.__doc__ = with_shared_options(cls.__doc__)
 
     def __post_init__(self) -> None:
         self.seed = seed_or_none(self.seed)
+        if isinstance(self.prior_sites, str) or not isinstance(self.prior_sites, Collection):
+            raise OptionError(f"prior_sites must be a list of names of sites, got {self.prior_sites!r}")
         self.check_options()
         self._pair = Pair(
             self.model,
@@ -55,9 +60,11 @@ class OfPair:
 
     def __repr__(self) -> str:
         """One line with the options that are not the default ones."""
-        options = {f.name: getattr(self, f.name) for f in fields(self) if f.kw_only}
-        defaults = {f.name: f.default for f in fields(self)}
-        changed = [f"{name}={value!r}" for name, value in options.items() if value is not defaults[name]]
+        changed = [
+            f"{f.name}={shown(value)}"
+            for f in fields(self)
+            if f.kw_only and not is_default(f, value := getattr(self, f.name))
+        ]
         return f"{type(self).__name__}({', '.join([name_of(self.model), name_of(self.guide), *changed])})"
 
 
@@ -77,17 +84,31 @@ class Estimator(OfPair):
         return record
 
     def estimate(self, call: Call) -> Any:
-        """The record of the data of one call."""
+        """The record of the data of one call; its `warnings()` are issued to the caller."""
         raise NotImplementedError(f"{type(self).__name__} lacks a method estimate(call)")
 
 
 def with_shared_options(doc: str) -> str:
     """A docstring with the shared options that it leaves out, behind its other parameters."""
     lines = doc.split("\n")
-    last = max(i for i, line in enumerate(lines) if line.startswith("    :param "))
-    end = next((i for i in range(last + 1, len(lines)) if not lines[i].startswith("        ")), len(lines))
-    missing = [f"    :param {name}: {text}" for name, text in SHARED.items() if f":param {name}:" not in doc]
-    return "\n".join([*lines[:end], *missing, *lines[end:]])
+    found = [(i, match[1]) for i, line in enumerate(lines) if (match := re.match(r"( *):param ", line))]
+    if not found:
+        return doc
+    last, indent = found[-1]  # of the width that this version of Python leaves
+    inside = indent + "    "
+    end = next((i for i in range(last + 1, len(lines)) if not lines[i].startswith(inside)), len(lines))
+    missing = [f"{indent}:param {name}: {text}" for name, text in SHARED.items() if f":param {name}:" not in doc]
+    return "\n".join([*lines[:end], *(line.replace("\n        ", "\n" + inside) for line in missing), *lines[end:]])
+
+
+def is_default(field: Field, value: Any) -> bool:
+    plain = isinstance(value, (int, float, str, tuple))
+    return value is field.default or (plain and type(value) is type(field.default) and bool(value == field.default))
+
+
+def shown(value: Any) -> str:
+    """An option in a line: of tensors, arrays and mappings what they are."""
+    return type(value).__name__ if hasattr(value, "shape") or isinstance(value, Mapping) else repr(value)
 
 
 def name_of(program: Callable) -> str:

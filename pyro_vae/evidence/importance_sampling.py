@@ -13,7 +13,7 @@ from .k_curve import KCurve
 from .second_look import SecondLook
 from .summary import summarise
 
-FEWEST_PARTICLES = 1000  # below it the check would cost more than 35% of the decoder evaluations
+FEWEST_PARTICLES = 1000  # below it the check would cost more than about 35% of the decoder evaluations
 
 
 @dataclass(repr=False, eq=False, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import SubsamplingError
+from ..errors import OptionError, SubsamplingError
 from ..evidence import Estimator, Evidence, fitted_log_weights, mean_std_error, summarise, with_search
 from ..kernel import GUIDE, Call
 from ..options import whole_number
@@ -60,6 +60,10 @@ class InferenceGaps(Estimator):
     def check_options(self) -> None:
         self.num_particles = whole_number("num_particles", self.num_particles, lowest=2)
         self.num_steps = whole_number("num_steps", self.num_steps)
+        if self.evidence is not None and not callable(self.evidence):
+            raise OptionError(
+                f"evidence must be an estimator to be built, such as ImportanceSampling, got {self.evidence!r}"
+            )
         self._estimator = None if self.evidence is None else self.evidence(self.model, self.guide)
 
     def estimate(self, call: Call) -> Gaps:

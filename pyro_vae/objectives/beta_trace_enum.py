@@ -41,15 +41,15 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
     """
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        with named_failures():
+        with named_failures(model, guide, args, kwargs):
             return float(super().loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        with named_failures():
+        with named_failures(model, guide, args, kwargs):
             return super().loss_and_grads(model, guide, *args, **kwargs)
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        with named_failures():
+        with named_failures(model, guide, args, kwargs):
             return super().differentiable_loss(model, guide, *args, **kwargs)
 
     def _measure(self, traces: WeighedTraces) -> Pass:

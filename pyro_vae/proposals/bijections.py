@@ -37,10 +37,13 @@ class Listed(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         event_dim = self.values.ndim - 1
-        hits = y.unsqueeze(y.ndim - event_dim) == self.values
-        if event_dim:
-            hits = hits.flatten(-event_dim).all(-1)
-        return hits.to(torch.get_default_dtype()).argmax(-1).to(torch.get_default_dtype())
+        if not event_dim:  # in memory of the size of y
+            return torch.searchsorted(self.values, y.contiguous()).to(torch.get_default_dtype())
+        hits = (y.unsqueeze(y.ndim - event_dim) == self.values).flatten(-event_dim).all(-1)
+        return hits.to(torch.uint8).argmax(-1).to(torch.get_default_dtype())
+
+
+MOST_VALUES = 1000  # of a discrete latent that are listed
 
 
 def num_values(transform: Transform) -> int:
@@ -98,22 +101,32 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
             raise LocalFitError(
                 f"the support of the latent site '{name}' has no bijection to the reals. {REMEDY}"
             ) from error
-    if all(transform == identity_transform or num_values(transform) for transform in transforms.values()):
+    if all(transform == identity_transform for transform in transforms.values()):
         return transforms
-    call.cost += 1
-    again = call.model.run()
-    for name, transform in transforms.items():
-        if transform == identity_transform or num_values(transform):
-            continue
-        u = transform.inv(sites[name].value)
-        if not torch.allclose(transform(u), bijection(again[name].fn.support)(u)):
-            raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")
+    # A number of trials that is drawn may be the same in two runs.
+    drawn_counts = any(num_values(t) and hasattr(innermost(sites[n].fn), "total_count") for n, t in transforms.items())
+    for _ in range(4 if drawn_counts else 1):
+        call.cost += 1
+        again = call.model.run()
+        for name, transform in transforms.items():
+            if transform != identity_transform and not same_support(transform, sites[name].value, again[name].fn):
+                raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")
     return transforms
+
+
+def same_support(transform: Transform, value: Tensor, fn: Any) -> bool:
+    """Whether a distribution of another run has the support that a transform was made for."""
+    if isinstance(transform, Listed):
+        values = support_values(fn)
+        return values is not None and torch.equal(values, transform.values)
+    u = transform.inv(value)
+    return torch.allclose(transform(u), bijection(fn.support)(u))
 
 
 def listed(name: str, fn: Any, support: Constraint, wanted: bool) -> Listed:
     values = support_values(fn)
+    if wanted and (values is None or len(values) > MOST_VALUES):
+        raise LocalFitError(f"the latent site '{name}' is discrete and its values cannot be listed. {REMEDY}")
     if not wanted or values is None:
-        what = "is discrete" if values is not None else "is discrete and its values cannot be listed"
-        raise LocalFitError(f"the latent site '{name}' {what}: enumerate it, or {REMEDY[0].lower()}{REMEDY[1:]}")
+        raise LocalFitError(f"the latent site '{name}' is discrete: enumerate it, or {REMEDY[0].lower()}{REMEDY[1:]}")
     return Listed(values, support)

@@ -18,7 +18,7 @@ from .resampling import Resampled
 from .space import LatentSpace
 
 MOST_LATENTS = 15  # kernels around a few particles do not fill more dimensions
-ROUNDS = ((116, 2.0), (156, 1.3))  # draws, and the factor by which standard deviations are widened
+ROUNDS = ((120, 2.0), (156, 1.3))  # draws, and the factor by which standard deviations are widened
 PULL = 0.5  # of its distance from the mean that the centre of a kernel keeps
 CHANGES = 1.0  # discrete latents that a kernel changes, on average
 FIRST_NOISE, ROUND_NOISE = 2**20, 100  # blocks of noise, beyond those of the particles
@@ -29,14 +29,18 @@ def population_log_weights(space: LatentSpace, particles: Resampled, num_particl
 
     :raises LocalFitError: for more latents than the kernels can fill.
     """
-    if space.dim > MOST_LATENTS:
-        raise LocalFitError(f"more than {MOST_LATENTS} latents, some of them discrete or without gradients")
+    check_number(space)
     for i, (size, width) in enumerate(ROUNDS):
         kernels = Kernels.around(particles, space, width)
         u, log_weight = defensive_draws(space, kernels, size, FIRST_NOISE + ROUND_NOISE * i)
         # All together count as much as the particles of the estimate.
         particles.add(u, log_weight + math.log(num_particles / len(u)))
     return log_weight
+
+
+def check_number(space: LatentSpace) -> None:
+    if space.dim > MOST_LATENTS:
+        raise LocalFitError(f"more than {MOST_LATENTS} latents, some of them discrete or without gradients")
 
 
 @dataclass(frozen=True)

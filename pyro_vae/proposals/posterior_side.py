@@ -15,7 +15,7 @@ from ..ops import log_mean_exp, log_mean_exp_std_error
 from .defensive import defensive_draws
 from .gaussian import GaussianProposal, newton_step, values_and_gradient
 from .mixture import MixtureProposal
-from .population import population_log_weights
+from .population import check_number, population_log_weights
 from .resampling import Resampled
 from .space import LatentSpace
 
@@ -36,6 +36,8 @@ class PosteriorSide:
     def __init__(self, space: LatentSpace) -> None:
         if space.dim > MOST_LATENTS:
             raise LocalFitError(f"more than {MOST_LATENTS} latents")
+        if space.num_values is not None:
+            check_number(space)
         self._space = space
         self._particles: Resampled | None = None
         self._num_blocks = self._num_particles = 0

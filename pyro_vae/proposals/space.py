@@ -145,11 +145,14 @@ class LatentSpace:
         return u, *self.densities(model, u, log_det)
 
     def filled(self, u: Tensor) -> Tensor:
-        """Replace masked latents by draws of the standard normal."""
+        """Replace masked latents by draws of their filler, see `_with_filler`."""
         if self.masked is None:
             return u
-        masked = self.masked if self.num_values is None else self.masked & (self.num_values == 0)
-        return torch.where(masked, torch.randn_like(u), u)
+        filler = torch.randn_like(u)
+        if self.num_values is not None:
+            codes = (torch.rand_like(u) * self.num_values).floor()
+            filler = torch.where(self.num_values > 0, codes, filler)
+        return torch.where(self.masked, filler, u)
 
     def densities(self, model: Record, u: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         """(log p(x, u), log p(u)), shape (K, B) each, from what the model did at u."""

@@ -35,7 +35,7 @@ def image_shape_of(shapes: Sequence[torch.Size], given: Sequence[int] | None) ->
 
 
 def checked_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(int(n) if is_whole(n) else 0 for n in image_shape)
+    shape = tuple(int(n) if is_whole(n) else 0 for n in image_shape) if isinstance(image_shape, Sequence) else ()
     if len(shape) not in (2, 3) or min(shape) < 1 or min(shape[-2:]) < SMALLEST:
         raise OptionError(
             f"image_shape must be (H, W) or (C, H, W), whole numbers, H and W at least {SMALLEST}, got {image_shape!r}"

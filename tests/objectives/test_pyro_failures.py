@@ -177,3 +177,26 @@ def test_summed_out_sites_of_crossed_plates():
     mean = flips[:, :2, None] + flips[:, None, 2:]
     log_p = (log_prior + dist.Normal(mean, 1.0).log_prob(y).sum((-1, -2))).logsumexp(0)
     assert loss(model, guide, num_particles=1) == pytest.approx(-float(log_p), rel=1e-5)
+
+
+@pytest.mark.parametrize("infer", [{}, ENUMERATE])
+def test_a_fault_of_the_program_itself_keeps_its_error(infer):
+    """Sizes that do not fit, and a network in another precision, with and without an enumerated site."""
+
+    def model_with(mean):
+        def model(x):
+            with pyro.plate("data", 2):
+                s = pyro.sample("s", dist.Bernoulli(torch.full((2,), 0.3)))
+                pyro.sample("x", dist.Normal(mean(s), 1.0), obs=x)
+
+        return model
+
+    def guide(x):
+        with pyro.plate("data", 2):
+            pyro.sample("s", dist.Bernoulli(torch.full((2,), 0.5)), infer=infer)
+
+    linear = torch.nn.Linear(2, 2)
+    for mean in (lambda s: s + torch.ones(5), lambda s: linear(torch.ones(2).double())):
+        with pytest.raises(RuntimeError) as found:
+            loss(model_with(mean), guide, num_particles=1)
+        assert not isinstance(found.value, EnumerationError)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pair_helpers import F64
 
+import pyro_vae as pv
 from pyro_vae.errors import LocalFitError
 from pyro_vae.kernel import Pair
 from pyro_vae.proposals import GaussianProposal, LatentSpace
@@ -134,3 +135,48 @@ def test_too_many_latents():
         space = LatentSpace(call, drawn, call.score(call.latent_values(drawn), 2), discrete=True)
         with pytest.raises(LocalFitError, match="more than 15 latents"):
             population_log_weights(space, Resampled(torch.zeros(2, 3, 16), 12), 2)
+
+
+def test_masked_discrete_latents_leave_the_estimate_alone():
+    """Five bits that a mask takes out, under a prior of .05: the mean of p(x) / truth over 200 data, five errors."""
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(4), dtype=F64)
+    prior = torch.tensor(0.3, dtype=F64)
+
+    def latents():
+        z = pyro.sample("z", dist.Bernoulli(prior.expand(2)).to_event(1))
+        with pyro.poutine.mask(mask=torch.tensor(False)):
+            pyro.sample("unused", dist.Bernoulli(torch.full((5,), 0.05, dtype=F64)).to_event(1))
+        return z
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(latents(), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            latents()
+
+    normal = dist.Normal(0.0, 1.0)
+    truth = torch.logaddexp((1 - prior).log() + normal.log_prob(x), prior.log() + normal.log_prob(x - 1)).sum(-1)
+    evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=0)(x)
+    ratio = (evidence.second - truth).exp()
+    error = float(ratio.std()) / 200**0.5
+    assert error < 0.02 and abs(float(ratio.mean()) - 1) < 5 * error
+
+
+def test_a_number_of_trials_that_is_drawn_is_refused():
+    def latents():
+        n = pyro.sample("n", dist.Categorical(torch.tensor([0.5, 0.5])))
+        return pyro.sample("c", dist.Binomial(1.0 + 9.0 * n, 0.5))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(latents().float(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            latents()
+
+    for seed in range(6):
+        evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=seed)(torch.tensor([5.0]))
+        assert "posterior side" in evidence.unchecked

@@ -1,9 +1,14 @@
 """Named errors with a remedy for programs at which Pyro's enumeration fails inside."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
 
 from ...errors import EnumerationError
+from ...kernel import kept_random_state
 
 MOVED = "a site does not fit its plates, as where a program moves the axis of an enumerated site"
 KEEP_DIMS = "Keep the dims of the plates where they are, z[..., :1, :] for z[..., 0, :]"
@@ -40,14 +45,30 @@ KNOWN = {
 }
 
 
+# Texts of torch and Pyro that say the same of a fault that has nothing to do with enumeration.
+GENERAL = ("shapes disagree at site", "Shape mismatch inside plate", "must match the size of tensor", "same dtype")
+
+
 @contextmanager
-def named_failures() -> Iterator[None]:
+def named_failures(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except EnumerationError:
         raise
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         for part, (meaning, remedy) in KNOWN.items():
-            if part in str(error):
+            if part in str(error) and (part not in GENERAL or fails_by_enumeration(model, guide, args, kwargs)):
                 raise EnumerationError(f"Pyro's TraceEnum_ELBO cannot compute this loss: {meaning}. {remedy}") from error
         raise
+
+
+def fails_by_enumeration(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether some site is enumerated, and the pair runs where it is drawn instead."""
+    try:
+        with torch.no_grad(), kept_random_state():
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    except Exception:
+        return False
+    sites = [*guide_trace.nodes.values(), *model_trace.nodes.values()]
+    return any(site["type"] == "sample" and site["infer"].get("enumerate") for site in sites)
