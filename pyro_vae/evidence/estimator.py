@@ -60,11 +60,8 @@ class OfPair:
 
     def __repr__(self) -> str:
         """One line with the options that are not the default ones."""
-        changed = [
-            f"{f.name}={shown(value)}"
-            for f in fields(self)
-            if f.kw_only and not is_default(f, value := getattr(self, f.name))
-        ]
+        options = [(f, getattr(self, f.name)) for f in fields(self) if f.kw_only]
+        changed = [f"{f.name}={shown(value)}" for f, value in options if not is_default(f, value)]
         return f"{type(self).__name__}({', '.join([name_of(self.model), name_of(self.guide), *changed])})"
 
 

@@ -71,4 +71,4 @@ def fails_by_enumeration(model: Callable, guide: Callable, args: tuple[Any, ...]
     except Exception:
         return False
     sites = [*guide_trace.nodes.values(), *model_trace.nodes.values()]
-    return any(site["type"] == "sample" and site["infer"].get("enumerate") for site in sites)
+    return any(site["type"] == "sample" and (site["infer"] or {}).get("enumerate") for site in sites)
