@@ -350,7 +350,7 @@ def test_the_second_estimate_does_not_depend_on_chunks(size):
 
 @pytest.mark.parametrize("num_particles", [1000, 5000])
 @pytest.mark.parametrize(
-    ("name", "price"), [("hierarchical", 325), ("gamma_poisson", 326), ("enumerated", 349), ("bernoulli", 325)]
+    ("name", "price"), [("hierarchical", 325), ("gamma_poisson", 326), ("enumerated", 349), ("bernoulli", 326)]
 )
 def test_cost(name, price, num_particles):
     """At most 35% at 1,000 particles, and the same number beyond."""
