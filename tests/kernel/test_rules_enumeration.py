@@ -11,7 +11,7 @@ from kernel_helpers import F64, assert_close, normal, randn, tensor, weigh
 from pyro.infer import config_enumerate
 
 import pyro_vae as pv
-from pyro_vae.errors import EnumerationError, SiteMismatchError, StructureError
+from pyro_vae.errors import BatchCouplingError, EnumerationError, SiteMismatchError, StructureError
 
 ZERO = tensor(0.0)
 P = tensor([0.2, 0.5, 0.3])  # prior of the class
@@ -651,3 +651,21 @@ def test_an_index_that_drops_the_dim_of_a_plate(dropped):
     square = 0.01 * 1.5
     log_p = -0.5 * ((x - 0.05) ** 2 + 0.01 * 1.25 + 1) - 0.5 * math.log(2 * math.pi)
     assert objective.loss(model, guide, x) == pytest.approx(2 * (kl + square / 2) - float(log_p.sum()), abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_data_coupled_by_a_function_that_saturates_at_draws_of_the_guide(seed):
+    """The guide draws far from zero, where tanh does not move; draws of the prior tell."""
+
+    def model(x):
+        with pyro.plate("data", 3):
+            pyro.sample("c", dist.Bernoulli(torch.tensor(0.4)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+            pyro.sample("x", dist.Normal(torch.tanh(z.sum(-1, keepdim=True)).expand(z.shape), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.full((3,), -20.0), 1.0))
+
+    with pytest.raises(BatchCouplingError):
+        pv.ImportanceSampling(model, guide, num_particles=10, seed=seed)(torch.tensor([0.3, -0.5, 1.0]))

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import BatchCouplingError, HiddenRandomnessError, StructureError
 from ..isolation import LayerWatch
 from ..log_densities import masked_sum
-from ..programs import Program, Values, draw, score
+from ..programs import Program, Values, ancestral, draw, score
 from ..records import Record, close
 from .data import bounds_vary
 from .discrete import told_apart
@@ -90,6 +90,10 @@ def choose_for_model(model: Program, values: dict[str, Tensor], structure: Struc
         raise HiddenRandomnessError(hidden_randomness("model"))
     check_enumerated_axes(model, values, reference, structure)
     check_data_are_independent(model, values, reference, structure)
+    if structure.layout.enumerated:  # once more where latents lie further apart: a function that saturates hides a coupling
+        prior = draw(ancestral(model), num_particles)
+        apart = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
+        check_data_are_independent(model, apart, score(model, apart, num_particles), structure)
     # Sites that are drawn while scoring cannot be drawn under vmap.
     for candidate in ("leading",) if structure.prior_sites else ("leading", "vmap"):
         model.execution = candidate
