@@ -28,7 +28,7 @@ class Listed(Transform):
     bijective = True
 
     def __init__(self, values: Tensor, support: Constraint) -> None:
-        """`values`, (n, *event)."""
+        """`values`, (n, *event); single numbers are sorted."""
         super().__init__()
         self.values, self.domain, self.codomain = values, nonnegative_integer, support
 
@@ -38,7 +38,7 @@ class Listed(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         event_dim = self.values.ndim - 1
         if not event_dim:  # in memory of the size of y
-            return torch.searchsorted(self.values, y.contiguous()).to(torch.get_default_dtype())
+            return torch.searchsorted(self.values.to(y.dtype), y.contiguous()).to(torch.get_default_dtype())
         hits = (y.unsqueeze(y.ndim - event_dim) == self.values).flatten(-event_dim).all(-1)
         return hits.to(torch.uint8).argmax(-1).to(torch.get_default_dtype())
 
@@ -114,17 +114,22 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
     return transforms
 
 
+def sorted_values(fn: Any) -> Tensor | None:
+    values = support_values(fn)
+    return values if values is None or values.ndim > 1 else values.sort().values
+
+
 def same_support(transform: Transform, value: Tensor, fn: Any) -> bool:
     """Whether a distribution of another run has the support that a transform was made for."""
     if isinstance(transform, Listed):
-        values = support_values(fn)
+        values = sorted_values(fn)
         return values is not None and torch.equal(values, transform.values)
     u = transform.inv(value)
     return torch.allclose(transform(u), bijection(fn.support)(u))
 
 
 def listed(name: str, fn: Any, support: Constraint, wanted: bool) -> Listed:
-    values = support_values(fn)
+    values = sorted_values(fn)
     if wanted and (values is None or len(values) > MOST_VALUES):
         raise LocalFitError(f"the latent site '{name}' is discrete and its values cannot be listed. {REMEDY}")
     if not wanted or values is None:

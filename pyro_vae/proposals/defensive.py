@@ -4,14 +4,13 @@ The proposal of a check goes out from the particles of the estimate. A mode that
 draw of the prior may lie there.
 """
 
-import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..kernel import CHECK
-from .mixture import prior_blocks
+from .mixture import prior_blocks, with_prior
 from .space import LatentSpace
 
 NUM_PRIOR = 24
@@ -28,8 +27,7 @@ def defensive_draws(space: LatentSpace, proposal: Proposal, num_fitted: int, fir
     share = NUM_PRIOR / (num_fitted + NUM_PRIOR)
 
     def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> Tensor:
-        mixture = torch.logaddexp(proposal.log_prob(u) + math.log1p(-share), log_prior + math.log(share))
-        return log_joint - mixture
+        return log_joint - with_prior(proposal.log_prob(u), log_prior, share)
 
     space.call.set_noise(CHECK, first_block)
     u = proposal.draw(num_fitted)

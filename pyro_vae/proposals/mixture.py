@@ -96,9 +96,12 @@ class MixtureProposal:
     def log_prob_with_prior(self, u: Tensor, log_prior: Tensor, prior_share: float) -> Tensor:
         """(K, B), of the mixture with a share of the prior, which bounds the weights."""
         log_fitted = self.log_prob(u)
-        if not prior_share:
-            return log_fitted
-        return torch.logaddexp(log_fitted + math.log1p(-prior_share), log_prior + math.log(prior_share))
+        return with_prior(log_fitted, log_prior, prior_share) if prior_share else log_fitted
+
+
+def with_prior(log_fitted: Tensor, log_prior: Tensor, prior_share: float) -> Tensor:
+    """The log-density of a mixture of a proposal and the prior, from the log-densities of both."""
+    return torch.logaddexp(log_fitted + math.log1p(-prior_share), log_prior + math.log(prior_share))
 
 
 def degrees(dim: int) -> float:

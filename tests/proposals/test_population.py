@@ -12,6 +12,7 @@ import pyro_vae as pv
 from pyro_vae.errors import LocalFitError
 from pyro_vae.kernel import Pair
 from pyro_vae.proposals import GaussianProposal, LatentSpace
+from pyro_vae.proposals.bijections import listed
 from pyro_vae.proposals.defensive import NUM_PRIOR
 from pyro_vae.proposals.population import PULL, ROUNDS, Kernels, population_log_weights
 from pyro_vae.proposals.resampling import Resampled
@@ -180,3 +181,35 @@ def test_a_number_of_trials_that_is_drawn_is_refused():
     for seed in range(6):
         evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=seed)(torch.tensor([5.0]))
         assert "posterior side" in evidence.unchecked
+
+
+@pytest.mark.parametrize("of_model", [torch.float32, F64])
+@pytest.mark.parametrize("of_guide", [torch.float32, F64])
+def test_sides_in_different_precision(of_model, of_guide):
+    """Bits of the guide in another dtype than those of the model: 4.5 errors."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3, dtype=of_model)))
+            pyro.sample("x", dist.Normal(z.to(x.dtype), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.tensor(0.4, dtype=of_guide)))
+
+    x = torch.tensor([0.3, -0.5, 1.0])
+    normal = dist.Normal(0.0, 1.0)
+    truth = torch.logaddexp(math.log(0.7) + normal.log_prob(x), math.log(0.3) + normal.log_prob(x - 1))
+    evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=0)(x)
+    assert float(evidence.second_std_error.max()) < 0.05
+    assert bool(((evidence.second - truth).abs() < 4.5 * evidence.second_std_error).all())
+
+
+def test_values_that_are_listed_in_another_order():
+    class Shuffled(dist.Categorical):
+        def enumerate_support(self, expand=True):
+            return super().enumerate_support(expand)[[2, 0, 1]]
+
+    values = torch.tensor([0, 2, 1, 1, 0])
+    transform = listed("z", Shuffled(torch.ones(3)), Shuffled(torch.ones(3)).support, wanted=True)
+    assert torch.equal(transform(transform.inv(values)), values)
