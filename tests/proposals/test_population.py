@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64
+from pair_helpers import F64, quiet
 
 import pyro_vae as pv
 from pyro_vae.errors import LocalFitError
@@ -186,7 +186,7 @@ def test_a_number_of_trials_that_is_drawn_is_refused():
 @pytest.mark.parametrize("of_model", [torch.float32, F64])
 @pytest.mark.parametrize("of_guide", [torch.float32, F64])
 def test_sides_in_different_precision(of_model, of_guide):
-    """Bits of the guide in another dtype than those of the model: 4.5 errors."""
+    """Bits of the guide in another dtype than those of the model: the mean of p(x) / truth over 400 data, five errors."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -197,12 +197,14 @@ def test_sides_in_different_precision(of_model, of_guide):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Bernoulli(torch.tensor(0.4, dtype=of_guide)))
 
-    x = torch.tensor([0.3, -0.5, 1.0])
+    x = torch.randn(400, generator=torch.Generator().manual_seed(5))
     normal = dist.Normal(0.0, 1.0)
     truth = torch.logaddexp(math.log(0.7) + normal.log_prob(x), math.log(0.3) + normal.log_prob(x - 1))
-    evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=0)(x)
-    assert float(evidence.second_std_error.max()) < 0.05
-    assert bool(((evidence.second - truth).abs() < 4.5 * evidence.second_std_error).all())
+    with quiet():  # a few of 400 are flagged by chance
+        evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=0)(x)
+    ratio = (evidence.second - truth).exp()
+    error = float(ratio.std()) / 20
+    assert error < 0.005 and abs(float(ratio.mean()) - 1) < 5 * error
 
 
 def test_values_that_are_listed_in_another_order():
