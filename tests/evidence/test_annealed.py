@@ -809,3 +809,32 @@ def test_records_join_print_and_travel():
     assert "bound: lower" in str(whole)
     assert len(json.loads(json.dumps(whole.to_dict()))["acceptance"]) == 6
     assert torch.equal(pickle.loads(pickle.dumps(whole)).acceptance, whole.acceptance)
+
+
+def test_a_visitor_that_resamples_makes_it_sequential_monte_carlo():
+    """From the prior in a few steps, resampled at every third: E p^ = p(x) over 3,000 copies, and other chains than without.
+
+    What the visitor keeps of the log-weights stays as it was shown.
+    """
+    lm, x = linear_gaussian(num_data=1)
+    x = x.expand(3000, -1)
+    estimator = ais(model_of(lm), crude(2), start="prior", num_steps=9, num_chains=4)
+    seen = []
+
+    def resample(step, state, log_weight):
+        seen.append((log_weight, log_weight.clone()))
+        if step % 3:
+            return None
+        chosen = dist.Categorical(logits=log_weight.T).sample((len(log_weight),))  # (C, B)
+        rows = torch.arange(chosen.shape[1])
+        kept = State(*(field[chosen, rows] for field in vars(state).values()))
+        return kept, pv.ops.log_mean_exp(log_weight, 0).expand(len(log_weight), -1)
+
+    with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
+        run = annealing.Annealing(call, estimator)
+        log_weight = run.forward(resample)[0]
+        plain = run.forward()[0]
+    assert len(seen) == 10 and all(torch.equal(shown, before) for shown, before in seen)
+    assert not torch.allclose(log_weight.logsumexp(0), plain.logsumexp(0))
+    assert bool((log_weight == log_weight[:1]).all())  # the last step resampled, so that all chains count alike
+    assert_unbiased((log_weight[0] - lm.log_evidence(x)).exp(), 0.05)
