@@ -49,7 +49,7 @@ class Call:
         return self.guide.indices.get(name) if self.structure.subsampled and name else None
 
     def set_noise(self, stream: int, block: int) -> None:
-        torch.manual_seed(isolation.noise_seed(self.seed, stream, block))
+        isolation.seed_torch(isolation.noise_seed(self.seed, stream, block))
 
     def draw(self, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None) -> Record:
         return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)

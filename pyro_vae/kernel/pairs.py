@@ -88,7 +88,7 @@ class Pair:
     def _find_out(
         self, guide: Program, model: Program, seed: int
     ) -> tuple[Structure, frozenset[str], frozenset[str], str, str]:
-        torch.manual_seed(isolation.noise_seed(seed, PROBE, 0))
+        isolation.seed_torch(isolation.noise_seed(seed, PROBE, 0))
         guide_sites, model_sites = self._probe(guide, model)
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)
         structure = analyse(self.guide, kept, model_sites, layout=guide.layout, prior_sites=self.prior_sites)

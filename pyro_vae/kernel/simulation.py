@@ -54,7 +54,7 @@ def simulation(
     seed = checked_seed(seed)
     devices = devices_of((args, kwargs), isolation.modules_of(model))
     with isolation.isolated(model, devices=devices):
-        torch.manual_seed(isolation.noise_seed(seed, SIMULATION, 0))
+        isolation.seed_torch(isolation.noise_seed(seed, SIMULATION, 0))
         program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample())
         before = program.run()
         program.layout = find_layout(model, {}, before, datum_plate)
