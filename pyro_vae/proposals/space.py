@@ -116,7 +116,8 @@ class LatentSpace:
         """Log-densities at u, continued along a straight line from where floats can no longer tell the values apart.
 
         The tails of a density towards an end of its support are powers of the distance, so in u they are straight lines:
-        exp(a u) for a Gamma of concentration a. Cut off there, much of a Gamma of small concentration would be lost.
+        exp(a u) for a Gamma of concentration a. Cut off there, much of a Gamma of small concentration would be lost. No tail
+        rises: where a density does at the end, it is about to turn, and is continued as a constant.
         """
         if self._limits is None:
             return at(u)
@@ -133,7 +134,7 @@ class LatentSpace:
         def continued(f: Tensor, g: Tensor) -> Tensor:
             known = (far > 0) & f.isfinite() & g.isfinite()
             slope = (torch.where(known, f, 0.0) - torch.where(known, g, 0.0)).detach()
-            return f + far * slope
+            return f + far * slope.clamp(max=0.0)
 
         return tuple(continued(f, g) for f, g in zip(found, inner, strict=True))
 

@@ -416,3 +416,30 @@ def test_an_overflowing_gradient_does_not_make_a_joint_look_gaussian():
     for seed in range(3):
         found = pv.ExactEvidence(model, guide, seed=seed)(x).log_evidence
         torch.testing.assert_close(found, truth, rtol=0, atol=1e-3)
+
+
+def test_a_density_that_rises_at_the_end_of_the_floats_does_not_rise_beyond():
+    """At a large w the prior of w rises as z nears zero: a straight line from there ended 3.6 million nats too high."""
+    x = torch.tensor([0.3, 1.1])
+
+    def program(x, observe):
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Beta(1.5, 2.0).expand([2]))
+            w = pyro.sample("w", dist.Exponential(z.sqrt()))
+            if observe:
+                pyro.sample("x", dist.Normal(w.log().tanh(), 1.0), obs=x)
+
+    def model(x):
+        program(x, True)
+
+    def guide(x):
+        program(x, False)
+
+    u, v = torch.meshgrid(torch.linspace(-30, 30, 3001, dtype=F64), torch.linspace(-40, 40, 3001, dtype=F64), indexing="ij")
+    log_prior = 1.5 * logsigmoid(u) + 2 * logsigmoid(-u) - math.lgamma(1.5) - math.lgamma(2.0) + math.lgamma(3.5)
+    log_prior = log_prior + 0.5 * logsigmoid(u) - u.sigmoid().sqrt() * v.exp() + v
+    likelihood = dist.Normal(v.tanh(), torch.ones((), dtype=F64)).log_prob(x.double().reshape(2, 1, 1))
+    truth = (log_prior + likelihood).flatten(1).logsumexp(1) + math.log(0.02 * 80 / 3000)
+    for seed in range(3):
+        found = pv.ExactEvidence(model, guide, seed=seed)(x).log_evidence
+        torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-3)
