@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from torch import Tensor
+
 __all__ = [
     "ArgumentError",
     "AuxiliarySiteError",
@@ -35,6 +37,12 @@ __all__ = [
 
 def quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+def listed(bad: Tensor) -> str:
+    """The indices where `bad`, shape (B,), is true: the first ten of them and how many there are."""
+    indices = bad.nonzero().flatten().tolist()
+    return f"{indices[:10]}{f' and {len(indices) - 10} more' if len(indices) > 10 else ''}"
 
 
 class ArgumentError(ValueError):

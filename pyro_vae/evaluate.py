@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .kernel import check_loader, first_element, over_batches
+from .batches import check_loader, first_element, over_batches
 from .records import CATEGORIES, warn_about
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import INFER, reconstruct_sites, simulate_sites
+from .kernel import INFER, Pair, simulation
+from .noise import Noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,11 @@ def simulate(
         sim = pv.simulate(model, torch.zeros(1000, 64), seed=0)
         sim.observed["obs"]     # (1000, 64)
     """
-    sites = simulate_sites(model, args, kwargs, datum_plate=datum_plate, seed=seed)
+    sites = simulation(model, args, kwargs, datum_plate=datum_plate, seed=seed)[1]
     latents = {n: s.value for n, s in sites.items() if not s.is_observed}
-    return Simulation(observed=observed_in(sites), latents=latents, means=means_in(sites))
+    observed = {n: s for n, s in sites.items() if s.is_observed and not s.is_factor}
+    means = known_means({n: s.fn for n, s in observed.items()})
+    return Simulation(observed={n: s.value for n, s in observed.items()}, latents=latents, means=means)
 
 
 @torch.no_grad()
@@ -83,19 +86,20 @@ def reconstruct(
 
     :returns: a `Reconstruction` with `.observed` and `.means`.
     """
-    sites = reconstruct_sites(model, guide, args, kwargs, datum_plate=datum_plate, prior_sites=prior_sites, seed=seed)
-    return Reconstruction(observed=observed_in(sites), means=means_in(sites))
+    pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=False)
+    with pair.open(args, kwargs, seed) as call:
+        call.set_noise(Noise.GUIDE, 0)
+        record = call.reconstruct()
+    observed = {n: s for n, s in record.items() if s.is_observed and s.value.numel()}  # a factor has an empty value
+    means = known_means({n: s.fns[0] for n, s in observed.items()})
+    return Reconstruction(observed={n: s.value for n, s in observed.items()}, means=means)
 
 
-def observed_in(sites: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {n: s.value for n, s in sites.items() if s.is_observed and not s.is_factor}
-
-
-def means_in(sites: Mapping[str, Any]) -> dict[str, Tensor]:
+def known_means(likelihoods: Mapping[str, Any]) -> dict[str, Tensor]:
     means = {}
-    for name in observed_in(sites):
+    for name, fn in likelihoods.items():
         try:
-            mean = sites[name].fn.mean
+            mean = fn.mean
         except NotImplementedError:
             continue  # a flow
         if not bool(mean.isnan().all()):  # as that of a Cauchy or of classes is

@@ -7,7 +7,7 @@ import torch
 
 from pyro_vae.errors import StructureError
 from pyro_vae.evidence import Estimator, summarise
-from pyro_vae.kernel import GUIDE, PROPOSAL
+from pyro_vae.noise import Noise
 from pyro_vae.options import real_number, whole_number
 
 
@@ -30,13 +30,13 @@ class MixtureSampling(Estimator):
     def estimate(self, call):
         num_prior = min(math.ceil(self.share * self.num_particles), self.num_particles - 1)
         num_guide, share = self.num_particles - num_prior, num_prior / self.num_particles
-        call.set_noise(GUIDE, 0)
+        call.set_noise(Noise.GUIDE, 0)
         guide = call.draw(num_guide)
         weights = call.weigh(guide, call.score(call.latent_values(guide), num_guide), num_guide)
         latents = call.structure.latents
         if set(call.structure.guide_sites) != set(latents) or any(weights.joint_mask(n) is not None for n in latents):
             raise StructureError("log q is not known at draws of the prior: let the guide sample the latents, unmasked")
-        call.set_noise(PROPOSAL, 0)
+        call.set_noise(Noise.PROPOSAL, 0)
         values, model = call.draw_prior(num_prior)
         of_prior = call.weigh(call.first_particle(guide), model, num_prior)  # whose log q is not read
         log_joint = torch.cat([weights.log_joint, of_prior.log_joint])

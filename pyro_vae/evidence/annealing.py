@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import LocalFitError, quoted
-from ..kernel import ANNEAL, PILOT, Call
+from ..kernel import Call
+from ..noise import Noise
 from ..options import one_of, whole_number
 from .estimator import Estimator
 from .fitted import START_PARTICLES, Proposal, fit_proposals
@@ -24,7 +25,6 @@ SCHEDULES = ("adaptive", "linear", "sigmoid")
 Visit = Callable[[int, State, Tensor], tuple[State, Tensor] | None]
 SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three is so many times as long as tuned
 PILOT_STEPS, PILOT_CHAINS = 40, 4
-PILOT_RUN = 1000  # block of noise, beyond those of the search
 FIRST_STEP_SIZE = 0.8  # radians
 SIGMOID_STEEPNESS = 4.0  # of Grosse, Ghahramani and Adams (2015)
 LINEAR_SHARE = 0.2  # of an adaptive schedule, in case the pilot saw no variation where there is some
@@ -83,7 +83,7 @@ class Annealing:
             fitted = replace(fitted, why_not=f"chains from the {options.start} search for no modes")
         self.space, self.fitted, moments = fitted.space, fitted, fitted.moments
         if options.start == "prior":
-            call.set_noise(PILOT, 0)
+            call.set_noise(Noise.PILOT, 0)
             u = self.space.draw_prior(START_PARTICLES)[0]
             moments = u.mean(0), u.std(0)
         shape = fitted.proposal.components[0] if fitted.witnesses is None else fitted.proposal.as_fitted()
@@ -96,7 +96,7 @@ class Annealing:
         `visit` sees the states and the log-weights so far at every temperature: the start, then after each transition. It
         may return others in their place, as a resampling step does.
         """
-        self.call.set_noise(ANNEAL, 0)
+        self.call.set_noise(Noise.ANNEAL, 0)
         state = self.path.draw(self.options.num_chains)
         log_weight = torch.zeros_like(state.log_joint)
         acceptance = torch.zeros_like(log_weight[0])
@@ -104,7 +104,7 @@ class Annealing:
             state, log_weight = visit(0, state, log_weight) or (state, log_weight)
         for i in self._steps("forward chains", range(1, self.options.num_steps + 1)):
             log_weight = log_weight + self._increment(state, i)  # not in place: the visitor may have kept it
-            self.call.set_noise(ANNEAL, i)
+            self.call.set_noise(Noise.ANNEAL, i)
             state, accepted = self._move(state, i)
             acceptance += accepted.mean(0) / self.options.num_steps
             if visit is not None:
@@ -148,7 +148,7 @@ class Annealing:
         grid = share if self.options.start == "fitted" else share**3  # other starts change fastest at first
         if self.grid is not None:
             grid = grid * self.grid[-1]
-        self.call.set_noise(PILOT, PILOT_RUN)
+        self.call.set_noise(Noise.PILOT, 1)
         state = self.path.draw(PILOT_CHAINS)
         step_size = torch.full_like(self.elbo[0], FIRST_STEP_SIZE)
         spreads, step_sizes = [], []

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..errors import LatentsError, quoted
-from ..kernel import REVERSE, Call, padded
+from ..kernel import Call, padded
+from ..noise import Noise
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from ..records import ANNEALED_CHAINS, REVERSE_CHAINS
 from .annealed_importance_sampling import Annealing
@@ -82,7 +83,7 @@ class BidirectionalMonteCarlo(AnnealedChains):
         lower = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
         lower = replace(lower, acceptance=acceptance)
         forward = call.cost
-        reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), REVERSE)
+        reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), Noise.REVERSE)
         upper = replace(upper_bound(lower, reverse, tuned + call.cost - forward), acceptance=acceptance)
         sandwich = Sandwich(lower, upper)
         check_ranks(sandwich, first.log_joint[0], last.log_joint)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LocalFitError, NonFiniteError, quoted
-from ..kernel import GUIDE, Call, LogDensities, movement
+from ..kernel import Call, LogDensities, movement
+from ..noise import Noise
 from ..proposals import LatentSpace, unchecked_gradient
 from ..records import EXACT_VALUE
 from .estimator import Estimator
@@ -73,7 +74,7 @@ def exact(call: Call, guide: Any, model: Any, weights: LogDensities) -> Tensor:
     if not call.structure.latents:
         return weights.log_weight[0]
     space = LatentSpace(call, guide, model)
-    call.set_noise(GUIDE, 1)
+    call.set_noise(Noise.GUIDE, 1)
     u = space.draw_prior(PRIOR_DRAWS)[0]
     log_evidence = gaussian_integral(space, u)
     if log_evidence is not None:

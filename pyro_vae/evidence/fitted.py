@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..kernel import GUIDE, Call, Record
+from ..kernel import Call, Record
+from ..noise import Noise
 from ..ops import MIN_PARTICLES_FOR_K
 from ..proposals import (
     LatentSpace,
@@ -85,7 +86,7 @@ def fit_proposals(
 ) -> Fitted:
     """From draws of the guide, what the model made of them and their ELBO terms."""
     space = LatentSpace(call, guide, model)
-    call.set_noise(GUIDE, 1)
+    call.set_noise(Noise.GUIDE, 1)
     u = space.filled(space.pack(call.latent_values(call.draw(START_PARTICLES)))[0])
     moments = u.mean(0), u.std(0)
     floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from ..errors import OptionError
-from ..kernel import GUIDE, Call
+from ..kernel import Call
+from ..noise import Noise
 from ..ops import jackknife_log_mean_exp
 from ..options import is_whole, whole_number
 from ..records import GUIDE_ITSELF
@@ -65,7 +66,7 @@ class ImportanceSampling(Estimator):
 
     def estimate(self, call: Call) -> Evidence:
         look = SecondLook(call, self.num_particles, self.check, fewest=FEWEST_PARTICLES)
-        log_weight, elbo = call.log_weights(self.num_particles, GUIDE, watch=look.watch_guide)
+        log_weight, elbo = call.log_weights(self.num_particles, Noise.GUIDE, watch=look.watch_guide)
         evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF), log_weight)
         evidence = replace(evidence, curve=KCurve.from_log_weights(log_weight))
         if self.jackknife:

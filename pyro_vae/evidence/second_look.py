@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernel import CHECK, Call, Record
+from ..kernel import Call, Record
+from ..noise import Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from ..proposals import SPACE, LatentSpace, PosteriorSide
 from .evidence import Evidence
@@ -29,7 +30,7 @@ class SecondLook:
 
         def add() -> None:
             if self._side is None:
-                self._call.set_noise(CHECK, SPACE)
+                self._call.set_noise(Noise.CHECK, SPACE)
                 self._space = LatentSpace(self._call, guide, model, discrete=True)
                 self._side = PosteriorSide(self._space)
             self._side.add(self._space.pack(self._call.latent_values(guide))[0], log_weight)

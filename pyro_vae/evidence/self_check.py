@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from ..kernel import INFER, simulate_arguments, simulate_sites
+from ..kernel import INFER, simulation
 from ..options import seed_or_none
 from ..records import warn_about
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .evidence import Evidence
 from .self_check_result import SelfCheckResult
+from .simulated_arguments import simulate_arguments
 
 Observed = dict[str, torch.Tensor]
 
@@ -100,5 +101,5 @@ class SelfCheck:
         options: dict[str, Any] = {"datum_plate": self.options["datum_plate"], "seed": self.seed}
         if self.data is None:
             return *simulate_arguments(self.model, args, kwargs, **options), kwargs
-        sites = simulate_sites(self.model, args, kwargs, **options)
+        sites = simulation(self.model, args, kwargs, **options)[1]
         return sites, self.data({n: s.value for n, s in sites.items() if s.is_observed and not s.is_factor}), {}

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import quoted
-from ..kernel import GUIDE, Call, LogDensities, Record, movement
+from ..kernel import Call, LogDensities, Record, movement
+from ..noise import Noise
 from ..ops import effective_sample_size, log_mean_exp, log_mean_exp_std_error, pareto_smooth
 from .evidence import Evidence
 
@@ -18,7 +19,7 @@ UNSEEN, SCATTER = 5e-4, 3.0
 
 def guide_draws(call: Call) -> tuple[Record, Record, LogDensities]:
     """Draw from the guide, score the model and weigh both: for the ELBO, and as a start of fits."""
-    call.set_noise(GUIDE, 0)
+    call.set_noise(Noise.GUIDE, 0)
     guide = call.draw(ELBO_PARTICLES)
     model = call.score(call.latent_values(guide), ELBO_PARTICLES)
     weights = call.weigh(guide, model, ELBO_PARTICLES)

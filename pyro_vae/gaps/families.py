@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.distributions import transform_to
 from torch.distributions.transforms import identity_transform
 
+from ..densities import bounds_of, support_of
 from ..errors import LocalFitError
-from ..kernel import bounds_of, kept_random_state, support_of
+from ..noise import kept_random_state
 from ..proposals import bijection
 
 UNIT_DRAWS = 20  # behind the unit of an offset, where no parameter gives one

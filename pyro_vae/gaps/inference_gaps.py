@@ -7,7 +7,8 @@ import torch
 
 from ..errors import OptionError, SubsamplingError
 from ..evidence import Estimator, Evidence, fitted_log_weights, mean_std_error, summarise, with_search
-from ..kernel import GUIDE, Call
+from ..kernel import Call
+from ..noise import Noise
 from ..options import whole_number
 from ..records import FITTED_PROPOSALS
 from .gaps import Gaps
@@ -76,8 +77,8 @@ class InferenceGaps(Estimator):
                 offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=self.num_steps)
         else:
             evidence = self._estimator(*call.model.args, **call.model.kwargs)
-        _, bound = call.log_weights(self.num_particles, GUIDE)
-        _, optimal = call.log_weights(self.num_particles, GUIDE, adjust=offsets.adjust)
+        _, bound = call.log_weights(self.num_particles, Noise.GUIDE)
+        _, optimal = call.log_weights(self.num_particles, Noise.GUIDE, adjust=offsets.adjust)
         total = call.cost + (0 if self._estimator is None else evidence.cost)
         check_same_data(call, evidence)
         return Gaps(

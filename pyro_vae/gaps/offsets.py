@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..densities import is_one_way, lacks_inverse
 from ..errors import LocalFitError
-from ..kernel import FIT, Call, is_one_way, lacks_inverse
+from ..kernel import Call
+from ..noise import Noise
 from ..proposals import differentiable, refuse_gradients
 from .families import family_of, rebuilt, transforms_of
 
@@ -178,7 +180,7 @@ def fit_offsets(call: Call, *, num_steps: int = 50, start: Callable[[GuideOffset
 
 def check_terms(call: Call, offsets: GuideOffsets) -> Tensor:
     """ELBO terms at the present offsets, (K, B), always on the same noise."""
-    return call.log_weights(CHECK_PARTICLES, FIT, adjust=offsets.adjust)[1]
+    return call.log_weights(CHECK_PARTICLES, Noise.OFFSETS, adjust=offsets.adjust)[1]
 
 
 def ascend(call: Call, offsets: GuideOffsets, level: int, num_steps: int, first_block: int) -> None:
@@ -187,7 +189,7 @@ def ascend(call: Call, offsets: GuideOffsets, level: int, num_steps: int, first_
     average = [torch.zeros_like(tensor) for tensor in offsets.tensors]
     averaged = (num_steps + 1) // 2
     for step in range(num_steps):
-        call.set_noise(FIT, first_block + step)
+        call.set_noise(Noise.OFFSETS, first_block + step)
         with differentiable():
             guide = call.draw(num_particles, adjust=offsets.adjust)
             model = call.score(call.latent_values(guide), num_particles)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
-from ..kernel import FIT, Call
+from ..kernel import Call
+from ..noise import Noise
 from ..proposals import GaussianProposal, LatentSpace, MixtureProposal
 from .offsets import CHECK_PARTICLES, SMALL_GAIN, TOLERANCE, GuideOffsets, check_terms, fit_offsets
 
-WITNESS_BLOCK = 999_999  # of noise that no fit draws
 SIGMAS = 3.0
 
 
@@ -56,7 +56,7 @@ def is_gain(terms: Tensor, least: float) -> Tensor:
 def witness_terms(call: Call, space: LatentSpace, component: GaussianProposal) -> Tensor:
     """ELBO terms, (K, B), of a Gaussian with independent latents, of the scales that are best for those."""
     scale = torch.cholesky_inverse(component.tril).diagonal(dim1=-2, dim2=-1).rsqrt()
-    call.set_noise(FIT, WITNESS_BLOCK)
+    call.set_noise(Noise.WITNESSES, 0)
     noise = torch.randn(CHECK_PARTICLES, *scale.shape, dtype=scale.dtype, device=scale.device)
     log_q = -(0.5 * noise.square() + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
     return space.log_joint(component.loc + scale * noise) - log_q

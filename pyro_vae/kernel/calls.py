@@ -6,20 +6,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import AuxiliarySiteError, NonFiniteError, quoted
-from . import isolation
+from ..errors import AuxiliarySiteError, NonFiniteError, listed, quoted
+from ..noise import NOISE_BLOCK, Noise, noise_seed, seed_torch
 from .checks.agreement import values_for_model, values_of
-from .checks.data import check_not_shared, check_observed, listed
+from .checks.data import check_not_shared, check_observed
 from .checks.masked import check_masked_latents
 from .checks.structure import Structure
 from .log_densities import LogDensities
 from .programs import Program, ancestral, draw, score
-from .recorder import Adjust, Cut, Layout
+from .recorder import Adjust, Cut, Layout, Site
 from .records import Record, leading_record, looped_record, narrow_record
 
-# Streams of noise within one call, so that no two uses share their draws.
-PROBE, SUBSAMPLE, SIMULATION, GUIDE, FIT, PROPOSAL, PILOT, ANNEAL, REVERSE, CHECK = range(10)
-NOISE_BLOCK = 100  # particles whose noise is drawn together; part of what a seed means, so never a tuning knob
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of the largest site: small enough for the caches of a processor
 
 # Is shown what the guide did in a noise block, what the model did at the last of its particles, and log-weights (K, B).
@@ -49,7 +46,21 @@ class Call:
         return self.guide.indices.get(name) if self.structure.subsampled and name else None
 
     def set_noise(self, stream: int, block: int) -> None:
-        isolation.seed_torch(isolation.noise_seed(self.seed, stream, block))
+        seed_torch(noise_seed(self.seed, stream, block))
+
+    def one_by_one(self, *, model_too: bool = True) -> None:
+        """From now on, run the programs plainly for one particle at a time: distributions keep the shapes they came in.
+
+        :param model_too: otherwise the model keeps a leading particle axis where it has one.
+        """
+        self.guide.execution = "loop"
+        if model_too or self.model.execution == "vmap":  # which returns no distributions
+            self.model.execution = "loop"
+
+    def run_prior(self) -> dict[str, Site]:
+        """One plain run of the model under its prior: its sites with their distributions. Costs one decoder evaluation."""
+        self.cost += 1
+        return self.model.run()
 
     def draw(self, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None) -> Record:
         return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)
@@ -116,7 +127,7 @@ class Call:
         weights = LogDensities(self.structure, guide, model, num_particles)
         if not self.masks_checked:
             self.masks_checked = True
-            check_masked_latents(self, guide, model, weights, noise=(PROBE, 1))
+            check_masked_latents(self, guide, model, weights, noise=(Noise.PROBE, 1))
         if model is self._scored:  # draws of the prior may lie anywhere
             self.weighed = weights
         return weights

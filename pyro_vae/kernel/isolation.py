@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy
 import pyro
 import torch
 import torch.nn.functional as F
@@ -15,9 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError, BatchCouplingError, quoted
-
-# The number of a batch within a data set. `evaluate` counts it up, so that no two batches share their noise.
-batch_number = 0
+from ..noise import kept_random_state
 
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 OFF_BY_DEFAULT = {F.alpha_dropout, F.feature_alpha_dropout}
@@ -55,29 +52,6 @@ def isolated_store() -> Iterator[None]:
                 vars(param).pop("unconstrained", None)
         for name in names:
             setattr(store, name, saved[name])
-
-
-@contextmanager
-def batch_noise(number: int) -> Iterator[None]:
-    """Use the noise of the batch with this number."""
-    global batch_number
-    before, batch_number = batch_number, number
-    try:
-        yield
-    finally:
-        batch_number = before
-
-
-@contextmanager
-def kept_random_state(devices: list[torch.device] | None = None) -> Iterator[None]:
-    """Restore the random state of torch (on the given devices, or all), NumPy and Python on exit."""
-    state = pyro.util.get_rng_state()
-    cuda = None if devices is None else [device for device in devices if device.type == "cuda"]
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            yield
-        finally:
-            pyro.util.set_rng_state(state)
 
 
 @contextmanager
@@ -134,44 +108,30 @@ def eval_mode(*programs: Callable) -> Iterator[list[torch.nn.Module]]:
 
 
 @contextmanager
-def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
-    """All of the above, with argument checks of distributions off: the kernel checks data and results itself."""
+def unseen(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
+    """Hide runs from handlers around the call, and restore random state, stored traces and settings on exit.
+
+    Argument checks of distributions are off: the kernel checks data and results itself.
+    """
     torch_validation = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
     with ExitStack() as stack:
-        stack.enter_context(pyro.poutine.block())  # handlers around the call are not to see what happens inside it
+        stack.enter_context(pyro.poutine.block())
         stack.callback(torch.distributions.Distribution.set_default_validate_args, torch_validation)
-        stack.enter_context(isolated_store())
         stack.enter_context(kept_random_state(devices))
         stack.enter_context(kept_traces(*programs))
         stack.enter_context(pyro.validation_enabled(False))
-        stack.callback(register_module_forward_pre_hook(refuse_batch_norm).remove)
         yield
 
 
-def fresh_seed() -> int:
-    """A seed drawn from the caller's random state, for calls that were given none."""
-    return int(torch.randint(2**62, ()))
-
-
-def seed_torch(seed: int) -> None:
-    """Seed the random numbers of torch, as `torch.manual_seed` does.
-
-    Where there is no accelerator, that function keeps a traceback for each of those it might find later: .7 ms per call, and
-    memory that grows with the number of calls.
-    """
-    if torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
-
-
-def noise_seed(seed: int, stream: int, block: int) -> int:
-    """The seed of one noise block.
-
-    A function of (seed, batch, stream, block) alone, so that chunks and processes change no draw.
-    """
-    entropy = numpy.random.SeedSequence([seed, batch_number, stream, block])
-    return int(entropy.generate_state(1, numpy.uint64)[0] >> numpy.uint64(1))
+@contextmanager
+def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
+    """Restore the parameter store as well, and refuse batch norm in train mode."""
+    with isolated_store(), unseen(*programs, devices=devices):
+        hook = register_module_forward_pre_hook(refuse_batch_norm)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def is_active_dropout(func: Any, args: Any, kwargs: Any) -> bool:

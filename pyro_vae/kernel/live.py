@@ -1,7 +1,7 @@
 """A `Pair` for training: it runs without isolation, so that gradients, buffers and random state are the user's own."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -95,15 +95,9 @@ class NewParameters(Messenger):
 
 @contextmanager
 def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[list[nn.Module]]:
-    """Eval mode inside; restore random state, stored traces and settings on exit. Yields the modules in train mode."""
-    torch_validation = torch.distributions.Distribution._validate_args
-    with ExitStack() as stack:
-        stack.enter_context(pyro.poutine.block())
-        stack.callback(torch.distributions.Distribution.set_default_validate_args, torch_validation)
-        stack.enter_context(isolation.kept_random_state(devices))
-        stack.enter_context(isolation.kept_traces(*programs))
-        stack.enter_context(pyro.validation_enabled(False))
-        yield stack.enter_context(isolation.eval_mode(*programs))
+    """Unseen runs in eval mode. Yields the modules that were in train mode."""
+    with isolation.unseen(*programs, devices=devices), isolation.eval_mode(*programs) as switched:
+        yield switched
 
 
 @contextmanager
@@ -150,6 +144,14 @@ def moved_parameters() -> Iterator[list[nn.Module]]:
         hook.remove()
         for tensor, old in moved.values():
             tensor.data.copy_(old)
+
+
+@contextmanager
+def rehearsed(guide: Callable, model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """A rehearsal with moved parameters, for runs that look for what depends on what."""
+    devices = devices_of((args, kwargs), isolation.modules_of(guide, model))
+    with rehearsal(guide, model, devices=devices), moved_parameters():
+        yield
 
 
 def refuse_coupling(modules: list[nn.Module]) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..densities import check_event_masks
 from ..errors import MaskError
 from .checks.structure import Structure
 from .recorder import Layout
@@ -28,17 +29,6 @@ def masked_sum(log_prob: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
     if mask is not None:
         log_prob = torch.where(mask, log_prob, torch.zeros((), dtype=log_prob.dtype, device=log_prob.device))
     return reduce_to_datum(log_prob, layout)
-
-
-def check_event_masks(name: str, ours: Tensor | None, theirs: Tensor | None) -> None:
-    """Refuse masks inside events that differ between the sides: log p of the other side is summed already."""
-    if ours is None and theirs is None:
-        return
-    if ours is None or theirs is None or not bool((ours == theirs).all()):
-        raise MaskError(
-            f"latent site '{name}' is masked inside its event, and not alike in model and guide: put the same "
-            "fn.mask(mask).to_event(...) on both sides, or mask whole events with poutine.mask"
-        )
 
 
 class LogDensities:

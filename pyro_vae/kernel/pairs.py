@@ -12,10 +12,11 @@ import torch
 from pyro.poutine import unwrap
 from torch import Tensor
 
+from ..densities import bounds_of, support_of
 from ..errors import ArgumentError, EmptyBatchError, StructureError
-from ..options import seed_or_none
+from ..noise import Noise, checked_seed, noise_seed, seed_torch
 from . import isolation
-from .calls import PROBE, SUBSAMPLE, Call, check_data
+from .calls import Call, check_data
 from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide
 from .checks.plates import INFER, find_layout
@@ -23,7 +24,6 @@ from .checks.structure import Structure, analyse, kept_guide_sites
 from .programs import Program
 from .recorder import Layout, Site
 from .records import leading_record
-from .supports import bounds_of, support_of
 
 
 class Pair:
@@ -62,7 +62,7 @@ class Pair:
             def draw_indices(name: str, fn: Any) -> Tensor:
                 if fn.subsample_size is None or fn.subsample_size >= fn.size:
                     return torch.arange(fn.size, device=fn.device)
-                generator = torch.Generator().manual_seed(isolation.noise_seed(seed, SUBSAMPLE, len(indices)))
+                generator = torch.Generator().manual_seed(noise_seed(seed, Noise.SUBSAMPLE, len(indices)))
                 return torch.randperm(fn.size, generator=generator)[: fn.subsample_size].to(fn.device)
 
             guide, model = self._programs(args, kwargs, indices, draw_indices)
@@ -88,7 +88,7 @@ class Pair:
     def _find_out(
         self, guide: Program, model: Program, seed: int
     ) -> tuple[Structure, frozenset[str], frozenset[str], str, str]:
-        isolation.seed_torch(isolation.noise_seed(seed, PROBE, 0))
+        seed_torch(noise_seed(seed, Noise.PROBE, 0))
         guide_sites, model_sites = self._probe(guide, model)
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)
         structure = analyse(self.guide, kept, model_sites, layout=guide.layout, prior_sites=self.prior_sites)
@@ -145,11 +145,6 @@ class Pair:
     def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)
         return find_layout(self.guide, kept, model_sites, self.datum_plate)
-
-
-def checked_seed(seed: int | None) -> int:
-    seed = seed_or_none(seed)
-    return isolation.fresh_seed() if seed is None else seed
 
 
 def check_signature(name: str, program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:

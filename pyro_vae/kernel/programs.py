@@ -9,18 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..densities import find_masks
 from ..errors import StructureError, quoted
 from .recorder import Adjust, Cut, Layout, Recorder, Site
-from .records import (
-    Record,
-    SiteRecord,
-    find_masks,
-    leading_record,
-    looped_record,
-    padded,
-    select_particle,
-    split_joint_draw,
-)
+from .records import Record, SiteRecord, leading_record, looped_record, padded, select_particle, split_joint_draw
 
 Values = Mapping[str, Tensor]
 

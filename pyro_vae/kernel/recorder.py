@@ -10,11 +10,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from ..densities import draw_base, filled, has_edges, inside_support, is_one_way, log_prob_at, push
 from ..errors import StructureError
 from .checks.subsamples import check_subsample
-from .holes import filled
-from .one_way import draw_base, is_one_way, log_prob_at, push
-from .supports import has_edges, inside_support
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]
 Cut = tuple[Tensor, Tensor]  # a draw, and the leaf that took its place

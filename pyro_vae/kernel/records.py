@@ -8,11 +8,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.poutine import unwrap
 from torch import Tensor
 
+from ..densities import find_masks
 from .recorder import Layout, Site
 
 
@@ -48,43 +48,6 @@ class SiteRecord:
 
 
 Record = dict[str, SiteRecord]
-
-
-def find_masks(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The mask of a site as (per batch element, per event element where that says more), `None` where nothing is masked.
-
-    Masks come from `poutine.mask` and from `fn.mask(m)`, also below `to_event`, where one mask value belongs to each
-    element of an event.
-    """
-    mask = as_mask(site_mask, value)
-    event_ndims = 0
-    event_mask = None
-    while True:
-        if isinstance(fn, dist.MaskedDistribution):
-            inner = as_mask(fn._mask, value)
-            if inner is not None and event_ndims and inner.ndim:
-                inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.batch_shape))
-                flat = inner.flatten(-event_ndims)
-                whole = flat.all(-1)
-                with torch._C.DisableTorchFunction():  # our own look at the mask is not the program's
-                    same = torch.equal(whole, flat.any(-1))
-                if not same:
-                    event_mask = inner
-                else:
-                    mask = whole if mask is None else mask & whole
-            elif inner is not None:
-                mask = inner if mask is None else mask & inner
-        elif isinstance(fn, torch.distributions.Independent):
-            event_ndims += fn.reinterpreted_batch_ndims
-        elif not isinstance(fn, ExpandedDistribution):
-            return mask, event_mask
-        fn = fn.base_dist
-
-
-def as_mask(mask: Tensor | bool | None, like: Tensor) -> Tensor | None:
-    if mask is None or mask is True:
-        return None
-    return torch.zeros((), dtype=torch.bool, device=like.device) if mask is False else mask.bool()
 
 
 def close(a: Tensor, b: Tensor) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..batches import check_loader, first_element, over_batches
 from ..evidence import OfPair
-from ..kernel import check_loader, first_element, over_batches
 from ..options import real_number, whole_number
 from .per_unit import unit_terms
 from .sums import UnitSums

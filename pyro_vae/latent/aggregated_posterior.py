@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..batches import check_loader, first_element, over_batches
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
 from ..evidence import OfPair
-from ..kernel import GUIDE, SIMULATION, Call, Record, Structure, check_loader, first_element, over_batches
+from ..kernel import Call, Record, Structure
+from ..noise import Noise
 from .latent_sample import LatentSample
 from .means import free_sites, posterior_mean
 from .per_unit import by_unit, mask_of, unit_names
@@ -93,17 +95,17 @@ class AggregatedPosterior(OfPair):
 
 
 def draw_guide(call: Call) -> Record:
-    """One draw of the guide, distributions in the shapes they were written with. The programs are this call's own."""
+    """One draw of the guide, distributions in the shapes they were written with."""
     refuse_without_draws(call)
-    call.guide.execution = call.model.execution = "loop"
-    call.set_noise(GUIDE, 0)
+    call.one_by_one()
+    call.set_noise(Noise.GUIDE, 0)
     return call.draw(1)
 
 
 def sample_of_batch(call: Call, guide: Record, free: Collection[str]) -> LatentSample:
     """:param free: the sites whose means are looked for."""
     latents = call.structure.latents
-    call.set_noise(SIMULATION, 0)
+    call.set_noise(Noise.SIMULATION, 0)
     prior, model = call.draw_prior(1)
     weights = call.weigh(guide, model, 1)
     draws, means, priors, masks = [], [], [], []

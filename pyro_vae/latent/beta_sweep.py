@@ -16,19 +16,11 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 from tqdm import tqdm
 
+from ..batches import arguments_of, check_loader, first_element, over_batches
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
 from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
-from ..kernel import (
-    INFER,
-    Pair,
-    arguments_of,
-    check_loader,
-    eval_mode,
-    first_element,
-    isolated_store,
-    kept_random_state,
-    over_batches,
-)
+from ..kernel import INFER, Pair, eval_mode, isolated_store
+from ..noise import kept_random_state
 from ..objectives import BetaTraceMeanField_ELBO
 from ..options import seed_or_none, whole_number
 from ..records import CATEGORIES, Estimate, warn_about

@@ -8,26 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, quoted
-from ..kernel import (
-    GUIDE,
-    Call,
-    Layout,
-    LogDensities,
-    Pair,
-    Record,
-    Structure,
-    as_particles,
-    batch_noise,
-    check_draws,
-    close,
-    first_dependent,
-    joint_sites,
-    listed,
-    log_q_by_dimension,
-    read_by_prior,
-    rows_of,
-)
+from ..aggregate import as_particles, check_draws, joint_sites, log_q_by_dimension, rows_of
+from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, listed, quoted
+from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, close, first_dependent, read_by_prior
+from ..noise import Noise, batch_noise
 from .formulas import by_number
 from .per_unit import unit_names
 
@@ -107,13 +91,12 @@ class Collector:
     def _collect(self, call: Call, scored: Scored) -> BatchDraws:
         latents = call.structure.latents
         check_structure(call.structure)
-        # One plain run per particle: distributions in the shapes they were written with. The programs are this call's own.
-        call.guide.execution = call.model.execution = "loop"
+        call.one_by_one()
         rows: list[Rows] = []
         priors, by_dimension = [], []
         first: Record | None = None
         for k in range(self.num_particles):
-            call.set_noise(GUIDE, k)
+            call.set_noise(Noise.GUIDE, k)
             guide = call.draw(1)
             values = call.latent_values(guide)
             model = call.score(values, 1)

@@ -8,18 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..batches import check_loader, first_element, over_batches
 from ..errors import StructureError
 from ..evidence import OfPair
-from ..kernel import (
-    SUBSAMPLE,
-    batch_noise,
-    check_loader,
-    checked_seed,
-    first_element,
-    isolated,
-    noise_seed,
-    over_batches,
-)
+from ..kernel import isolated
+from ..noise import Noise, batch_noise, checked_seed, noise_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture
@@ -143,7 +136,7 @@ class ELBOSurgery(OfPair):
         if self.num_draws is None or self.num_draws >= num_data:
             return [torch.arange(size) for size in sizes]
         with batch_noise(len(batches)):  # the noise of a batch that was not there
-            generator = torch.Generator().manual_seed(noise_seed(seed, SUBSAMPLE, 0))
+            generator = torch.Generator().manual_seed(noise_seed(seed, Noise.SUBSAMPLE, 0))
         taken = torch.zeros(num_data, dtype=torch.bool)
         taken[torch.randperm(num_data, generator=generator)[: self.num_draws]] = True
         return [part.nonzero().squeeze(1) for part in taken.split(sizes)]

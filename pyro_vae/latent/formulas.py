@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform
 
+from ..densities import TRANSFORMED, innermost, known_kl, of_one_value
 from ..errors import StructureError
-from ..kernel import TRANSFORMED, Record, innermost, known_kl, of_one_value
+from ..kernel import Record
 
 
 def density_of_guide(name: str, guide: Record, p: Any) -> Any:

@@ -5,7 +5,8 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from ..kernel import Call, Record, first_dependent, innermost
+from ..densities import innermost
+from ..kernel import Call, Record, first_dependent
 from .formulas import density_of_guide, mean_of
 from .per_unit import has_one_draw
 

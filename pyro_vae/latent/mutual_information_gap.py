@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, quoted
+from ..batches import check_loader, first_element, over_batches
+from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, listed, quoted
 from ..evidence import OfPair
-from ..kernel import check_loader, checked_seed, first_element, isolated, listed, over_batches
+from ..kernel import isolated
+from ..noise import checked_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture

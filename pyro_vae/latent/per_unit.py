@@ -7,19 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..kernel import (
-    GUIDE,
-    Call,
-    Layout,
-    LogDensities,
-    Record,
-    SiteRecord,
-    first_particle,
-    innermost,
-    known_kl,
-    padded,
-    reduce_to_datum,
-)
+from ..densities import innermost, known_kl
+from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, first_particle, padded, reduce_to_datum
+from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
 from .formulas import by_number, density_of_guide, joint_kl, mean_of
 from .refusals import check_finite, refuse_without_units
@@ -66,12 +56,11 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
     """
     latents = call.structure.latents
     refuse_without_units(call)
-    # One plain run per particle: distributions in the shapes they were written with. The programs are this call's own.
-    call.guide.execution = call.model.execution = "loop"
+    call.one_by_one()
     means, kls, site_kls = Mean(), Mean(), Mean()
     sampled: frozenset[str] | None = None
     for k in range(num_particles):
-        call.set_noise(GUIDE, k)
+        call.set_noise(Noise.GUIDE, k)
         guide = call.draw(1)
         model = call.score(call.latent_values(guide), 1)
         weights = call.weigh(guide, model, 1)

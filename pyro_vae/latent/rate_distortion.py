@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..batches import check_loader, first_element, over_batches
 from ..errors import NonFiniteError, OptionError
 from ..evidence import AnnealedImportanceSampling, Annealing, State
-from ..kernel import GUIDE, INFER, NOISE_BLOCK, Call, check_loader, first_element, narrow_record, over_batches
+from ..kernel import INFER, Call, narrow_record
+from ..noise import NOISE_BLOCK, Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from ..options import is_real, seed_or_none, whole_number
 from ..records import Estimate, warn_about
@@ -226,7 +228,7 @@ def guide_terms(call: Call) -> tuple[Tensor, Tensor]:
     Enumerated sites are summed out of p(x given z); what the guide loses over them counts as rate, so that the two add up to
     minus the ELBO.
     """
-    call.set_noise(GUIDE, OWN_NOISE)
+    call.set_noise(Noise.GUIDE, OWN_NOISE)
     guide = call.draw(NOISE_BLOCK)
     rates, distortions = [], []
     for first, length in call.chunks(NOISE_BLOCK):

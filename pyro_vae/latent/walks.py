@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..densities import innermost
 from ..errors import NonFiniteError, OptionError, StructureError, quoted
-from ..kernel import GUIDE, NOISE_BLOCK, SIMULATION, Call, Layout, Record, SiteRecord, innermost, padded
+from ..kernel import Call, Layout, Record, SiteRecord, padded
+from ..noise import NOISE_BLOCK, Noise
 from ..options import is_whole
 from .means import free_sites, posterior_mean
 from .naming import unit_numbers
@@ -77,7 +79,7 @@ class Start:
         """(U, S), of draws from the prior of this datum."""
         draws = []
         for block in range(PRIOR_BLOCKS):
-            self.call.set_noise(SIMULATION, block)
+            self.call.set_noise(Noise.SIMULATION, block)
             draws.append(self.units_of(self.call.draw_prior(NOISE_BLOCK)[0])[:, units])
         quantiles = torch.cat(draws).quantile(levels.to(draws[0]), dim=0).T
         if not bool(quantiles.isfinite().all()):
@@ -91,7 +93,7 @@ class Start:
         """The first observed site with a mean, and that mean, (K, X), for this datum with these units, (K, D)."""
         sites, means = set(), []
         for first, length in self.call.chunks(len(rows)):
-            self.call.set_noise(GUIDE, 1)
+            self.call.set_noise(Noise.GUIDE, 1)
             record = self.call.score(self.with_units(rows[first : first + length]), length)
             site, mean = first_mean(record, self.call.layout, self.datum)
             sites.add(site)
@@ -105,10 +107,8 @@ def starting_point(call: Call, datum: int) -> Start:
     if not (is_whole(datum) and 0 <= int(datum) < call.batch_size):
         raise OptionError(f"datum must be a whole number from 0 to {call.batch_size - 1}, got {datum!r}")
     datum = int(datum)
-    call.guide.execution = "loop"  # distributions in the shapes they were written with; the programs are this call's own
-    if call.model.execution == "vmap":  # which returns no distributions
-        call.model.execution = "loop"
-    call.set_noise(GUIDE, 0)
+    call.one_by_one(model_too=False)
+    call.set_noise(Noise.GUIDE, 0)
     guide = call.draw(1)
     drawn = {name: call.latent_values(guide)[name] for name in call.structure.latents}
     model = call.score(drawn, 1)

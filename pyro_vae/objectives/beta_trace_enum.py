@@ -16,12 +16,12 @@ from pyro.ops.rings import SampleRing
 from torch import Tensor
 
 from ..errors import EnumerationError, MaskError, quoted
-from ..kernel import check_plate_names
 from .terms import Pass, Summable, places_of
 from .traces.beta_elbo import BetaELBO
 from .traces.beta_messenger import WeighedTraces
 from .traces.matching import Beta
 from .traces.pyro_failures import named_failures
+from .traces.shared_plates import check_plate_names
 
 
 class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):

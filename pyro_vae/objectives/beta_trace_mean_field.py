@@ -15,8 +15,8 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from ..densities import innermost
 from ..errors import StructureError
-from ..kernel import innermost
 from .terms import Density, Pass
 from .traces.beta_elbo import BetaELBO, densities_of
 from .traces.beta_messenger import WeighedTraces

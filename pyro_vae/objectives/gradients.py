@@ -10,8 +10,9 @@ import torch
 from pyro.distributions.rejector import Rejector
 from torch import Tensor
 
+from ..densities import innermost
 from ..errors import StructureError
-from ..kernel import Cut, Record, innermost
+from ..kernel import Cut, Record
 from ..ops import log_mean_exp
 from .weighing import total
 

@@ -11,19 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..aggregate import check_dimensions, check_separate, log_q_by_dimension
+from ..densities import bounds_of, innermost
 from ..errors import MaskError, OptionError, StructureError, quoted
-from ..kernel import (
-    INFER,
-    Call,
-    LogDensities,
-    Record,
-    Structure,
-    bounds_of,
-    check_dimensions,
-    check_separate,
-    innermost,
-    log_q_by_dimension,
-)
+from ..kernel import INFER, Call, LogDensities, Record, Structure
 from ..ops import index_code_information
 from ..options import whole_number
 from .datum_elbo import DatumELBO, plates_of

@@ -15,8 +15,9 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
+from ..densities import innermost, support_of, support_values
 from ..errors import LocalFitError
-from ..kernel import Call, innermost, support_of, support_values
+from ..kernel import Call
 from .gradients import REMEDY
 
 DIGITS = 0.63  # of the digits of a float, which a distance from an end keeps in the value
@@ -80,8 +81,7 @@ def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
 
 def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
     """The bijection of each latent site, from plain runs of the model under its prior; `discrete` admits discrete ones."""
-    call.cost += 1
-    sites = call.model.run()
+    sites = call.run_prior()
     transforms: dict[str, Transform] = {}
     for name in call.structure.latents:
         base = innermost(sites[name].fn)
@@ -106,8 +106,7 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
     # A number of trials that is drawn may be the same in two runs.
     drawn_counts = any(num_values(t) and hasattr(innermost(sites[n].fn), "total_count") for n, t in transforms.items())
     for _ in range(4 if drawn_counts else 1):
-        call.cost += 1
-        again = call.model.run()
+        again = call.run_prior()
         for name, transform in transforms.items():
             if transform != identity_transform and not same_support(transform, sites[name].value, again[name].fn):
                 raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")

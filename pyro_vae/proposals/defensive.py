@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernel import CHECK
+from ..noise import Noise
 from .mixture import prior_blocks, with_prior
 from .space import LatentSpace
 
@@ -29,11 +29,11 @@ def defensive_draws(space: LatentSpace, proposal: Proposal, num_fitted: int, fir
     def weigh(u: Tensor, log_joint: Tensor, log_prior: Tensor) -> Tensor:
         return log_joint - with_prior(proposal.log_prob(u), log_prior, share)
 
-    space.call.set_noise(CHECK, first_block)
+    space.call.set_noise(Noise.CHECK, first_block)
     u = proposal.draw(num_fitted)
     drawn = [u[first : first + length] for first, length in space.call.chunks(num_fitted)]
     log_weight = [weigh(piece, *space.log_joint_and_prior(piece)) for piece in drawn]
-    for u, log_joint, log_prior in prior_blocks(space, NUM_PRIOR, CHECK, first_block + 1):
+    for u, log_joint, log_prior in prior_blocks(space, NUM_PRIOR, Noise.CHECK, first_block + 1):
         drawn.append(u)
         log_weight.append(weigh(u, log_joint, log_prior))
     return torch.cat(drawn), torch.cat(log_weight).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernel import FIT
+from ..noise import Noise
 from .gradients import check_gradients, differentiable
 from .space import LatentSpace
 
@@ -98,7 +98,7 @@ def fit_with_points(
     sizes = [pair] * ((num_gradients - last) // pair) + [last + (num_gradients - last) % pair]
     points = gradients = ages = None
     for round_, size in enumerate(sizes):
-        space.call.set_noise(FIT, first_block + round_)
+        space.call.set_noise(Noise.FIT, first_block + round_)
         noise = torch.randn(*loc.shape, (size + 1) // 2, dtype=loc.dtype, device=loc.device)
         u = proposal.coloured(torch.cat([noise, -noise], -1)[..., :size])
         log_joint, log_prior, g = values_and_gradient(space, u)

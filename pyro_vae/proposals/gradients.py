@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..errors import LocalFitError, NonFiniteError
-from ..kernel import listed
+from ..errors import LocalFitError, NonFiniteError, listed
 
 REMEDY = "Use ImportanceSampling, which needs no fit"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..kernel import NOISE_BLOCK, PROPOSAL
+from ..noise import NOISE_BLOCK, Noise
 from .gaussian import GaussianProposal
 from .space import LatentSpace
 
@@ -137,11 +137,11 @@ def proposal_log_weights(
 
     for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
         size = min(NOISE_BLOCK, num_fitted - start)
-        space.call.set_noise(PROPOSAL, block)
+        space.call.set_noise(Noise.PROPOSAL, block)
         u = proposal.draw(size)
         pieces = [u[first : first + length] for first, length in space.call.chunks(size)]
         keep(u, torch.cat([weigh(piece, *space.log_joint_and_prior(piece)) for piece in pieces]))
-    for u, log_joint, log_prior in prior_blocks(space, num_prior, PROPOSAL, first_block=num_fitted):
+    for u, log_joint, log_prior in prior_blocks(space, num_prior, Noise.PROPOSAL, first_block=num_fitted):
         keep(u, weigh(u, log_joint, log_prior))
     log_weight = torch.cat(weighed)
     space.call.check_finite(log_weight)

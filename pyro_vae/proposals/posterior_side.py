@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LocalFitError, NonFiniteError
-from ..kernel import CHECK
+from ..noise import Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from .defensive import defensive_draws
 from .gaussian import GaussianProposal, newton_step, values_and_gradient
@@ -44,7 +44,7 @@ class PosteriorSide:
 
     def add(self, u: Tensor, log_weight: Tensor) -> None:
         """One noise block of particles, (K, B, D), with their log-weights, (K, B)."""
-        self._space.call.set_noise(CHECK, RESAMPLING + self._num_blocks)
+        self._space.call.set_noise(Noise.CHECK, RESAMPLING + self._num_blocks)
         self._num_blocks += 1
         self._num_particles += len(u)
         u = self._space.filled(u)
@@ -77,7 +77,7 @@ def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple
 
     A point that falls far below the starts has run away, as in the neck of a funnel. It counts as its start.
     """
-    space.call.set_noise(CHECK, TRAJECTORY)
+    space.call.set_noise(Noise.CHECK, TRAJECTORY)
     momentum = torch.randn(*u.shape[1:], len(u), dtype=u.dtype, device=u.device)  # (B, D, C), whitened
     start_value, _, start_gradient = values_and_gradient(space, u)
     lowest = start_value.nan_to_num(nan=-torch.inf).amin(0) - 20 - 2 * space.dim

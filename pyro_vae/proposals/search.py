@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..kernel import PILOT
+from ..noise import Noise
 from ..ops import log_mean_exp
 from .gaussian import FitPoints, GaussianProposal, fit_with_points
 from .missed import Witnesses, witnesses
@@ -37,7 +37,7 @@ class Pool:
 
     @classmethod
     def of_prior(cls, space: LatentSpace, num_prior: int) -> "Pool":
-        drawn = list(prior_blocks(space, num_prior, PILOT))
+        drawn = list(prior_blocks(space, num_prior, Noise.SEARCH))
         u, log_joint, log_prior = (torch.cat(column) for column in zip(*drawn, strict=True))
         return cls(u, log_joint, log_prior, num_prior, ())
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
+from ..densities import innermost
 from ..errors import LocalFitError
-from ..kernel import Call, LogDensities, Record, innermost, padded, reduce_to_datum
+from ..kernel import Call, LogDensities, Record, padded, reduce_to_datum
 from .bijections import find_transforms, limits, num_values
 from .gradients import REMEDY
 

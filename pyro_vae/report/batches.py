@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from ..batches import arguments_of
 from ..errors import EmptyBatchError
-from ..kernel import arguments_of
 
 
 def picked(

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..batches import arguments_of, check_loader, first_element
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
 from ..evaluate import evaluate
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
-from ..kernel import INFER, arguments_of, check_loader, checked_seed, first_element, kept_random_state
+from ..kernel import INFER
 from ..latent import ActiveUnits, ELBOSurgery
+from ..noise import checked_seed, kept_random_state
 from ..options import whole_number
 from ..records import CATEGORIES
 from ..samples import SampleCheck

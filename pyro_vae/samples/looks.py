@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, quoted
-from ..kernel import GUIDE, Call, Layout, Record, SiteRecord, innermost, listed, padded
+from ..densities import innermost
+from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, listed, quoted
+from ..kernel import Call, Layout, Record, SiteRecord, padded
+from ..noise import Noise
 from .images import laplacian_variance
 
 LOOKS = ("data", "reconstruction_means", "sample_means", "sample_draws")
@@ -50,7 +52,7 @@ def reconstruction(call: Call) -> Record:
             f"the model sums out {quoted(call.structure.model_enumerated)}, which the guide lacks, so that there is no "
             "draw to reconstruct data from: add it to the guide"
         )
-    call.set_noise(GUIDE, 0)
+    call.set_noise(Noise.GUIDE, 0)
     return call.reconstruct()
 
 

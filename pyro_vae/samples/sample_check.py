@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..batches import check_loader, first_element, over_batches
 from ..errors import ArgumentError
 from ..evidence import Evidence, OfPair
-from ..kernel import SIMULATION, check_loader, first_element, over_batches
+from ..noise import Noise
 from .images import checked_shape, image_shape_of
 from .looks import Looks, check_shapes, joined, means_in, reconstruction, shapes_of, values_in
 from .neighbours import Neighbours
@@ -136,7 +137,7 @@ class SampleCheck(OfPair):
     def _look(self, *arguments: Any) -> "Looks":
         with self._pair.open(arguments, {}, self.seed) as call:
             reconstructed = reconstruction(call)
-            call.set_noise(SIMULATION, 0)
+            call.set_noise(Noise.SIMULATION, 0)
             simulated = call.simulate()
             values = values_in(reconstructed, call.layout)
             return Looks(

@@ -13,8 +13,10 @@ from pyro.poutine import unwrap
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
+from ..batches import first_element
 from ..errors import EmptyBatchError, OptionError
-from ..kernel import eval_mode, first_element, kept_random_state
+from ..kernel import eval_mode
+from ..noise import kept_random_state
 from ..options import whole_number
 
 Args = Callable[[Any], tuple]

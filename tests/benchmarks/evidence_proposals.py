@@ -22,7 +22,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.evidence import fitted
-from pyro_vae.kernel import PILOT
+from pyro_vae.noise import Noise
 from pyro_vae.ops import pareto_smooth
 from pyro_vae.proposals import GaussianProposal, LatentSpace, MixtureProposal, proposal_log_weights
 
@@ -128,7 +128,7 @@ def moment_matched(space: LatentSpace, proposal: MixtureProposal, num_particles:
     """A fifth of the draws re-estimates mean and covariance from smoothed weights, and is not used again."""
     fitted = proposal.components[0]
     size = round(PILOT_SHARE * num_particles)
-    space.call.set_noise(PILOT, 0)
+    space.call.set_noise(Noise.SEARCH, 0)
     u = proposal.draw(size)
     log_joint, log_prior = space.log_joint_and_prior(u)
     smoothed, _ = pareto_smooth(log_joint - proposal.log_prob_with_prior(u, log_prior, 0.02))

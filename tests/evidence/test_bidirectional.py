@@ -20,7 +20,8 @@ from pyro_vae.evidence import Annealing, BidirectionalMonteCarlo, Sandwich, anne
 from pyro_vae.evidence import bidirectional_monte_carlo as bidirectional
 from pyro_vae.evidence.annealing import SCHEDULES
 from pyro_vae.evidence.paths import STARTS
-from pyro_vae.kernel import REVERSE, calls
+from pyro_vae.kernel import calls
+from pyro_vae.noise import Noise
 from pyro_vae.ops import pareto_smooth
 
 PARALLEL = {"enumerate": "parallel"}
@@ -123,7 +124,7 @@ def test_exact_transitions_give_the_jeffreys_divergence(num_steps, monkeypatch):
         forward = run.forward()[0]
         mean, covariance = tempered(1.0)  # a posterior draw per chain, which one simulation is not
         draws = mean + torch.randn(4000, 3, 2, dtype=F64) @ torch.linalg.cholesky(covariance).T
-        reverse = run.reverse(draws, REVERSE)[0]
+        reverse = run.reverse(draws, Noise.REVERSE)[0]
     mean, covariance = tempered(1.0)
     prior = dist.MultivariateNormal(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
     posterior = dist.MultivariateNormal(mean, covariance)
@@ -149,7 +150,7 @@ def test_reverse_chains_run_from_the_joint_to_the_start(monkeypatch):
         run = Annealing(call, estimator)
         monkeypatch.setattr(annealing, "transition", shifting)
         u = torch.randn(3, 5, 2, dtype=F64)
-        log_weight, _, first = run.reverse(u, REVERSE)
+        log_weight, _, first = run.reverse(u, Noise.REVERSE)
         last = run.path.evaluate(u + 0.8)
     assert torch.equal(first.u, u)
     assert torch.equal(torch.stack([t for t, _, _ in seen]), run.temperatures[1:].flip(0))
@@ -347,7 +348,7 @@ def test_the_upper_record_speaks_of_the_reverse_weights():
     with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
         run = Annealing(call, estimator)
         u, _ = run.space.pack({"z": sim.latents["z"].unsqueeze(0)})
-        reverse = run.reverse(u.expand(150, -1, -1), REVERSE)[0]
+        reverse = run.reverse(u.expand(150, -1, -1), Noise.REVERSE)[0]
     assert torch.allclose(sandwich.upper.log_evidence, -(-reverse).logsumexp(0) + math.log(150))
     _, pareto_k = pareto_smooth(-reverse)
     assert torch.allclose(sandwich.upper.pareto_k, pareto_k)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from pair_helpers import F64
 
+from pyro_vae.aggregate import check_separate, log_q_by_dimension
 from pyro_vae.errors import StructureError
-from pyro_vae.kernel import LivePair, check_separate, log_q_by_dimension
+from pyro_vae.kernel import LivePair
 from pyro_vae.ops import index_code_information
 
 INF = math.inf

@@ -15,9 +15,10 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.float64 import InFloat64
 from pyro_vae.kernel import Pair, movement
 from pyro_vae.kernel.checks.agreement import values_of
-from pyro_vae.kernel.checks.precision import InFloat64, best_particles, picked_values
+from pyro_vae.kernel.checks.precision import best_particles, picked_values
 from pyro_vae.kernel.programs import score
 
 B, K = 5, 7

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch.distributions import kl_divergence
 
 import pyro_vae as pv
-from pyro_vae.kernel import known_kl
+from pyro_vae.densities import known_kl
 
 X = torch.linspace(-2.0, 2.0, 20, dtype=F64)
 

@@ -9,8 +9,8 @@ from pyro.optim import Adam
 
 import pyro_vae as pv
 import pyro_vae.nn as nn
+from pyro_vae.densities import innermost
 from pyro_vae.errors import SupportError
-from pyro_vae.kernel import innermost
 
 every_head = pytest.mark.parametrize("name", HEADS)
 INNERMOST = {

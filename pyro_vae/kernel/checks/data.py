@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ArgumentError, InvalidDataError, SupportError
+from ...densities import bounds_of, innermost, is_discrete, support_of
+from ...errors import ArgumentError, InvalidDataError, SupportError, listed
 from ..recorder import Layout
 from ..records import SiteRecord, padded
-from ..supports import bounds_of, innermost, is_discrete, support_of
 
 
 def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> None:
@@ -103,12 +103,6 @@ def bad_data(bad: Tensor, site: SiteRecord, layout: Layout, event_dim: int) -> T
 
 def first_particle(mask: Tensor, width: int) -> Tensor:
     return mask[(0,) * (mask.ndim - width)] if mask.ndim > width else mask
-
-
-def listed(bad: Tensor) -> str:
-    """The indices where `bad`, shape (B,), is true: the first ten of them and how many there are."""
-    indices = bad.nonzero().flatten().tolist()
-    return f"{indices[:10]}{f' and {len(indices) - 10} more' if len(indices) > 10 else ''}"
 
 
 def bounds_vary(fns: Sequence[Any]) -> bool:

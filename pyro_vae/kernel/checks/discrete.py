@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...densities import innermost, inside_support, is_discrete, support_values
 from ..recorder import Layout
 from ..records import SiteRecord
-from ..supports import innermost, inside_support, is_discrete
 
 
 def told_apart(site: SiteRecord, layout: Layout) -> Tensor:
@@ -24,19 +24,6 @@ def told_apart(site: SiteRecord, layout: Layout) -> Tensor:
         alike = alike.flatten(-fn.event_dim).all(-1)
         alike = alike.reshape(alike.shape + (1,) * fn.event_dim)
     return torch.cat([first, torch.where(alike, another_value(fn, others), others)])
-
-
-def support_values(fn: Any) -> Tensor | None:
-    """All values of a discrete distribution, (E, *event), or `None` where they cannot be listed.
-
-    Under `to_event` the values of one element.
-    """
-    fn = innermost(fn)
-    try:
-        values = fn.enumerate_support(expand=False)
-    except NotImplementedError:
-        return None
-    return values.reshape(len(values), *values.shape[values.ndim - fn.event_dim :])
 
 
 def another_value(fn: Any, value: Tensor) -> Tensor:

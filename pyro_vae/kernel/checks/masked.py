@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...errors import MaskError, quoted
+from ...densities import is_discrete, support_values
+from ...errors import MaskError, listed, quoted
 from ..log_densities import LogDensities, reduce_to_datum
 from ..programs import score
 from ..records import Record, SiteRecord, select_particle
-from ..supports import is_discrete
-from .data import listed
-from .discrete import another_value, support_values
+from .discrete import another_value
 
 if TYPE_CHECKING:
     from ..calls import Call

@@ -50,11 +50,6 @@ def find_layout(
     dim = dims.pop()
     unsized = any(f.size == -1 for f in frames)
     sizes = {int(f.size) for f in frames if f.size != -1}
-    if len(sizes) > 1:
-        raise DatumPlateError(
-            f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree (an autoguide has parameters for "
-            "the data it was first run on, and for no others)"
-        )
     declared = max(-f.dim for s in sites for f in plates_of(s).values())
     num_plates = max([declared, *(len(batch_shape(s)) for s in sites)])
     if unsized:

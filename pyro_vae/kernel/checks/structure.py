@@ -10,6 +10,7 @@ from pyro.poutine import unwrap
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
+from ...densities import has_edges, innermost, inside_support, is_discrete, support_of
 from ...errors import (
     AuxiliarySiteError,
     EnumerationError,
@@ -20,7 +21,6 @@ from ...errors import (
     quoted,
 )
 from ..recorder import Layout, Site
-from ..supports import has_edges, innermost, inside_support, is_discrete, support_of
 from .autoguides import auto_sites
 from .plates import batch_shape, check_plates
 

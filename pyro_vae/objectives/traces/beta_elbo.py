@@ -10,7 +10,7 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from ...kernel import FillHoles
+from ...densities import FillHoles
 from ..objective import BetaObjective
 from ..terms import Density, Pass, Terms, places_of, terms_of
 from ..weights import snapshot

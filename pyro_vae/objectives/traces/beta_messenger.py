@@ -17,7 +17,8 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ...kernel import check_shared_plates, check_subsample
+from ...kernel import check_subsample
+from ..traces.shared_plates import check_shared_plates
 from .matching import (
     UNCONSTRAINED,
     Beta,

@@ -14,7 +14,7 @@ import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.util import site_is_subsample
 
-from ...kernel import READS, Sizes, close, devices_of, isolation, moved_parameters, rehearsal
+from ...kernel import LostProvenance, close, rehearsed
 from .matching import UNCONSTRAINED
 from .tape import Tape
 
@@ -43,8 +43,7 @@ def depends_on_own_draw(
     Each draw is followed through guide and model by its provenance. A scripted function or `torch.vmap` loses that, so the
     draw is also replaced by another one, and the prior must stay as it was. In doubt a latent is named.
     """
-    devices = devices_of((args, kwargs), isolation.modules_of(guide, model))
-    with rehearsal(guide, model, devices=devices), moved_parameters():
+    with rehearsed(guide, model, args, kwargs):
         try:
             drawn, scored = run_followed(guide, model, args, kwargs)
             found = set()
@@ -93,24 +92,6 @@ class FollowedTape(Tape):
             if not replayed:
                 msg["value"] = track_provenance(other if name == self.moved else value, read | {name})
         super()._pyro_post_sample(msg)
-
-
-class LostProvenance(Sizes):
-    """Note the names of draws that are read into Python or written into another tensor, where provenance ends.
-
-    :ivar names: anything that comes later may depend on these draws.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: frozenset[str] = frozenset()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        if in_place or name in READS or name == "tensor":
-            self.names |= get_provenance([args, kwargs])
-        return super().__torch_function__(func, types, args, kwargs)
 
 
 def same_density(site: Any, other: Any) -> bool:

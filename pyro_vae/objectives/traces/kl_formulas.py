@@ -12,8 +12,9 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ...densities import TRANSFORMED, innermost, known_kl, of_one_value
 from ...errors import StructureError
-from ...kernel import TRANSFORMED, innermost, known_kl, of_one_value, signature_of
+from ...kernel import signature_of
 from .beta_messenger import WeighedTraces
 from .draw_order import depends_on_own_draw, out_of_order
 

@@ -12,6 +12,7 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
+from ...densities import check_event_masks, find_masks, has_own_mask, innermost, mask_hides_score
 from ...errors import (
     AuxiliarySiteError,
     MaskError,
@@ -21,7 +22,6 @@ from ...errors import (
     StructureError,
     quoted,
 )
-from ...kernel import check_event_masks, find_masks, has_own_mask, innermost, mask_hides_score
 
 Beta = float | Tensor
 Betas = Beta | Mapping[str, Beta]

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 
 from ...errors import EnumerationError
-from ...kernel import kept_random_state
+from ...noise import kept_random_state
 
 MOVED = "a site does not fit its plates, as where a program moves the axis of an enumerated site"
 KEEP_DIMS = "Keep the dims of the plates where they are, z[..., :1, :] for z[..., 0, :]"

@@ -11,8 +11,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from ...densities import find_masks
 from ...errors import DatumPlateError, SubsamplingError, quoted
-from ...kernel import find_masks
 from ..terms import PARTICLES, common_plates, places_of
 from .beta_messenger import WeighedTraces
 from .kl_formulas import kl_by_dimension

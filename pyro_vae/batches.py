@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from ..errors import ArgumentError, EmptyBatchError
-from .isolation import batch_noise, kept_random_state
+from .errors import ArgumentError, EmptyBatchError
+from .noise import batch_noise, kept_random_state
 
 T = TypeVar("T")
 

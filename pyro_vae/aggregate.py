@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from ..errors import StructureError, quoted
-from .calls import Call
-from .live import rehearsal
-from .one_way import log_prob_at
-from .programs import Program, score
-from .recorder import Layout
-from .records import Record, SiteRecord, close
-from .supports import has_edges, innermost, inside_support
-
-SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+from .densities import has_edges, innermost, inside_support, log_prob_at
+from .errors import StructureError, quoted
+from .kernel import Call, Layout, Record, SiteRecord, first_dependent
 
 
 def log_q_by_dimension(
@@ -108,39 +98,3 @@ def check_separate(call: Call, drawn: Record, names: Collection[str]) -> None:
             f"q({name}|x) has no density of its own that is known, and neither has its part of the aggregated "
             "posterior: draw the latents independently given x, or as one site"
         )
-
-
-def first_dependent(call: Call, names: Collection[str]) -> tuple[str, list[str]] | None:
-    """Find the first site that the guide draws given other sites, and name these as far as they are known.
-
-    Runs the guide at other draws with provenance tracking. Its densities must stay the same as well.
-    """
-    with torch.no_grad(), rehearsal(call.guide.fn, devices=[call.device]):
-        first, other = call.draw(1), call.draw(1)
-        moved = followed(call.guide, {n: other[n].value for n in names})
-        for name in names:
-            read = sorted(get_provenance(moved[name].log_prob) - {name})
-            stays = close(first[name].log_prob, moved[name].fns[0].log_prob(first[name].value))
-            if read or not stays:
-                return name, read
-    return None
-
-
-def followed(program: Program, values: Mapping[str, Tensor]) -> Record:
-    """Run the program at given values of one particle with provenance: results carry the names of the sites behind them."""
-    with Sizes():
-        return score(program, {n: track_provenance(v, frozenset({n})) for n, v in values.items()}, 1)
-
-
-class Sizes(TorchFunctionMode):
-    """A shape with `numel()`: provenance tensors return plain tuples, but networks may call `x.shape.numel()`."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        return torch.Size(found) if type(found) is tuple and func in SIZES else found
-
-
-def read_by_prior(call: Call, values: Mapping[str, Tensor], names: Collection[str]) -> dict[str, set[str]]:
-    """The sites that the prior of each named latent depends on, from a plain run of the model."""
-    record = followed(call.model, values)
-    return {name: set(get_provenance(record[name].log_prob)) - {name} for name in names}

@@ -32,26 +32,6 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
-def has_own_mask(fn: Any) -> bool:
-    """Whether `fn.mask(m)` was used, also below `to_event`."""
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return False
-
-
-def mask_hides_score(fn: Any) -> bool:
-    """Whether Pyro masks the score function of `fn.mask(m)` too: below `to_event`, and where m is `False`."""
-    below = False
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution) and (below or fn._mask is False):
-            return True
-        below = below or isinstance(fn, torch.distributions.Independent)
-        fn = fn.base_dist
-    return False
-
-
 TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDistribution)
 
 
@@ -96,3 +76,16 @@ def bounds_of(constraint: Any) -> list[Tensor]:
     parts = [item for part in parts for item in (part if isinstance(part, (list, tuple)) else [part])]
     found = [part for part in parts if isinstance(part, Tensor)]
     return found + [t for part in parts if isinstance(part, Constraint) for t in bounds_of(part)]
+
+
+def support_values(fn: Any) -> Tensor | None:
+    """All values of a discrete distribution, (E, *event), or `None` where they cannot be listed.
+
+    Under `to_event` the values of one element.
+    """
+    fn = innermost(fn)
+    try:
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return None
+    return values.reshape(len(values), *values.shape[values.ndim - fn.event_dim :])

@@ -12,28 +12,9 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import transform_to
 
-from .isolation import kept_random_state
-from .supports import TRANSFORMED, WRAPPERS, innermost, support_of
-
-
-def hidden_places(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> Tensor | None:
-    """True where a mask hides a number of `value`, broadcastable to it; `None` where nothing is masked.
-
-    Masks come from `poutine.mask` (`site_mask`) and from `fn.mask(m)` at any depth below `to_event`.
-    """
-    masks = [(site_mask, fn.event_dim)]
-    below: Any = fn
-    while isinstance(below, WRAPPERS):
-        masks.append((getattr(below, "_mask", None), len(below.event_shape)))
-        below = below.base_dist
-    hidden = None
-    for mask, event_dim in masks:
-        if mask is None or mask is True:
-            continue
-        kept = torch.as_tensor(mask, dtype=torch.bool, device=value.device)
-        mine = ~kept.reshape(kept.shape + (1,) * event_dim)
-        hidden = mine if hidden is None else hidden | mine
-    return hidden
+from ..noise import kept_random_state
+from .masks import hidden_places
+from .supports import TRANSFORMED, innermost, support_of
 
 
 def filled(fn: Any, value: Tensor, site_mask: Tensor | bool | None) -> Tensor:

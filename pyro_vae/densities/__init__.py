@@ -1,0 +1,45 @@
+"""What is known about one distribution: support, masks, transforms, KL."""
+
+from .holes import FillHoles, filled
+from .kl import known_kl
+from .masks import as_mask, check_event_masks, find_masks, has_own_mask, hidden_places, mask_hides_score
+from .one_way import draw_base, is_one_way, lacks_inverse, log_prob_at, push
+from .supports import (
+    TRANSFORMED,
+    WRAPPERS,
+    bounds_of,
+    has_edges,
+    innermost,
+    inside_support,
+    is_discrete,
+    of_one_value,
+    support_of,
+    support_values,
+)
+
+__all__ = [
+    "check_event_masks",
+    "FillHoles",
+    "TRANSFORMED",
+    "WRAPPERS",
+    "as_mask",
+    "bounds_of",
+    "draw_base",
+    "filled",
+    "find_masks",
+    "has_edges",
+    "has_own_mask",
+    "hidden_places",
+    "innermost",
+    "inside_support",
+    "is_discrete",
+    "is_one_way",
+    "known_kl",
+    "lacks_inverse",
+    "log_prob_at",
+    "mask_hides_score",
+    "of_one_value",
+    "push",
+    "support_of",
+    "support_values",
+]

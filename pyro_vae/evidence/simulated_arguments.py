@@ -1,0 +1,57 @@
+"""Put simulated values in the place of the arguments that a model observes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..kernel import simulation
+
+SAY_WHERE = "Say with data=lambda observed: (...) how simulated values become the model's arguments"
+
+
+def simulate_arguments(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
+) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Simulate, and return the arguments with each drawn value in place of the observed argument.
+
+    :raises ArgumentError: where no argument, or more than one, holds what a site observed.
+    """
+    before, drawn = simulation(model, args, kwargs, datum_plate=datum_plate, seed=seed)
+    filled, taken = list(args), set[int]()
+    for name, site in drawn.items():
+        if site.is_observed and not site.is_factor:
+            place = place_of(name, before[name].value, args)
+            value = site.value.reshape(args[place].shape)
+            value = torch.where(args[place].isnan(), args[place].to(value), value)  # a hole stays a hole
+            filled[place] = value.to(args[place].dtype)
+            if place in taken or not same_numbers(filled[place].to(value), value):
+                why = "is observed by another site too" if place in taken else f"({args[place].dtype}) cannot hold them"
+                raise ArgumentError(f"the argument that '{name}' observes {why}. {SAY_WHERE}")
+            taken.add(place)
+    return drawn, tuple(filled)
+
+
+def place_of(name: str, observed: Tensor, args: tuple) -> int:
+    """Find the argument that holds the observed values, in their shape or another."""
+    places = [
+        place
+        for place, arg in enumerate(args)
+        if isinstance(arg, Tensor)
+        and arg.numel() == observed.numel()
+        and (arg.shape == observed.shape or arg.shape[:1] == observed.shape[:1])  # the rest may be flattened, not turned
+        and same_numbers(arg.flatten().to(observed), observed.flatten())
+    ]
+    if len(places) != 1:
+        raise ArgumentError(
+            f"{len(places)} of the {len(args)} positional arguments hold what the site '{name}' observes, where one was "
+            f"expected (an argument that the model rescales first is none). {SAY_WHERE}"
+        )
+    return places[0]
+
+
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Equal, NaN being equal to NaN."""
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
