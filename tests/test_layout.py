@@ -30,7 +30,7 @@ ARROWS = arrows()
 # These import nothing of ours but the arrows above, errors and ops included: the oracle must not lean on what it judges.
 ALONE = {"errors", "options", "ops", "noise", "exact"}
 # Distributions are data and may be built anywhere else; the rest of Pyro runs programs.
-KNOW_PYRO = {"kernel", "densities", "objectives", "models"}
+KNOW_PYRO = {"arguments", "kernel", "densities", "objectives", "models"}
 TRAINS = {Path("latent/beta_sweep.py"), Path("training/aggressive_training.py")}  # by SVI, as users do
 NO_PYRO_AT_ALL = {
     "errors",
@@ -47,8 +47,8 @@ NO_PYRO_AT_ALL = {
 }
 # What may be imported from outside, beside the standard library, torch, and Pyro as above.
 OUTSIDE = {
-    "kernel": {"numpy"},
     "noise": {"numpy"},
+    "arguments": {"numpy"},
     "exact": {"numpy"},
     "evaluate": {"tqdm"},
     "evidence": {"tqdm"},

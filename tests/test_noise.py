@@ -48,6 +48,7 @@ SHARED_ON_PURPOSE = {
     ("offsets.py", "ascend"): "steps",
     ("inference_gaps.py", "estimate"): "draws of the guide",
     ("summary.py", "guide_draws"): "draws of the guide",
+    ("fitted.py", "fit_proposals"): "draws of the guide",
 }
 
 

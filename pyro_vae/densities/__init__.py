@@ -1,12 +1,11 @@
 """What is known about one distribution: support, masks, transforms, KL."""
 
 from .holes import FillHoles, filled
-from .kl import known_kl
-from .masks import as_mask, check_event_masks, find_masks, has_own_mask, hidden_places, mask_hides_score
+from .kl import by_number, known_kl, without_mask
+from .masks import check_event_masks, find_masks, has_own_mask, mask_hides_score
 from .one_way import draw_base, is_one_way, lacks_inverse, log_prob_at, push
 from .supports import (
     TRANSFORMED,
-    WRAPPERS,
     bounds_of,
     has_edges,
     innermost,
@@ -18,18 +17,16 @@ from .supports import (
 )
 
 __all__ = [
-    "check_event_masks",
     "FillHoles",
     "TRANSFORMED",
-    "WRAPPERS",
-    "as_mask",
     "bounds_of",
+    "by_number",
+    "check_event_masks",
     "draw_base",
     "filled",
     "find_masks",
     "has_edges",
     "has_own_mask",
-    "hidden_places",
     "innermost",
     "inside_support",
     "is_discrete",
@@ -42,4 +39,5 @@ __all__ = [
     "push",
     "support_of",
     "support_values",
+    "without_mask",
 ]

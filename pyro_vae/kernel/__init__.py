@@ -24,20 +24,20 @@ first_dependent, read_by_prior, LostProvenance
 isolated, isolated_store, eval_mode, rehearsed
 : what a run must not change is restored.
 
-Cut, check_subsample, same_indices, signature_of, close
-: for objectives: draws that were cut out of a graph, subsamples and arguments that must be the same.
+Cut, IMPUTED, is_imputed, check_subsample, same_indices, close
+: for objectives: draws that were cut out of a graph, what `obs_mask` imputes, subsamples that must be the same.
 """
 
 from .calls import Call
 from .checks.data import first_particle
 from .checks.plates import INFER
 from .checks.precision import movement
-from .checks.structure import Structure
+from .checks.structure import IMPUTED, Structure, is_imputed
 from .checks.subsamples import check_subsample, same_indices
 from .isolation import eval_mode, isolated, isolated_store
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
-from .pairs import Pair, signature_of
+from .pairs import Pair
 from .provenance import LostProvenance, first_dependent, read_by_prior
 from .recorder import Cut, Layout
 from .records import Record, SiteRecord, close, narrow_record, padded
@@ -46,6 +46,7 @@ from .simulation import simulation
 __all__ = [
     "Call",
     "Cut",
+    "IMPUTED",
     "INFER",
     "Layout",
     "LivePair",
@@ -60,6 +61,7 @@ __all__ = [
     "eval_mode",
     "first_dependent",
     "first_particle",
+    "is_imputed",
     "isolated",
     "isolated_store",
     "movement",
@@ -69,6 +71,5 @@ __all__ = [
     "reduce_to_datum",
     "rehearsed",
     "same_indices",
-    "signature_of",
     "simulation",
 ]

@@ -134,22 +134,19 @@ class LogDensities:
     @cached_property
     def log_joint(self) -> Tensor:
         """log p(x, z), shape (K, B): enumerated sites are summed out."""
-        total = self._with_all_axes(self.log_likelihood + self.log_prior)
-        return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
+        return self._summed_out(self.log_likelihood + self.log_prior)
 
     @cached_property
     def log_marginal_prior(self) -> Tensor:
         """log p(z) of the sampled latents, shape (K, B): enumerated sites are summed out."""
-        total = self._with_all_axes(self.log_prior)
-        return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
+        return self._summed_out(self.log_prior)
 
     @cached_property
     def log_weight(self) -> Tensor:
         # Not log_guide minus those that are enumerated: a value that the guide never takes has a log q of -inf.
         enumerated = self.structure.guide_enumerated
         sampled = self._sum({n: s for n, s in self.log_guide_by_site.items() if n not in enumerated})
-        total = self._with_all_axes(self.log_likelihood + self.log_prior - sampled)
-        return self.per_particle(total.logsumexp(self._axes(total)) if self.layout.enumerated else total)
+        return self._summed_out(self.log_likelihood + self.log_prior - sampled)
 
     @cached_property
     def elbo(self) -> Tensor:
@@ -167,6 +164,11 @@ class LogDensities:
             # 0 x -inf is 0 here: a value of no probability under q does not count.
             bound = torch.where(weights > 0, weights * bound, torch.zeros_like(bound)).sum(self._axes(bound))
         return self.per_particle(bound)
+
+    def _summed_out(self, tensor: Tensor) -> Tensor:
+        """(*E, K, B) to (K, B): the logarithm of the sum over the values of what is enumerated."""
+        tensor = self._with_all_axes(tensor)
+        return self.per_particle(tensor.logsumexp(self._axes(tensor)) if self.layout.enumerated else tensor)
 
     def _with_all_axes(self, tensor: Tensor) -> Tensor:
         return padded(tensor, len(self.layout.enumerated) + 2)

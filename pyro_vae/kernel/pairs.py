@@ -1,17 +1,15 @@
 """A (model, guide) pair. `Pair.open(args)` finds or looks up the structure and gives a `Call`."""
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy
 import pyro
 import torch
-from pyro.poutine import unwrap
 from torch import Tensor
 
+from ..arguments import check_signature, devices_of, signature_of
 from ..densities import bounds_of, support_of
 from ..errors import ArgumentError, EmptyBatchError, StructureError
 from ..noise import Noise, checked_seed, noise_seed, seed_torch
@@ -145,53 +143,3 @@ class Pair:
     def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)
         return find_layout(self.guide, kept, model_sites, self.datum_plate)
-
-
-def check_signature(name: str, program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    try:
-        core = unwrap(program)
-        signature = inspect.signature(core.forward if isinstance(core, torch.nn.Module) else core)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise ArgumentError(
-            f"the {name} takes {signature} but was called with {len(args)} positional and {sorted(kwargs)} keyword "
-            f"arguments ({error}): model and guide must accept the same arguments"
-        ) from error
-
-
-def devices_of(tree: Any, modules: Sequence[torch.nn.Module]) -> list[torch.device]:
-    """Devices of arguments and parameters, the arguments first."""
-    found = [t.device for t in tensors_in(tree)] + [p.device for m in modules for p in m.parameters()]
-    return list(dict.fromkeys(found)) or [torch.get_default_device()]
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, Mapping):
-        yield from tensors_in(list(tree.values()))
-
-
-def signature_of(tree: Any, floats: bool = True) -> Any:
-    """A hashable description of arguments: shapes of arrays, other objects themselves, floats where `floats` is true."""
-    if isinstance(tree, Tensor):
-        return tree.shape, tree.dtype, tree.device
-    if isinstance(tree, (tuple, list)):
-        return tuple(signature_of(item, floats) for item in tree)
-    if isinstance(tree, Mapping):
-        return tuple((key, signature_of(value, floats)) for key, value in tree.items())
-    if isinstance(tree, numpy.ndarray):
-        return tree.shape, tree.dtype
-    if isinstance(tree, float) and not floats:
-        return float
-    try:
-        hash(tree)
-    except TypeError:
-        return id(tree)
-    return type(tree), tree

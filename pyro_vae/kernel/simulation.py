@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..arguments import check_signature, devices_of
 from ..noise import Noise, checked_seed, noise_seed, seed_torch
 from . import isolation
 from .checks.plates import find_layout
-from .pairs import check_signature, devices_of
 from .programs import Program
 from .recorder import Site
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..aggregate import as_particles, check_draws, joint_sites, log_q_by_dimension, rows_of
+from ..densities import by_number
 from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, listed, quoted
 from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, close, first_dependent, read_by_prior
 from ..noise import Noise, batch_noise
-from .formulas import by_number
 from .per_unit import unit_names
 
 Rows = dict[str, Tensor]  # draws by site, (R, 1, *plates, *event) with one datum in its plate

@@ -5,9 +5,8 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import biject_to, constraints
-from torch.distributions.transforms import ComposeTransform
 
-from ..densities import TRANSFORMED, innermost, known_kl, of_one_value
+from ..densities import by_number, innermost, known_kl, without_mask
 from ..errors import StructureError
 from ..kernel import Record
 
@@ -44,19 +43,6 @@ def mean_of(q: Any) -> Tensor | None:
     return mean if isinstance(mean, Tensor) else None
 
 
-def by_number(fn: Any) -> Any:
-    """The distribution of the single numbers of a site, where it is a product over them; otherwise that of the event."""
-    base = innermost(fn)
-    if type(base) not in TRANSFORMED or not base.event_shape:
-        return base
-    below = innermost(base.base_dist)
-    transforms = [of_one_value(transform) for transform in base.transforms]
-    if below.event_shape or any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
-        return base
-    transforms = [t for t in transforms if not (isinstance(t, ComposeTransform) and not t.parts)]  # the identity
-    return dist.TransformedDistribution(below, transforms) if transforms else below
-
-
 def joint_kl(q: Any, p: Any) -> Tensor | None:
     q, p = without_mask(q), without_mask(p)
     if isinstance(innermost(p), dist.Normal) and p.event_dim == 1:
@@ -64,9 +50,3 @@ def joint_kl(q: Any, p: Any) -> Tensor | None:
         loc, stddev = innermost(p).mean.expand(shape), innermost(p).stddev.expand(shape)
         p = dist.MultivariateNormal(loc, scale_tril=stddev.diag_embed())
     return known_kl(q, p)
-
-
-def without_mask(fn: Any) -> Any:
-    while isinstance(fn, dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..densities import innermost, known_kl
+from ..densities import by_number, innermost, known_kl
 from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, first_particle, padded, reduce_to_datum
 from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
-from .formulas import by_number, density_of_guide, joint_kl, mean_of
+from .formulas import density_of_guide, joint_kl, mean_of
 from .refusals import check_finite, refuse_without_units
 
 

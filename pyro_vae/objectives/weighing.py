@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..errors import AuxiliarySiteError, EnumerationError, OptionError, quoted
+from ..errors import EnumerationError, quoted
 from ..kernel import LogDensities
 from .terms import Density, Pass, like
 from .traces.beta_messenger import beta_at
-from .traces.matching import Beta, Betas
+from .traces.matching import Betas, check_names
 
 
 class Sides(NamedTuple):
@@ -51,25 +51,13 @@ def check_enumeration(weights: LogDensities, betas: Betas = 1.0) -> None:
         )
 
 
-def check_names(weights: LogDensities, betas: Mapping[str, Beta]) -> None:
-    groups = kl_sites(weights)
-    unknown = [n for n in betas if n not in weights.structure.latents and n not in groups]
-    if unknown:
-        raise OptionError(f"beta names {quoted(unknown)}, but the latent sites are {quoted(weights.structure.latents)}")
-    joint = [n for n, sides in groups.items() if len(sides.prior) > 1]
-    if joint:
-        raise AuxiliarySiteError(
-            f"the guide draws {quoted(joint)} jointly, so its KL cannot be weighed by site: pass one beta for all, or use "
-            "AutoNormal"
-        )
-
-
 def beta_densities(weights: LogDensities, betas: Betas) -> tuple[Tensor, Tensor]:
     """log p(x|z) + beta log p(z) and beta log q(z|x), (K, B) each, with the beta of each site."""
     check_enumeration(weights, betas)
     if isinstance(betas, Mapping):
-        check_names(weights, betas)
         groups = kl_sites(weights)
+        sites = {name: tuple(dict.fromkeys((*sides.prior, *sides.guide))) for name, sides in groups.items()}
+        check_names(betas, sites, weights.log_guide_by_site, weights.structure.latents)
         log_prior = total(like(p, beta_at(betas, n)) * p for n, p in weights.log_prior_by_site.items())
         log_guide = total(like(q, beta_at(betas, g)) * q for g, s in groups.items() for q in of_guide(weights, s.guide))
         return weights.log_likelihood + log_prior, log_guide

@@ -24,6 +24,8 @@ from ..recorder import Layout, Site
 from .autoguides import auto_sites
 from .plates import batch_shape, check_plates
 
+IMPUTED = "_unobserved"  # what obs_mask calls the missing half of an observation
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -125,14 +127,13 @@ def find_prior_sites(model_sites: Mapping[str, Site], guide_sites: Mapping[str, 
     unknown = [n for n in named if n not in model_sites or model_sites[n].is_observed or n in guide_sites]
     if unknown:
         raise OptionError(f"prior_sites: {quoted(unknown)} must be latent sites of the model that the guide lacks")
-    suffix = "_unobserved"
-    imputed = [
-        n
-        for n, s in model_sites.items()
-        if n.endswith(suffix) and not s.is_observed and n not in guide_sites
-        if n.removesuffix(suffix) + "_observed" in model_sites
-    ]
-    return [n for n in model_sites if n in named or n in imputed]
+    lacking = [n for n, s in model_sites.items() if not s.is_observed and n not in guide_sites]
+    return [n for n in lacking if n in named or is_imputed(n, model_sites)]
+
+
+def is_imputed(name: str, model_sites: Collection[str]) -> bool:
+    """Whether a latent is the missing half of an observation with `obs_mask`, by its name."""
+    return name.endswith(IMPUTED) and name.removesuffix(IMPUTED) + "_observed" in model_sites
 
 
 def match_sites(

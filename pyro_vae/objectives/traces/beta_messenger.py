@@ -17,7 +17,7 @@ from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ...kernel import check_subsample
+from ...kernel import IMPUTED, check_subsample
 from ..traces.shared_plates import check_shared_plates
 from .matching import (
     UNCONSTRAINED,
@@ -28,7 +28,6 @@ from .matching import (
     check_names,
     check_scales,
     drop_imputed,
-    is_imputed,
     is_jacobian,
     kl_groups,
     make_losses_direct,
@@ -80,7 +79,8 @@ class BetaMessenger(Messenger):
         if site_is_subsample(msg):
             self.indices[msg["name"]] = torch.as_tensor(msg["value"])
             return
-        if self.guide is not None and msg["name"] not in self.guide.scales and is_imputed(msg) and not msg["fn"].has_rsample:
+        imputed = msg["name"].endswith(IMPUTED) and not msg["is_observed"]
+        if self.guide is not None and imputed and msg["name"] not in self.guide.scales and not msg["fn"].has_rsample:
             msg["value"] = track_provenance(msg["value"], frozenset({msg["name"]}))
 
 

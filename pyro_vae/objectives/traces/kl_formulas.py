@@ -12,9 +12,9 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ...densities import TRANSFORMED, innermost, known_kl, of_one_value
+from ...arguments import signature_of
+from ...densities import by_number, innermost, known_kl, without_mask
 from ...errors import StructureError
-from ...kernel import signature_of
 from .beta_messenger import WeighedTraces
 from .draw_order import depends_on_own_draw, out_of_order
 
@@ -57,19 +57,13 @@ def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
     return known_kl(q, p)
 
 
-def without_mask(fn: Any) -> Any:
-    while isinstance(fn, dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 def kl_by_dimension(traces: WeighedTraces, name: str, by_formula: bool) -> Tensor:
     """The parts of a KL, by formula or sampled: log q_d - log p_d of the draw; nats, of the shape (*plates, *event).
 
     :raises StructureError: for a latent whose dimensions depend on one another in the model or in the guide.
     """
     drawn, latent = traces.guide_sites[traces.groups[name][-1]], traces.model_sites[name]
-    q, p = of_one_element(drawn["fn"]), of_one_element(latent["fn"])
+    q, p = by_number(drawn["fn"]), by_number(latent["fn"])
     for side, fn in (("guide", q), ("model", p)):
         if fn.event_dim:
             raise StructureError(
@@ -86,17 +80,6 @@ def kl_by_dimension(traces: WeighedTraces, name: str, by_formula: bool) -> Tenso
     if drawn["name"] != name:
         log_q = log_q + log_jacobian(traces.guide_sites[name], drawn["value"], p)
     return (log_q - p.log_prob(latent["value"])).expand(shape)
-
-
-def of_one_element(fn: Any) -> Any:
-    """What the elements of an event are drawn from; where they are drawn together, what they are drawn from together."""
-    fn = innermost(fn)
-    if type(fn) not in TRANSFORMED or not fn.event_dim:
-        return fn
-    base, transforms = of_one_element(fn.base_dist), [of_one_value(transform) for transform in fn.transforms]
-    if base.event_dim or any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
-        return fn
-    return dist.TransformedDistribution(base, transforms)
 
 
 def log_jacobian(site: Any, unconstrained: Tensor, prior: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -22,21 +22,16 @@ from ...errors import (
     StructureError,
     quoted,
 )
+from ...kernel import is_imputed
 
 Beta = float | Tensor
 Betas = Beta | Mapping[str, Beta]
-IMPUTED = "_unobserved"  # what obs_mask calls the missing half of an observation
 UNCONSTRAINED = "_unconstrained"  # what AutoNormal calls the draw behind a latent
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
     """Whether a factor of the guide counts as log q: the log-Jacobian of a reparameterised draw."""
     return isinstance(site["fn"], dist.Unit) and bool(site["fn"].has_rsample)
-
-
-def is_imputed(site: Mapping[str, Any]) -> bool:
-    """Whether a site is the missing half of an observation with `obs_mask`, by its name."""
-    return not site["is_observed"] and site["name"].endswith(IMPUTED)
 
 
 def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: list[str]) -> frozenset[str]:
@@ -46,7 +41,7 @@ def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: li
         site: Any = model_trace.nodes[name]
         if name in guide_sites or "_enumerate_dim" in site["infer"]:
             continue
-        if not (is_imputed(site) and name.removesuffix(IMPUTED) + "_observed" in model_trace.nodes):
+        if not is_imputed(name, model_trace.nodes):
             enumerated = site["infer"].get("enumerate")
             remedy = "use BetaTraceEnum_ELBO" if enumerated else "add it to the guide under the same name"
             raise SiteMismatchError(
@@ -143,7 +138,10 @@ def kl_groups(guide_sites: Mapping[str, Any], latents: list[str]) -> dict[str, t
 
 
 def check_names(
-    betas: Mapping[str, Beta], groups: Mapping[str, tuple[str, ...]], guide_sites: Mapping[str, Any], latents: list[str]
+    betas: Mapping[str, Beta],
+    groups: Mapping[str, tuple[str, ...]],
+    guide_sites: Collection[str],
+    latents: Collection[str],
 ) -> None:
     unknown = [n for n in betas if n not in latents and n not in groups]
     if unknown:
