@@ -88,6 +88,19 @@ class LogDensities:
             self._check_switch(name, joint)
         return joint
 
+    def kept_places(self, name: str) -> Tensor | None:
+        """Where a latent is not masked, by masks of whole events and inside events, broadcastable to its value."""
+        whole = self.joint_mask(name)  # checks that the masks inside events are alike
+        site, width = self._guide.get(name, self.model[name]), self.layout.num_plates + 1
+        if whole is not None:
+            whole = padded(whole, width)
+            whole = whole.reshape(whole.shape + (1,) * site.event_dim)
+        if site.event_mask is None:
+            return whole
+        inside = padded(site.event_mask, width + site.to_event_dim)
+        inside = inside.reshape(inside.shape + (1,) * (site.event_dim - site.to_event_dim))
+        return inside if whole is None else inside & whole
+
     def _check_switch(self, name: str, mask: Tensor) -> None:
         """Refuse a mask that depends on sites that the model sums out, because log q has no axis for them."""
         for switch in self.structure.model_enumerated:

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.poutine import unwrap
 from torch import Tensor
 
-from ..densities import find_masks
+from ..densities import find_masks, innermost
 from .recorder import Layout, Site
 
 
@@ -22,7 +22,8 @@ class SiteRecord:
     :param value: canonical, shape (*E, K, *plates, *event); an observed value keeps the shape it came in.
     :param log_prob: computes the log-density, broadcastable to (*E, K, *plates), no plate mask applied.
     :param mask: boolean over (*E, K, *plates), or `None`.
-    :param event_mask: the mask over single elements of an event where it is not the same for all of them, or `None`.
+    :param event_mask: the mask inside events where it is not the same for a whole event, over (*E, K, *plates) and the
+        dims that `to_event` added, or `None`.
     :param base_draw: behind the value of a flow without an inverse, of the same shape; otherwise `None`.
     :param fns: the distributions, one (leading axis) or one per particle (loop); none after `torch.vmap`.
     """
@@ -39,6 +40,7 @@ class SiteRecord:
     ) -> None:
         self.name, self.value, self.mask, self.event_mask = site.name, value, mask, event_mask
         self.is_observed, self.event_dim, self.fns = site.is_observed, site.fn.event_dim, fns
+        self.to_event_dim = to_event_dim(site)
         self.scale, self.frames, self.base_draw = site.scale, site.frames, base_draw
         self._log_prob = log_prob
 
@@ -48,6 +50,11 @@ class SiteRecord:
 
 
 Record = dict[str, SiteRecord]
+
+
+def to_event_dim(site: Site) -> int:
+    """How many dims of an event `to_event` added to that of one draw."""
+    return int(site.fn.event_dim - innermost(site.fn).event_dim)
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -100,7 +107,7 @@ def looped_record(runs: Sequence[Mapping[str, Site]], layout: Layout) -> Record:
             value,
             lambda sites=sites: stack_particles([site.log_prob() for site in sites], width),  # type: ignore[misc]
             stack_masks([mask for mask, _ in masks], value, width),
-            stack_masks([mask for _, mask in masks], value, width + first.fn.event_dim),
+            stack_masks([mask for _, mask in masks], value, width + to_event_dim(first)),
             [site.fn for site in sites],
             base_draw,
         )
@@ -164,6 +171,6 @@ def narrow_record(record: Record, layout: Layout, start: int, length: int) -> Re
         if site.mask is not None:
             narrowed.mask = narrow(site.mask, width)
         if site.event_mask is not None:
-            narrowed.event_mask = narrow(site.event_mask, width + site.event_dim)
+            narrowed.event_mask = narrow(site.event_mask, width + site.to_event_dim)
         part[name] = narrowed
     return part

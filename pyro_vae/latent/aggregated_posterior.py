@@ -16,7 +16,7 @@ from ..kernel import Call, Record, Structure
 from ..noise import Noise
 from .latent_sample import LatentSample
 from .means import free_sites, posterior_mean
-from .per_unit import by_unit, mask_of, unit_names
+from .per_unit import by_unit, present_units, unit_names
 from .refusals import refuse_without_draws
 
 
@@ -116,7 +116,7 @@ def sample_of_batch(call: Call, guide: Record, free: Collection[str]) -> LatentS
         priors.append(as_float(to_units(prior[name][0])))
         mean = posterior_mean(name, guide, model[name].fns[0]) if name in free else None
         means.append(torch.full_like(draws[-1], torch.nan) if mean is None else as_float(to_units(mean)))
-        masks.append(to_units(mask_of(name, guide, model, weights, call.layout)))
+        masks.append(present_units(guide[name], weights))
         names += unit_names(name, draws[-1].shape[1])
     present = torch.cat(masks, 1)
     sides = {"draws": torch.cat(draws, 1), "means": torch.cat(means, 1), "prior": torch.cat(priors, 1)}

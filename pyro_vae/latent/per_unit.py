@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..densities import by_number, innermost, known_kl
-from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, first_particle, padded, reduce_to_datum
+from ..densities import by_number, known_kl
+from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, padded, reduce_to_datum
 from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
 from .formulas import density_of_guide, joint_kl, mean_of
@@ -122,7 +122,7 @@ def site_terms(
     q = density_of_guide(name, guide, p)
     value = site.value[0]
     to_units = partial(by_unit, site=site, layout=layout)
-    mask = to_units(mask_of(name, guide, model, weights, layout))
+    mask = present_units(site, weights)
     mean = mean_of(q)
     means = to_units(value if mean is None else mean)
     sides = [by_number(fn) for fn in (q, p) if fn is not None]
@@ -149,19 +149,11 @@ def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:
     return tensor.reshape(len(tensor), -1).expand(layout.batch_size, -1)
 
 
-def mask_of(name: str, guide: Record, model: Record, weights: LogDensities, layout: Layout) -> Tensor:
-    """Where a latent is not masked, broadcastable to (*plates, *event)."""
-    site, mask = guide[name], weights.joint_mask(name)
-    joint = torch.ones((), dtype=torch.bool, device=site.value.device)
-    if mask is not None:
-        joint = mask[0].reshape(mask.shape[1:] + (1,) * site.event_dim)
-    for side in (guide, model):
-        event_mask = side[name].event_mask
-        if event_mask is not None:  # over the dimensions that `to_event` added, not those of one draw
-            own = innermost(side[name].fns[0]).event_dim
-            event_mask = first_particle(event_mask, layout.num_plates + site.event_dim - own)
-            joint = joint & event_mask.reshape(event_mask.shape + (1,) * own)
-    return joint
+def present_units(site: SiteRecord, weights: LogDensities) -> Tensor:
+    """Where a latent of one particle is not masked, (B, U)."""
+    kept = weights.kept_places(site.name)
+    here = torch.ones((), dtype=torch.bool, device=site.value.device) if kept is None else kept[0]
+    return by_unit(here, site, weights.layout)
 
 
 def sampled_kl(name: str, weights: LogDensities) -> Tensor:

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
-from ..densities import innermost
 from ..errors import LocalFitError
-from ..kernel import Call, LogDensities, Record, padded, reduce_to_datum
+from ..kernel import Call, LogDensities, Record, reduce_to_datum
 from .bijections import find_transforms, limits, num_values
 from .gradients import REMEDY
 
@@ -52,7 +51,7 @@ class LatentSpace:
         dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.get_default_dtype())
         self._limits = torch.tensor(ends, dtype=dtype, device=call.device).T if bounded else None
         self.num_values = torch.tensor(counts, device=call.device) if any(counts) else None
-        self._kept: dict[str, Tensor] = {}  # where a site is not masked, (1, *plates) and what `to_event` added
+        self._kept: dict[str, Tensor] = {}  # where a site is not masked, broadcastable to its values
         self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -173,7 +172,7 @@ class LatentSpace:
     def _masked_dims(self, weights: LogDensities) -> Tensor | None:
         """(B, D), true where a latent is masked on either side, or `None`."""
         for name in self._shapes:
-            if (kept := self._kept_places(name, weights)) is not None:
+            if (kept := weights.kept_places(name)) is not None:
                 if bool((kept != kept[:1]).any()):
                     raise LocalFitError(f"the mask of the latent site '{name}' depends on drawn values. {REMEDY}")
                 self._kept[name] = kept[:1]
@@ -182,21 +181,9 @@ class LatentSpace:
         true = torch.ones((), dtype=torch.bool, device=self.call.device)
         flags = []
         for name, shape in self._shapes.items():
-            kept = self._kept.get(name, true)
-            kept = kept.reshape(kept.shape + (1,) * (len(shape) + 1 - kept.ndim)) if kept.ndim else kept
+            kept = narrowed(self._kept.get(name, true), 1 + len(shape))
             flags.append(self._flat(~kept.expand(1, *shape)))
         return torch.cat(flags, -1)[0]
-
-    def _kept_places(self, name: str, weights: LogDensities) -> Tensor | None:
-        """Where a site is not masked, (K, *plates, *to_event), by masks of whole events and inside events."""
-        width = self.layout.num_plates + 1
-        inside = self._guide[name].event_mask
-        whole = weights.joint_mask(name)  # checks that the masks inside events are alike
-        if inside is None:
-            return None if whole is None else padded(whole, width)
-        own = self.layout.event_dims[name] - innermost(self._guide[name].fns[0]).event_dim
-        inside = padded(inside, width + own)
-        return inside if whole is None else inside & whole.reshape(padded(whole, width).shape + (1,) * own)
 
     def _flat(self, u: Tensor) -> Tensor:
         if self.layout.datum_dim is None:
@@ -220,7 +207,11 @@ class LatentSpace:
         log_det = transform.log_abs_det_jacobian(u, value)
         kept = self._kept.get(name)
         if kept is not None:  # what is masked has the density of the filler, in u
-            kept = kept.reshape(kept.shape + (1,) * max(log_det.ndim - kept.ndim, 0))
-            log_det = torch.where(kept, log_det, torch.zeros_like(log_det))
+            log_det = torch.where(narrowed(kept, log_det.ndim), log_det, torch.zeros_like(log_det))
         extra = log_det.ndim - 1 - self.layout.num_plates
         return reduce_to_datum(log_det.flatten(-extra).sum(-1) if extra else log_det, self.layout)
+
+
+def narrowed(kept: Tensor, ndim: int) -> Tensor:
+    """Without surplus trailing dims, which are of size one: those of an event that is drawn as a whole."""
+    return kept.flatten(ndim - 1) if kept.ndim > ndim else kept

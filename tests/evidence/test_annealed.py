@@ -462,7 +462,8 @@ def test_two_latent_sites_of_unlike_shapes(start):
             b = pyro.sample("b", dist.Normal(x[:, :2] * 0.1, 0.7).to_event(1))
             pyro.sample("a", dist.Normal(x[:, 0] * 0.1 + 0.2 * b.sum(-1), 0.7))
 
-    result = ais(model, guide, num_steps=30, num_chains=300, start=start)(x)
+    with quiet():  # 300 chains of 30 steps from the guide are on the edge of what Pareto k takes
+        result = ais(model, guide, num_steps=30, num_chains=300, start=start)(x)
     assert_near(result.log_evidence, lm.log_evidence(x), result.std_error, 0.15)
 
 

@@ -1,6 +1,7 @@
 """DESIGN 5.4: a latent masked on one side is masked on both."""
 
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +24,7 @@ from kernel_helpers import (
 
 import pyro_vae as pv
 from pyro_vae.errors import MaskError
+from pyro_vae.evidence import ExactEvidence
 from pyro_vae.kernel import Pair
 
 ZERO = tensor(0.0)
@@ -175,14 +177,16 @@ EVENT = torch.tensor([[True, False]] * 5)
 ROWS = torch.stack([PARTIAL, PARTIAL], -1)
 
 
-def event_masked(lm, model_mask, guide_mask, loc):
+def event_masked(lm, model_mask, guide_mask, loc, read=True):
+    """:param read: what of z the data depend on."""
+
     def masked(fn, mask):
         return (fn if mask is None else fn.mask(mask)).to_event(1)
 
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", masked(dist.Normal(torch.zeros(5, 2, dtype=F64), 1.0), model_mask))
-            pyro.sample("x", likelihood(lm, z), obs=x)
+            pyro.sample("x", likelihood(lm, z * read), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -195,10 +199,50 @@ def event_masked(lm, model_mask, guide_mask, loc):
 def test_the_same_mask_inside_a_latent_event_on_both_sides(linear, num_particles):
     lm, x, _, _ = linear
     loc = lm.posterior(x).loc
-    result = weigh(*event_masked(lm, EVENT, EVENT, loc), x, K=num_particles)
+    result = weigh(*event_masked(lm, EVENT, EVENT, loc, read=EVENT), x, K=num_particles)
     z = result.values["z"]
     assert_close(result.lw.log_prior, normal(z[..., 0], 0.0, 1.0))
     assert_close(result.lw.log_guide, normal(z[..., 0], loc[:, 0], 0.5))
+
+
+def test_data_that_read_a_number_masked_inside_its_event_are_refused(linear):
+    lm, x, _, _ = linear
+    some = EVENT.clone()
+    some[1:4] = True
+    for mask, read in ((EVENT, True), (EVENT, ~EVENT), (some, True)):
+        bad = (~mask).any(-1).nonzero().flatten().tolist()
+        with pytest.raises(MaskError, match=re.escape(f"'z' of data {bad}")):
+            weigh(*event_masked(lm, mask, mask, lm.posterior(x).loc, read=read), x)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_blocks_of_numbers_masked_inside_an_event(seen):
+    """As many blocks as data, so that an axis in the wrong place shows no other shape; two numbers in each."""
+    x, mask = randn(3), torch.tensor([[True, False, True], [False, True, True], [True, True, True]])
+
+    def blocks(loc, scale):
+        return dist.MultivariateNormal(loc, scale_tril=scale * torch.eye(2, dtype=F64)).mask(mask).to_event(1)
+
+    def model(x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", blocks(x.new_zeros(3, 3, 2), 1.0))
+            kept = mask if seen else torch.ones_like(mask)
+            pyro.sample("x", dist.Normal((z * kept[..., None]).sum((-1, -2)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", blocks(x[:, None, None].expand(3, 3, 2), 0.8))
+
+    if not seen:
+        with pytest.raises(MaskError, match=r"'z' of data \[0, 1\]"):
+            weigh(model, guide, x)
+        return
+    result = weigh(model, guide, x)
+    z = result.values["z"]
+    log_ratio = torch.where(mask, (normal(z, 0.0, 1.0) - normal(z, x[:, None, None], 0.8)).sum(-1), ZERO).sum(-1)
+    assert_close(result.log_weight, log_ratio + normal(x, (z * mask[..., None]).sum((-1, -2)), 1.0))
+    truth = dist.Normal(ZERO, (1 + 2.0 * mask.sum(-1)).to(F64).sqrt()).log_prob(x)
+    assert_close(ExactEvidence(model, guide)(x).log_evidence, truth)
 
 
 @pytest.mark.parametrize("sides", [(EVENT, None), (None, EVENT), (EVENT, ~EVENT)])

@@ -878,3 +878,27 @@ def test_free_bits_and_capacity_keep_a_latent_that_would_collapse():
     assert whole > 0.45, whole
     aimed = trained({"capacity": pv.LinearAnnealing(200, end=2.0), "capacity_weight": 100.0}).sum()
     assert abs(aimed - 2.0) < 0.2, aimed
+
+
+def test_a_datum_counts_that_has_any_block_of_numbers_left():
+    """A mask over blocks below `to_event`, each of two numbers: two floors above the KL differ by their number of data."""
+    mask = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+    x = numbers(3)
+
+    def blocks(loc, scale):
+        return dist.MultivariateNormal(loc, scale_tril=scale * torch.eye(2, dtype=x.dtype)).mask(mask).to_event(1)
+
+    def model(x):
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", blocks(x.new_zeros(3, 3, 2), 1.0))
+            pyro.sample("x", dist.Normal((z * mask[..., None]).sum((-1, -2)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3):
+            pyro.sample("z", blocks(x[:, None, None].expand(3, 3, 2), 0.8))
+
+    losses = []
+    for floor in (100.0, 107.0):
+        pyro.set_rng_seed(0)
+        losses.append(MeanField(free_bits=floor, free_bits_per="site").loss(model, guide, x))
+    assert losses[1] - losses[0] == pytest.approx(2 * 7.0)

@@ -87,9 +87,8 @@ def any_of(flags: Tensor, event_dim: int) -> Tensor:
 def bad_data(bad: Tensor, site: SiteRecord, layout: Layout, event_dim: int) -> Tensor:
     """Reduce a flag per element, (*plates, *event), to one per datum, (B,), leaving out what is masked."""
     if site.event_mask is not None:
-        own = innermost(site.fns[0]).event_dim if site.fns else 0  # a mask has one value for an event of the base
-        bad = any_of(bad, own + event_dim - site.event_dim)
-        event_dim = site.event_dim - own
+        bad = any_of(bad, event_dim - site.to_event_dim)  # a mask has one value for an event of the base
+        event_dim = site.to_event_dim
         bad = bad & first_particle(site.event_mask, layout.num_plates + event_dim)
     bad = any_of(bad, event_dim)
     if site.mask is not None:

@@ -30,25 +30,26 @@ def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogD
     """
     structure = call.structure
     names = (*structure.latents, *structure.guide_enumerated, *structure.model_enumerated)
-    masks = {n: m for n in names if (m := weights.joint_mask(n)) is not None and not bool(m.all())}
-    if not masks:
+    kept = {n: m for n in names if (m := weights.kept_places(n)) is not None and not bool(m.all())}
+    if not kept:
         return
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
-    for name in masks.keys() & call.layout.enumerated:
-        changed = changed | varies_with(name, masks[name], weights)
-    if moved := {n: m for n, m in masks.items() if n not in call.layout.enumerated}:
+    for name in kept.keys() & call.layout.enumerated:
+        changed = changed | varies_with(name, weights)
+    if moved := {n: m for n, m in kept.items() if n not in call.layout.enumerated}:
         call.set_noise(*noise)
         changed = changed | varies_when_moved(call, moved, guide, model)
     if bool(changed.any()):
         raise MaskError(
-            f"the masked latents {quoted(masks)} of data {listed(changed)} change the density of what is not masked: "
+            f"the masked latents {quoted(kept)} of data {listed(changed)} change the density of what is not masked: "
             "without a density of their own there is no log p(x). Mask what depends on them as well, or do not mask them"
         )
 
 
-def varies_with(name: str, mask: Tensor, weights: LogDensities) -> Tensor:
+def varies_with(name: str, weights: LogDensities) -> Tensor:
     """Data, (B,), where an enumerated site is masked and another density differs between its values."""
-    layout = weights.layout
+    layout, mask = weights.layout, weights.joint_mask(name)
+    assert mask is not None  # events of more than one number are not enumerated
     found = torch.zeros(layout.batch_size, dtype=torch.bool, device=mask.device)
     if mask.ndim > layout.num_plates + 1:  # what masks it is enumerated itself
         return found
@@ -63,8 +64,10 @@ def varies_with(name: str, mask: Tensor, weights: LogDensities) -> Tensor:
     return found & masked
 
 
-def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, model: Record) -> Tensor:
+def varies_when_moved(call: Call, kept: Mapping[str, Tensor], guide: Record, model: Record) -> Tensor:
     """Data, (B,), where the density of a site changes when masked latents move, for the first particle.
+
+    :param kept: where these latents are not masked, broadcastable to their values.
 
     Site by site: in a sum, a large density of one would hide a small change of another.
     """
@@ -74,13 +77,13 @@ def varies_when_moved(call: Call, masks: Mapping[str, Tensor], guide: Record, mo
     drawn = call.draw(MOVES)
     before = LogDensities(call.structure, call.first_particle(guide), first, 1)
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
-    moves = {name: moves_of(drawn[name], layout.num_plates + layout.event_dims[name]) for name in masks}
+    moves = {name: moves_of(drawn[name], layout.num_plates + layout.event_dims[name]) for name in kept}
     for step in range(max(map(len, moves.values()))):
         swapped = dict(values)
-        for name, mask in masks.items():
-            kept = select_particle(mask, 0, layout.num_plates).unsqueeze(-1 - layout.num_plates)
-            kept = kept.reshape(kept.shape + (1,) * layout.event_dims[name])
-            swapped[name] = torch.where(kept, values[name], moves[name][step % len(moves[name])])
+        for name, mask in kept.items():
+            width = layout.num_plates + layout.event_dims[name]
+            mask = select_particle(mask, 0, width).unsqueeze(-1 - width)
+            swapped[name] = torch.where(mask, values[name], moves[name][step % len(moves[name])])
         call.cost += 1
         after = LogDensities(call.structure, call.first_particle(guide), score(call.model, swapped, 1), 1)
         for old, new in (

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ...densities import find_masks
+from ...densities import find_masks, innermost
 from ...errors import DatumPlateError, SubsamplingError, quoted
 from ..terms import PARTICLES, common_plates, places_of
 from .beta_messenger import WeighedTraces
@@ -94,7 +94,8 @@ def weight_of_data(traces: WeighedTraces, name: str, dtype_of: Tensor, dims: tup
     site = traces.model_sites[name]
     mask, event_mask = find_masks(site["fn"], site["mask"], site["value"])
     if event_mask is not None:
-        any_left = event_mask.flatten(-site["fn"].event_dim).any(-1)
+        added = site["fn"].event_dim - innermost(site["fn"]).event_dim  # by to_event: a block of numbers has one mask
+        any_left = event_mask.flatten(-added).any(-1)
         mask = any_left if mask is None else mask & any_left
     weight = scale_and_mask(dtype_of.new_ones(site["fn"].batch_shape), traces.scales[name], mask)
     inner = [dim for dim in range(-weight.dim(), 0) if dim not in dims]
