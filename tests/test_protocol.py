@@ -13,12 +13,18 @@ from pair_helpers import quiet
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.evidence import Estimator, OfPair
+from pyro_vae.objectives.datum_elbo import DatumELBO
+from pyro_vae.objectives.traces.beta_elbo import BetaELBO
 
-ESTIMATORS = [pv.ImportanceSampling, pv.AdaptiveImportanceSampling, pv.InferenceGaps]
-CHAINS = [pv.AnnealedImportanceSampling, pv.BidirectionalMonteCarlo, pv.ExactEvidence, pv.SelfCheck]
-OBJECTIVES = [pv.BetaTrace_ELBO, pv.BetaTraceMeanField_ELBO, pv.BetaTraceGraph_ELBO, pv.BetaTraceEnum_ELBO]
-WEIGHTED = [pv.ImportanceWeightedELBO, pv.InclusiveKL, pv.TotalCorrelationELBO]
-OF_LOADERS = [pv.ActiveUnits, pv.AggregatedPosterior, pv.ELBOSurgery, pv.MutualInformationGap, pv.RateDistortion]
+# Whatever is public is held by the tests below: a new class needs no entry here.
+CLASSES = [value for name in pv.__all__ if inspect.isclass(value := getattr(pv, name))]
+OF_PAIRS = [made for made in CLASSES if issubclass(made, OfPair)]
+OF_LOADERS = [made for made in OF_PAIRS if "loader" in inspect.signature(made.__call__).parameters]
+ESTIMATORS = [m for m in OF_PAIRS if issubclass(m, Estimator) and "num_particles" in inspect.signature(m).parameters]
+CHAINS = [made for made in OF_PAIRS if made not in (*ESTIMATORS, *OF_LOADERS)]
+OBJECTIVES = [made for made in CLASSES if issubclass(made, BetaELBO)]
+WEIGHTED = [made for made in CLASSES if issubclass(made, DatumELBO)]
 SHARED = {"seed": None, "prior_sites": (), "check_support": True}
 
 
@@ -43,6 +49,14 @@ class Guide(nn.Module):
         pyro.module("encoder", self.encoder)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(self.encoder(x), 0.7).to_event(1))
+
+
+def test_there_is_something_to_hold():
+    assert {pv.ImportanceSampling, pv.InferenceGaps} <= set(ESTIMATORS) and pv.SelfCheck in CHAINS
+    assert {pv.ActiveUnits, pv.RateDistortion, pv.SampleCheck} <= set(OF_LOADERS)
+    assert {pv.BetaTrace_ELBO} <= set(OBJECTIVES) and {pv.ImportanceWeightedELBO} <= set(WEIGHTED)
+    objectives = {made for made in CLASSES if issubclass(made, pyro.infer.ELBO)}
+    assert objectives == {*OBJECTIVES, *WEIGHTED}
 
 
 @pytest.mark.parametrize("name", [n for n in pv.__all__ if not inspect.ismodule(getattr(pv, n))])
@@ -105,7 +119,8 @@ def test_estimators_of_a_data_set_are_built_alike_and_documented(estimator):
     options = {n: p for n, p in parameters.items() if n not in ("model", "guide")}
     assert all(p.kind is p.KEYWORD_ONLY for p in options.values())
     assert {n: options[n].default for n in SHARED} == SHARED
-    assert list(inspect.signature(estimator.__call__).parameters)[1:4] == ["loader", "args", "progress"]
+    of_call = list(inspect.signature(estimator.__call__).parameters)
+    assert [name for name in of_call if name in ("loader", "args", "progress")] == ["loader", "args", "progress"]
     doc = inspect.getdoc(estimator)
     for part in (*(f":param {n}:" for n in parameters), "nats", ":raises", "https://", "Example::"):
         assert part in doc, part
@@ -143,12 +158,12 @@ def test_results_are_pickled_and_join(estimator):
     assert len(type(record).cat([record, again])) == 6
 
 
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, *OF_LOADERS, pv.AnnealedImportanceSampling, pv.SampleCheck])
+@pytest.mark.parametrize("estimator", [made for made in OF_PAIRS if made is not pv.BidirectionalMonteCarlo])
 def test_an_estimator_prints_as_one_line_with_what_was_chosen(estimator):
     made = estimator(Model(), Guide(), seed=3)
-    assert repr(made) == f"{estimator.__name__}(Model, Guide, seed=3)" or estimator is pv.RateDistortion
+    assert repr(made) == f"{estimator.__name__}(Model, Guide, seed=3)"
     again = pickle.loads(pickle.dumps(made))
-    assert repr(again) == repr(made) or estimator is pv.RateDistortion
+    assert repr(again) == repr(made)
     assert "\n" not in repr(made)
 
 

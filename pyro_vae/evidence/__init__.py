@@ -2,7 +2,7 @@
 
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .annealed_importance_sampling import AnnealedImportanceSampling
-from .annealing import Annealing
+from .annealing import AnnealedChains, Annealing
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
@@ -18,6 +18,7 @@ from .summary import mean_std_error, summarise
 
 __all__ = [
     "AdaptiveImportanceSampling",
+    "AnnealedChains",
     "AnnealedImportanceSampling",
     "Annealing",
     "BidirectionalMonteCarlo",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from ..kernel import INFER, simulation
-from ..options import seed_or_none
+from ..kernel import simulation
 from ..records import warn_about
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
+from .estimator import OfPair
 from .evidence import Evidence
 from .self_check_result import SelfCheckResult
 from .simulated_arguments import simulate_arguments
@@ -19,7 +20,8 @@ from .simulated_arguments import simulate_arguments
 Observed = dict[str, torch.Tensor]
 
 
-class SelfCheck:
+@dataclass(repr=False, eq=False, kw_only=True)
+class SelfCheck(OfPair):
     r"""Is this estimator right for this model? Simulates data, estimates their log p(x), and encloses it from both sides.
 
     Data are drawn from the model itself, so that their latents are exact posterior draws and log p(x) has an upper bound
@@ -41,7 +43,6 @@ class SelfCheck:
     :param seed: fixes the simulation and the chains and leaves the caller's random state alone.
     :param datum_plate: the plate of the data, as in all estimators.
     :param prior_sites: refused here if any.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with the model's own arguments, of which the observed ones count only by their shapes; returns a
     `SelfCheckResult` for as many simulated data B, nats. A hundred data or more see a mode that holds a fifth of the mass.
@@ -58,47 +59,32 @@ class SelfCheck:
         print(check.verdict())
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        evidence: Callable[[Callable, Callable], Callable[..., Evidence]] = AdaptiveImportanceSampling,
-        data: Callable[[Observed], tuple[Any, ...]] | None = None,
-        num_steps: int = 200,
-        num_chains: int = 16,
-        start: str = "fitted",
-        progress: bool = True,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        self.model, self.guide, self.evidence, self.data = model, guide, evidence, data
-        self.seed = seed_or_none(seed)
-        self.options: dict[str, Any] = {
-            "num_steps": num_steps,
-            "num_chains": num_chains,
-            "start": start,
-            "progress": progress,
-            "seed": seed,
-            "datum_plate": datum_plate,
-            "prior_sites": prior_sites,
-            "check_support": check_support,
-        }
-        BidirectionalMonteCarlo(model, guide, latents={}, **self.options)  # raises on bad options
+    evidence: Callable[[Callable, Callable], Callable[..., Evidence]] = AdaptiveImportanceSampling
+    data: Callable[[Observed], tuple[Any, ...]] | None = None
+    num_steps: int = 200
+    num_chains: int = 16
+    start: str = "fitted"
+    progress: bool = True
+
+    def check_options(self) -> None:
+        self._sandwich({})  # raises on bad options
+
+    def _sandwich(self, latents: Mapping[str, torch.Tensor]) -> BidirectionalMonteCarlo:
+        names = {field.name for field in fields(BidirectionalMonteCarlo)} - {"latents"}
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name in names}
+        return BidirectionalMonteCarlo(**options, latents=latents)
 
     def __call__(self, *args: Any, **kwargs: Any) -> SelfCheckResult:
         sites, args, kwargs = self._simulate(args, kwargs)
         latents = {n: s.value for n, s in sites.items() if not s.is_observed}
-        sandwich = BidirectionalMonteCarlo(self.model, self.guide, latents=latents, **self.options)(*args, **kwargs)
+        sandwich = self._sandwich(latents)(*args, **kwargs)
         result = SelfCheckResult(self.evidence(self.model, self.guide)(*args, **kwargs), sandwich)
         warn_about(result, stacklevel=2)
         return result
 
     def _simulate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...], dict]:
         """The drawn sites, and the model's arguments that hold them."""
-        options: dict[str, Any] = {"datum_plate": self.options["datum_plate"], "seed": self.seed}
+        options: dict[str, Any] = {"datum_plate": self.datum_plate, "seed": self.seed}
         if self.data is None:
             return *simulate_arguments(self.model, args, kwargs, **options), kwargs
         sites = simulation(self.model, args, kwargs, **options)[1]

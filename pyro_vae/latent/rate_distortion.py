@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from ..batches import check_loader, first_element, over_batches
 from ..errors import NonFiniteError, OptionError
-from ..evidence import AnnealedImportanceSampling, Annealing, State
-from ..kernel import INFER, Call, narrow_record
+from ..evidence import AnnealedChains, Annealing, OfPair, State
+from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
-from ..options import is_real, seed_or_none, whole_number
+from ..options import is_real, whole_number
 from ..records import Estimate, warn_about
 from .rate_distortion_curve import RateDistortionCurve
 from .sums import Moments
@@ -29,7 +29,8 @@ STEP_POWER, POINT_POWER = 4, 3
 OWN_NOISE = 2  # noise block of the guide for its own point; those before are the fit's
 
 
-class RateDistortion:
+@dataclass(repr=False, eq=False, kw_only=True)
+class RateDistortion(OfPair):
     r"""The rate-distortion curve of a trained model: how much is lost about x when z may say no more than so many nats.
 
     The encoder with the least rate + distortion / beta is known, up to its constant, without any training::
@@ -63,11 +64,9 @@ class RateDistortion:
     :param num_steps: T, temperatures of the chains from the prior to the smallest beta, the same for all data.
     :param num_chains: C, chains per datum, at least 2.
     :param num_leapfrog: gradients per transition.
-    :param seed: fixes the noise and leaves the caller's random state alone; `None` draws from that state.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
         batch one datum.
     :param prior_sites: refused here if any, because they would be drawn anew at every step.
-    :param check_support: raise on observations outside the support of their likelihood.
 
     Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments (by
     default its first element), and `progress`; returns `RateDistortionCurve`. Memory does not grow with the data or with T.
@@ -88,37 +87,20 @@ class RateDistortion:
         curve.beta, curve.rate, curve.distortion      # (P,) each
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        guide: Callable,
-        *,
-        betas: Collection[float] | None = None,
-        num_steps: int = 500,
-        num_chains: int = 16,
-        num_leapfrog: int = 1,
-        seed: int | None = None,
-        datum_plate: str | None = INFER,
-        prior_sites: Collection[str] = (),
-        check_support: bool = True,
-    ) -> None:
-        whole_number("num_chains", num_chains, lowest=2)
-        self.seed = seed_or_none(seed)
-        self._sampler = AnnealedImportanceSampling(
-            model,
-            guide,
-            num_steps=num_steps,
-            num_chains=num_chains,
-            num_leapfrog=num_leapfrog,
-            start="prior",
-            progress=False,
-            datum_plate=datum_plate,
-            prior_sites=prior_sites,
-            check_support=check_support,
-        )
-        self.betas = reported_betas(betas)
-        self._powers = [1 / beta for beta in self.betas]
-        self._grid, self._places = annealing_grid(self._powers, self._sampler.num_steps)
+    betas: Collection[float] | None = None
+    num_steps: int = 500
+    num_chains: int = 16
+    num_leapfrog: int = 1
+
+    def check_options(self) -> None:
+        whole_number("num_chains", self.num_chains, lowest=2)
+        names = ("num_steps", "num_chains", "num_leapfrog", "prior_sites")
+        options: Any = {name: getattr(self, name) for name in names}
+        self._chains = AnnealedChains(self.model, self.guide, **options, start="prior", progress=False)
+        self.num_steps, self.num_chains = self._chains.num_steps, self._chains.num_chains
+        self._reported = reported_betas(self.betas)
+        self._powers = [1 / beta for beta in self._reported]
+        self._grid, self._places = annealing_grid(self._powers, self.num_steps)
 
     @torch.no_grad()
     def __call__(
@@ -128,18 +110,18 @@ class RateDistortion:
         sums = CurveSums()
 
         def add(*arguments: Any) -> None:
-            with self._sampler._pair.open(arguments, {}, self.seed) as call:
+            with self._pair.open(arguments, {}, self.seed) as call:
                 sums.add(self._terms(call))
 
         batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
         over_batches(add, batches, args, seed=self.seed)
         columns = sums.estimates()
-        num_points = len(self.betas)
+        num_points = len(self._reported)
         names = ("rate", "distortion", "bound", "excess")
         parts = {name: slice(i * num_points, (i + 1) * num_points) for i, name in enumerate(names)}
         own = [at(columns, 4 * num_points + i) for i in range(4)]
         curve = RateDistortionCurve(
-            beta=columns.value.new_tensor(self.betas),
+            beta=columns.value.new_tensor(self._reported),
             **{name: columns.value[part] for name, part in parts.items()},
             std_errors={name: columns.std_error[part] for name, part in parts.items()},
             sampling_errors={name: columns.sampling_error[part] for name, part in parts.items()},
@@ -149,10 +131,10 @@ class RateDistortion:
             log_evidence=own[3],
             acceptance=sums.acceptance / sums.num_data,
             num_data=sums.num_data,
-            num_steps=self._sampler.num_steps,
-            num_chains=self._sampler.num_chains,
+            num_steps=self.num_steps,
+            num_chains=self.num_chains,
             cost=sums.cost / sums.num_data,
-            support_checked=self._sampler._pair.check_support,
+            support_checked=self._pair.check_support,
         )
         warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
         return curve
@@ -160,7 +142,7 @@ class RateDistortion:
     def _terms(self, call: Call) -> CurveTerms:
         rate, distortion = guide_terms(call)
         call.check_finite(-rate)  # before any chain runs
-        run = Annealing(call, self._sampler, torch.tensor(self._grid, dtype=rate.dtype, device=rate.device))
+        run = Annealing(call, self._chains, torch.tensor(self._grid, dtype=rate.dtype, device=rate.device))
         rates, distortions, bounds, excesses = [], [], [], []
         evidence: list[tuple[Tensor, Tensor]] = []
 
