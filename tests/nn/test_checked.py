@@ -3,7 +3,8 @@
 import pyro
 import pytest
 import torch
-from nn_helpers import COUNTS, HEADS, Bias, in_eval_mode, raw_numbers, simulated
+from head_specs import SPECS
+from nn_helpers import Bias, in_eval_mode, raw_numbers, simulated
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
@@ -12,24 +13,7 @@ import pyro_vae.nn as nn
 from pyro_vae.densities import innermost
 from pyro_vae.errors import SupportError
 
-every_head = pytest.mark.parametrize("name", HEADS)
-INNERMOST = {
-    "Bernoulli": "Bernoulli",
-    "ContinuousBernoulli": "StableContinuousBernoulli",
-    "Binomial": "FastBinomial",
-    "Categorical": "Categorical",
-    "DiscretizedLogistic": "LogisticLevels",
-}
-
-
-def bad_values(name):
-    """Numbers outside the support of a head."""
-    bad = [torch.nan, torch.inf, -torch.inf]
-    if name in COUNTS:
-        bad += [-1.0, 0.5, float(COUNTS[name]), 1e-30, 1 + 1e-6]
-    elif name == "ContinuousBernoulli":
-        bad += [-0.01, 1.01]
-    return bad
+every_head = pytest.mark.parametrize("name", SPECS)
 
 
 @every_head
@@ -37,7 +21,7 @@ def test_data_outside_the_support_are_refused_by_name(name):
     head = in_eval_mode(name, dtype=torch.float32)
     fn = head(raw_numbers(head, size=3, batch=(20,), dtype=torch.float32))
     good = fn.sample().float()
-    for bad in bad_values(name):
+    for bad in SPECS[name].bad:
         x = good.clone()
         x[2, 0] = x[7, 1] = x[7, 2] = bad
         words = name.split("-")[0]
@@ -100,7 +84,7 @@ def test_without_argument_checks_the_support_is_not_looked_at(name):
     fn = head(raw_numbers(head, size=3, dtype=torch.float32))
     x = fn.sample().float()
     x[1] = -1.0 if name == "DiscretizedLogistic" else 0.5
-    bad = x if name in COUNTS else x + torch.nan
+    bad = x if SPECS[name].is_discrete else x + torch.nan
     with pyro.validation_enabled(False):
         assert fn.log_prob(bad).shape == ()
     with pytest.raises(SupportError):  # the switch counts at this moment, not when the head was called
@@ -116,7 +100,7 @@ def test_the_kernel_sees_through(name):
     head = in_eval_mode(name)
     fn = head(raw_numbers(head, size=3))
     assert isinstance(fn, torch.distributions.Independent)
-    assert type(innermost(fn)).__name__ == INNERMOST.get(name, "Normal")
+    assert type(innermost(fn)).__name__ == SPECS[name].innermost
     assert fn.support.event_dim == 1
     assert repr(fn.support) == repr(head.support)
 
@@ -141,7 +125,7 @@ def pair_of(head, size):
 
 @every_head
 def test_evidence_of_a_head_is_its_density(name):
-    head = HEADS[name]()
+    head = SPECS[name].make()
     x = simulated(head, num_data=5)
     model, guide, decoder = pair_of(head, 6)
     evidence = pv.ImportanceSampling(model, guide, num_particles=3, seed=0)(x)
@@ -151,9 +135,9 @@ def test_evidence_of_a_head_is_its_density(name):
 @every_head
 def test_the_kernel_and_svi_refuse_such_data_too(name):
     """The kernel runs with argument checks off and looks for itself; Pyro passes the head's words on."""
-    head = HEADS[name]()
+    head = SPECS[name].make()
     x = simulated(head, num_data=5).float()
-    x[3, 2] = bad_values(name)[-1]
+    x[3, 2] = SPECS[name].bad[-1]
     model, guide, _ = pair_of(head, 6)
     with pytest.raises(pv.errors.InvalidDataError, match=r"'obs'.*in data \[3\]"):
         pv.ImportanceSampling(model, guide, num_particles=3, seed=0)(x)

@@ -3,7 +3,8 @@
 import pyro
 import pytest
 import torch
-from nn_helpers import HEADS, simulated
+from head_specs import SPECS
+from nn_helpers import simulated
 from pair_helpers import quiet
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
@@ -56,9 +57,9 @@ def trains_and_has_gaps(vae, x, num_steps=100):
     assert gaps.evidence.support_checked
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", SPECS)
 def test_a_head_trains_and_has_gaps(name):
-    head = HEADS[name]()
+    head = SPECS[name].make()
     trains_and_has_gaps(vae_for(head), simulated(head))
 
 

@@ -1,7 +1,7 @@
 """What encoders see of data."""
 
 import torch
-from nn_helpers import F64, HEADS, NORMALS
+from head_specs import F64, SPECS
 
 import pyro_vae.nn as nn
 
@@ -11,8 +11,9 @@ def test_input_layers():
     torch.testing.assert_close(nn.Binomial(16).input_layer()(x), x / 16)
     pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
     torch.testing.assert_close(nn.DiscretizedLogistic(256).input_layer()(pixels), torch.tensor([[-1.0, -0.6, 1.0]]))
-    for name in ("Bernoulli", "ContinuousBernoulli", *NORMALS):
-        assert HEADS[name]().input_layer()(x) is x
+    for name, spec in SPECS.items():
+        if spec.innermost == "Normal" or name in ("Bernoulli", "ContinuousBernoulli"):
+            assert spec.make().input_layer()(x) is x
 
 
 def test_one_hot_input_has_the_layout_of_the_raw_numbers():

@@ -2,12 +2,13 @@
 
 import doctest
 import importlib
+import pkgutil
 
 import pytest
 
 import pyro_vae.nn as nn
 
-MODULES = ["bodies", "distributions", "gaussian", "head", "inputs", "likelihoods", "priors"]
+MODULES = [module.name for module in pkgutil.iter_modules(nn.__path__)]
 
 
 @pytest.mark.parametrize("name", MODULES)
