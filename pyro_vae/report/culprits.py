@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from ..gaps import OF_LOG_EVIDENCE
 from ..records import Estimate, remedy_for
-from .findings import collapsed, loss_of_the_model, overfitted
-
-if TYPE_CHECKING:
-    from .diagnosis import Diagnosis
+from .findings import Finding, collapsed, loss_of_the_model, overfitted
+from .measured import Measured
 
 HEADLINES = {
     "collapse": "The latents are not used: the posterior has collapsed onto the prior.",
@@ -61,34 +59,34 @@ ADVICE = {
 }
 
 
-def culprit_of(diagnosis: Diagnosis) -> str:
+def culprit_of(measured: Measured, findings: Sequence[Finding]) -> str:
     """What to change first: a key of `ADVICE`.
 
     Latents that say nothing come first, because then there is nothing to infer; then an estimate that cannot be trusted,
     because then nothing is known about the gap; then the larger of what the model loses on new data and of the gap.
     """
-    states = {finding.topic: finding.state for finding in diagnosis.findings}
+    states = {finding.topic: finding.state for finding in findings}
     if states.get("latents") == "fault":
-        return "collapse" if collapsed(diagnosis) else "blind encoder"
+        return "collapse" if collapsed(measured) else "blind encoder"
     if states["estimate"] == "fault":
         return "estimate"
-    loss = loss_of_the_model(diagnosis)
-    if loss is not None and float(loss.value) > float(diagnosis.test.inference.mean()):
+    loss = loss_of_the_model(measured)
+    if loss is not None and float(loss.value) > float(measured.test.inference.mean()):
         return "overfitted model"
     if states["gap"] == "fine":
         return "none"
-    part = diagnosis.test.larger_part()
-    if part == "encoder" and overfitted(diagnosis):
+    part = measured.test.larger_part()
+    if part == "encoder" and overfitted(measured):
         return "overfitted encoder"
     return part
 
 
-def headline_of(diagnosis: Diagnosis) -> str:
+def headline_of(measured: Measured, culprit: str) -> str:
     """The culprit in one sentence, with the sizes on test data and their Monte Carlo errors."""
-    summary = diagnosis.test.summary()
+    summary = measured.test.summary()
     digits = 2 if float(summary["inference"].value) >= 1 else 3
-    loss = loss_of_the_model(diagnosis)
-    return HEADLINES[diagnosis.culprit].format(
+    loss = loss_of_the_model(measured)
+    return HEADLINES[culprit].format(
         inference=summary["inference"].with_error(digits, unit=" nats"),
         encoder=part_of(summary["amortization"], summary["inference"], digits),
         family=part_of(summary["approximation"], summary["inference"], digits),
@@ -103,14 +101,14 @@ def part_of(part: Estimate, whole: Estimate, digits: int) -> str:
     return f"{part.with_error(digits)} of {whole.with_error(digits, unit=' nats')}"
 
 
-def advice_of(diagnosis: Diagnosis) -> str:
+def advice_of(measured: Measured, culprit: str) -> str:
     """What to do about the culprit; about an estimate in doubt, what fits the estimator that ran."""
-    return ADVICE[diagnosis.culprit].format(remedy=remedy_of(diagnosis))
+    return ADVICE[culprit].format(remedy=remedy_of(measured))
 
 
-def remedy_of(diagnosis: Diagnosis) -> str:
+def remedy_of(measured: Measured) -> str:
     """For the reason that most of the test data are in doubt for; where the weights show none, for a mode that is missed."""
-    gaps = diagnosis.test
+    gaps = measured.test
     if "tails" in gaps.unchecked:
         return "Take at least 100 weights per datum (num_particles, or num_chains of annealed chains)"
     counts = {reason: int(flags.sum()) for reason, flags in gaps.doubts.items() if reason in OF_LOG_EVIDENCE}

@@ -12,15 +12,12 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from ..evidence import SelfCheckResult
-from ..gaps import GAPS, Gaps
-from ..latent import Surgery, UnitActivity
+from ..gaps import GAPS
 from ..records import Estimate
-from ..samples import SampleCheckResult
-from ..simulate import Reconstruction, Simulation
 from .culprits import advice_of, culprit_of, headline_of
 from .figure import draw
 from .findings import Finding, findings_of
+from .measured import Measured
 from .numbers import Number, numbers_of
 from .page import render
 
@@ -32,7 +29,7 @@ MARKS = {"fine": "ok", "fault": "!!", "undecided": "??"}
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnosis:
+class Diagnosis(Measured):
     """What is wrong with a VAE, as `diagnose` found it: print it, `plot` it, write it with `to_html`, `to_json`, `to_csv`.
 
     :ivar test: the `Gaps` of held-out data.
@@ -49,14 +46,6 @@ class Diagnosis:
     :ivar seconds: the time it took.
     """
 
-    test: Gaps
-    train: Gaps
-    units: UnitActivity | None
-    surgery: Surgery | None
-    self_check: SelfCheckResult | None
-    samples: SampleCheckResult | None
-    simulation: Simulation | None
-    reconstruction: Reconstruction | None
     left_out: Mapping[str, str]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -76,17 +65,17 @@ class Diagnosis:
     def culprit(self) -> str:
         """What to change first: "collapse", "blind encoder", "estimate", "encoder", "overfitted encoder",
         "overfitted model", "family", "undecided" or "none"."""
-        return culprit_of(self)
+        return culprit_of(self, self.findings)
 
     @property
     def headline(self) -> str:
         """The culprit in a sentence, with its size in nats per datum and its Monte Carlo error."""
-        return headline_of(self)
+        return headline_of(self, self.culprit)
 
     @property
     def advice(self) -> str:
         """What to do about it."""
-        return advice_of(self)
+        return advice_of(self, self.culprit)
 
     def verdict(self) -> str:
         """What is wrong and what to change first, in two sentences."""
@@ -94,12 +83,12 @@ class Diagnosis:
 
     def plot(self, figure: Figure | None = None) -> Figure:
         """All pictures of this diagnosis in one figure; a new one by default."""
-        return draw(self, figure)
+        return draw(self, self.headline, figure)
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write one page that needs no other file and no network: verdict, numbers, pictures, provenance."""
         with open(path, "w", encoding="utf-8") as file:
-            file.write(render(self))
+            file.write(render(self, self.numbers))
 
     def to_dict(self) -> dict[str, Any]:
         """Verdict, numbers, settings, and every record in full (per datum), as plain Python. NaN and infinities stay."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import plots
 from ..plots.images import as_images
+from .measured import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .diagnosis import Diagnosis
 
 COLUMNS = 3
 SIZE = 5.2, 3.6  # inches of one picture
@@ -28,9 +28,9 @@ class Panel:
     caption: str
 
 
-def panels_of(diagnosis: Diagnosis) -> list[Panel]:
+def panels_of(measured: Measured) -> list[Panel]:
     """Those whose parts are there; images only where the data are images."""
-    d = diagnosis
+    d = measured
     found = [
         Panel(
             "gaps",
@@ -85,9 +85,9 @@ def is_image(drawn: Any) -> bool:
     return True
 
 
-def draw(diagnosis: Diagnosis, figure: Figure | None = None) -> Figure:
+def draw(measured: Measured, headline: str, figure: Figure | None = None) -> Figure:
     """All panels on one figure."""
-    panels = panels_of(diagnosis)
+    panels = panels_of(measured)
     rows = -(-len(panels) // COLUMNS)
     if figure is None:
         import matplotlib.pyplot as plt  # here, so that importing the package starts no graphics
@@ -95,5 +95,5 @@ def draw(diagnosis: Diagnosis, figure: Figure | None = None) -> Figure:
         figure = plt.figure(figsize=(COLUMNS * SIZE[0], rows * SIZE[1] + 0.5), layout="constrained")
     for place, panel in enumerate(panels, start=1):
         panel.draw(figure.add_subplot(rows, COLUMNS, place))
-    figure.suptitle(diagnosis.headline)
+    figure.suptitle(headline)
     return figure

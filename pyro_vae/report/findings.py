@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..evidence import well_known
 from ..gaps import Gaps
 from ..records import LEVEL, Estimate, are_many, counted, normal_quantile
+from .measured import Measured
 from .numbers import difference
-
-if TYPE_CHECKING:
-    from .diagnosis import Diagnosis
 
 SMALL = 0.1  # nats: an information or a gap below it is nothing to mend
 LARGE = 0.5  # share of the gap on test data that must be there on training data too, to blame the encoder's size
@@ -33,19 +30,19 @@ class Finding:
     claim: str
 
 
-def findings_of(diagnosis: Diagnosis) -> tuple[Finding, ...]:
+def findings_of(measured: Measured) -> tuple[Finding, ...]:
     """One claim per topic that was looked at."""
-    found = [latents(diagnosis), estimate(diagnosis), gap(diagnosis), held_out(diagnosis)]
-    if diagnosis.samples is not None:
+    found = [latents(measured), estimate(measured), gap(measured), held_out(measured)]
+    if measured.samples is not None:
         # Nearer to the training data: copies, or the densest parts of the data alone.
-        state = "undecided" if diagnosis.samples.doubts or diagnosis.samples.unchecked else "fine"
-        found.append(Finding("samples", state, diagnosis.samples.verdict()))
+        state = "undecided" if measured.samples.doubts or measured.samples.unchecked else "fine"
+        found.append(Finding("samples", state, measured.samples.verdict()))
     return tuple(finding for finding in found if finding is not None)
 
 
-def latents(diagnosis: Diagnosis) -> Finding | None:
+def latents(measured: Measured) -> Finding | None:
     """Are they used? By the mutual information where it is known, else by the KL: either says nothing below `SMALL`."""
-    surgery, units = diagnosis.surgery, diagnosis.units
+    surgery, units = measured.surgery, measured.units
     if surgery is None and units is None:
         return None
     active = f"{units.num_active} of {len(units)} units active" if units is not None else ""
@@ -53,7 +50,7 @@ def latents(diagnosis: Diagnosis) -> Finding | None:
         name, said = "mutual information", surgery.mutual_information
     else:
         assert units is not None
-        name, said = "KL to the prior", rate(diagnosis)
+        name, said = "KL to the prior", rate(measured)
     size = f"{name} {text(said)}"
     if surgery is not None and surgery.ceiling:
         limit = f"log {surgery.num_data} = {surgery.log_num_data:.3f} nats"
@@ -63,28 +60,28 @@ def latents(diagnosis: Diagnosis) -> Finding | None:
     if math.isnan(top):
         return Finding("latents", "undecided", f"Too few data to tell whether the latents are used: {numbers}.")
     if top < SMALL:
-        paid = f"yet the KL to the prior is {text(rate(diagnosis))}"
-        why = "the posterior has collapsed onto the prior" if collapsed(diagnosis) else paid
+        paid = f"yet the KL to the prior is {text(rate(measured))}"
+        why = "the posterior has collapsed onto the prior" if collapsed(measured) else paid
         return Finding("latents", "fault", f"The latents are not used: {numbers}; {why}.")
     return Finding("latents", "fine", f"The latents are used: {numbers}.")
 
 
-def rate(diagnosis: Diagnosis) -> Estimate:
+def rate(measured: Measured) -> Estimate:
     """The KL to the prior, from whichever part there is."""
-    if diagnosis.surgery is not None:
-        return diagnosis.surgery.kl
-    assert diagnosis.units is not None
-    return total(list(diagnosis.units.site_kl.values()))
+    if measured.surgery is not None:
+        return measured.surgery.kl
+    assert measured.units is not None
+    return total(list(measured.units.site_kl.values()))
 
 
-def collapsed(diagnosis: Diagnosis) -> bool:
+def collapsed(measured: Measured) -> bool:
     """Whether latents that say nothing also cost nothing."""
-    return upper_end(rate(diagnosis)) < SMALL
+    return upper_end(rate(measured)) < SMALL
 
 
-def estimate(diagnosis: Diagnosis) -> Finding:
+def estimate(measured: Measured) -> Finding:
     """May log p(x) be believed? By the weights, the fits, and the trial on simulated data."""
-    gaps, check = diagnosis.test, diagnosis.self_check
+    gaps, check = measured.test, measured.self_check
     doubted = int((~gaps.evidence.reliable).sum())
     numbers = f"data in doubt: {counted(gaps.doubts, gaps.unchecked)}"
     if check is None:
@@ -106,9 +103,9 @@ def estimate(diagnosis: Diagnosis) -> Finding:
     return Finding("estimate", "fine", f"The estimates can be trusted: {numbers}; {trial}")
 
 
-def gap(diagnosis: Diagnosis) -> Finding:
+def gap(measured: Measured) -> Finding:
     """Which part of log p(x) - ELBO is larger on test data, where the gap is large enough to matter."""
-    gaps = diagnosis.test
+    gaps = measured.test
     inference = gaps.summary()["inference"]
     top = gaps.evidence.mean_confidence_interval()[1] - float(gaps.log_evidence.mean()) + float(inference.value)
     sure = well_known(gaps.evidence) and not bool(gaps.doubts["below the ELBO"].any())
@@ -118,19 +115,19 @@ def gap(diagnosis: Diagnosis) -> Finding:
     return Finding("gap", state, gaps.verdict())
 
 
-def held_out(diagnosis: Diagnosis) -> Finding:
+def held_out(measured: Measured) -> Finding:
     """What model and encoder lose on data they were not trained on."""
-    test, train = known(diagnosis.test), known(diagnosis.train)
+    test, train = known(measured.test), known(measured.train)
     model, encoder = (difference(test.summary()[n], train.summary()[n]) for n in ("log_evidence", "amortization"))
-    of_model = loss_of_the_model(diagnosis) is not None
-    state = "fault" if of_model or overfitted(diagnosis) else "fine"
+    of_model = loss_of_the_model(measured) is not None
+    state = "fault" if of_model or overfitted(measured) else "fine"
     if state == "fine" and (bool(encoder.sampling_error.isnan()) or model.doubt or encoder.doubt):
         state = "undecided"
     claim = (
         f"Test minus training data: log p(x) {signed(model)} nats (the model), amortization gap {signed(encoder)} nats (the "
         "encoder); sampling errors."
     )
-    if len(test) < len(diagnosis.test) or len(train) < len(diagnosis.train):
+    if len(test) < len(measured.test) or len(train) < len(measured.train):
         claim = f"{claim[:-1]}, of the {len(test)} and {len(train)} data whose log p(x) is not in doubt."
     return Finding("held-out", state, f"The model is overfitted. {claim}" if of_model else claim)
 
@@ -141,18 +138,18 @@ def known(gaps: Gaps) -> Gaps:
     return gaps.select(kept) if are_many(~kept) and int(kept.sum()) >= len(gaps) / 2 else gaps
 
 
-def loss_of_the_model(diagnosis: Diagnosis) -> Estimate | None:
+def loss_of_the_model(measured: Measured) -> Estimate | None:
     """By how much log p(x) is lower on test data, if that is more than chance and worth a word."""
-    train, test = (known(gaps).summary()["log_evidence"] for gaps in (diagnosis.train, diagnosis.test))
+    train, test = (known(gaps).summary()["log_evidence"] for gaps in (measured.train, measured.test))
     loss = difference(train, test)
     if loss.doubt or not float(loss.value) > max(SMALL, ALARM * float(loss.sampling_error)):
         return None
     return loss
 
 
-def overfitted(diagnosis: Diagnosis) -> bool:
+def overfitted(measured: Measured) -> bool:
     """The amortization gap is larger on test data, by more than chance and by more than half of it."""
-    test, train = diagnosis.test.summary()["amortization"], diagnosis.train.summary()["amortization"]
+    test, train = measured.test.summary()["amortization"], measured.train.summary()["amortization"]
     rise = difference(test, train)
     certain = float(rise.value) > normal_quantile(LEVEL) * float(rise.sampling_error)
     return certain and float(train.value) < LARGE * float(test.value)

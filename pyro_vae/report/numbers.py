@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ..evidence import SelfCheckResult
 from ..gaps import Gaps
 from ..latent import Surgery, UnitActivity
 from ..records import Estimate
 from ..samples import SampleCheckResult, Statistic
-
-if TYPE_CHECKING:
-    from .diagnosis import Diagnosis
+from .measured import Measured
 
 NATS = "nats per datum"
 PARTS_OF_KL = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
@@ -46,17 +43,17 @@ class Number:
     doubt: str = ""
 
 
-def numbers_of(diagnosis: Diagnosis) -> list[Number]:
+def numbers_of(measured: Measured) -> list[Number]:
     """All of them, in the order of the page."""
-    rows = [*of_gaps(diagnosis.test, "test"), *of_gaps(diagnosis.train, "train"), *held_out(diagnosis)]
-    if diagnosis.surgery is not None:
-        rows += of_surgery(diagnosis.surgery)
-    if diagnosis.units is not None:
-        rows += of_units(diagnosis.units)
-    if diagnosis.self_check is not None:
-        rows += of_self_check(diagnosis.self_check)
-    if diagnosis.samples is not None:
-        rows += of_samples(diagnosis.samples)
+    rows = [*of_gaps(measured.test, "test"), *of_gaps(measured.train, "train"), *held_out(measured)]
+    if measured.surgery is not None:
+        rows += of_surgery(measured.surgery)
+    if measured.units is not None:
+        rows += of_units(measured.units)
+    if measured.self_check is not None:
+        rows += of_self_check(measured.self_check)
+    if measured.samples is not None:
+        rows += of_samples(measured.samples)
     return rows
 
 
@@ -85,10 +82,10 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors), doubt=doubt)
 
 
-def held_out(diagnosis: Diagnosis) -> Iterator[Number]:
+def held_out(measured: Measured) -> Iterator[Number]:
     """What the pair loses on data it was not trained on: the model in log p(x), the encoder in its own gap."""
-    test, train = diagnosis.test.summary(), diagnosis.train.summary()
-    n = len(diagnosis.test) + len(diagnosis.train)
+    test, train = measured.test.summary(), measured.train.summary()
+    n = len(measured.test) + len(measured.train)
     for name, title in (("log_evidence", "log p(x)"), ("elbo", "ELBO"), ("amortization", "amortization gap")):
         yield number("held-out", "test - train", title, difference(test[name], train[name]), n)
 

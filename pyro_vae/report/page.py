@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .figure import SIZE, Panel, panels_of
-
-if TYPE_CHECKING:
-    from .diagnosis import Diagnosis
+from .measured import Measured
+from .numbers import Number
 
 DPI = 160
 TITLES = {
@@ -26,17 +25,17 @@ TITLES = {
 }
 
 
-def render(diagnosis: Diagnosis) -> str:
-    """The page as text."""
+def render(measured: Measured, numbers: list[Number]) -> str:
+    """The page of a `Diagnosis` as text."""
     pages = Environment(loader=PackageLoader(__name__.rpartition(".")[0], ""), autoescape=True, undefined=StrictUndefined)
     pages.filters["shown"] = shown
     sections = [
         (title, rows)
         for part, title in TITLES.items()
-        if (rows := [(row_id, row) for row_id, row in enumerate(diagnosis.numbers) if row.part == part])
+        if (rows := [(row_id, row) for row_id, row in enumerate(numbers) if row.part == part])
     ]
     page = pages.get_template("page.html").render(
-        diagnosis=diagnosis, sections=sections, pictures=[(panel, picture(panel)) for panel in panels_of(diagnosis)]
+        diagnosis=measured, sections=sections, pictures=[(panel, picture(panel)) for panel in panels_of(measured)]
     )
     return page.replace(" +- ", " \u00b1 ")
 
