@@ -1,9 +1,8 @@
 """Checks of options: numbers of Python and of NumPy are welcome, and become plain numbers; True and False are no numbers."""
 
 import math
-from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 from .errors import OptionError
 
@@ -46,10 +45,11 @@ def real_number(
     return number
 
 
-def one_of(name: str, value: Any, choices: Collection[str]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
+def one_of(name: str, value: Any, choices: Any) -> None:
+    """`choices` is a `Literal` of strings."""
+    allowed = get_args(choices)
+    if not isinstance(value, str) or value not in allowed:
+        raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def seed_or_none(seed: Any) -> int | None:

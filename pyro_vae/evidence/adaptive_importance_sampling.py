@@ -1,7 +1,6 @@
 """Importance sampling from proposals fitted to each datum first."""
 
 from dataclasses import dataclass
-from typing import cast, get_args
 
 from ..kernel import Call
 from ..ops import MIN_PARTICLES_FOR_K
@@ -75,7 +74,7 @@ class AdaptiveImportanceSampling(Estimator):
         self.num_particles = whole_number("num_particles", self.num_particles)
         if self.num_gradients is not None:
             self.num_gradients = whole_number("num_gradients", self.num_gradients, lowest=2)
-        self.proposal = cast(Proposal, one_of("proposal", self.proposal, get_args(Proposal)))
+        one_of("proposal", self.proposal, Proposal)
 
     def estimate(self, call: Call) -> Evidence:
         look = SecondLook(call, self.num_particles, self.check, fewest=MIN_PARTICLES_FOR_K)

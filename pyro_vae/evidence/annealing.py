@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from ..options import one_of, whole_number
 from .estimator import Estimator
 from .fitted import START_PARTICLES, Proposal, fit_proposals
 from .hmc import State, adapted, transition
-from .paths import STARTS, Path
+from .paths import Path, Start
 from .summary import guide_draws
 
-SCHEDULES = ("adaptive", "linear", "sigmoid")
+Schedule = Literal["adaptive", "linear", "sigmoid"]
 # Is shown the number of the temperature, the states and the log-weights so far; may give others to go on with.
 Visit = Callable[[int, State, Tensor], tuple[State, Tensor] | None]
 SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three is so many times as long as tuned
@@ -38,15 +38,15 @@ class AnnealedChains(Estimator):
     num_steps: int = 200
     num_chains: int = 16
     num_leapfrog: int = 1
-    start: str = "fitted"
-    schedule: str = "adaptive"
+    start: Start = "fitted"
+    schedule: Schedule = "adaptive"
     progress: bool = True
 
     def check_options(self) -> None:
         for name in ("num_steps", "num_chains", "num_leapfrog"):
             setattr(self, name, whole_number(name, getattr(self, name)))
-        one_of("start", self.start, STARTS)
-        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("start", self.start, Start)
+        one_of("schedule", self.schedule, Schedule)
 
 
 class Annealing:

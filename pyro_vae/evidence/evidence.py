@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, norm
 from ..records import doubts as table
 from .k_curve import KCurve
 
+Bound = Literal["lower", "upper", "exact", "consistent"]
 JUDGED = 100  # weights from which on a tail index is fitted
 
 PER_DATUM = (
@@ -66,7 +67,7 @@ class Evidence:
     ess: Tensor
     pareto_k: Tensor
     smoothed: Tensor
-    bound: str
+    bound: Bound
     num_particles: int
     cost: float
     acceptance: Tensor | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ..proposals import GaussianProposal, LatentSpace, MixtureProposal, check_gradients, differentiable
 from .hmc import ChosenPart, State
 
-STARTS = ("fitted", "guide", "prior")
+Start = Literal["fitted", "guide", "prior"]
 
 
 class Path:
@@ -23,7 +25,7 @@ class Path:
     def __init__(
         self,
         space: LatentSpace,
-        start: str,
+        start: Start,
         fitted: GaussianProposal | MixtureProposal,
         moments: tuple[Tensor, Tensor],
     ) -> None:

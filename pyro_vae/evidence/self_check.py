@@ -14,6 +14,7 @@ from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import OfPair
 from .evidence import Evidence
+from .paths import Start
 from .self_check_result import SelfCheckResult
 from .simulated_arguments import simulate_arguments
 
@@ -63,7 +64,7 @@ class SelfCheck(OfPair):
     data: Callable[[Observed], tuple[Any, ...]] | None = None
     num_steps: int = 200
     num_chains: int = 16
-    start: str = "fitted"
+    start: Start = "fitted"
     progress: bool = True
 
     def check_options(self) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ REASONS = {  # that concern each number
     "approximation": (*OF_LOG_EVIDENCE, "not converged"),
     "inference": OF_LOG_EVIDENCE,
 }
+
+
+Part = Literal["encoder", "family", "undecided"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +112,7 @@ class Gaps:
         top = "log p(x), lower bound" if self.evidence.support_checked else "score (data outside the support)"
         return {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": top, **{n: f"{n} gap" for n in GAPS}}
 
-    def larger_part(self, level: float = LEVEL) -> str:
+    def larger_part(self, level: float = LEVEL) -> Part:
         """Which part of the mean gap is the larger one, "encoder" or "family"; or "undecided", as `verdict` explains."""
         return self._decide(level)[0]
 
@@ -142,7 +145,7 @@ class Gaps:
         """(B,) true where there is no doubt at all."""
         return table.without_doubt(self.doubts, like=self.elbo)
 
-    def _decide(self, level: float) -> tuple[str, str]:
+    def _decide(self, level: float) -> tuple[Part, str]:
         known = self
         if not well_known(self.evidence) and bool((reliable := self.evidence.reliable).any()):
             known = self.select(reliable)

@@ -19,9 +19,12 @@ from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide
 from .checks.plates import INFER, find_layout
 from .checks.structure import Structure, analyse, kept_guide_sites
-from .programs import Program
+from .programs import Execution, Program
 from .recorder import Layout, Site
 from .records import leading_record
+
+# The structure, the names of the sites of guide and model, and how the two are executed.
+Found = tuple[Structure, frozenset[str], frozenset[str], Execution, Execution]
 
 
 class Pair:
@@ -43,7 +46,7 @@ class Pair:
                 raise ArgumentError(f"{name} must be callable, got {type(program).__name__}")
         self.model, self.guide = model, guide
         self.datum_plate, self.prior_sites, self.check_support = datum_plate, tuple(prior_sites), check_support
-        self._known: dict[Any, tuple[Structure, frozenset[str], frozenset[str], str, str]] = {}
+        self._known: dict[Any, Found] = {}
 
     @contextmanager
     def open(self, args: tuple, kwargs: Mapping[str, Any], seed: int | None) -> Iterator[Call]:
@@ -83,9 +86,7 @@ class Pair:
         )
         return guide, model
 
-    def _find_out(
-        self, guide: Program, model: Program, seed: int
-    ) -> tuple[Structure, frozenset[str], frozenset[str], str, str]:
+    def _find_out(self, guide: Program, model: Program, seed: int) -> Found:
         seed_torch(noise_seed(seed, Noise.PROBE, 0))
         guide_sites, model_sites = self._probe(guide, model)
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)

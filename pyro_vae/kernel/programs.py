@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .recorder import Adjust, Cut, Layout, Recorder, Site
 from .records import Record, SiteRecord, leading_record, looped_record, padded, select_particle, split_joint_draw
 
 Values = Mapping[str, Tensor]
+Execution = Literal["leading", "vmap", "loop"]
 
 
 class Program:
@@ -37,7 +38,7 @@ class Program:
         self.indices, self.draw_indices = indices, draw_indices
         self.layout = Layout()
         self.names: frozenset[str] | None = None
-        self.execution = "loop"
+        self.execution: Execution = "loop"
         self.base_draws = False  # whether values given for flows without an inverse are draws of their bases
 
     def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .aggregated_density import Mixture
 from .draws import BatchDraws, Collector, Distributions, Rows
 from .surgery import Surgery
 
-AGGREGATES = ("full", "leave-one-out", "minibatch")
+Aggregate = Literal["full", "leave-one-out", "minibatch"]
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -92,12 +92,12 @@ class ELBOSurgery(OfPair):
 
     num_particles: int = 1
     num_draws: int | None = None
-    aggregate: str = "full"
+    aggregate: Aggregate = "full"
 
     def check_options(self) -> None:
         self.num_particles = whole_number("num_particles", self.num_particles)
         self.num_draws = None if self.num_draws is None else whole_number("num_draws", self.num_draws)
-        one_of("aggregate", self.aggregate, AGGREGATES)
+        one_of("aggregate", self.aggregate, Aggregate)
 
     @torch.no_grad()
     def __call__(

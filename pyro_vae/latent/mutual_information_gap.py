@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .draws import BatchDraws, Collector, Distributions
 from .elbo_surgery import by_datum, check_batches, chosen_rows, owners_of
 from .factor_information import FactorInformation
 
-AGGREGATES = ("full", "leave-one-out")
+Aggregate = Literal["full", "leave-one-out"]
 
 
 def second_element(batch: Any) -> Tensor:
@@ -100,11 +100,11 @@ class MutualInformationGap(OfPair):
     """
 
     num_particles: int = 1
-    aggregate: str = "full"
+    aggregate: Aggregate = "full"
 
     def check_options(self) -> None:
         self.num_particles = whole_number("num_particles", self.num_particles)
-        one_of("aggregate", self.aggregate, AGGREGATES)
+        one_of("aggregate", self.aggregate, Aggregate)
 
     @torch.no_grad()
     def __call__(

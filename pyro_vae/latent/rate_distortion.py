@@ -99,6 +99,7 @@ class RateDistortion(OfPair):
         self._chains = AnnealedChains(self.model, self.guide, **options, start="prior", progress=False)
         self.num_steps, self.num_chains = self._chains.num_steps, self._chains.num_chains
         self._reported = reported_betas(self.betas)
+        self.betas = None if self.betas is None else self._reported
         self._powers = [1 / beta for beta in self._reported]
         self._grid, self._places = annealing_grid(self._powers, self.num_steps)
 

@@ -21,7 +21,7 @@ from .terms import Density, Pass
 from .traces.beta_elbo import BetaELBO, densities_of
 from .traces.beta_messenger import WeighedTraces
 from .traces.kl_formulas import OwnDraws, analytic_kl
-from .traces.kl_targets import check_beta, target_of
+from .traces.kl_targets import Per, check_beta, target_of
 from .traces.rates import Rates, mean_rates
 from .traces.tape import tape_pair
 from .weights import Weight
@@ -96,7 +96,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         beta: Weight | Mapping[str, Weight] = 1.0,
         *,
         free_bits: Weight | Mapping[str, Weight] = 0.0,
-        free_bits_per: str = "dimension",
+        free_bits_per: Per = "dimension",
         capacity: Weight | None = None,
         capacity_weight: Weight = 1000.0,
         **options: Any,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from .objective import BetaObjective
 from .weighing import beta_densities, total
 from .weights import Weight
 
-GRADIENTS = ("standard", "stl", "dreg")
+Gradient = Literal["standard", "stl", "dreg"]
 
 
 class ImportanceWeightedELBO(DatumELBO, BetaObjective):
@@ -76,11 +76,11 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         beta: Weight | Mapping[str, Weight] = 1.0,
         *,
         num_particles: int = 10,
-        gradient: str = "standard",
+        gradient: Gradient = "standard",
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
     ) -> None:
-        gradient = one_of("gradient", gradient, GRADIENTS)
+        one_of("gradient", gradient, Gradient)
         super().__init__(beta=beta, num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)
         self.gradient = gradient
 

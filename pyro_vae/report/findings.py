@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from ..evidence import well_known
 from ..gaps import Gaps
@@ -16,6 +17,9 @@ LARGE = 0.5  # share of the gap on test data that must be there on training data
 ALARM = 3.0  # sampling errors of a loss on new data: one false alarm in 700
 
 
+State = Literal["fine", "fault", "undecided"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One claim of a `Diagnosis`.
@@ -26,7 +30,7 @@ class Finding:
     """
 
     topic: str
-    state: str
+    state: State
     claim: str
 
 
@@ -35,7 +39,7 @@ def findings_of(measured: Measured) -> tuple[Finding, ...]:
     found = [latents(measured), estimate(measured), gap(measured), held_out(measured)]
     if measured.samples is not None:
         # Nearer to the training data: copies, or the densest parts of the data alone.
-        state = "undecided" if measured.samples.doubts or measured.samples.unchecked else "fine"
+        state: State = "undecided" if measured.samples.doubts or measured.samples.unchecked else "fine"
         found.append(Finding("samples", state, measured.samples.verdict()))
     return tuple(finding for finding in found if finding is not None)
 
@@ -111,7 +115,7 @@ def gap(measured: Measured) -> Finding:
     sure = well_known(gaps.evidence) and not bool(gaps.doubts["below the ELBO"].any())
     if max(top, inference.confidence_interval()[1]) < SMALL and sure:
         return Finding("gap", "fine", f"The ELBO is next to log p(x): the inference gap is {text(inference)}.")
-    state = "undecided" if gaps.larger_part() == "undecided" else "fault"
+    state: State = "undecided" if gaps.larger_part() == "undecided" else "fault"
     return Finding("gap", state, gaps.verdict())
 
 
@@ -120,7 +124,7 @@ def held_out(measured: Measured) -> Finding:
     test, train = known(measured.test), known(measured.train)
     model, encoder = (difference(test.summary()[n], train.summary()[n]) for n in ("log_evidence", "amortization"))
     of_model = loss_of_the_model(measured) is not None
-    state = "fault" if of_model or overfitted(measured) else "fine"
+    state: State = "fault" if of_model or overfitted(measured) else "fine"
     if state == "fine" and (bool(encoder.sampling_error.isnan()) or model.doubt or encoder.doubt):
         state = "undecided"
     claim = (

@@ -7,6 +7,7 @@ errors); both bound the error as well.
 import json
 import math
 import pickle
+from typing import get_args
 
 import pyro
 import pyro.distributions as dist
@@ -28,11 +29,13 @@ from pyro.infer.autoguide import AutoNormal
 import pyro_vae as pv
 from pyro_vae.errors import InvalidDataError, LocalFitError, NonFiniteError, OptionError
 from pyro_vae.evidence import AnnealedImportanceSampling, ExactEvidence, State, annealing, fitted
-from pyro_vae.evidence.annealing import SCHEDULES
+from pyro_vae.evidence.annealing import Schedule
 from pyro_vae.evidence.hmc import ChosenPart, transition
-from pyro_vae.evidence.paths import STARTS
+from pyro_vae.evidence.paths import Start
 from pyro_vae.kernel import calls
 from pyro_vae.proposals import GaussianProposal, MixtureProposal
+
+STARTS, SCHEDULES = get_args(Start), get_args(Schedule)
 
 PARALLEL = {"enumerate": "parallel"}
 

@@ -6,6 +6,7 @@ Means over replicates fail by chance with 6e-5 (4 standard errors) and bound the
 import json
 import math
 import pickle
+from typing import get_args
 
 import pyro
 import pyro.distributions as dist
@@ -18,11 +19,13 @@ import pyro_vae as pv
 from pyro_vae.errors import LatentsError, OptionError
 from pyro_vae.evidence import Annealing, BidirectionalMonteCarlo, Sandwich, annealing
 from pyro_vae.evidence import bidirectional_monte_carlo as bidirectional
-from pyro_vae.evidence.annealing import SCHEDULES
-from pyro_vae.evidence.paths import STARTS
+from pyro_vae.evidence.annealing import Schedule
+from pyro_vae.evidence.paths import Start
 from pyro_vae.kernel import calls
 from pyro_vae.noise import Noise
 from pyro_vae.ops import pareto_smooth
+
+STARTS, SCHEDULES = get_args(Start), get_args(Schedule)
 
 PARALLEL = {"enumerate": "parallel"}
 

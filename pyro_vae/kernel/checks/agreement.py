@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import BatchCouplingError, HiddenRandomnessError, StructureError
 from ..isolation import LayerWatch
 from ..log_densities import masked_sum
-from ..programs import Program, Values, ancestral, draw, score
+from ..programs import Execution, Program, Values, ancestral, draw, score
 from ..records import Record, close
 from .data import bounds_vary
 from .discrete import told_apart
@@ -95,7 +95,8 @@ def choose_for_model(model: Program, values: dict[str, Tensor], structure: Struc
         apart = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
         check_data_are_independent(model, apart, score(model, apart, num_particles), structure)
     # Sites that are drawn while scoring cannot be drawn under vmap.
-    for candidate in ("leading",) if structure.prior_sites else ("leading", "vmap"):
+    candidates: list[Execution] = ["leading"] if structure.prior_sites else ["leading", "vmap"]
+    for candidate in candidates:
         model.execution = candidate
         try:
             with ValueWatch(active=candidate == "leading"):

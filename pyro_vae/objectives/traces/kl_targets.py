@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ..weights import Weight, checked_weight, checked_weights, value_of
 from .beta_messenger import WeighedTraces, beta_at
 from .matching import Beta, Betas
 from .rates import Rate, Rates, data_dims, datum_plate, kl_of_site, rate_by_dimension, weight_of_data
+
+Per = Literal["dimension", "site"]
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,10 @@ class Capacity:
 
 
 def target_of(
-    free_bits: Weight | Mapping[str, Weight], free_bits_per: str, capacity: Weight | None, capacity_weight: Weight
+    free_bits: Weight | Mapping[str, Weight], free_bits_per: Per, capacity: Weight | None, capacity_weight: Weight
 ) -> FreeBits | Capacity | None:
     """The target that the options name; None for the plain sum of the KLs."""
-    one_of("free_bits_per", free_bits_per, ("dimension", "site"))
+    one_of("free_bits_per", free_bits_per, Per)
     bits = FreeBits(checked_weights(free_bits, "free_bits"), free_bits_per == "dimension")
     capacity_weight = checked_weight(capacity_weight, "capacity_weight")
     capacity = None if capacity is None else checked_weight(capacity, "capacity")
