@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .densities import has_edges, innermost, inside_support, log_prob_at
-from .errors import StructureError, quoted
-from .kernel import Call, Layout, Record, SiteRecord, first_dependent
+from .errors import MaskError, StructureError, quoted
+from .kernel import Call, Layout, LogDensities, Record, SiteRecord, first_dependent
 
 
 def log_q_by_dimension(
@@ -82,6 +82,15 @@ def check_draws(drawn: Record, guide_sites: Collection[str], latents: Collection
                 "a density of its own (an autoguide, or a factor): the densities of other data at it are not known. Let "
                 "the guide draw the latents themselves, from parameters that an encoder computes"
             )
+
+
+def check_unmasked(weights: LogDensities) -> None:
+    masked = [name for name in weights.structure.latents if weights.kept_places(name) is not None]
+    if masked:
+        raise MaskError(
+            f"the latents {quoted(masked)} are masked, but the aggregated posterior is over all data and dimensions alike: "
+            "leave masked data out, and mask observations only"
+        )
 
 
 def joint_sites(drawn: Record, names: Collection[str]) -> list[str]:

@@ -146,6 +146,7 @@ def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tens
     Centre and half widths of the box, (B, D) each; the two highest points of each datum, (2, B, D).
     """
     for _ in range(MOST_ZOOMS):
+        # One cell more on each side of the near points: the joint may be high between the last of them and the next.
         unit = unit_grid(centre, COARSE[space.dim])
         log_joint = values_on(space, centre, half, unit)
         highest = centre + half * unit[log_joint.topk(2, 0).indices, 0]

@@ -146,12 +146,17 @@ class Gaps:
         return table.without_doubt(self.doubts, like=self.elbo)
 
     def _decide(self, level: float) -> tuple[Part, str]:
+        """The larger part, and the sentence that says so, by the interval of amortization minus approximation.
+
+        A log p(x) in doubt is too low, and the approximation gap with it. So "encoder" is only said of the data whose
+        log p(x) is known well, while "family" may be said of all: what log p(x) lacks would only make its part larger.
+        """
         known = self
         if not well_known(self.evidence) and bool((reliable := self.evidence.reliable).any()):
             known = self.select(reliable)
         low, _ = known._contrast(level)
         _, high = self._contrast(level)
-        if high < 0:  # of all data: what log p(x) lacks would only be added to the family's part
+        if high < 0:
             known = self
         summary = known.summary()
         encoder, family = summary["amortization"], summary["approximation"]

@@ -37,11 +37,10 @@ from .checks.subsamples import check_subsample, same_indices
 from .isolation import eval_mode, isolated, isolated_store
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
-from .pairs import Pair
+from .pairs import Pair, simulation
 from .provenance import LostProvenance, first_dependent, read_by_prior
 from .recorder import Cut, Layout
 from .records import Record, SiteRecord, close, narrow_record, padded
-from .simulation import simulation
 
 __all__ = [
     "Call",

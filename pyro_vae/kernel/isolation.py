@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import ArgumentError, BatchCouplingError, quoted
 from ..noise import kept_random_state
 
+STORE = ("_params", "_param_to_name", "_constraints")  # the dictionaries of Pyro's parameter store
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 OFF_BY_DEFAULT = {F.alpha_dropout, F.feature_alpha_dropout}
 BATCH_NORMS = {F.batch_norm, torch.batch_norm}
@@ -39,10 +40,9 @@ def isolated_store() -> Iterator[None]:
     the user may hold. Handles that a run hangs on a module's parameters are taken off: they cannot be pickled.
     """
     store = pyro.get_param_store()
-    names = ("_params", "_param_to_name", "_constraints")
-    saved = {name: getattr(store, name) for name in names}
+    saved = {name: getattr(store, name) for name in STORE}
     had_handle = {id(param) for param in store._params.values() if "unconstrained" in vars(param)}
-    for name in names:
+    for name in STORE:
         setattr(store, name, dict(saved[name]))
     try:
         yield
@@ -50,7 +50,7 @@ def isolated_store() -> Iterator[None]:
         for param in store._params.values():
             if id(param) not in had_handle:
                 vars(param).pop("unconstrained", None)
-        for name in names:
+        for name in STORE:
             setattr(store, name, saved[name])
 
 

@@ -17,7 +17,6 @@ from .calls import Call
 from .checks.autoguides import refuse_guide
 from .checks.plates import INFER
 from .pairs import Pair
-from .recorder import Layout, Site
 
 
 class LivePair(Pair):
@@ -28,6 +27,7 @@ class LivePair(Pair):
     """
 
     allow_dropout = True
+    checks_data = False  # NaN is left to the warning of the loss, as in Pyro
 
     def __init__(
         self, model: Callable, guide: Callable, *, datum_plate: str | None = INFER, prior_sites: Collection[str] = ()
@@ -80,9 +80,6 @@ class LivePair(Pair):
             pyro.util.set_rng_state(state)  # what is drawn next must not repeat the noise of new parameters
         return found, norms
 
-    def _check_data(self, model_sites: Mapping[str, Site], layout: Layout) -> None:
-        """Leave NaN to the warning of the loss, as Pyro does."""
-
 
 class NewParameters(Messenger):
     """Note whether a parameter was created by a function, which may have drawn it."""
@@ -105,7 +102,7 @@ def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[list
 def kept_store_on_error() -> Iterator[None]:
     """Remove new parameters from the store where a pair is refused."""
     store = pyro.get_param_store()
-    saved = {name: dict(getattr(store, name)) for name in ("_params", "_param_to_name", "_constraints")}
+    saved = {name: dict(getattr(store, name)) for name in isolation.STORE}
     try:
         yield
     except BaseException:

@@ -31,6 +31,7 @@ class Pair:
     """Any Pyro model and guide, with the structures found for shapes of arguments so far."""
 
     allow_dropout = False  # numbers of a random network are about no model
+    checks_data = True
 
     def __init__(
         self,
@@ -114,14 +115,11 @@ class Pair:
                 guide.layout = model.layout = layout
                 if not layout.unsized or known == layout.batch_size:
                     break
-        # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
-        self._check_data(model_sites, layout)
+        if self.checks_data:
+            # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
+            movable = {name for name, site in model_sites.items() if bounds_of(support_of(site.fn))}
+            check_data(leading_record(model_sites), layout, self.check_support, movable)
         return guide_sites, model_sites
-
-    def _check_data(self, model_sites: Mapping[str, Site], layout: Layout) -> None:
-        record = leading_record(model_sites)
-        movable = {name for name, site in record.items() if bounds_of(support_of(site.fns[0]))}
-        check_data(record, layout, self.check_support, movable)
 
     def _probe_model(self, model: Program, guide_sites: Mapping[str, Site]) -> dict[str, Site]:
         """Run the model at the guide's values. Where it fails, raise by name if the sites of the two do not match."""
@@ -132,15 +130,25 @@ class Pair:
                 raise
             model_sites = model.run()
             kept = kept_guide_sites(self.guide, guide_sites, model_sites)
-            analyse(
-                self.guide,
-                kept,
-                model_sites,
-                layout=self._layout(guide_sites, model_sites),
-                prior_sites=self.prior_sites,
-            )
+            layout = self._layout(guide_sites, model_sites)
+            analyse(self.guide, kept, model_sites, layout=layout, prior_sites=self.prior_sites)
             raise
 
     def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)
         return find_layout(self.guide, kept, model_sites, self.datum_plate)
+
+
+def simulation(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
+) -> tuple[dict[str, Site], dict[str, Site]]:
+    """The sites of two plain runs of a model alone: with the observed values as given, and with drawn ones."""
+    check_signature("model", model, args, kwargs)
+    seed = checked_seed(seed)
+    devices = devices_of((args, kwargs), isolation.modules_of(model))
+    with isolation.isolated(model, devices=devices):
+        seed_torch(noise_seed(seed, Noise.SIMULATION, 0))
+        program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample())
+        before = program.run()
+        program.layout = find_layout(model, {}, before, datum_plate)
+        return before, program.run(redraw_observed=True)

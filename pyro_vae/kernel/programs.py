@@ -21,8 +21,7 @@ Execution = Literal["leading", "vmap", "loop"]
 class Program:
     """One side of a (model, guide) pair, bound to the arguments of one call.
 
-    `execution` is "leading" (a particle axis left of all plates), "vmap" (scoring only) or "loop"; the agreement check
-    chooses it.
+    `execution` is "leading" (a particle axis left of all plates), "vmap" (scoring only) or "loop", as the checks found.
     """
 
     def __init__(
@@ -90,9 +89,8 @@ def draw(
 ) -> Record:
     """Draw K particles: values and distributions per site, log-densities computed when read.
 
-    `cuts` is filled with the cuts of each run of the program, see `Recorder`.
-
-    Run on a model, this draws from the prior and records the likelihood of its observations as well.
+    Run on a model, this draws from the prior and records the likelihood of its observations as well. `cuts` is filled with
+    the cuts of each run of the program, see `Recorder`.
     """
     num_runs = 1 if program.execution == "leading" else num_particles
     chains: list[list[Cut] | None] = [None if cuts is None else [] for _ in range(num_runs)]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..aggregate import as_particles, check_draws, joint_sites, log_q_by_dimension, rows_of
+from ..aggregate import as_particles, check_draws, check_unmasked, joint_sites, log_q_by_dimension, rows_of
 from ..densities import by_number
-from ..errors import EnumerationError, MaskError, NonFiniteError, StructureError, listed, quoted
+from ..errors import EnumerationError, NonFiniteError, StructureError, listed, quoted
 from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, close, first_dependent, read_by_prior
 from ..noise import Noise, batch_noise
 from .per_unit import unit_names
@@ -125,7 +125,7 @@ class Collector:
         structure = call.structure
         latents = structure.latents
         check_draws(guide, structure.guide_sites, latents)
-        check_masks(guide, weights, latents)
+        check_unmasked(weights)
         if id(structure) not in self._separate:
             plain = call.layout.datum_dim is not None and not joint_sites(guide, latents)
             separate = plain and (len(latents) == 1 or first_dependent(call, latents) is None)
@@ -180,15 +180,6 @@ def check_structure(structure: Structure) -> None:
         )
     if not structure.latents:
         raise StructureError("the guide draws no latent site of the model, so there is no KL to take apart")
-
-
-def check_masks(guide: Record, weights: LogDensities, latents: tuple[str, ...]) -> None:
-    masked = [n for n in latents if weights.joint_mask(n) is not None or guide[n].event_mask is not None]
-    if masked:
-        raise MaskError(
-            f"the latents {quoted(masked)} are masked, but the aggregated posterior is over all data and dimensions alike: "
-            "leave masked data out of the loader, and mask observations only"
-        )
 
 
 def check_finite(kl: Tensor, latents: tuple[str, ...]) -> None:

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..aggregate import check_dimensions, check_separate, log_q_by_dimension
+from ..aggregate import check_dimensions, check_separate, check_unmasked, log_q_by_dimension
 from ..densities import bounds_of, innermost
-from ..errors import MaskError, OptionError, StructureError, quoted
+from ..errors import OptionError, StructureError, quoted
 from ..kernel import INFER, Call, LogDensities, Record, Structure
 from ..ops import index_code_information
 from ..options import whole_number
@@ -149,7 +149,7 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         drawn = call.draw(1)
         self._check_guide(call, drawn)
         densities, scale = self._weigh(call, drawn, betas=weights_now[1])
-        check_masks(densities, drawn)
+        check_unmasked(densities)
         if isinstance(scale, Tensor) and scale.dim():
             raise StructureError(
                 "the data are scaled differently (poutine.scale), but all count alike in the aggregated posterior: scale "
@@ -225,13 +225,3 @@ def check_gradients(drawn: Record, structure: Structure) -> None:
                 f"the support of the guide's site '{name}' moves with parameters, so the aggregated posterior jumps where "
                 "it ends and its gradient would lack that: use a family with a fixed support"
             )
-
-
-def check_masks(densities: LogDensities, drawn: Record) -> None:
-    latents = densities.structure.latents
-    masked = [n for n in latents if densities.joint_mask(n) is not None or drawn[n].event_mask is not None]
-    if masked:
-        raise MaskError(
-            f"the latents {quoted(masked)} are masked, but the aggregated posterior is over all data and dimensions alike: "
-            "leave masked data out of the batch, and mask observations only"
-        )

@@ -145,10 +145,12 @@ def newton_step(
 ) -> GaussianProposal:
     """Regress gradients on points, (K, B, D) each, and move to the Gaussian that explains them.
 
-    In coordinates whitened by the present proposal: minimise sum_k w_k |v_k - c + H u_k|^2 + ridge |H - anchor|^2 over
-    symmetric H. The anchor is diagonal, from a regression per coordinate; without one the fit can diverge.
+    In coordinates whitened by the present proposal, u = tril^-1 (z - loc) with gradients v = tril' g: minimise
+    sum_k w_k |v_k - c + H u_k|^2 + ridge |H - anchor|^2 over c and symmetric H. The anchor is diagonal, from a regression
+    per coordinate; without one the fit can diverge. The new centre is where c - H u is zero, the new precision H.
     """
     dim = proposal.loc.shape[-1]
+    # 1. Points and gradients, as they are and whitened; what counts how much.
     usable = gradients.isfinite().all(-1).T.unsqueeze(1)  # (B, 1, K); elsewhere log p is not finite either
     z = (points - proposal.loc).permute(1, 2, 0)  # (B, D, K)
     g = torch.where(usable, gradients.permute(1, 2, 0), torch.zeros_like(z))
@@ -161,25 +163,32 @@ def newton_step(
         mean = (a * w).sum(-1, keepdim=True) / total
         return mean, a - mean
 
+    # 2. Weighted means out, so that c drops out of the regression: v_mean = c - H u_mean.
     (_, z), (_, g), (u_mean, u), (v_mean, v) = centred(z), centred(g), centred(u), centred(v)
+    # 3. The anchor: minus the slope of g_d in z_d, as a multiple of the starting precision, shrunk towards one by
+    #    ANCHOR_RIDGE pseudo-gradients and clamped; then turned into the whitened coordinates.
     start_variance = start_scale.square()
     ratio = (ANCHOR_RIDGE - (w * g * z).sum(-1)) / ((w * z * z).sum(-1) / start_variance + ANCHOR_RIDGE)
     anchor = (proposal.tril.mT * (ratio.clamp(0.01, 100) / start_variance).unsqueeze(1)) @ proposal.tril
-    # The normal equations of a symmetric H are a Lyapunov equation, H A + A H = R + R'.
+    # 4. The normal equations of a symmetric H are a Lyapunov equation, H A + A H = R + R' with A = sum_k w_k u_k u_k'.
+    #    In the eigenbasis of A each entry of H is one division.
     second_moment = (u * w) @ u.mT + RIDGE * torch.eye(dim, dtype=u.dtype, device=u.device)
     right = RIDGE * anchor - (v * w) @ u.mT
     a, basis, known = eigh(second_moment)
     rotated = basis.mT @ (right + right.mT) @ basis
     precision = basis @ (rotated / (a.unsqueeze(-1) + a.unsqueeze(-2))) @ basis.mT
     factors, axes, precise = eigh(0.5 * (precision + precision.mT))
+    # 5. A round may change the precision along an axis, and the centre, by so much only.
     factors = factors.clamp(*PRECISION_RANGE)
     step = axes @ ((axes.mT @ v_mean) / factors.unsqueeze(-1)) + u_mean
     longest = max(0.5 * math.sqrt(dim), 2.5)
     step = step * (longest / step.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+    # 6. Covariance tril H^-1 tril'; QR gives its Cholesky factor without squaring, up to the signs of its columns.
     upper = torch.linalg.qr((proposal.tril @ (axes * factors.rsqrt().unsqueeze(-2))).mT)[1]
     signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(u.dtype)
     loc = proposal.loc + (proposal.tril @ step).squeeze(-1)
     tril = upper.mT * signs.unsqueeze(-2)
+    # 7. A datum for which anything is not finite keeps its proposal.
     good = known & precise & loc.isfinite().all(-1) & tril.isfinite().all(-1).all(-1)
     return GaussianProposal(loc, tril).where(good, proposal)
 

@@ -27,7 +27,10 @@ COMPONENT_GAIN = math.log(1.05)  # a further component must measure 5% more ESS
 
 @dataclass(frozen=True)
 class Pool:
-    """Points with known densities: `num_prior` draws of the prior first, then the last batch of each fit."""
+    """Points with known densities: `num_prior` draws of the prior first, then the last batch of each fit.
+
+    They cost nothing more, and tell by importance weights how good a proposal would be before anything is drawn from it.
+    """
 
     u: Tensor
     log_joint: Tensor
