@@ -45,7 +45,8 @@ def simulate(
 
     :param model: a Pyro model.
     :param args: the model's arguments; of the observed ones only the shapes matter, inputs that the model conditions on
-        (a label, say) are used as they are. What is observed, by `obs=` or by `pyro.condition`, is drawn anew. A model that
+        (a label, say) are used as they are. What is observed in the plate of the data, by `obs=` or by `pyro.condition`, is
+        drawn anew; what is observed outside it is kept. A model that
         reads its own observations elsewhere than in `obs=` (teacher forcing) would be conditioned on the template: have it
         use what `pyro.sample` returns.
     :param seed: fixes the draw and leaves the caller's random state alone.
@@ -58,9 +59,14 @@ def simulate(
         sim = pv.simulate(model, torch.zeros(1000, 64), seed=0)
         sim.observed["obs"]     # (1000, 64)
     """
-    sites = simulation(model, args, kwargs, datum_plate=datum_plate, seed=seed)[1]
-    latents = {n: s.value for n, s in sites.items() if not s.is_observed}
-    observed = {n: s for n, s in sites.items() if s.is_observed and not s.is_factor}
+    return simulated_data(model, args, kwargs, datum_plate=datum_plate, seed=seed)
+
+
+def simulated_data(model: Callable, args: tuple, kwargs: Mapping[str, Any], **options: Any) -> Simulation:
+    """By the options of `kernel.simulation`."""
+    sites = simulation(model, args, kwargs, **options)[1]
+    latents = {n: s.value for n, s in sites.items() if not (s.is_observed or s.is_fixed)}
+    observed = {n: s for n, s in sites.items() if s.is_observed and not (s.is_factor or s.is_fixed)}
     means = known_means({n: s.fn for n, s in observed.items()})
     return Simulation(observed={n: s.value for n, s in observed.items()}, latents=latents, means=means)
 

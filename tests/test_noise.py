@@ -46,6 +46,7 @@ CALLS = {
 SHARED_ON_PURPOSE = {
     ("offsets.py", "check_terms"): "offsets",
     ("offsets.py", "ascend"): "steps",
+    ("restart.py", "witness_terms"): "witnesses",
     ("inference_gaps.py", "estimate"): "draws of the guide",
     ("summary.py", "guide_draws"): "draws of the guide",
     ("fitted.py", "fit_proposals"): "draws of the guide",

@@ -52,6 +52,7 @@ class Evidence:
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
+    :ivar given: the sites outside the data that have one value: everything here is given them.
     :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
         not log p(x).
     :ivar method: what ran: "importance sampling" (from the guide itself), "fitted proposals", "annealed chains", "reverse
@@ -76,6 +77,7 @@ class Evidence:
     curve: KCurve | None = None
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
     support_checked: bool = True
     method: str = ""
     checks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -88,7 +90,7 @@ class Evidence:
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        check_same(records, ("bound", "num_particles", "support_checked", "method"))
+        check_same(records, ("bound", "num_particles", "given", "support_checked", "method"))
         curves = [r.curve for r in records if r.curve is not None]
         return cls(
             **concatenated(records, PER_DATUM),
@@ -97,6 +99,7 @@ class Evidence:
             num_particles=records[0].num_particles,
             cost=mean_cost(records),
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
+            given=records[0].given,
             support_checked=records[0].support_checked,
             method=records[0].method,
             checks=table.concatenated_flags(records),
@@ -241,6 +244,8 @@ class Evidence:
                 f"  acceptance of the chains {float(self.acceptance.mean()):.2f}, lowest {float(self.acceptance.min()):.2f}"
             )
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method)]
+        if self.given:
+            lines.append(f"  given: {', '.join(self.given)}")
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
         return "\n".join(lines)

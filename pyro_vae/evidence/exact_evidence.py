@@ -197,6 +197,7 @@ def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         cost=call.cost,
         index=call.index,
         stripped_scales=call.structure.stripped_scales,
+        given=call.structure.given,
         support_checked=call.check_support,
         method=EXACT_VALUE,
         unchecked=unknown_supports(call),

@@ -77,7 +77,7 @@ class SelfCheck(OfPair):
 
     def __call__(self, *args: Any, **kwargs: Any) -> SelfCheckResult:
         sites, args, kwargs = self._simulate(args, kwargs)
-        latents = {n: s.value for n, s in sites.items() if not s.is_observed}
+        latents = {n: s.value for n, s in sites.items() if not (s.is_observed or s.is_fixed)}
         sandwich = self._sandwich(latents)(*args, **kwargs)
         result = SelfCheckResult(self.evidence(self.model, self.guide)(*args, **kwargs), sandwich)
         warn_about(result, stacklevel=2)
@@ -85,8 +85,13 @@ class SelfCheck(OfPair):
 
     def _simulate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...], dict]:
         """The drawn sites, and the model's arguments that hold them."""
-        options: dict[str, Any] = {"datum_plate": self.datum_plate, "seed": self.seed}
+        with torch.no_grad(), self._pair.open(args, kwargs, self.seed) as call:
+            options: Any = {"datum_plate": self.datum_plate, "seed": self.seed, "fixed": call.fixed}
         if self.data is None:
             return *simulate_arguments(self.model, args, kwargs, **options), kwargs
         sites = simulation(self.model, args, kwargs, **options)[1]
-        return sites, self.data({n: s.value for n, s in sites.items() if s.is_observed and not s.is_factor}), {}
+        return (
+            sites,
+            self.data({n: s.value for n, s in sites.items() if s.is_observed and not (s.is_factor or s.is_fixed)}),
+            {},
+        )

@@ -13,16 +13,16 @@ SAY_WHERE = "Say with data=lambda observed: (...) how simulated values become th
 
 
 def simulate_arguments(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], **options: Any
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Simulate, and return the arguments with each drawn value in place of the observed argument.
+    """Simulate by `kernel.simulation`, and return the arguments with each drawn value in place of the observed argument.
 
     :raises ArgumentError: where no argument, or more than one, holds what a site observed.
     """
-    before, drawn = simulation(model, args, kwargs, datum_plate=datum_plate, seed=seed)
+    before, drawn = simulation(model, args, kwargs, **options)
     filled, taken = list(args), set[int]()
     for name, site in drawn.items():
-        if site.is_observed and not site.is_factor:
+        if site.is_observed and not (site.is_factor or site.is_fixed):
             place = place_of(name, before[name].value, args)
             value = site.value.reshape(args[place].shape)
             value = torch.where(args[place].isnan(), args[place].to(value), value)  # a hole stays a hole

@@ -43,6 +43,7 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method:
         cost=cost,
         index=call.index,
         stripped_scales=call.structure.stripped_scales,
+        given=call.structure.given,
         support_checked=call.check_support,
         method=method,
         unchecked=unknown_supports(call),

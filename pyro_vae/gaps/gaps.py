@@ -219,6 +219,7 @@ class Gaps:
             *table.printed(self.doubts, self.unchecked, self.evidence.method),
             f"cost: {self.cost:g} decoder evaluations per datum",
             f"q*: {self.family}",
+            *([f"given: {', '.join(self.evidence.given)}"] if self.evidence.given else []),
             self.verdict(),
         ]
         return "\n".join(lines)

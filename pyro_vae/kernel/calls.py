@@ -45,6 +45,11 @@ class Call:
         name = self.layout.datum_plate
         return self.guide.indices.get(name) if self.structure.subsampled and name else None
 
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """The values of latents outside the data, by name."""
+        return dict(self.guide.fixed)
+
     def set_noise(self, stream: int, block: int) -> None:
         seed_torch(noise_seed(self.seed, stream, block))
 
@@ -95,7 +100,7 @@ class Call:
         self.weighed = self._scored = None  # their memory is needed now
         record = self._scored = score(self.model, values, num_particles)
         if not self.data_checked and self.model.execution == "vmap":  # which returns no distributions
-            self._checked(leading_record(self.model.run(values=self.model.plain_values(values, 0))))
+            self._checked(leading_record(self.model.run(values=self.model.plain_values(values, 0)), self.layout))
         return self._checked(record)
 
     def log_guide(self, values: Mapping[str, Tensor], num_particles: int, model: Record | None) -> Tensor:

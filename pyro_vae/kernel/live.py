@@ -28,6 +28,7 @@ class LivePair(Pair):
 
     allow_dropout = True
     checks_data = False  # NaN is left to the warning of the loss, as in Pyro
+    takes_givens = False  # their densities have gradients, which a weight per datum has no place for
 
     def __init__(
         self, model: Callable, guide: Callable, *, datum_plate: str | None = INFER, prior_sites: Collection[str] = ()

@@ -31,7 +31,7 @@ class Pair:
     """Any Pyro model and guide, with the structures found for shapes of arguments so far."""
 
     allow_dropout = False  # numbers of a random network are about no model
-    checks_data = True
+    checks_data = takes_givens = True
 
     def __init__(
         self,
@@ -77,15 +77,15 @@ class Pair:
                 self._known[key] = self._find_out(guide, model, seed)
             structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
             guide.layout = model.layout = structure.layout
+            if structure.layout.fixed:
+                guide.run()  # gives the latents outside the data their values
             yield Call(guide, model, structure, seed, devices[0], self.check_support)
 
     def _programs(
         self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor], draw_indices: Callable[[str, Any], Tensor]
     ) -> tuple[Program, Program]:
-        guide, model = (
-            Program(fn, args, kwargs, indices=indices, draw_indices=draw_indices) for fn in (self.guide, self.model)
-        )
-        return guide, model
+        shared: Any = {"indices": indices, "draw_indices": draw_indices, "fixed": {}}
+        return Program(self.guide, args, kwargs, **shared), Program(self.model, args, kwargs, **shared)
 
     def _find_out(self, guide: Program, model: Program, seed: int) -> Found:
         seed_torch(noise_seed(seed, Noise.PROBE, 0))
@@ -118,7 +118,7 @@ class Pair:
         if self.checks_data:
             # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
             movable = {name for name, site in model_sites.items() if bounds_of(support_of(site.fn))}
-            check_data(leading_record(model_sites), layout, self.check_support, movable)
+            check_data(leading_record(model_sites, layout), layout, self.check_support, movable)
         return guide_sites, model_sites
 
     def _probe_model(self, model: Program, guide_sites: Mapping[str, Site]) -> dict[str, Site]:
@@ -136,19 +136,29 @@ class Pair:
 
     def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
         kept = kept_guide_sites(self.guide, guide_sites, model_sites)
-        return find_layout(self.guide, kept, model_sites, self.datum_plate)
+        return find_layout(self.guide, kept, model_sites, self.datum_plate, takes_givens=self.takes_givens)
 
 
 def simulation(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], *, datum_plate: str | None, seed: int | None
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    datum_plate: str | None,
+    seed: int | None,
+    fixed: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Site], dict[str, Site]]:
-    """The sites of two plain runs of a model alone: with the observed values as given, and with drawn ones."""
+    """The sites of two plain runs of a model alone: with the observed values as given, and with drawn ones.
+
+    :param fixed: values of latents outside the data, as `Call.fixed` has them.
+    """
     check_signature("model", model, args, kwargs)
     seed = checked_seed(seed)
     devices = devices_of((args, kwargs), isolation.modules_of(model))
     with isolation.isolated(model, devices=devices):
         seed_torch(noise_seed(seed, Noise.SIMULATION, 0))
-        program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample())
-        before = program.run()
-        program.layout = find_layout(model, {}, before, datum_plate)
+        known = dict(fixed or {})
+        program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample(), fixed=known)
+        before = program.run(values=known)
+        program.layout = find_layout(model, {}, before, datum_plate, known)
         return before, program.run(redraw_observed=True)

@@ -32,9 +32,10 @@ class Program:
         *,
         indices: dict[str, Tensor],
         draw_indices: Callable[[str, Any], Tensor],
+        fixed: dict[str, Tensor],
     ) -> None:
         self.fn, self.args, self.kwargs = fn, args, kwargs
-        self.indices, self.draw_indices = indices, draw_indices
+        self.indices, self.draw_indices, self.fixed = indices, draw_indices, fixed
         self.layout = Layout()
         self.names: frozenset[str] | None = None
         self.execution: Execution = "loop"
@@ -43,7 +44,7 @@ class Program:
     def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:
         """One run of the program, plain or with a leading particle axis."""
         options |= {"num_particles": num_particles, "base_draws": self.base_draws}
-        recorder = Recorder(self.layout, self.indices, self.draw_indices, **options)
+        recorder = Recorder(self.layout, self.indices, self.draw_indices, self.fixed, **options)
         with recorder:
             self.fn(*self.args, **self.kwargs)
         if self.names is not None and self.names != recorder.sites.keys():
@@ -97,7 +98,8 @@ def draw(
     if cuts is not None:
         cuts.extend(chain for chain in chains if chain is not None)
     if program.execution == "leading":
-        return leading_record(split_joint_draw(program.fn, program.run(num_particles, adjust=adjust, cuts=chains[0])))
+        sites = program.run(num_particles, adjust=adjust, cuts=chains[0])
+        return leading_record(split_joint_draw(program.fn, sites), program.layout)
     runs = [split_joint_draw(program.fn, program.run(adjust=adjust, cuts=chain)) for chain in chains]
     return looped_record(runs, program.layout)
 
@@ -105,7 +107,7 @@ def draw(
 def score(program: Program, values: Values, num_particles: int) -> Record:
     """Log-densities per site at given canonical values; latent sites without a value are drawn once and recorded."""
     if program.execution == "leading":
-        return leading_record(split_joint_draw(program.fn, program.run(num_particles, values=values)))
+        return leading_record(split_joint_draw(program.fn, program.run(num_particles, values=values)), program.layout)
     if program.execution == "vmap":
         return vmapped_record(program, values, num_particles)
     plain = [program.plain_values(values, k) for k in range(num_particles)]
@@ -130,6 +132,8 @@ def vmapped_record(program: Program, values: Values, num_particles: int) -> Reco
         seen.update(sites)
         outputs = {}
         for name, site in sites.items():
+            if name in layout.fixed:
+                continue
             mask, event_mask = find_masks(site.fn, site.mask, site.value)
             if event_mask is not None:
                 raise StructureError(f"site '{name}' is masked inside its event: not read under vmap")

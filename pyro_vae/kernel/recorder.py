@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from ..densities import draw_base, filled, has_edges, inside_support, is_one_way, log_prob_at, push
+from ..densities import draw_base, filled, has_edges, innermost, inside_support, is_one_way, log_prob_at, push
 from ..errors import StructureError
 from .checks.subsamples import check_subsample
 
@@ -32,6 +32,7 @@ class Layout:
     batch_size: int = 1
     unsized: bool = False
     enumerated: tuple[str, ...] = ()
+    fixed: frozenset[str] = frozenset()  # sites outside the data that have one value
     plain_shapes: Mapping[str, torch.Size] = field(default_factory=dict)  # batch shapes of latent sites in a plain run
     event_dims: Mapping[str, int] = field(default_factory=dict)
 
@@ -53,6 +54,8 @@ class Site:
     is_observed: bool
     infer: Mapping[str, Any]
     is_given: bool = False  # the value was not drawn from this very distribution
+    has_own_value: bool = False  # a latent that came with one (`poutine.replay`)
+    is_fixed: bool = False  # outside the data, with one value
     base_draw: Tensor | None = None  # behind the value, of a flow without an inverse
     own_log_prob: Tensor | None = None  # of such a flow, taken when the value was drawn
 
@@ -80,6 +83,11 @@ class Site:
         return log_prob.float() if log_prob.dtype in (torch.float16, torch.bfloat16) else log_prob
 
 
+def is_cut_off(msg: Any) -> bool:
+    """Whether it is what `poutine.do` leaves of a site: a draw that nothing reads."""
+    return msg.get("_intervener_id") is not None
+
+
 class Recorder(Messenger):
     """Supplies and records sample sites. Entered first, it acts after the program's own plates, masks and scales.
 
@@ -87,6 +95,7 @@ class Recorder(Messenger):
     :param indices: subsample indices by plate, kept for all runs of one call; missing ones are drawn by `draw_indices`.
     :param num_particles: expand every latent site to a leading particle axis, or `None` for a plain run.
     :param values: answers for latent sites; other latent sites are drawn.
+    :param fixed: values of latents outside the data, filled by the guide and read by the model.
     :param adjust: maps (name, distribution) of a drawn site to (the one to draw from, the one that is log q).
     :param redraw_observed: draw the observed sites too (`simulate`).
     :param base_draws: the values given for flows without an inverse are draws of their bases.
@@ -99,6 +108,7 @@ class Recorder(Messenger):
         layout: Layout,
         indices: dict[str, Tensor],
         draw_indices: Callable[[str, Any], Tensor],
+        fixed: dict[str, Tensor],
         *,
         num_particles: int | None = None,
         values: Mapping[str, Tensor] | None = None,
@@ -108,21 +118,32 @@ class Recorder(Messenger):
         base_draws: bool = False,
     ) -> None:
         super().__init__()
-        self.layout, self.indices, self.draw_indices = layout, indices, draw_indices
+        self.layout, self.indices, self.draw_indices, self.fixed = layout, indices, draw_indices, fixed
         self.num_particles, self.values, self.adjust = num_particles, values or {}, adjust
         self.redraw_observed, self.cuts, self.base_draws = redraw_observed, cuts, base_draws
         self.sites: dict[str, Site] = {}
         self.drawn: set[str] = set()
+        self._own_value: set[str] = set()
         self._densities: dict[str, Any] = {}
         self._one_way: dict[str, tuple[Tensor, Tensor]] = {}  # draws of the base, log-densities
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self._answer_subsample(msg)
-        elif msg["infer"].get("_deterministic"):
+        elif msg["infer"].get("_deterministic") or is_cut_off(msg):
             return
+        elif msg["name"] in self.layout.fixed:
+            self._answer_fixed(msg)
         elif not msg["is_observed"] or (self.redraw_observed and not site_is_factor(msg)):
             self._answer(msg)
+
+    def _answer_fixed(self, msg: Any) -> None:
+        """Outside the data: the value that it came with, that of a Delta of the guide, or the one the guide has given it."""
+        if msg["value"] is None:
+            point = isinstance(innermost(msg["fn"]), dist.Delta)
+            msg["value"], msg["done"] = msg["fn"]() if point else self.fixed[msg["name"]], True
+        if not msg["is_observed"]:
+            self.fixed[msg["name"]] = msg["value"]
 
     def _answer_subsample(self, msg: Any) -> None:
         """Give all runs of a call the same subsample."""
@@ -138,10 +159,8 @@ class Recorder(Messenger):
     def _answer(self, msg: Any) -> None:
         name = msg["name"]
         if msg["value"] is not None and not msg["is_observed"]:
-            raise StructureError(
-                f"latent site '{name}' already has a value when it reaches the kernel (poutine.condition, replay or do "
-                "inside the program): pass the value with obs= instead"
-            )
+            self._own_value.add(name)
+            return
         fn = msg["fn"] = self._expanded(msg)
         if name in self.values and self.base_draws and is_one_way(fn):
             msg["value"] = self._pushed(name, fn, fn, self.values[name])
@@ -199,7 +218,7 @@ class Recorder(Messenger):
         return values.reshape(values.shape[:1] + (1,) * width + fn.event_shape)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic") or is_cut_off(msg):
             return
         name = msg["name"]
         if name in self.sites:
@@ -218,4 +237,6 @@ class Recorder(Messenger):
             is_observed=msg["is_observed"],
             infer=dict(msg["infer"]),
             is_given=name not in self.drawn and name not in self.layout.enumerated,
+            has_own_value=name in self._own_value,
+            is_fixed=name in self.layout.fixed,
         )

@@ -81,20 +81,24 @@ def select_particle(value: Tensor, k: int, width: int) -> Tensor:
     return value.select(-(width + 1), k if value.shape[-(width + 1)] > 1 else 0)
 
 
-def leading_record(sites: Mapping[str, Site]) -> Record:
-    """From one run with a leading particle axis."""
+def leading_record(sites: Mapping[str, Site], layout: Layout) -> Record:
+    """From one run with a leading particle axis, without the sites outside the data."""
     record = {}
     for name, site in sites.items():
+        if name in layout.fixed:
+            continue
         mask, event_mask = find_masks(site.fn, site.mask, site.value)
         record[name] = SiteRecord(site, site.value, site.log_prob, mask, event_mask, [site.fn], site.base_draw)
     return record
 
 
 def looped_record(runs: Sequence[Mapping[str, Site]], layout: Layout) -> Record:
-    """From one plain run per particle."""
+    """From one plain run per particle, without the sites outside the data."""
     record = {}
     width = layout.num_plates
     for name, first in runs[0].items():
+        if name in layout.fixed:
+            continue
         sites = [run[name] for run in runs]
         masks = [find_masks(site.fn, site.mask, site.value) for site in sites]
         value, base_draw = first.value, first.base_draw

@@ -16,13 +16,13 @@ from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, S
 from ..evaluate import evaluate
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
-from ..kernel import INFER
+from ..kernel import INFER, Pair
 from ..latent import ActiveUnits, ELBOSurgery
 from ..noise import checked_seed, kept_random_state
 from ..options import whole_number
 from ..records import CATEGORIES
 from ..samples import SampleCheck
-from ..simulate import reconstruct, simulate
+from ..simulate import reconstruct, simulated_data
 from .batches import Stages, picked
 from .diagnosis import Diagnosis
 
@@ -144,7 +144,9 @@ def diagnose(
             )
             first = arguments_of(held_out[0], args)
             drawn: dict[str, Any] = {"seed": seed, "datum_plate": datum_plate}
-            simulation = unless_refused("simulation", lambda: simulate(model, *first, **drawn))
+            with torch.no_grad(), Pair(model, guide, **shared).open(first, {}, seed) as call:
+                fixed = call.fixed
+            simulation = unless_refused("simulation", lambda: simulated_data(model, first, {}, fixed=fixed, **drawn))
             drawn_too = {**drawn, "prior_sites": prior_sites}
             reconstruction = unless_refused("reconstruction", lambda: reconstruct(model, guide, *first, **drawn_too))
     return Diagnosis(

@@ -269,7 +269,7 @@ def test_auto_hierarchical_normal_messenger(x):
 def test_point_masses_are_refused(x, kind, datum_plate):
     guide = kind(gaussian)
     guide(x)
-    with pytest.raises(StructureError, match=f"{kind.__name__} is a point mass"):
+    with pytest.raises(StructureError, match="a point mass.*AutoNormal"):
         weigh(gaussian, guide, x, datum_plate=datum_plate)
 
 
@@ -338,7 +338,7 @@ def test_a_list_with_a_point_mass_is_refused(x):
     guide.append(autoguide.AutoNormal(poutine.block(pair_of_latents, expose=["u"])))
     guide.append(autoguide.AutoDelta(poutine.block(pair_of_latents, expose=["z"])))
     guide(x)
-    with pytest.raises(StructureError, match="AutoDelta is a point mass"):
+    with pytest.raises(StructureError, match="'z' is a Delta, a point mass.*AutoNormal in the place of AutoDelta"):
         weigh(pair_of_latents, guide, x)
 
 

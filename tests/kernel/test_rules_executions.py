@@ -721,3 +721,22 @@ def test_a_particle_axis_that_is_turned_shows_although_draws_are_rare(seed):
     truth = (dist.Normal(locs, 0.3).log_prob(x[:, None]) + torch.tensor([0.9, 0.1]).log()).logsumexp(1)
     evidence = pv.ImportanceSampling(model, guide, num_particles=1000, seed=seed)(x)
     assert ((evidence.log_evidence - truth).abs() < 5 * evidence.std_error).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("count", [lambda z: z.sum(-1, keepdim=True), lambda z: z.sum(-1, keepdim=True) % 2])
+def test_coupling_through_a_count_over_the_data_is_found_where_moves_cancel(count, seed):
+    """One datum up and one down leave a sum as it is, and two moved data leave its parity."""
+    x = torch.tensor([0.3, -1.0, 0.8, 2.0])
+
+    def model(x):
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((4,), 0.4)))
+            pyro.sample("x", dist.Normal(z + 0.3 * count(z), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Bernoulli(torch.full((4,), 0.5)))
+
+    with pytest.raises(BatchCouplingError):
+        pv.ImportanceSampling(model, guide, num_particles=10, seed=seed)(x)

@@ -579,7 +579,7 @@ def test_masks():
             make().loss(*programs, x)
     inside = torch.tensor([True, False]).expand(6, 2)
     family = lambda x: dist.Normal(x, 1.0).mask(inside).to_event(1)  # noqa: E731
-    with pytest.raises(MaskError, match="latents 'z' are masked"):
+    with pytest.raises(MaskError, match="the masked latents 'z' of data"):  # which the data read
         make().loss(*pair_of(family, lambda x: dist.Normal(torch.zeros_like(x), 1.0).mask(inside).to_event(1)), x)
 
     def partly(x):

@@ -17,6 +17,7 @@ from ..records import Record, close
 from .data import bounds_vary
 from .discrete import told_apart
 from .enumerated import axes_by_name, check_enumerated_axes
+from .givens import check_fixed_densities, check_fixed_values
 from .structure import Structure
 
 READS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "__contains__"}
@@ -47,6 +48,7 @@ def choose_executions(
 
 def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -> dict[str, Tensor]:
     guide.execution, guide.base_draws = "loop", True
+    check_fixed_values(guide)
     with axes_by_name(structure.guide_enumerated):
         drawn = draw(guide, num_particles)
         again = score(guide, replayable(drawn, structure), num_particles)
@@ -89,6 +91,7 @@ def choose_for_model(model: Program, values: dict[str, Tensor], structure: Struc
     if not agree(reference, score(model, values, num_particles), structure, num_particles):
         raise HiddenRandomnessError(hidden_randomness("model"))
     check_enumerated_axes(model, values, reference, structure)
+    check_fixed_densities(model, values, structure)
     check_data_are_independent(model, values, reference, structure)
     if structure.layout.enumerated:  # once more where latents lie further apart: a function that saturates hides a coupling
         prior = draw(ancestral(model), num_particles)
@@ -169,14 +172,15 @@ def agree(reference: Record, candidate: Record, structure: Structure, num_partic
 def check_data_are_independent(model: Program, values: Values, reference: Record, structure: Structure) -> None:
     """Check that densities of a datum depend on its own latents only: move some data, and the others must stay.
 
-    Moves the data with a given bit in their index, one bit per run. Any two data differ in a bit, so ceil(log2 B) runs are
-    enough.
+    Moves the data with a given bit in their index, one bit per run: any two data differ in a bit. Moves of several data may
+    cancel in a sum over them, so the first datum and the last are moved alone as well.
     """
     layout = structure.layout
     if layout.datum_dim is None or layout.batch_size == 1:
         return
-    for bit in range((layout.batch_size - 1).bit_length()):
-        moved = (torch.arange(layout.batch_size) >> bit) % 2 == 1
+    index = torch.arange(layout.batch_size)
+    by_bit = [(index >> bit) % 2 == 1 for bit in range((layout.batch_size - 1).bit_length())]
+    for moved in [*by_bit, index == 0, index == layout.batch_size - 1]:
         mixed = {}
         for name, value in values.items():
             width = layout.num_plates + layout.event_dims[name]

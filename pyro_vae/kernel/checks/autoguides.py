@@ -17,7 +17,7 @@ def refuse_guide(guide: Callable, datum_plate: str | None) -> None:
     parts = auto_parts(guide) or [unwrap(guide)]
     for part in parts:
         name = type(part).__name__
-        if isinstance(part, (autoguide.AutoDelta, autoguide.AutoLaplaceApproximation)):
+        if isinstance(part, autoguide.AutoLaplaceApproximation):
             raise StructureError(f"{name} is a point mass and has no density: use AutoNormal, or an amortized guide")
         if isinstance(part, autoguide.AutoStructured):
             raise StructureError(f"{name} is not checked by the kernel: use AutoNormal, or an amortized guide")

@@ -36,7 +36,7 @@ def check_enumerated_axes(program: Program, values: Mapping[str, Tensor], refere
         chosen = {n: (i, size) for n, i, size in zip(names, choice, sizes, strict=True)}
         single = {n: single_value(supports[n][i], structure, n) for n, (i, _) in chosen.items()}
         given = {n: at_single_values(value, n, chosen, structure) for n, value in plain.items()}
-        for name, site in leading_record(alone.run(values={**given, **single})).items():
+        for name, site in leading_record(alone.run(values={**given, **single}), structure.layout).items():
             if not agrees(reference[name], site, chosen, structure):
                 raise EnumerationError(moved_axis(names, f"the log-density of site '{name}' differs"))
 

@@ -3,17 +3,22 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
+import pyro.distributions as dist
 import torch
 
+from ...densities import innermost
 from ...errors import DatumPlateError, EmptyBatchError, GlobalLatentError, StructureError, SubsamplingError, quoted
 from ..recorder import Layout, Site
 from .autoguides import auto_sites
 
 INFER: Final = "infer"  # the default of `datum_plate=`: find the plate that all sites share
-WAYS_OUT = (
-    "Move the site into the plate, name the plate with datum_plate='...', or pass datum_plate=None to weigh the whole "
-    "call as one datum"
-)
+
+
+def ways_out(name: str) -> str:
+    return (
+        f"Move it into the plate; or give it one value, for log p(x) given that: pyro.condition(model, {{'{name}': value}}) "
+        "or a Delta for it in the guide (AutoDelta); or pass datum_plate=None to weigh the whole call as one datum"
+    )
 
 
 def plates_of(site: Site) -> dict[str, Any]:
@@ -27,22 +32,42 @@ def batch_shape(site: Site) -> torch.Size:
 
 
 def find_layout(
-    guide: Callable, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site], datum_plate: str | None
+    guide: Callable,
+    guide_sites: Mapping[str, Site],
+    model_sites: Mapping[str, Site],
+    datum_plate: str | None,
+    known: Collection[str] = (),
+    *,
+    takes_givens: bool = True,
 ) -> Layout:
+    """Where plates and data lie, and which sites are givens: those outside the data that have one value.
+
+    :param known: latents whose value is known without a guide.
+    """
     sites = [*guide_sites.values(), *model_sites.values()]
     if datum_plate is None:
         return Layout(num_plates=max((len(batch_shape(s)) for s in sites), default=0))
     # The one joint draw of AutoDiagonalNormal lies outside all plates; it is split per site and datum instead.
     auto_draws = {name for name in auto_sites(guide) if name.startswith("_")}
     members = [s for s in sites if s.name not in auto_draws]
-    name = datum_plate if datum_plate != INFER else find_datum_plate([s for s in members if not s.is_factor])
+    pinned = {*known, *pinned_sites(guide, guide_sites, model_sites)}
+    name = datum_plate if datum_plate != INFER else plate_of_data(members, pinned)
     outside = [s for s in members if name not in plates_of(s)]
     if len(outside) == len(members):
         raise DatumPlateError(f"no site lies in the plate '{name}': plates of the model are {all_plates(sites)}")
+    has_data = any(s.is_observed and name in plates_of(s) for s in model_sites.values())
     for site in outside:
-        error = DatumPlateError if site.is_observed else GlobalLatentError
-        what = "factor" if site.is_factor else "observed site" if site.is_observed else "latent site"
-        raise error(f"{what} '{site.name}' lies outside the datum plate '{name}', so it belongs to no datum. {WAYS_OUT}")
+        if site.name not in pinned or not has_data:
+            raise outside_the_plate(site, name)
+    fixed = frozenset(s.name for s in outside)
+    if fixed and not takes_givens:
+        raise StructureError(
+            f"the sites {quoted(sorted(fixed))} lie outside the datum plate '{name}': weights per datum would leave their "
+            "densities, and the gradients of these, out of the loss. Train with a Beta*_ELBO, which adds them once, or pass "
+            "datum_plate=None"
+        )
+    members = [s for s in members if s.name not in fixed]
+    sites = [s for s in sites if s.name not in fixed]
     frames = [plates_of(s)[name] for s in members]
     dims = {f.dim for f in frames}
     if len(dims) > 1:
@@ -62,7 +87,33 @@ def find_layout(
     size = sizes.pop()
     if size == 0:
         raise EmptyBatchError("the batch is empty: pass at least one datum")
-    return Layout(num_plates=num_plates, datum_plate=name, datum_dim=dim, batch_size=size, unsized=unsized)
+    return Layout(num_plates, datum_plate=name, datum_dim=dim, batch_size=size, unsized=unsized, fixed=fixed)
+
+
+def pinned_sites(guide: Callable, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> set[str]:
+    """The sites with one value: observed, replayed, or a point in the guide."""
+    points = {n for n, s in guide_sites.items() if isinstance(innermost(s.fn), dist.Delta)} - auto_sites(guide)
+    return points | {n for n, s in model_sites.items() if s.is_observed or s.has_own_value}
+
+
+def plate_of_data(members: Collection[Site], pinned: Collection[str]) -> str:
+    """The one plate that all sites share. Where there is none, sites with one value may lie elsewhere."""
+    all_sites = [s for s in members if not s.is_factor]
+    in_some_plate = [s for s in all_sites if s.name not in pinned or plates_of(s)]
+    for sites in (in_some_plate, [s for s in all_sites if s.name not in pinned]):
+        if sites and not shared_plates(all_sites) and shared_plates(sites):
+            return find_datum_plate(sites)
+    return find_datum_plate(all_sites)
+
+
+def outside_the_plate(site: Site, plate: str) -> StructureError:
+    what = "factor" if site.is_factor else "observed site" if site.is_observed else "latent site"
+    where = f"{what} '{site.name}' lies outside the datum plate '{plate}', so it belongs to no datum"
+    return (DatumPlateError if site.is_observed else GlobalLatentError)(f"{where}. {ways_out(site.name)}")
+
+
+def shared_plates(sites: Collection[Site]) -> list[str]:
+    return [name for name in plates_of(next(iter(sites))) if all(name in plates_of(s) for s in sites)] if sites else []
 
 
 def all_plates(sites: Collection[Site]) -> str:
@@ -70,7 +121,7 @@ def all_plates(sites: Collection[Site]) -> str:
 
 
 def find_datum_plate(sites: Collection[Site]) -> str:
-    common = [name for name in plates_of(next(iter(sites))) if all(name in plates_of(s) for s in sites)] if sites else []
+    common = shared_plates(sites)
     if len(common) == 1:
         return common[0]
     if common:
@@ -89,7 +140,7 @@ def find_datum_plate(sites: Collection[Site]) -> str:
     if outside:
         raise GlobalLatentError(
             f"latent site {quoted(outside)} lies outside the plate {quoted(sorted(shared))} of the data ({where}): it is "
-            f"shared by all of them. {WAYS_OUT}"
+            f"shared by all of them. {ways_out(next(iter(outside)))}"
         )
     raise DatumPlateError(
         f"no plate is common to all sites ({where}), so there is no weight per datum. Wrap model and guide in "

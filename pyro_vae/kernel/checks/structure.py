@@ -32,6 +32,7 @@ class Structure:
     """What the kernel knows about a model and guide at given shapes of arguments."""
 
     layout: Layout
+    given: tuple[str, ...]  # sites outside the data that have one value
     latents: tuple[str, ...]
     prior_sites: tuple[str, ...]
     guide_enumerated: tuple[str, ...]
@@ -74,6 +75,14 @@ def analyse(
     prior_sites: Collection[str],
 ) -> Structure:
     """Match the sites of one plain run of guide and model. Refuse what the kernel cannot weigh."""
+    given = tuple(n for n in model_sites if n in layout.fixed)
+    guide_sites, model_sites = ({n: s for n, s in side.items() if n not in given} for side in (guide_sites, model_sites))
+    for name, site in (*guide_sites.items(), *model_sites.items()):
+        if site.has_own_value:
+            raise StructureError(
+                f"the latent site '{name}' of the data already has a value (poutine.replay): log p(x) is about latents that "
+                "the guide draws. Pass model and guide without the handler"
+            )
     enumerated = {n: s for n, s in guide_sites.items() if s.is_enumerated}
     model_enumerated = {n: s for n, s in model_sites.items() if s.is_enumerated and n not in guide_sites}
     prior = find_prior_sites(model_sites, guide_sites, prior_sites)
@@ -94,6 +103,7 @@ def analyse(
     )
     return Structure(
         layout=layout,
+        given=given,
         latents=tuple(latents),
         prior_sites=tuple(prior),
         guide_enumerated=tuple(enumerated),
@@ -170,7 +180,8 @@ def match_sites(
         if isinstance(innermost(site.fn), dist.Delta) and name not in auto_sites(guide) and not is_discrete(partner.fn):
             raise AuxiliarySiteError(
                 f"the guide's site '{name}' is a Delta, a point mass without a density over a continuous latent: use a "
-                "distribution with a density (a TransformedDistribution for a transformed draw)"
+                "distribution with a density (AutoNormal in the place of AutoDelta, a TransformedDistribution for a "
+                "transformed draw). Only a latent outside the plate of the data may be a point, which is then given"
             )
         check_reach(name, site, partner)
         if site.fn.event_dim != partner.fn.event_dim or squeezed(site) != squeezed(partner):
