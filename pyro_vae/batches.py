@@ -1,6 +1,6 @@
 """Run a function of the model's arguments on every batch of a data set."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -11,21 +11,28 @@ from .errors import ArgumentError, EmptyBatchError
 from .noise import batch_noise, kept_random_state
 
 T = TypeVar("T")
+# From a batch to the positional arguments of model and guide, or to a dict of their keyword arguments.
+ToArguments = Callable[[Any], tuple[Any, ...] | Mapping[str, Any]]
 
 
-def first_element(batch: Any) -> tuple[Any, ...]:
-    """The arguments of the model from a batch: its first element, or the batch itself where it is a tensor."""
+def first_element(batch: Any) -> tuple[Any, ...] | Mapping[str, Any]:
+    """The arguments of the model from a batch: its first element; all of it where it is a tensor, or a dict of keywords."""
+    if isinstance(batch, Mapping):
+        return batch
     return (batch,) if isinstance(batch, torch.Tensor) else (batch[0],)
 
 
-def arguments_of(batch: Any, args: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:
+def arguments_of(batch: Any, args: ToArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional arguments and keyword arguments."""
     arguments = args(batch)
+    if isinstance(arguments, Mapping):
+        return (), dict(arguments)
     if not isinstance(arguments, (tuple, list)):
         raise ArgumentError(
-            f"args must map a batch to a tuple of the model's arguments, got {type(arguments).__name__}: write "
-            "args=lambda batch: (batch[0],)"
+            f"args must map a batch to a tuple of the model's arguments, or to a dict of its keyword arguments, got "
+            f"{type(arguments).__name__}: write args=lambda batch: (batch[0],)"
         )
-    return tuple(arguments)
+    return tuple(arguments), {}
 
 
 def check_loader(loader: Any) -> None:
@@ -38,15 +45,13 @@ def check_loader(loader: Any) -> None:
         )
 
 
-def over_batches(
-    run: Callable[..., T], loader: Iterable[Any], args: Callable[[Any], tuple[Any, ...]], *, seed: int | None
-) -> list[T]:
+def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None) -> list[T]:
     """Call `run` on the arguments of every batch and return the results in order. Every batch has noise of its own.
 
     With a seed the caller's random state is restored, even where the loader draws from it.
 
     :raises EmptyBatchError: if the loader yields nothing.
-    :raises ArgumentError: if `args` returns no tuple.
+    :raises ArgumentError: if `args` returns no tuple and no dict.
     """
     kept = nullcontext if seed is None else kept_random_state
     results = []
@@ -55,7 +60,8 @@ def over_batches(
             with batch_noise(number), kept():
                 if seed is not None:
                     torch.manual_seed(seed)
-                results.append(run(*arguments_of(batch, args)))
+                positional, named = arguments_of(batch, args)
+                results.append(run(*positional, **named))
     if not results:
         raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
     return results

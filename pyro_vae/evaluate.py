@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .batches import check_loader, first_element, over_batches
+from .batches import ToArguments, check_loader, first_element, over_batches
 from .records import CATEGORIES, warn_about
 
 
@@ -14,7 +14,7 @@ def evaluate(
     estimator: Callable[..., Any],
     loader: Iterable[Any],
     *,
-    args: Callable[[Any], tuple[Any, ...]] = first_element,
+    args: ToArguments = first_element,
     progress: bool = True,
     seed: int | None = None,
 ) -> Any:
@@ -23,8 +23,8 @@ def evaluate(
     :param estimator: called with the model's arguments; returns a record with a class method `cat`
         (`Evidence`, `Gaps`). Every batch gets noise of its own, also where the estimator was built with a seed.
     :param loader: an iterable of batches, such as a `DataLoader` with `shuffle=False`; the last one may be smaller.
-    :param args: maps a batch to the tuple of the model's arguments; by default its first element, as in
-        `TensorDataset(x)` or `TensorDataset(x, label)`.
+    :param args: maps a batch to the tuple of the model's arguments, or to a dict of keywords; by default its first
+        element, as in `TensorDataset(x)` or `TensorDataset(x, label)`. A batch that is a dict is one of keywords.
     :param progress: show a progress bar, data per batch as its unit.
     :param seed: fixes all noise and leaves the caller's random state alone; for an estimator without a seed of its own.
 
@@ -48,10 +48,10 @@ def evaluate(
 def quietly(estimator: Callable[..., Any]) -> Callable[..., Any]:
     """Hold back the warnings about single batches; the joined record speaks for all."""
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
             for category in CATEGORIES:
                 warnings.simplefilter("ignore", category)
-            return estimator(*args)
+            return estimator(*args, **kwargs)
 
     return run

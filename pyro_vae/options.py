@@ -1,6 +1,7 @@
 """Checks of options: numbers of Python and of NumPy are welcome, and become plain numbers; True and False are no numbers."""
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard, get_args
 
@@ -50,6 +51,18 @@ def one_of(name: str, value: Any, choices: Any) -> None:
     allowed = get_args(choices)
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def names_of_sites(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(site, str) for site in value):
+        raise OptionError(f"{name} must be a list of names of sites, got {value!r}")
+    return tuple(value)
+
+
+def plate_or_none(plate: Any) -> str | None:
+    if not (plate is None or isinstance(plate, str)):
+        raise OptionError(f"datum_plate must be the name of a plate, or None for the whole call as one datum, got {plate!r}")
+    return plate
 
 
 def seed_or_none(seed: Any) -> int | None:

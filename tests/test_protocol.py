@@ -192,7 +192,10 @@ def test_an_estimator_of_ones_own_may_say_as_much_as_it_likes():
 
 @pytest.mark.parametrize("value", ["z", 3])
 def test_prior_sites_are_a_list(value):
-    with pytest.raises(pv.errors.OptionError, match="prior_sites must be a list of names of sites"):
-        pv.ImportanceSampling(Model(), Guide(), prior_sites=value)
+    for make in (lambda **o: pv.ImportanceSampling(Model(), Guide(), **o), pv.ImportanceWeightedELBO):
+        with pytest.raises(pv.errors.OptionError, match="prior_sites must be a list of names of sites"):
+            make(prior_sites=value)
+        with pytest.raises(pv.errors.OptionError, match="datum_plate must be the name of a plate"):
+            make(datum_plate=3)
     with pytest.raises(pv.errors.OptionError, match="evidence must be an estimator to be built"):
         pv.InferenceGaps(Model(), Guide(), evidence=3)

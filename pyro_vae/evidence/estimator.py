@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import OptionError
 from ..kernel import INFER, Call, Pair
-from ..options import seed_or_none
+from ..options import names_of_sites, plate_or_none, seed_or_none
 from ..records import warn_about
 
 SHARED = {
@@ -44,8 +43,8 @@ class OfPair:
 
     def __post_init__(self) -> None:
         self.seed = seed_or_none(self.seed)
-        if isinstance(self.prior_sites, str) or not isinstance(self.prior_sites, Collection):
-            raise OptionError(f"prior_sites must be a list of names of sites, got {self.prior_sites!r}")
+        self.prior_sites = names_of_sites("prior_sites", self.prior_sites)
+        self.datum_plate = plate_or_none(self.datum_plate)
         self.check_options()
         self._pair = Pair(
             self.model,

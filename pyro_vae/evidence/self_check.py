@@ -48,7 +48,7 @@ class SelfCheck(OfPair):
     Called with the model's own arguments, of which the observed ones count only by their shapes; returns a
     `SelfCheckResult` for as many simulated data B, nats. A hundred data or more see a mode that holds a fifth of the mass.
 
-    :raises ArgumentError: if no positional argument, or more than one, holds what a site observed, and no `data` says where
+    :raises ArgumentError: if no argument, or more than one, holds what a site observed, and no `data` says where
         simulated values go.
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
 
@@ -88,7 +88,7 @@ class SelfCheck(OfPair):
         with torch.no_grad(), self._pair.open(args, kwargs, self.seed) as call:
             options: Any = {"datum_plate": self.datum_plate, "seed": self.seed, "fixed": call.fixed}
         if self.data is None:
-            return *simulate_arguments(self.model, args, kwargs, **options), kwargs
+            return simulate_arguments(self.model, args, kwargs, **options)
         sites = simulation(self.model, args, kwargs, **options)[1]
         return (
             sites,

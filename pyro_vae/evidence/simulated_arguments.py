@@ -14,31 +14,35 @@ SAY_WHERE = "Say with data=lambda observed: (...) how simulated values become th
 
 def simulate_arguments(
     model: Callable, args: tuple, kwargs: Mapping[str, Any], **options: Any
-) -> tuple[dict[str, Any], tuple[Any, ...]]:
+) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]:
     """Simulate by `kernel.simulation`, and return the arguments with each drawn value in place of the observed argument.
 
     :raises ArgumentError: where no argument, or more than one, holds what a site observed.
     """
     before, drawn = simulation(model, args, kwargs, **options)
-    filled, taken = list(args), set[int]()
+    filled: dict[int | str, Any] = dict(enumerate(args))
+    for name, value in kwargs.items():
+        filled[name] = value
+    given, taken = dict(filled), set[int | str]()
     for name, site in drawn.items():
         if site.is_observed and not (site.is_factor or site.is_fixed):
-            place = place_of(name, before[name].value, args)
-            value = site.value.reshape(args[place].shape)
-            value = torch.where(args[place].isnan(), args[place].to(value), value)  # a hole stays a hole
-            filled[place] = value.to(args[place].dtype)
+            place = place_of(name, before[name].value, given)
+            observed = given[place]
+            value = site.value.reshape(observed.shape)
+            value = torch.where(observed.isnan(), observed.to(value), value)  # a hole stays a hole
+            filled[place] = value.to(observed.dtype)
             if place in taken or not same_numbers(filled[place].to(value), value):
-                why = "is observed by another site too" if place in taken else f"({args[place].dtype}) cannot hold them"
+                why = "is observed by another site too" if place in taken else f"({observed.dtype}) cannot hold them"
                 raise ArgumentError(f"the argument that '{name}' observes {why}. {SAY_WHERE}")
             taken.add(place)
-    return drawn, tuple(filled)
+    return drawn, tuple(filled[place] for place in range(len(args))), {name: filled[name] for name in kwargs}
 
 
-def place_of(name: str, observed: Tensor, args: tuple) -> int:
-    """Find the argument that holds the observed values, in their shape or another."""
+def place_of(name: str, observed: Tensor, given: Mapping[int | str, Any]) -> int | str:
+    """Find the argument, by its number or name, that holds the observed values, in their shape or another."""
     places = [
         place
-        for place, arg in enumerate(args)
+        for place, arg in given.items()
         if isinstance(arg, Tensor)
         and arg.numel() == observed.numel()
         and (arg.shape == observed.shape or arg.shape[:1] == observed.shape[:1])  # the rest may be flattened, not turned
@@ -46,7 +50,7 @@ def place_of(name: str, observed: Tensor, args: tuple) -> int:
     ]
     if len(places) != 1:
         raise ArgumentError(
-            f"{len(places)} of the {len(args)} positional arguments hold what the site '{name}' observes, where one was "
+            f"{len(places)} of the {len(given)} arguments hold what the site '{name}' observes, where one was "
             f"expected (an argument that the model rescales first is none). {SAY_WHERE}"
         )
     return places[0]

@@ -1,13 +1,13 @@
 """Which units of the latents a model and guide use, over a whole data set."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..batches import check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element, over_batches
 from ..evidence import OfPair
 from ..options import real_number, whole_number
 from .per_unit import unit_terms
@@ -51,9 +51,9 @@ class ActiveUnits(OfPair):
         theirs.
     :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
 
-    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments (by
-    default its first element), and `progress`; returns `UnitActivity`. Memory does not grow with the data. Every parameter
-    that the guide has per datum must fit the batches.
+    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments or a dict
+    of keywords (by default its first element), and `progress`; returns `UnitActivity`. Memory does not grow with the data.
+    Every parameter that the guide has per datum must fit the batches.
 
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, enumerated
         sites included.
@@ -80,14 +80,12 @@ class ActiveUnits(OfPair):
         )
 
     @torch.no_grad()
-    def __call__(
-        self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
-    ) -> UnitActivity:
+    def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> UnitActivity:
         check_loader(loader)
         sums = UnitSums(self.epsilon)
 
-        def add(*arguments: Any) -> None:
-            with self._pair.open(arguments, {}, self.seed) as call:
+        def add(*arguments: Any, **named: Any) -> None:
+            with self._pair.open(arguments, named, self.seed) as call:
                 sums.add(unit_terms(call, self.num_particles))
 
         batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)

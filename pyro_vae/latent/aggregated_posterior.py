@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element, over_batches
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
 from ..evidence import OfPair
 from ..kernel import Call, Record, Structure
@@ -44,9 +44,9 @@ class AggregatedPosterior(OfPair):
     :param prior_sites: latent sites of the model without a counterpart in the guide: no units of theirs.
     :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
 
-    Called with a loader, any iterable of batches; `args`, which maps a batch to the tuple of the model's arguments (by
-    default its first element); `progress`; and `labels`, which maps a batch to one number per datum, a tensor (B,), for the
-    record alone. Returns `LatentSample`.
+    Called with a loader, any iterable of batches; `args`, which maps a batch to the tuple of the model's arguments or a dict
+    of keywords (by default its first element); `progress`; and `labels`, which maps a batch to one number per datum, a
+    tensor (B,), for the record alone. Returns `LatentSample`.
 
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, sites
         enumerated in the guide, latents whose shapes differ from batch to batch.
@@ -67,7 +67,7 @@ class AggregatedPosterior(OfPair):
         self,
         loader: Iterable[Any],
         *,
-        args: Callable[[Any], tuple[Any, ...]] = first_element,
+        args: ToArguments = first_element,
         progress: bool = True,
         labels: Callable[[Any], Tensor] | None = None,
     ) -> LatentSample:
@@ -75,13 +75,13 @@ class AggregatedPosterior(OfPair):
         found: list[Tensor] = []
         free: dict[int, tuple[Structure, frozenset[str]]] = {}  # by id, the structure kept so that the id is its own
 
-        def arguments(batch: Any) -> tuple[Any, ...]:
+        def arguments(batch: Any) -> Any:
             if labels is not None:
                 found.append(labels(batch))
             return args(batch)
 
-        def sample(*arguments: Any) -> LatentSample:
-            with self._pair.open(arguments, {}, self.seed) as call:
+        def sample(*arguments: Any, **named: Any) -> LatentSample:
+            with self._pair.open(arguments, named, self.seed) as call:
                 if labels is not None:
                     check_labels(found[-1], call.batch_size)
                 guide = draw_guide(call)

@@ -16,7 +16,7 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import arguments_of, check_loader, first_element, over_batches
+from ..batches import ToArguments, arguments_of, check_loader, first_element, over_batches
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
 from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
 from ..kernel import INFER, Pair, eval_mode, isolated_store
@@ -27,7 +27,6 @@ from ..records import CATEGORIES, Estimate, warn_about
 from .rate_distortion import guide_terms, numbers_in
 from .rate_distortion_curve import BetaSweep
 
-Args = Callable[[Any], tuple[Any, ...]]
 ProgramPair = tuple[Callable, Callable]
 NAMES = ("rate", "distortion", "elbo", "log_evidence")
 
@@ -46,7 +45,7 @@ def beta_sweep(
     objective: Callable[[float], Any] = BetaTraceMeanField_ELBO,
     evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None,
     test_loader: Iterable[Any] | None = None,
-    args: Args = first_element,
+    args: ToArguments = first_element,
     progress: bool = True,
     seed: int | None = None,
     datum_plate: str | None = INFER,
@@ -74,7 +73,7 @@ def beta_sweep(
         `lambda beta: pv.BetaTrace_ELBO(beta=pv.LinearAnnealing(1000, end=beta))`.
     :param evidence: maps (model, guide) to an estimator of log p(x); by default `AdaptiveImportanceSampling`.
     :param test_loader: the data that are measured; by default those of training.
-    :param args: maps a batch to the tuple of the model's arguments; by default its first element.
+    :param args: maps a batch to the tuple of the model's arguments, or to a dict of keywords; by default its first element.
     :param progress: show a progress bar.
     :param seed: the same for the initial values, the order of the data and the noise of every beta, which makes the points
         comparable; leaves the caller's random state alone. `None` draws from that state.
@@ -163,12 +162,13 @@ def fresh_store() -> Iterator[None]:
         yield
 
 
-def train(svi: SVI, loader: Iterable[Any], args: Args, num_epochs: int, beta: float, bar: Any) -> int:
+def train(svi: SVI, loader: Iterable[Any], args: ToArguments, num_epochs: int, beta: float, bar: Any) -> int:
     """Returns the number of updates."""
     num_updates = 0
     for epoch in range(num_epochs):
         for batch in loader:
-            loss = svi.step(*args(batch))
+            positional, named = arguments_of(batch, args)
+            loss = svi.step(*positional, **named)
             num_updates += 1
             if not math.isfinite(loss):
                 raise NonFiniteError(
@@ -180,18 +180,18 @@ def train(svi: SVI, loader: Iterable[Any], args: Args, num_epochs: int, beta: fl
 
 
 def measure(
-    pair: Pair, estimator: Callable[..., Evidence], loader: Iterable[Any], args: Args, seed: int | None
+    pair: Pair, estimator: Callable[..., Evidence], loader: Iterable[Any], args: ToArguments, seed: int | None
 ) -> tuple[list[Estimate], Evidence]:
     """(Rate, distortion and ELBO of the guide; log p(x)), over the whole loader."""
 
-    def run(*arguments: Any) -> tuple[list[tuple[Tensor, Tensor]], Evidence]:
-        with torch.no_grad(), pair.open(arguments, {}, seed) as call:
+    def run(*arguments: Any, **named: Any) -> tuple[list[tuple[Tensor, Tensor]], Evidence]:
+        with torch.no_grad(), pair.open(arguments, named, seed) as call:
             rate, distortion = guide_terms(call)
             call.check_finite(-rate - distortion)
         with warnings.catch_warnings():
             for category in CATEGORIES:  # the joined record speaks for all batches
                 warnings.simplefilter("ignore", category)
-            record = estimator(*arguments)
+            record = estimator(*arguments, **named)
         return [(terms.mean(0), mean_std_error(terms)) for terms in (rate, distortion, -(rate + distortion))], record
 
     own, records = zip(*over_batches(run, loader, args, seed=seed), strict=True)
@@ -199,14 +199,14 @@ def measure(
     return [Estimate.over_data(*map(torch.cat, zip(*column, strict=True))) for column in columns], Evidence.cat(records)
 
 
-def check_first_batch(pair: Pair, loader: Iterable[Any], args: Args) -> None:
+def check_first_batch(pair: Pair, loader: Iterable[Any], args: ToArguments) -> None:
     """Check data and structure before training. An autoguide has no parameters yet."""
     with kept_random_state():
         batch = next(iter(loader), None)
         if batch is None:
             raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
-        arguments = arguments_of(batch, args)
-        with suppress(LazyGuideError), eval_mode(pair.model, pair.guide), pair.open(arguments, {}, None):
+        positional, named = arguments_of(batch, args)
+        with suppress(LazyGuideError), eval_mode(pair.model, pair.guide), pair.open(positional, named, None):
             pass
 
 

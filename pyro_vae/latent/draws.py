@@ -58,12 +58,13 @@ class Scored:
 
     pair: Pair
     arguments: tuple[Any, ...]
+    named: Mapping[str, Any]
     number: int
     seed: int
 
     @contextmanager
     def opened(self) -> Iterator[LogQ]:
-        with batch_noise(self.number), self.pair.open(self.arguments, {}, self.seed) as call:
+        with batch_noise(self.number), self.pair.open(self.arguments, self.named, self.seed) as call:
 
             def log_q(rows: Mapping[str, Tensor]) -> tuple[Tensor, None]:
                 num_rows = len(next(iter(rows.values())))
@@ -83,10 +84,10 @@ class Collector:
         self._prior_read: dict[int, bool] = {}
         self._last: tuple[dict[str, Tensor], Tensor] | None = None
 
-    def add(self, *arguments: Any) -> None:
+    def add(self, *arguments: Any, **named: Any) -> None:
         number = len(self.batches)
-        with self.pair.open(arguments, {}, self.seed) as call:
-            self.batches.append(self._collect(call, Scored(self.pair, arguments, number, self.seed)))
+        with self.pair.open(arguments, named, self.seed) as call:
+            self.batches.append(self._collect(call, Scored(self.pair, arguments, named, number, self.seed)))
 
     def _collect(self, call: Call, scored: Scored) -> BatchDraws:
         latents = call.structure.latents

@@ -1,6 +1,6 @@
 """Split the mean KL over a data set by the aggregated posterior."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element, over_batches
 from ..errors import StructureError
 from ..evidence import OfPair
 from ..kernel import isolated
@@ -70,10 +70,10 @@ class ELBOSurgery(OfPair):
     :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
 
     Called with a loader, any iterable of batches, which is gone through once, in any order; `args`, which maps a batch to
-    the tuple of the model's arguments (by default its first element); and `progress`; returns `Surgery`. Kept in memory
-    are, per datum, K draws, 2 (D + 1) sums in double precision for each, and the parameters of its distributions (2 D
-    numbers for a diagonal Gaussian). Where dimensions are not independent, the arguments of every batch are kept in place
-    of distributions, and the guide runs again for every block of draws.
+    the tuple of the model's arguments or a dict of keywords (by default its first element); and `progress`; returns
+    `Surgery`. Kept in memory are, per datum, K draws, 2 (D + 1) sums in double precision for each, and the parameters of its
+    distributions (2 D numbers for a diagonal Gaussian). Where dimensions are not independent, the arguments of every batch
+    are kept in place of distributions, and the guide runs again for every block of draws.
 
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, an
         autoguide, sites enumerated in the guide, a prior that differs from datum to datum, a batch of one with "minibatch".
@@ -100,9 +100,7 @@ class ELBOSurgery(OfPair):
         one_of("aggregate", self.aggregate, Aggregate)
 
     @torch.no_grad()
-    def __call__(
-        self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
-    ) -> Surgery:
+    def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> Surgery:
         check_loader(loader)
         seed = checked_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element, over_batches
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, listed, quoted
 from ..evidence import OfPair
 from ..kernel import isolated
@@ -77,10 +77,10 @@ class MutualInformationGap(OfPair):
     :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
 
     Called with a loader, any iterable of batches, which is gone through once, in any order; `args`, which maps a batch to
-    the tuple of the model's arguments (by default its first element); `progress`; and `factors`, which maps a batch to a
-    tensor (B,) or (B, F), by default its second element: equal numbers are equal values, their size means nothing. Returns
-    `FactorInformation`. Takes O(N^2 D F) time; kept in memory are, per datum, K draws, K (F + 2) (D + 1) sums in double
-    precision, and the parameters of its distributions.
+    the tuple of the model's arguments or a dict of keywords (by default its first element); `progress`; and `factors`, which
+    maps a batch to a tensor (B,) or (B, F), by default its second element: equal numbers are equal values, their size means
+    nothing. Returns `FactorInformation`. Takes O(N^2 D F) time; kept in memory are, per datum, K draws, K (F + 2) (D + 1)
+    sums in double precision, and the parameters of its distributions.
 
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, dimensions
         that are not independent given x, an autoguide, sites enumerated in the guide, a prior that differs from datum to
@@ -111,7 +111,7 @@ class MutualInformationGap(OfPair):
         self,
         loader: Iterable[Any],
         *,
-        args: Callable[[Any], tuple[Any, ...]] = first_element,
+        args: ToArguments = first_element,
         progress: bool = True,
         factors: Callable[[Any], Tensor] = second_element,
     ) -> FactorInformation:
@@ -124,8 +124,8 @@ class MutualInformationGap(OfPair):
                 values.append(checked_factors(factors(batch)))
                 yield batch
 
-        def add(*arguments: Any) -> None:
-            collector.add(*arguments)
+        def add(*arguments: Any, **named: Any) -> None:
+            collector.add(*arguments, **named)
             check_fit(values, collector.batches)
 
         over_batches(add, with_factors(), args, seed=self.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element, over_batches
 from ..errors import NonFiniteError, OptionError
 from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
@@ -68,8 +68,9 @@ class RateDistortion(OfPair):
         batch one datum.
     :param prior_sites: refused here if any, because they would be drawn anew at every step.
 
-    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments (by
-    default its first element), and `progress`; returns `RateDistortionCurve`. Memory does not grow with the data or with T.
+    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments or a dict
+    of keywords (by default its first element), and `progress`; returns `RateDistortionCurve`. Memory does not grow with the
+    data or with T.
 
     An enumerated site is summed out of p(x|z) and p(z); what a guide that enumerates it loses over that counts as rate.
 
@@ -105,13 +106,13 @@ class RateDistortion(OfPair):
 
     @torch.no_grad()
     def __call__(
-        self, loader: Iterable[Any], *, args: Callable[[Any], tuple[Any, ...]] = first_element, progress: bool = True
+        self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True
     ) -> RateDistortionCurve:
         check_loader(loader)
         sums = CurveSums()
 
-        def add(*arguments: Any) -> None:
-            with self._pair.open(arguments, {}, self.seed) as call:
+        def add(*arguments: Any, **named: Any) -> None:
+            with self._pair.open(arguments, named, self.seed) as call:
                 sums.add(self._terms(call))
 
         batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)

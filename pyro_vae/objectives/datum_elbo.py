@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import StructureError, quoted
 from ..kernel import INFER, Call, LivePair, LogDensities, Record
+from ..options import names_of_sites, plate_or_none
 from .gradients import score_of_bound, scored_sites
 from .objective import Objective
 from .terms import Pass, Terms, terms_of
@@ -41,7 +42,7 @@ class DatumELBO(Objective):
         **options: Any,
     ) -> None:
         super().__init__(num_particles=num_particles, **options)
-        self.datum_plate, self.prior_sites = datum_plate, tuple(prior_sites)
+        self.datum_plate, self.prior_sites = plate_or_none(datum_plate), names_of_sites("prior_sites", prior_sites)
         self._pairs: dict[str, LivePair] = {}
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:

@@ -1,18 +1,16 @@
 """Choose a part of a data set, and show one progress bar over several passes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import arguments_of
+from ..batches import ToArguments, arguments_of
 from ..errors import EmptyBatchError
 
 
-def picked(
-    loader: Iterable[Any], num_data: int, args: Callable[[Any], tuple[Any, ...]], datum_plate: str | None
-) -> tuple[list[Any], int]:
+def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate: str | None) -> tuple[list[Any], int]:
     """Whole batches with about `num_data` data, spread evenly over the loader, which may be sorted; and how many it has.
 
     In one pass, keeping fewer than about twice as many data: of the batches kept so far every other one is dropped when
@@ -33,9 +31,10 @@ def picked(
     return [kept[place * len(kept) // count][0] for place in range(count)], num_batches
 
 
-def num_data_in(arguments: tuple[Any, ...]) -> int:
+def num_data_in(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
     """By the first tensor with an axis: only a budget hangs on it."""
-    return next((len(arg) for arg in arguments if isinstance(arg, Tensor) and arg.ndim), 1)
+    positional, named = arguments
+    return next((len(arg) for arg in (*positional, *named.values()) if isinstance(arg, Tensor) and arg.ndim), 1)
 
 
 class Stages:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..batches import arguments_of, check_loader, first_element
+from ..batches import ToArguments, arguments_of, check_loader, first_element
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
 from ..evaluate import evaluate
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
@@ -38,7 +38,7 @@ def diagnose(
     *,
     train: Iterable[Any],
     test: Iterable[Any],
-    args: Callable[[Any], tuple[Any, ...]] = first_element,
+    args: ToArguments = first_element,
     data: Callable[[dict[str, torch.Tensor]], tuple[Any, ...]] | None = None,
     evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None,
     num_data: int = 300,
@@ -66,7 +66,7 @@ def diagnose(
     :param guide: its guide, with the same latent sites.
     :param train: the training data, an iterable of batches that can be gone through more than once, such as a `DataLoader`.
     :param test: data that the pair was not trained on.
-    :param args: maps a batch to the tuple of the model's arguments; by default its first element.
+    :param args: maps a batch to the tuple of the model's arguments, or to a dict of keywords; by default its first element.
     :param data: maps simulated values by observed site to the model's arguments; by default they stand in the place of the
         arguments that the sites observed.
     :param evidence: maps (model, guide) to the estimator of log p(x) behind the gaps, which is also the one on trial; by
@@ -142,12 +142,13 @@ def diagnose(
             samples = unless_refused(
                 "samples", lambda: looks(held_out, train=stage("samples", train), evidence=of_test.evidence, **options)
             )
-            first = arguments_of(held_out[0], args)
+            first, named = arguments_of(held_out[0], args)
             drawn: dict[str, Any] = {"seed": seed, "datum_plate": datum_plate}
-            with torch.no_grad(), Pair(model, guide, **shared).open(first, {}, seed) as call:
+            with torch.no_grad(), Pair(model, guide, **shared).open(first, named, seed) as call:
                 fixed = call.fixed
-            simulation = unless_refused("simulation", lambda: simulated_data(model, first, {}, fixed=fixed, **drawn))
+            simulation = unless_refused("simulation", lambda: simulated_data(model, first, named, fixed=fixed, **drawn))
             drawn_too = {**drawn, "prior_sites": prior_sites}
+            drawn_too |= named
             reconstruction = unless_refused("reconstruction", lambda: reconstruct(model, guide, *first, **drawn_too))
     return Diagnosis(
         test=of_test,

@@ -1,13 +1,13 @@
 """Compare reconstructions and samples with the data, beside log p(x)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..batches import check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element, over_batches
 from ..errors import ArgumentError
 from ..evidence import Evidence, OfPair
 from ..noise import Noise
@@ -95,7 +95,7 @@ class SampleCheck(OfPair):
         loader: Iterable[Any],
         *,
         train: Iterable[Any],
-        args: Callable[[Any], tuple[Any, ...]] = first_element,
+        args: ToArguments = first_element,
         evidence: Evidence | None = None,
         progress: bool = True,
     ) -> SampleCheckResult:
@@ -109,8 +109,8 @@ class SampleCheck(OfPair):
         num_data = len(looks.data)
         neighbours = Neighbours(torch.cat([looks.sample_draws, looks.data]))
 
-        def compare(*arguments: Any) -> None:
-            with self._pair.open(arguments, {}, self.seed) as call:
+        def compare(*arguments: Any, **named: Any) -> None:
+            with self._pair.open(arguments, named, self.seed) as call:
                 values = values_in(reconstruction(call), call.layout)
                 check_shapes(shapes_of(values), looks.shapes)
                 neighbours.add(joined(values))
@@ -134,8 +134,8 @@ class SampleCheck(OfPair):
             support_checked=self._pair.check_support,
         )
 
-    def _look(self, *arguments: Any) -> "Looks":
-        with self._pair.open(arguments, {}, self.seed) as call:
+    def _look(self, *arguments: Any, **named: Any) -> "Looks":
+        with self._pair.open(arguments, named, self.seed) as call:
             reconstructed = reconstruction(call)
             call.set_noise(Noise.SIMULATION, 0)
             simulated = call.simulate()

@@ -13,13 +13,11 @@ from pyro.poutine import unwrap
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from ..batches import first_element
+from ..batches import ToArguments, arguments_of, first_element
 from ..errors import EmptyBatchError, OptionError
 from ..kernel import eval_mode
 from ..noise import kept_random_state
 from ..options import whole_number
-
-Args = Callable[[Any], tuple]
 
 
 class AggressiveTraining:
@@ -33,7 +31,8 @@ class AggressiveTraining:
 
     :param svi: a `pyro.infer.SVI`; its optimiser, parameters and objective stay what they are.
     :param batches: a `DataLoader` or any other iterable that can be gone through again and again.
-    :param args: maps a batch to the positional arguments of model and guide; its first element unless given.
+    :param args: maps a batch to the positional arguments of model and guide, or to a dict of keywords; its first element
+        unless given.
     :param max_inner_steps: of the guide, for each step of the model.
     :param window: the loss is compared between means over so many steps. The paper's 10 are too few where the loss of a
         batch is noisy: the guide then counts as done too early (`tutorials/experiments/collapse.md`).
@@ -60,7 +59,7 @@ class AggressiveTraining:
         svi: SVI,
         batches: Iterable[Any],
         *,
-        args: Args = first_element,
+        args: ToArguments = first_element,
         max_inner_steps: int = 200,
         window: int = 50,
     ) -> None:
@@ -92,15 +91,16 @@ class AggressiveTraining:
                 before, losses = mean, []
         return self._update(self._next_args(), of_guide=False)
 
-    def _update(self, args: tuple, of_guide: bool) -> float:
+    def _update(self, arguments: tuple[tuple, dict[str, Any]], of_guide: bool) -> float:
         """As `SVI.step`, but for the parameters of one side alone."""
         svi = self.svi
         with poutine.trace(param_only=True) as seen:
-            loss = svi.loss_and_grads(svi.model, svi.guide, *args)
+            args, kwargs = arguments
+            loss = svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
         sites: dict[str, Any] = seen.trace.nodes
         params = {name: site["value"].unconstrained() for name, site in sites.items()}
         if self._of_guide is None:
-            self._of_guide = self._find_side(args, params)
+            self._of_guide = self._find_side(args, kwargs, params)
             if self._of_guide.issuperset(params):
                 self._of_guide = None
                 zero_grads(set(params.values()))
@@ -112,22 +112,22 @@ class AggressiveTraining:
         zero_grads(set(params.values()))  # of the other side too: its next step is not to have them
         return sum(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
 
-    def _find_side(self, args: tuple, params: Mapping[str, Tensor]) -> frozenset[str]:
+    def _find_side(self, args: tuple, kwargs: dict[str, Any], params: Mapping[str, Tensor]) -> frozenset[str]:
         """The names of the parameters that the guide uses, other names of the same tensors too; the rest is the model's."""
-        used = parameters_of(self.svi.guide, args)
+        used = parameters_of(self.svi.guide, args, kwargs)
         if isinstance(unwrap(self.svi.guide), GuideMessenger):  # it runs the model as well
-            used -= parameters_of(self.svi.model, args)
+            used -= parameters_of(self.svi.model, args, kwargs)
         return frozenset(name for name, param in params.items() if param in used)
 
-    def _next_args(self) -> tuple:
+    def _next_args(self) -> tuple[tuple, dict[str, Any]]:
         for _ in range(2):
             for batch in self._batches:
-                return self._args(batch)
+                return arguments_of(batch, self._args)
             self._batches = iter(self._loader)
         raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
 
 
-def parameters_of(program: Callable, args: tuple) -> set[Tensor]:
+def parameters_of(program: Callable, args: tuple, kwargs: dict[str, Any]) -> set[Tensor]:
     """The parameters that a run of the program reads. Batch norm is frozen meanwhile, and the random state restored."""
     with (
         torch.no_grad(),
@@ -136,6 +136,6 @@ def parameters_of(program: Callable, args: tuple) -> set[Tensor]:
         poutine.block(),
         poutine.trace(param_only=True) as seen,
     ):
-        program(*args)
+        program(*args, **kwargs)
     values: list[Any] = [site["value"] for site in seen.trace.nodes.values()]
     return {value.unconstrained() for value in values}
