@@ -53,6 +53,7 @@ class Evidence:
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar given: the sites outside the data that have one value: everything here is given them.
+    :ivar left_out: observations and factors of the guide that are no part of log q.
     :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
         not log p(x).
     :ivar method: what ran: "importance sampling" (from the guide itself), "fitted proposals", "annealed chains", "reverse
@@ -78,6 +79,7 @@ class Evidence:
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     given: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     support_checked: bool = True
     method: str = ""
     checks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -90,7 +92,7 @@ class Evidence:
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        check_same(records, ("bound", "num_particles", "given", "support_checked", "method"))
+        check_same(records, ("bound", "num_particles", "given", "left_out", "support_checked", "method"))
         curves = [r.curve for r in records if r.curve is not None]
         return cls(
             **concatenated(records, PER_DATUM),
@@ -100,6 +102,7 @@ class Evidence:
             cost=mean_cost(records),
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             given=records[0].given,
+            left_out=records[0].left_out,
             support_checked=records[0].support_checked,
             method=records[0].method,
             checks=table.concatenated_flags(records),
@@ -246,6 +249,8 @@ class Evidence:
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method)]
         if self.given:
             lines.append(f"  given: {', '.join(self.given)}")
+        if self.left_out:
+            lines.append(f"  left out of log q: {', '.join(self.left_out)}")
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
         return "\n".join(lines)

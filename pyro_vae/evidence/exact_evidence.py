@@ -198,6 +198,7 @@ def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         index=call.index,
         stripped_scales=call.structure.stripped_scales,
         given=call.structure.given,
+        left_out=call.structure.left_out,
         support_checked=call.check_support,
         method=EXACT_VALUE,
         unchecked=unknown_supports(call),

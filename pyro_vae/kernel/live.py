@@ -26,9 +26,9 @@ class LivePair(Pair):
     while parameters change.
     """
 
-    allow_dropout = True
-    checks_data = False  # NaN is left to the warning of the loss, as in Pyro
-    takes_givens = False  # their densities have gradients, which a weight per datum has no place for
+    # Dropout is meant; NaN is left to the warning of the loss, as in Pyro; densities that no weight has a place for, of
+    # givens and of what is observed in the guide, would be missing in the gradient and are refused.
+    in_training = True
 
     def __init__(
         self, model: Callable, guide: Callable, *, datum_plate: str | None = INFER, prior_sites: Collection[str] = ()

@@ -18,7 +18,7 @@ from .calls import Call, check_data
 from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide
 from .checks.plates import INFER, find_layout
-from .checks.structure import Structure, analyse, kept_guide_sites
+from .checks.structure import Structure, analyse, kept_guide_sites, left_out_sites
 from .programs import Execution, Program
 from .recorder import Layout, Site
 from .records import leading_record
@@ -30,8 +30,7 @@ Found = tuple[Structure, frozenset[str], frozenset[str], Execution, Execution]
 class Pair:
     """Any Pyro model and guide, with the structures found for shapes of arguments so far."""
 
-    allow_dropout = False  # numbers of a random network are about no model
-    checks_data = takes_givens = True
+    in_training = False
 
     def __init__(
         self,
@@ -90,13 +89,14 @@ class Pair:
     def _find_out(self, guide: Program, model: Program, seed: int) -> Found:
         seed_torch(noise_seed(seed, Noise.PROBE, 0))
         guide_sites, model_sites = self._probe(guide, model)
-        kept = kept_guide_sites(self.guide, guide_sites, model_sites)
+        kept = kept_guide_sites(self.guide, guide_sites, model_sites, self.in_training)
         structure = analyse(self.guide, kept, model_sites, layout=guide.layout, prior_sites=self.prior_sites)
+        structure = replace(structure, left_out=left_out_sites(self.guide, guide_sites, kept))
         guide.layout = model.layout = structure.layout
         guide.names, model.names = frozenset(guide_sites), frozenset(model_sites)
         values = [*guide_sites.values(), *model_sites.values()]
         sizes = {size for s in values for size in (*s.value.shape, *s.fn.shape())} | {structure.layout.batch_size}
-        observed_with_moving_support = choose_executions(guide, model, structure, sizes, allow_dropout=self.allow_dropout)
+        observed_with_moving_support = choose_executions(guide, model, structure, sizes, allow_dropout=self.in_training)
         structure = replace(structure, observed_with_moving_support=observed_with_moving_support)
         return structure, guide.names, model.names, guide.execution, model.execution
 
@@ -115,7 +115,7 @@ class Pair:
                 guide.layout = model.layout = layout
                 if not layout.unsized or known == layout.batch_size:
                     break
-        if self.checks_data:
+        if not self.in_training:
             # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
             movable = {name for name, site in model_sites.items() if bounds_of(support_of(site.fn))}
             check_data(leading_record(model_sites, layout), layout, self.check_support, movable)
@@ -129,14 +129,14 @@ class Pair:
             if isinstance(error, StructureError):
                 raise
             model_sites = model.run()
-            kept = kept_guide_sites(self.guide, guide_sites, model_sites)
+            kept = kept_guide_sites(self.guide, guide_sites, model_sites, self.in_training)
             layout = self._layout(guide_sites, model_sites)
             analyse(self.guide, kept, model_sites, layout=layout, prior_sites=self.prior_sites)
             raise
 
     def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
-        kept = kept_guide_sites(self.guide, guide_sites, model_sites)
-        return find_layout(self.guide, kept, model_sites, self.datum_plate, takes_givens=self.takes_givens)
+        kept = kept_guide_sites(self.guide, guide_sites, model_sites, self.in_training)
+        return find_layout(self.guide, kept, model_sites, self.datum_plate, takes_givens=not self.in_training)
 
 
 def simulation(

@@ -1,5 +1,7 @@
 """Sites outside the data with one value are givens: log p(x_n | givens), by whatever idiom Pyro has for it."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -291,3 +293,59 @@ def test_constrained_values_of_autodelta():
     truth = dist.Normal(MU, (1 + 1.7**2) ** 0.5).log_prob(X)
     assert_near(found, truth)
     assert constraints.positive.check(guide[0]()["s"])
+
+
+# ------------------------------------------------------------------ what the guide observes for a loss of its own
+
+
+LABELS = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+
+
+def labelled(x, t):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(MU, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("t", dist.Bernoulli(0.5), obs=t)
+
+
+def classifier(how):
+    """A classifier inside the guide, as in Pyro's examples CEVAE and scANVI."""
+
+    def guide(x, t):
+        with pyro.plate("data", len(x)):
+            if how == "site":
+                pyro.sample("t", dist.Bernoulli(logits=x), obs=t, infer={"is_auxiliary": True})
+            elif how == "plain site":
+                pyro.sample("t", dist.Bernoulli(logits=x), obs=t)
+            else:
+                pyro.factor("clf", dist.Bernoulli(logits=x).log_prob(t), has_rsample=False)
+            pyro.sample("z", dist.Normal(0.5 * (x + MU), 0.8))
+
+    if how == "marked factor":
+        return poutine.infer_config(guide, lambda site: {"is_auxiliary": True} if site["name"] == "clf" else {})
+    return guide
+
+
+@pytest.mark.parametrize(("how", "name"), [("site", "t"), ("marked factor", "clf")])
+def test_losses_of_the_guide_are_left_out_of_log_q_and_named(how, name):
+    truth = TRUTH - math.log(2)
+    found = pv.AdaptiveImportanceSampling(labelled, classifier(how), seed=0)(X, LABELS)
+    assert_near(found, truth)
+    assert found.left_out == (name,) and f"left out of log q: {name}" in str(found)
+    kl = float(torch.distributions.kl_divergence(dist.Normal(0.0, 0.8), dist.Normal(0.0, 0.5**0.5)))
+    gaps = pv.InferenceGaps(labelled, classifier(how), seed=0)(X, LABELS)
+    assert ((gaps.elbo - (truth - kl)).abs() < 5 * gaps.std_errors["elbo"]).all()
+
+
+@pytest.mark.parametrize(("how", "name"), [("plain site", "t"), ("factor", "clf")])
+def test_unmarked_ones_are_refused_with_remedies_that_work(how, name):
+    with pytest.raises(StructureError, match=rf"poutine.block\(guide, hide=\['{name}'\]\)"):
+        pv.ImportanceSampling(labelled, classifier(how), seed=0)(X, LABELS)
+    hidden = poutine.block(classifier(how), hide=[name])
+    assert_near(pv.AdaptiveImportanceSampling(labelled, hidden, seed=0)(X, LABELS), TRUTH - math.log(2))
+
+
+@pytest.mark.parametrize("how", ["site", "marked factor"])
+def test_objectives_with_a_weight_per_datum_do_not_lose_them(how):
+    with pytest.raises(StructureError, match="poutine.block"):
+        pv.ImportanceWeightedELBO(num_particles=3).loss(labelled, classifier(how), X, LABELS)

@@ -44,10 +44,17 @@ class Structure:
     bytes_per_particle: int
     unknown_supports: tuple[str, ...] = ()  # latents whose distribution does not name its support
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
+    left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
 
 
-def kept_guide_sites(guide: Callable, sites: Mapping[str, Site], model_sites: Collection[str]) -> dict[str, Site]:
-    """The sites that make up log q, without the observations of the model that a GuideMessenger also runs."""
+def kept_guide_sites(
+    guide: Callable, sites: Mapping[str, Site], model_sites: Collection[str], in_training: bool
+) -> dict[str, Site]:
+    """The sites that make up log q.
+
+    Without the observations of the model that a GuideMessenger also runs, and without losses of the guide's own:
+    observations and factors marked ``infer={"is_auxiliary": True}``. In training these would be lost, and are refused.
+    """
     kept = {}
     for name, site in sites.items():
         if not site.is_observed:
@@ -56,14 +63,24 @@ def kept_guide_sites(guide: Callable, sites: Mapping[str, Site], model_sites: Co
             continue
         elif site.is_factor and site.fn.has_rsample:
             kept[name] = site
+        elif site.infer.get("is_auxiliary") and not in_training:
+            continue
         elif site.is_factor:
             raise AuxiliarySiteError(
-                f"factor '{name}' in the guide: only has_rsample=True (a log-Jacobian) counts as log q. Remove it from "
-                "the guide that is evaluated"
+                f"factor '{name}' in the guide: only has_rsample=True (a log-Jacobian) counts as log q. If it is a loss, hide "
+                f"it: poutine.block(guide, hide=['{name}'])"
             )
         else:
-            raise ObservedInGuideError(f"the guide observes '{name}': log q has no observations. Remove obs= from it")
+            raise ObservedInGuideError(
+                f"the guide observes '{name}', but log q has no observations. Hide it: poutine.block(guide, "
+                f"hide=['{name}']); or mark it infer={{'is_auxiliary': True}}, and an evaluation leaves it out"
+            )
     return kept
+
+
+def left_out_sites(guide: Callable, sites: Collection[str], kept: Collection[str]) -> tuple[str, ...]:
+    """The losses of the guide's own, which are no part of log q."""
+    return () if isinstance(unwrap(guide), GuideMessenger) else tuple(name for name in sites if name not in kept)
 
 
 def analyse(

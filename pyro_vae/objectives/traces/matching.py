@@ -71,7 +71,10 @@ def check_guide(guide_sites: Mapping[str, Any], latents: list[str]) -> None:
     for name, site in guide_sites.items():
         if site["is_observed"]:
             if not isinstance(site["fn"], dist.Unit) and not site["infer"].get("_deterministic"):
-                raise ObservedInGuideError(f"the guide observes '{name}': log q has no observations. Remove obs= from it")
+                raise ObservedInGuideError(
+                    f"the guide observes '{name}', but log q has no observations. Hide it: poutine.block(guide, "
+                    f"hide=['{name}'])"
+                )
         elif name not in latents and not site["infer"].get("is_auxiliary"):
             raise AuxiliarySiteError(
                 f"the guide's site '{name}' has no latent counterpart in the model (latents: {quoted(latents)}). Rename it "
