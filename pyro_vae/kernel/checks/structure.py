@@ -53,7 +53,7 @@ def kept_guide_sites(
     """The sites that make up log q.
 
     Without the observations of the model that a GuideMessenger also runs, and without losses of the guide's own:
-    observations and factors marked ``infer={"is_auxiliary": True}``. In training these would be lost, and are refused.
+    observations marked ``infer={"is_auxiliary": True}``. In training these would be lost, and are refused.
     """
     kept = {}
     for name, site in sites.items():
@@ -63,13 +63,13 @@ def kept_guide_sites(
             continue
         elif site.is_factor and site.fn.has_rsample:
             kept[name] = site
+        elif site.is_factor:  # Pyro marks all of them as auxiliary
+            raise AuxiliarySiteError(
+                f"factor '{name}' in the guide: only has_rsample=True (a log-Jacobian) counts as log q. If it is a loss, "
+                f"hide it: poutine.block(guide, hide=['{name}'])"
+            )
         elif site.infer.get("is_auxiliary") and not in_training:
             continue
-        elif site.is_factor:
-            raise AuxiliarySiteError(
-                f"factor '{name}' in the guide: only has_rsample=True (a log-Jacobian) counts as log q. If it is a loss, hide "
-                f"it: poutine.block(guide, hide=['{name}'])"
-            )
         else:
             raise ObservedInGuideError(
                 f"the guide observes '{name}', but log q has no observations. Hide it: poutine.block(guide, "
