@@ -292,11 +292,25 @@ def test_the_head_sums_to_one_and_has_the_moments_of_the_formula():
     counts = torch.arange(200.0, dtype=F64)
     fn = ZeroInflatedPoisson()(raw).base_dist
     p = fn.log_prob(counts.unsqueeze(-1).unsqueeze(-1)).exp()  # (200, 1, 2)
-    rate, extra = raw[..., :2].exp(), raw[..., 2:].sigmoid()
+    rate, extra = torch.nn.functional.softplus(raw[..., :2]), raw[..., 2:].sigmoid()
     mean = (p * counts.reshape(-1, 1, 1)).sum(0)
     torch.testing.assert_close(p.sum(0), torch.ones(1, 2, dtype=F64), rtol=0, atol=1e-12)
     torch.testing.assert_close(mean, (1 - extra) * rate, rtol=0, atol=1e-10)
     torch.testing.assert_close(p[0], extra + (1 - extra) * (-rate).exp(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(fn.mean, mean, rtol=0, atol=1e-10)
+
+
+def test_the_head_stands_far_out_raw_numbers_and_reading_its_mean():
+    """Pyro's own class gives -inf once its mean was read, and NaN where the rate overflows."""
+    for raw in ([0.0, 20.0], [100.0, -50.0], [-50.0, 50.0]):
+        raw = torch.tensor(raw, requires_grad=True)
+        fn = ZeroInflatedPoisson()(raw)
+        before = fn.log_prob(torch.tensor([2.0]))
+        assert bool(fn.mean.isfinite().all()) and fn.expand((4,)).sample().shape == (4, 1)
+        after = fn.log_prob(torch.tensor([2.0]))
+        assert bool(before.isfinite()) and torch.equal(before, after)
+        (gradient,) = torch.autograd.grad(after, raw)
+        assert bool(gradient.isfinite().all())
 
 
 def test_the_head_trains_in_a_vae():

@@ -1,8 +1,10 @@
 """A likelihood of one's own: counts with more zeros than a Poisson variable has."""
 
 import pyro.distributions as dist
+import torch
 from torch import nn
 from torch.distributions import constraints
+from torch.nn.functional import softplus
 
 import pyro_vae as pv
 from pyro_vae.nn.checked import Accepts
@@ -11,7 +13,10 @@ COUNTS = Accepts("ZeroInflatedPoisson", constraints.nonnegative_integer, "whole 
 
 
 class ZeroInflatedPoisson(pv.nn.Head):
-    """p(x) = g [x = 0] + (1 - g) Poisson(x; rate): the network gives log rate and logit g per number."""
+    """p(x) = g Poisson(x; 0) + (1 - g) Poisson(x; rate): the network gives softplus^-1 rate and logit g per number.
+
+    A mixture whose first rate is zero, because Pyro's ZeroInflatedPoisson gives other densities once its mean was read.
+    """
 
     num_params = 2
 
@@ -22,8 +27,11 @@ class ZeroInflatedPoisson(pv.nn.Head):
         return LogCounts()
 
     def forward(self, raw):
-        log_rate, logits = self.chunks(raw)
-        return self.checked(dist.ZeroInflatedPoisson(log_rate.exp(), gate_logits=logits, validate_args=False))
+        rate, logit = self.chunks(raw)
+        none = torch.zeros_like(rate)
+        gate = dist.Categorical(logits=torch.stack([logit, none], -1))
+        counts = dist.Poisson(torch.stack([none, softplus(rate)], -1), validate_args=False)
+        return self.checked(dist.MixtureSameFamily(gate, counts, validate_args=False))
 
 
 class LogCounts(nn.Module):

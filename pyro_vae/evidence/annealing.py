@@ -94,7 +94,8 @@ class Annealing:
         """Log-weights (C, B), acceptance (B,) and the last states, from the start to the joint.
 
         `visit` sees the states and the log-weights so far at every temperature: the start, then after each transition. It
-        may return others in their place, as a resampling step does.
+        may return others in their place, as a resampling step does; the columns then depend on one another, and errors that
+        take them for independent, those of `summarise`, are too small.
         """
         self.call.set_noise(Noise.ANNEAL, 0)
         state = self.path.draw(self.options.num_chains)

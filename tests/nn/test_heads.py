@@ -77,7 +77,7 @@ def check_draws(name, head):
     ):
         truth = (weights * expected).sum()
         error = found.std() / len(found) ** 0.5
-        assert float(error) < 0.05, "blunt"
+        assert float(error) < 0.05 * max(1.0, abs(float(truth))), "blunt"
         assert float((found.mean() - truth).abs()) <= SIGMAS * float(error) + 1e-12, (name, FALSE_ALARM)
 
 
