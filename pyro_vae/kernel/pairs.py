@@ -83,7 +83,7 @@ class Pair:
     def _programs(
         self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor], draw_indices: Callable[[str, Any], Tensor]
     ) -> tuple[Program, Program]:
-        shared: Any = {"indices": indices, "draw_indices": draw_indices, "fixed": {}}
+        shared: Any = {"indices": indices, "draw_indices": draw_indices, "fixed": {}, "full_sizes": {}}
         return Program(self.guide, args, kwargs, **shared), Program(self.model, args, kwargs, **shared)
 
     def _find_out(self, guide: Program, model: Program, seed: int) -> Found:
@@ -158,7 +158,8 @@ def simulation(
     with isolation.isolated(model, devices=devices):
         seed_torch(noise_seed(seed, Noise.SIMULATION, 0))
         known = dict(fixed or {})
-        program = Program(model, args, kwargs, indices={}, draw_indices=lambda name, fn: fn.sample(), fixed=known)
+        shared: Any = {"indices": {}, "draw_indices": lambda name, fn: fn.sample(), "fixed": known, "full_sizes": {}}
+        program = Program(model, args, kwargs, **shared)
         before = program.run(values=known)
         program.layout = find_layout(model, {}, before, datum_plate, known)
         return before, program.run(redraw_observed=True)

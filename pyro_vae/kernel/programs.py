@@ -33,9 +33,10 @@ class Program:
         indices: dict[str, Tensor],
         draw_indices: Callable[[str, Any], Tensor],
         fixed: dict[str, Tensor],
+        full_sizes: dict[str, int],
     ) -> None:
         self.fn, self.args, self.kwargs = fn, args, kwargs
-        self.indices, self.draw_indices, self.fixed = indices, draw_indices, fixed
+        self.indices, self.draw_indices, self.fixed, self.full_sizes = indices, draw_indices, fixed, full_sizes
         self.layout = Layout()
         self.names: frozenset[str] | None = None
         self.execution: Execution = "loop"
@@ -44,7 +45,7 @@ class Program:
     def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:
         """One run of the program, plain or with a leading particle axis."""
         options |= {"num_particles": num_particles, "base_draws": self.base_draws}
-        recorder = Recorder(self.layout, self.indices, self.draw_indices, self.fixed, **options)
+        recorder = Recorder(self.layout, self.indices, self.draw_indices, self.fixed, self.full_sizes, **options)
         with recorder:
             self.fn(*self.args, **self.kwargs)
         if self.names is not None and self.names != recorder.sites.keys():

@@ -95,6 +95,7 @@ class Recorder(Messenger):
     :param indices: subsample indices by plate, kept for all runs of one call; missing ones are drawn by `draw_indices`.
     :param num_particles: expand every latent site to a leading particle axis, or `None` for a plain run.
     :param values: answers for latent sites; other latent sites are drawn.
+    :param full_sizes: of the plates, kept like the indices.
     :param fixed: values of latents outside the data, filled by the guide and read by the model.
     :param adjust: maps (name, distribution) of a drawn site to (the one to draw from, the one that is log q).
     :param redraw_observed: draw the observed sites too (`simulate`).
@@ -109,6 +110,7 @@ class Recorder(Messenger):
         indices: dict[str, Tensor],
         draw_indices: Callable[[str, Any], Tensor],
         fixed: dict[str, Tensor],
+        full_sizes: dict[str, int],
         *,
         num_particles: int | None = None,
         values: Mapping[str, Tensor] | None = None,
@@ -119,6 +121,7 @@ class Recorder(Messenger):
     ) -> None:
         super().__init__()
         self.layout, self.indices, self.draw_indices, self.fixed = layout, indices, draw_indices, fixed
+        self.full_sizes = full_sizes
         self.num_particles, self.values, self.adjust = num_particles, values or {}, adjust
         self.redraw_observed, self.cuts, self.base_draws = redraw_observed, cuts, base_draws
         self.sites: dict[str, Site] = {}
@@ -149,7 +152,8 @@ class Recorder(Messenger):
         """Give all runs of a call the same subsample."""
         name, given, known = msg["name"], msg["value"], self.indices.get(msg["name"])
         if known is not None:
-            check_subsample(name, msg["fn"], given, known)
+            check_subsample(name, msg["fn"], given, known, self.full_sizes.get(name, len(known)))
+        self.full_sizes.setdefault(name, msg["fn"].size)
         if given is not None:
             self.indices[name] = torch.as_tensor(given)
         elif known is None:

@@ -878,3 +878,52 @@ def test_a_plate_without_a_size_inside_the_one_datum():
     evidence = pv.ImportanceSampling(model, guide, num_particles=2000, seed=0, datum_plate=None)(y)
     assert abs(float(evidence.log_evidence) - (log_beta(5, 3) - log_beta(2, 2))) < 5 * float(evidence.std_error)
     assert float(evidence.std_error) < 0.02
+
+
+# --- a plate that the guide alone subsamples ---
+
+
+def of_ten(x, size):
+    with pyro.plate("data", 10) as index:
+        z = pyro.sample("z", dist.Normal(ZERO, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+
+def some_of_ten(x, size):
+    with pyro.plate("data", 10, subsample_size=size) as index:
+        pyro.sample("z", dist.Normal(0.5 * x[index], 0.5**0.5))
+
+
+@pytest.mark.parametrize("size", [4, 10])
+def test_the_model_takes_the_subsample_of_the_guide(size):
+    """As Pyro's replay gives it. The guide is the posterior, so every weight is p(x_n) for the data that it chose."""
+    x = randn(10)
+    found = pv.ImportanceSampling(of_ten, some_of_ten, num_particles=7, seed=0)(x, size)
+    assert_close(found.log_evidence, dist.Normal(ZERO, 2**0.5).log_prob(x)[found.index if size == 4 else slice(None)])
+    assert len(found) == size and set(found.stripped_scales) == (set() if size == 10 else {"z", "x"})
+    gaps = pv.InferenceGaps(of_ten, some_of_ten, num_particles=100, num_steps=5, seed=0)(x, size)
+    assert_close(gaps.elbo, found.log_evidence)
+
+
+def test_the_objectives_take_it_too():
+    """The loss is that of both sides subsampled, of which the indices are drawn alike."""
+    x, losses = randn(10), []
+    for model in (of_ten, lambda x, size: both(x, size)):
+        for objective in (pv.BetaTrace_ELBO(), pv.BetaTraceMeanField_ELBO(), pv.ImportanceWeightedELBO(num_particles=1)):
+            pyro.set_rng_seed(0)
+            losses.append(objective.loss(model, some_of_ten, x, 4))
+    assert losses[:3] == pytest.approx(losses[3:])
+
+
+def both(x, size):
+    with pyro.plate("data", 10, subsample_size=size) as index:
+        z = pyro.sample("z", dist.Normal(ZERO, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+
+def test_another_size_of_the_subsample_is_refused():
+    x = randn(10)
+    with pytest.raises(DatumPlateError, match=r"sizes \[4, 6\]"):
+        pv.ImportanceSampling(lambda x, size: both(x, 6), some_of_ten, seed=0)(x, 4)
+    with pytest.raises(DatumPlateError, match=r"sizes \[4, 10\]"):  # the guide draws all, the model wants some
+        pv.ImportanceSampling(both, lambda x, size: some_of_ten(x, 10), seed=0)(x, 4)

@@ -10,10 +10,11 @@ from torch import Tensor
 from ...errors import DatumPlateError, SubsamplingError
 
 
-def check_subsample(plate: str, fn: Any, given: Any, known: Tensor) -> None:
-    """Refuse a plate that asks for other data than before, `known`: other indices, or another number.
+def check_subsample(plate: str, fn: Any, given: Any, known: Tensor, known_size: int) -> None:
+    """Refuse a plate that asks for other data than before, `known` out of `known_size`: other indices, or another number.
 
-    `fn` is what Pyro would draw the indices from; `given` is `subsample=`, or None.
+    A plate of all data takes the subsample of the guide, as Pyro's replay gives it. `fn` is what Pyro would draw the indices
+    from; `given` is `subsample=`, or None.
     """
     if given is not None:
         if not same_indices(given, known):
@@ -25,7 +26,7 @@ def check_subsample(plate: str, fn: Any, given: Any, known: Tensor) -> None:
             )
         return
     size = fn.size if fn.subsample_size is None else min(fn.subsample_size, fn.size)
-    if len(known) != size:
+    if len(known) != size and not size == fn.size == known_size:
         raise DatumPlateError(f"plate '{plate}' has sizes {sorted({len(known), size})} in model and guide: they must agree")
 
 

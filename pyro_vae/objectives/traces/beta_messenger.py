@@ -53,6 +53,7 @@ class BetaMessenger(Messenger):
         self.betas, self.has_jacobians, self.guide = betas, has_jacobians, guide
         self.scales: dict[str, Beta] = {}
         self.indices: dict[str, Tensor] = {}  # of the plates, by name
+        self.full_sizes: dict[str, int] = {}
 
     def __enter__(self) -> BetaMessenger:
         # Scales around the whole call come after ours, so that the messages do not have them yet.
@@ -63,9 +64,10 @@ class BetaMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             # Replay, which stands further out, would answer with the guide's indices, whatever the model asks for.
-            known = None if self.guide is None else self.guide.indices.get(msg["name"])
-            if known is not None:
-                check_subsample(msg["name"], msg["fn"], msg["value"], known)
+            name = msg["name"]
+            if self.guide is not None and name in self.guide.indices:
+                known, size = self.guide.indices[name], self.guide.full_sizes[name]
+                check_subsample(name, msg["fn"], msg["value"], known, size)
             return
         if msg["is_observed"] and not (self.has_jacobians and is_jacobian(msg)):
             return
@@ -78,6 +80,7 @@ class BetaMessenger(Messenger):
         """Mark imputed values that are not reparameterised: see `check_imputed`."""
         if site_is_subsample(msg):
             self.indices[msg["name"]] = torch.as_tensor(msg["value"])
+            self.full_sizes[msg["name"]] = msg["fn"].size
             return
         imputed = msg["name"].endswith(IMPUTED) and not msg["is_observed"]
         if self.guide is not None and imputed and msg["name"] not in self.guide.scales and not msg["fn"].has_rsample:
