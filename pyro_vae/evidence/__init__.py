@@ -6,7 +6,7 @@ from .annealing import AnnealedChains, Annealing
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
-from .exact_evidence import ExactEvidence
+from .exact_evidence import ExactEvidence, exact_record
 from .fitted import fitted_log_weights, with_search
 from .hmc import State
 from .importance_sampling import ImportanceSampling
@@ -14,7 +14,7 @@ from .k_curve import KCurve
 from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
-from .summary import mean_std_error, summarise
+from .summary import guide_draws, mean_std_error, summarise
 
 __all__ = [
     "AdaptiveImportanceSampling",
@@ -32,7 +32,9 @@ __all__ = [
     "SelfCheck",
     "SelfCheckResult",
     "State",
+    "exact_record",
     "fitted_log_weights",
+    "guide_draws",
     "mean_std_error",
     "summarise",
     "well_known",

@@ -18,7 +18,7 @@ from .estimator import Estimator
 from .fitted import START_PARTICLES, Proposal, fit_proposals
 from .hmc import State, adapted, transition
 from .paths import Path, Start
-from .summary import guide_draws
+from .summary import guide_draws, summed_draws
 
 Schedule = Literal["adaptive", "linear", "sigmoid"]
 # Is shown the number of the temperature, the states and the log-weights so far; may give others to go on with.
@@ -60,6 +60,7 @@ class Annealing:
         self.call, self.options, self.grid = call, options, grid
         guide, model, weights = guide_draws(call)
         self.elbo = weights.elbo
+        guide, model = summed_draws(call, guide, model)
         if not call.structure.latents:
             raise LocalFitError("all latents are summed out, so there is nothing to anneal: use ImportanceSampling")
         if call.structure.prior_sites:

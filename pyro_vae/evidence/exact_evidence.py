@@ -16,7 +16,7 @@ from ..proposals import LatentSpace, unchecked_gradient
 from ..records import EXACT_VALUE
 from .estimator import Estimator
 from .evidence import Evidence
-from .summary import check_precision, guide_draws, mean_std_error, unknown_supports
+from .summary import check_precision, guide_draws, mean_std_error, summed_draws, unknown_supports
 
 CHECKS = 300  # points from the prior and around the maximum at which a joint must look Gaussian
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
@@ -67,13 +67,13 @@ class ExactEvidence(Estimator):
         if call.structure.prior_sites:
             raise LocalFitError(f"{quoted(call.structure.prior_sites)} would be drawn from the prior: add to the guide")
         guide, model, weights = guide_draws(call)
-        return record(call, exact(call, guide, model, weights), weights.elbo)
+        return exact_record(call, exact(call, guide, model, weights), weights.elbo)
 
 
 def exact(call: Call, guide: Any, model: Any, weights: LogDensities) -> Tensor:
     if not call.structure.latents:
         return weights.log_weight[0]
-    space = LatentSpace(call, guide, model)
+    space = LatentSpace(call, *summed_draws(call, guide, model))
     call.set_noise(Noise.GUIDE, 1)
     u = space.draw_prior(PRIOR_DRAWS)[0]
     log_evidence = gaussian_integral(space, u)
@@ -181,7 +181,8 @@ def values_on(space: LatentSpace, centre: Tensor, half: Tensor, unit: Tensor) ->
     return torch.cat(pieces).nan_to_num(nan=-math.inf)
 
 
-def record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
+def exact_record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
+    """From log p(x), (B,), without an error, and ELBO terms of the guide, (K, B)."""
     call.check_finite(log_evidence.unsqueeze(0))
     zero = torch.zeros_like(log_evidence)
     evidence = Evidence(

@@ -23,7 +23,7 @@ from ..proposals import (
 from ..records import FITTED_PROPOSALS
 from .evidence import Evidence
 from .second_look import SecondLook
-from .summary import guide_draws, mean_std_error
+from .summary import guide_draws, mean_std_error, summed_draws
 
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
 CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
@@ -70,6 +70,7 @@ def fitted_log_weights(
     elbo = weights.elbo
     if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself, and there is nothing to fit
         return weights.log_weight, elbo, None
+    guide, model = summed_draws(call, guide, model)
     fitted = fit_proposals(call, guide, model, elbo, num_particles, num_gradients, proposal)
     watch = None if look is None else functools.partial(look.watch_proposal, fitted.space)
     return proposal_log_weights(fitted.space, fitted.proposal, num_particles, watch), elbo, fitted
@@ -87,7 +88,7 @@ def fit_proposals(
     """From draws of the guide, what the model made of them and their ELBO terms."""
     space = LatentSpace(call, guide, model)
     call.set_noise(Noise.GUIDE, 1)
-    u = space.filled(space.pack(call.latent_values(call.draw(START_PARTICLES)))[0])
+    u = space.filled(space.pack(call.latent_values(call.draw_latents(START_PARTICLES)))[0])
     moments = u.mean(0), u.std(0)
     floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1
     num_gradients = num_gradients or num_gradients_for(num_particles, space.dim)

@@ -37,7 +37,7 @@ class Path:
         if self.start == "prior":
             return self.evaluate(self.space.draw_prior(num_chains)[0])
         call = self.space.call
-        return self.evaluate(self.space.filled(self.space.pack(call.latent_values(call.draw(num_chains)))[0]))
+        return self.evaluate(self.space.filled(self.space.pack(call.latent_values(call.draw_latents(num_chains)))[0]))
 
     def evaluate(self, u: Tensor) -> State:
         """Both ends of the path at u, (C, B, D), with gradients, in pieces of bounded memory."""

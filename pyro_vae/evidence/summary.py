@@ -27,6 +27,15 @@ def guide_draws(call: Call) -> tuple[Record, Record, LogDensities]:
     return guide, model, weights
 
 
+def summed_draws(call: Call, guide: Record, model: Record) -> tuple[Record, Record]:
+    """The same draws, or others where latents depend on what the guide enumerates: fits are about q(z given x)."""
+    if call.structure.depend_on_enumerated:
+        call.set_noise(Noise.GUIDE, 2)
+        guide = call.draw_latents(ELBO_PARTICLES)
+        model = call.score(call.latent_values(guide), ELBO_PARTICLES)
+    return guide, model
+
+
 def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method: str) -> Evidence:
     """Make the record from log-weights (K, B) and ELBO terms (K', B) of the guide; `method` names the estimator."""
     smoothed, pareto_k = pareto_smooth(log_weight)

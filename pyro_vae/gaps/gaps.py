@@ -40,6 +40,8 @@ class Gaps:
     :ivar converged: (B,) whether the fit of q* converged; where not, amortization is too small.
     :ivar evidence: the `Evidence` behind `log_evidence`, with its ESS, Pareto k and doubts.
     :ivar family: what was freed per datum.
+    :ivar held: sites of the guide that were not, because it enumerates them beside latents that it draws: what they lose is
+        counted with the approximation gap.
     :ivar num_particles: K behind L[q] and L[q*].
     :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
     """
@@ -53,6 +55,7 @@ class Gaps:
     family: str
     num_particles: int
     cost: float
+    held: tuple[str, ...] = ()
 
     @property
     def amortization(self) -> Tensor:
@@ -72,12 +75,13 @@ class Gaps:
     @classmethod
     def cat(cls, records: Sequence["Gaps"]) -> "Gaps":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        check_same(records, ("family", "num_particles"))
+        check_same(records, ("family", "held", "num_particles"))
         return cls(
             **concatenated(records, PER_DATUM),
             std_errors={n: torch.cat([r.std_errors[n] for r in records]) for n in records[0].std_errors},
             evidence=Evidence.cat([r.evidence for r in records]),
             family=records[0].family,
+            held=records[0].held,
             num_particles=records[0].num_particles,
             cost=mean_cost(records),
         )
@@ -109,7 +113,8 @@ class Gaps:
     @property
     def titles(self) -> dict[str, str]:
         """What the numbers of `summary` are called; data outside the support have a score and no log p(x)."""
-        top = "log p(x), lower bound" if self.evidence.support_checked else "score (data outside the support)"
+        top = "log p(x)" if self.evidence.bound == "exact" else "log p(x), lower bound"
+        top = top if self.evidence.support_checked else "score (data outside the support)"
         return {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": top, **{n: f"{n} gap" for n in GAPS}}
 
     def larger_part(self, level: float = LEVEL) -> Part:
@@ -174,6 +179,11 @@ class Gaps:
             return "undecided", (
                 f"Not decided: {unfinished} of {len(known)} fits had not converged, and their part of the gap is not the "
                 f"family's ({split})."
+            )
+        if high < 0 and self.held:
+            return "undecided", (
+                f"Not decided: {', '.join(self.held)} of the guide is not freed per datum, and its part of the gap is not "
+                f"the family's ({split})."
             )
         if high < 0:
             return "family", f"The larger part of the gap is the family's (approximation): {split}."

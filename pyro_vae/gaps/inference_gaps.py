@@ -11,6 +11,7 @@ from ..kernel import Call
 from ..noise import Noise
 from ..options import whole_number
 from ..records import FITTED_PROPOSALS
+from .enumerated import enumerated_gaps
 from .gaps import Gaps
 from .offsets import fit_offsets
 from .restart import restarted
@@ -38,6 +39,9 @@ class InferenceGaps(Estimator):
     :param num_steps: gradient steps per round of the fit of q*; there are at most seven rounds.
     :param evidence: maps (model, guide) to an estimator of log p(x), e.g.
         `functools.partial(pv.ImportanceSampling, num_particles=5000)`; by default `AdaptiveImportanceSampling`.
+
+    A guide that enumerates all its latents has exact gaps. One that enumerates some beside latents that it draws has q*
+    freed for these alone: what the enumerated ones lose counts as approximation, and `held` of the record names them.
 
     Called with the model's own arguments; returns `Gaps` for the B data of the call, in nats.
 
@@ -68,6 +72,8 @@ class InferenceGaps(Estimator):
         self._estimator = None if self.evidence is None else self.evidence(self.model, self.guide)
 
     def estimate(self, call: Call) -> Gaps:
+        if not call.structure.latents:
+            return enumerated_gaps(call, self.num_particles)
         offsets = fit_offsets(call, num_steps=self.num_steps)
         cost = call.cost
         if self._estimator is None:
@@ -98,6 +104,7 @@ class InferenceGaps(Estimator):
             converged=offsets.converged,
             evidence=evidence,
             family=offsets.family,
+            held=call.structure.guide_enumerated,
             num_particles=self.num_particles,
             cost=total,
         )

@@ -70,6 +70,15 @@ class Call:
     def draw(self, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None) -> Record:
         return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)
 
+    def draw_latents(self, num_particles: int) -> Record:
+        """Draw from q(z given x) with what the guide enumerates summed out: by drawing it first where latents depend on it.
+
+        Values have no axis E, and log q(z given x) at them is `log_guide`.
+        """
+        if not self.structure.depend_on_enumerated:
+            return self.draw(num_particles)
+        return draw(ancestral(self.guide), num_particles)
+
     def draw_prior(self, num_particles: int) -> tuple[dict[str, Tensor], Record]:
         """Draw latent values from the prior and run the model at them. Enumerated sites are drawn, then summed out."""
         self.cost += num_particles
@@ -116,10 +125,7 @@ class Call:
                 f"the guide computes its latents from {quoted(fresh)}, so log q is not known at other values than its own "
                 "draws: write the latents as draws of their own, or use a method that needs draws alone"
             )
-        weights = LogDensities(self.structure, guide, guide if model is None else model, num_particles)
-        # What the guide enumerates is summed out of log p, so it has no place in log q either.
-        kept = {n: s for n, s in weights.log_guide_by_site.items() if n not in self.structure.guide_enumerated}
-        return weights._sum(kept)
+        return LogDensities(self.structure, guide, guide if model is None else model, num_particles).log_marginal_guide
 
     def latent_values(self, record: Record) -> dict[str, Tensor]:
         """What the guide drew for the latent sites of the model, canonical shapes (*E, K, *plates, *event)."""

@@ -150,9 +150,22 @@ class LogDensities:
         return self._summed_out(self.log_likelihood + self.log_prior)
 
     @cached_property
+    def log_joint_of_values(self) -> Tensor:
+        """log p(x, z, e), (*E, K, B) for the values e that the guide enumerates; those of the model are summed out."""
+        log_joint = self._with_all_axes(self.log_likelihood + self.log_prior)
+        # The axes of `layout.enumerated` run from right to left: those of the model are the leftmost.
+        num_model = len(self.structure.model_enumerated)
+        return log_joint.logsumexp(tuple(range(num_model))) if num_model else log_joint
+
+    @cached_property
     def log_marginal_prior(self) -> Tensor:
         """log p(z) of the sampled latents, shape (K, B): enumerated sites are summed out."""
         return self._summed_out(self.log_prior)
+
+    @cached_property
+    def log_marginal_guide(self) -> Tensor:
+        """log q(z given x) of the sampled latents, shape (K, B): enumerated sites are summed out."""
+        return self._summed_out(self.log_guide)
 
     @cached_property
     def log_weight(self) -> Tensor:
@@ -165,12 +178,8 @@ class LogDensities:
     def elbo(self) -> Tensor:
         if not self.layout.enumerated:
             return self.log_weight
-        # The axes of `layout.enumerated` run from right to left: those of the model are the leftmost.
-        log_joint = self._with_all_axes(self.log_likelihood + self.log_prior)
         num_model = len(self.structure.model_enumerated)
-        if num_model:
-            log_joint = log_joint.logsumexp(tuple(range(num_model)))
-        bound = log_joint - self._guide_axes(self.log_guide, num_model)
+        bound = self.log_joint_of_values - self._guide_axes(self.log_guide, num_model)
         if self.structure.guide_enumerated:
             log_q = self._sum({n: self.log_guide_by_site[n] for n in self.structure.guide_enumerated})
             weights = self._guide_axes(log_q, num_model).exp()

@@ -96,8 +96,8 @@ class Pair:
         guide.names, model.names = frozenset(guide_sites), frozenset(model_sites)
         values = [*guide_sites.values(), *model_sites.values()]
         sizes = {size for s in values for size in (*s.value.shape, *s.fn.shape())} | {structure.layout.batch_size}
-        observed_with_moving_support = choose_executions(guide, model, structure, sizes, allow_dropout=self.in_training)
-        structure = replace(structure, observed_with_moving_support=observed_with_moving_support)
+        seen = choose_executions(guide, model, structure, sizes, allow_dropout=self.in_training)
+        structure = replace(structure, **seen)
         return structure, guide.names, model.names, guide.execution, model.execution
 
     @torch.no_grad()

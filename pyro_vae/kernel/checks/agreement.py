@@ -26,10 +26,11 @@ READS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
 
 def choose_executions(
     guide: Program, model: Program, structure: Structure, sizes: set[int], *, allow_dropout: bool
-) -> frozenset[str]:
+) -> dict[str, Any]:
     """Set `execution` of both programs; refuse programs with hidden randomness or data that depend on one another.
 
-    Returns the observed sites whose support depends on latents: a value outside it is a weight of zero, not bad data.
+    Returns what was seen of the structure on the way: `observed_with_moving_support`, where a value outside is a weight of
+    zero, not bad data; and `depend_on_enumerated`.
 
     :param sizes: every size that occurs among data and values; the number of particles differs from all of them.
     :param allow_dropout: in training, whose steps are meant to be random.
@@ -43,7 +44,10 @@ def choose_executions(
             "dropout is active, so every evaluation is of another random network: call .eval() on the modules of model and "
             "guide, and give training=self.training to functional dropout"
         )
-    return frozenset(name for name, site in reference.items() if site.is_observed and bounds_vary(site.fns))
+    moving = frozenset(name for name, site in reference.items() if site.is_observed and bounds_vary(site.fns))
+    widths = {name: 1 + structure.layout.num_plates + structure.layout.event_dims[name] for name in structure.latents}
+    dependent = tuple(name for name, width in widths.items() if name in values and values[name].ndim > width)
+    return {"observed_with_moving_support": moving, "depend_on_enumerated": dependent}
 
 
 def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -> dict[str, Tensor]:

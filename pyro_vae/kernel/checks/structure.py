@@ -42,6 +42,7 @@ class Structure:
     stripped_scales: Mapping[str, float | Tensor]
     subsampled: bool
     bytes_per_particle: int
+    depend_on_enumerated: tuple[str, ...] = ()  # latents that the guide draws given what it enumerates
     unknown_supports: tuple[str, ...] = ()  # latents whose distribution does not name its support
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
     left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
