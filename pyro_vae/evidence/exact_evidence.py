@@ -84,7 +84,13 @@ def exact(call: Call, guide: Any, model: Any, weights: LogDensities) -> Tensor:
             f"no exact log p(x): {space.dim} continuous latents per datum, and a joint density that is not Gaussian. Use "
             "AnnealedImportanceSampling"
         )
-    return quadrature(space, u.mean(0), u.std(0))
+    log_evidence = quadrature(space, u.mean(0), u.std(0))
+    if bool((space.cut > log_evidence - NEGLIGIBLE).any()):
+        raise LocalFitError(
+            "no exact log p(x): the joint density still rises where floats no longer tell a latent from the end of its "
+            "support. Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling"
+        )
+    return log_evidence
 
 
 def gaussian_integral(space: LatentSpace, u: Tensor) -> Tensor | None:

@@ -26,6 +26,8 @@ from .second_look import SecondLook
 from .summary import guide_draws, mean_std_error, summed_draws
 
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
+NEGLIGIBLE = 20.0  # nats below log p(x), of a density at an end of the floats
+SIGMAS, ROUNDING = 5.0, 0.05  # errors and nats by which log p(x) may lie below the ELBO
 CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
 SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
 Proposal = Literal["auto", "gaussian", "student", "mixture"]
@@ -47,9 +49,18 @@ class Fitted:
 
 
 def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
-    """The record with what the search has found about itself; `None` where no proposal was needed."""
+    """The record with what the fits have found about themselves; `None` where no proposal was needed."""
     if fitted is None:
         return evidence
+    checks = {
+        "end of support": fitted.space.cut > evidence.log_evidence - NEGLIGIBLE,
+        # L[q] is at most log p(x): an estimate far below it has lost a mode.
+        "below the ELBO": evidence.log_evidence + SIGMAS * evidence.std_error + ROUNDING
+        < evidence.elbo - SIGMAS * evidence.elbo_std_error,
+    }
+    evidence = replace(
+        evidence, checks={**evidence.checks, **{n: flags for n, flags in checks.items() if bool(flags.any())}}
+    )
     why_not = fitted.why_not
     if evidence.method == FITTED_PROPOSALS and evidence.num_particles < MIN_PARTICLES_FOR_K:
         why_not = f"K < {MIN_PARTICLES_FOR_K}"  # a mode is judged by its share of the estimate, which is noise here

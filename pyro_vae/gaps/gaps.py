@@ -14,7 +14,7 @@ from ..records import doubts as table
 PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
 SIGMAS, ROUNDING = 4.5, 0.05  # errors, and nats, by which log p(x) must lie below an ELBO to be in doubt for it
 GAPS = ("amortization", "approximation", "inference")
-OF_LOG_EVIDENCE = ("tails", "posterior side", "search", "precision", "below the ELBO")
+OF_LOG_EVIDENCE = ("tails", "posterior side", "search", "precision", "end of support", "below the ELBO")
 REASONS = {  # that concern each number
     "elbo": ("precision",),
     "optimal_elbo": ("precision", "not converged"),
@@ -138,7 +138,9 @@ class Gaps:
         gaps = torch.stack([self.approximation, self.inference])
         errors = torch.stack([self.std_errors["approximation"], self.std_errors["inference"]])
         below = (gaps < -(SIGMAS * errors + ROUNDING)).any(0)
-        return {**self.evidence.doubts, "not converged": ~self.converged, "below the ELBO": below}
+        of_evidence = self.evidence.doubts
+        below = below | of_evidence.get("below the ELBO", below)
+        return {**of_evidence, "not converged": ~self.converged, "below the ELBO": below}
 
     @property
     def unchecked(self) -> dict[str, str]:

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint, nonnegative_integer
 from torch.distributions.transforms import (
+    AffineTransform,
     ComposeTransform,
     ExpTransform,
     IndependentTransform,
+    SigmoidTransform,
     Transform,
     identity_transform,
 )
@@ -73,9 +75,14 @@ def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
     parts = transform.parts if isinstance(transform, ComposeTransform) else [transform]
     if not parts:
         return -math.inf, math.inf
-    if isinstance(parts[0], ExpTransform):
-        return math.log(floats.tiny / floats.eps), math.log(floats.max * floats.eps)
     end = -DIGITS * math.log(floats.eps)
+    shift = max((float(torch.as_tensor(p.loc).abs().max()) for p in parts if isinstance(p, AffineTransform)), default=0.0)
+    # Floats are finest next to zero, so an end at zero is told from values much nearer than another end is.
+    smallest = math.log(floats.tiny / floats.eps)
+    if isinstance(parts[0], ExpTransform):
+        return smallest if shift == 0 else math.log(shift) - end, math.log(floats.max * floats.eps)
+    if isinstance(parts[0], SigmoidTransform):
+        return smallest if shift == 0 else -end, end
     return -end, end
 
 

@@ -22,6 +22,7 @@ class LatentSpace:
     :ivar dim: D.
     :ivar num_values: (D,), of a discrete latent how many values it has, u being the number of the value from 0 on; zero for
         the others. `None` where no latent is discrete.
+    :ivar cut: (B,), the highest log p(x, u) so far at an end of the floats beyond which it rises: what lies there is lost.
     :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site, for
         a support that depends on another latent, for a mask that depends on drawn values.
     """
@@ -52,6 +53,7 @@ class LatentSpace:
         self._limits = torch.tensor(ends, dtype=dtype, device=call.device).T if bounded else None
         self.num_values = torch.tensor(counts, device=call.device) if any(counts) else None
         self._kept: dict[str, Tensor] = {}  # where a site is not masked, broadcastable to its values
+        self.cut = torch.full((self.layout.batch_size,), -math.inf, dtype=torch.float64, device=call.device)
         self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -117,7 +119,7 @@ class LatentSpace:
 
         The tails of a density towards an end of its support are powers of the distance, so in u they are straight lines:
         exp(a u) for a Gamma of concentration a. Cut off there, much of a Gamma of small concentration would be lost. No tail
-        rises: where a density does at the end, it is about to turn, and is continued as a constant.
+        rises: a density that does at the end is about to turn, nobody knows where, and is cut off; see `cut`.
         """
         if self._limits is None:
             return at(u)
@@ -131,12 +133,13 @@ class LatentSpace:
             inner = at(near - beyond / torch.where(length > 0, length, 1.0))
         far = length.squeeze(-1)
 
-        def continued(f: Tensor, g: Tensor) -> Tensor:
+        def slope_of(f: Tensor, g: Tensor) -> Tensor:
             known = (far > 0) & f.isfinite() & g.isfinite()
-            slope = (torch.where(known, f, 0.0) - torch.where(known, g, 0.0)).detach()
-            return f + far * slope.clamp(max=0.0)
+            return (torch.where(known, f, 0.0) - torch.where(known, g, 0.0)).detach()
 
-        return tuple(continued(f, g) for f, g in zip(found, inner, strict=True))
+        slopes = [slope_of(f, g) for f, g in zip(found, inner, strict=True)]
+        self.cut = torch.maximum(self.cut, torch.where(slopes[0] > 0, found[0].detach(), -math.inf).amax(0).to(self.cut))
+        return tuple(torch.where(s > 0, -math.inf, f + far * s) for f, s in zip(found, slopes, strict=True))
 
     def draw_prior(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor]:
         """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""

@@ -75,6 +75,12 @@ TABLE = {
         "Use float64: model.double(), guide.double(), and the data in double",
         PrecisionWarning,
     ),
+    "end of support": Doubt(
+        "the joint density of {data} still rises where floats no longer tell a latent from the end of its support: what "
+        "lies beyond is not counted, so their log p(x) is likely too {off}",
+        {},
+        "Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling with a guide that draws there",
+    ),
     "not converged": Doubt(
         "the fit of the optimum q* of {data} had not converged: their amortization gap is too small and their approximation "
         "gap too large",

@@ -5,6 +5,8 @@ Per-datum comparisons fail by chance with 7e-6 per datum (4.5 standard errors), 
 
 import json
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -18,6 +20,7 @@ from pair_helpers import (
     exact_family,
     guide_of,
     linear_gaussian,
+    make_evidence,
     model_of,
     quiet,
     scaled_family,
@@ -35,6 +38,7 @@ from pyro_vae.errors import (
     StructureError,
     UnreliableEvidenceWarning,
 )
+from pyro_vae.evidence.fitted import Fitted, with_search
 from pyro_vae.kernel import calls
 
 
@@ -1027,3 +1031,17 @@ def test_a_fit_that_runs_away_keeps_the_start():
     low, high = evidence.confidence_interval(0.999)
     assert bool(((low <= truth) & (truth <= high)).all())
     assert (evidence.log_evidence - truth).abs().max() < 0.5  # -6 where the fit is let go
+
+
+def test_an_estimate_below_the_elbo_is_in_doubt():
+    """L[q] is at most log p(x): five errors of both and .05 nats below it there is a fault, whatever the weights say."""
+    fitted = Fitted(SimpleNamespace(cut=torch.full((4,), -math.inf)), None, (), why_not="no search")
+    evidence = make_evidence(torch.tensor([-5.0, -5.2, -6.0, -9.0]), std_error=torch.full((4,), 0.1))
+    evidence = replace(evidence, elbo=torch.full((4,), -5.0), elbo_std_error=torch.tensor([0.1, 0.1, 0.2, 0.5]))
+    found = with_search(evidence, fitted)
+    assert found.doubts["below the ELBO"].tolist() == [False, False, False, True]
+    assert "below the ELBO" not in with_search(evidence.select(torch.tensor([0, 1, 2])), replace_space(fitted, 3)).doubts
+
+
+def replace_space(fitted, num_data):
+    return replace(fitted, space=SimpleNamespace(cut=torch.full((num_data,), -math.inf)))

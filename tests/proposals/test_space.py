@@ -443,3 +443,61 @@ def test_a_density_that_rises_at_the_end_of_the_floats_does_not_rise_beyond():
     for seed in range(3):
         found = pv.ExactEvidence(model, guide, seed=seed)(x).log_evidence
         torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-3)
+
+
+def of_a_logit(scale=0.4):
+    """x ~ N(logit z, scale) for z ~ Beta(2, 2), and the posterior of logit z in the guide, nearly."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(x.new_tensor(2.0), x.new_tensor(2.0)))
+            pyro.sample("x", dist.Normal(z.logit(), scale), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x - 2 * scale**2 * x.sign(), scale), [SIGMOID]))
+
+    return model, guide
+
+
+SIGMOID = dist.transforms.SigmoidTransform()
+
+
+def of_a_logit_by_quadrature(x, scale=0.4):
+    u = torch.linspace(-60, 60, 1_200_001, dtype=F64)
+    log_prior = 2 * logsigmoid(u) + 2 * logsigmoid(-u) + math.log(6)
+    likelihood = dist.Normal(u, scale).log_prob(x.double().unsqueeze(-1))
+    return (log_prior + likelihood).logsumexp(-1) + math.log(1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "x"), [(torch.float32, -15.0), (torch.float32, -45.0), (F64, 15.0), (F64, -45.0)])
+def test_a_posterior_next_to_an_end_that_floats_can_tell_apart(dtype, x):
+    """Next to zero floats are fine: a mode at logit -15 is no nearer than they tell. Next to one they end at 10 and 22."""
+    x = torch.tensor([x, 0.3], dtype=dtype)
+    model, guide = of_a_logit()
+    truth = of_a_logit_by_quadrature(x)
+    found = pv.AdaptiveImportanceSampling(model, guide, num_particles=2000, seed=0)(x)
+    assert ((found.log_evidence - truth).abs() < 5 * found.std_error + 1e-3).all() and bool(found.reliable.all())
+    if abs(float(x[0])) < 20:  # within the reach of its box
+        exact = pv.ExactEvidence(model, guide, seed=0)(x).log_evidence
+        torch.testing.assert_close(exact.double(), truth, rtol=1e-5, atol=1e-3)
+
+
+def test_a_posterior_beyond_what_floats_can_tell_is_in_doubt():
+    """In float32 the posterior of the second datum lies at logit 15, where values and one differ by a rounding."""
+    x = torch.tensor([0.3, 15.0])
+    model, guide = of_a_logit()
+    for estimator in (
+        pv.AdaptiveImportanceSampling(model, guide, seed=0),
+        pv.AnnealedImportanceSampling(model, guide, num_steps=20, seed=0, progress=False),
+        pv.InferenceGaps(model, guide, num_steps=10, seed=0),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            record = estimator(x)
+        assert record.doubts["end of support"].tolist() == [False, True]
+        assert any("Use float64" in str(warning.message) for warning in caught)
+    with pytest.raises(LocalFitError, match="still rises where floats"):
+        pv.ExactEvidence(model, guide, seed=0)(x)
+    fine = pv.AdaptiveImportanceSampling(model, guide, seed=0)(x.double())
+    assert ((fine.log_evidence - of_a_logit_by_quadrature(x)).abs() < 5 * fine.std_error + 1e-3).all()
