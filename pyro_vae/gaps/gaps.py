@@ -42,6 +42,7 @@ class Gaps:
     :ivar family: what was freed per datum.
     :ivar held: sites of the guide that were not, because it enumerates them beside latents that it draws: what they lose is
         counted with the approximation gap.
+    :ivar unsplit: why L[q*] is not known, where it is not: `optimal_elbo` and the two parts of the gap are NaN then.
     :ivar num_particles: K behind L[q] and L[q*].
     :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
     """
@@ -56,6 +57,7 @@ class Gaps:
     num_particles: int
     cost: float
     held: tuple[str, ...] = ()
+    unsplit: str = ""
 
     @property
     def amortization(self) -> Tensor:
@@ -75,13 +77,14 @@ class Gaps:
     @classmethod
     def cat(cls, records: Sequence["Gaps"]) -> "Gaps":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        check_same(records, ("family", "held", "num_particles"))
+        check_same(records, ("family", "held", "unsplit", "num_particles"))
         return cls(
             **concatenated(records, PER_DATUM),
             std_errors={n: torch.cat([r.std_errors[n] for r in records]) for n in records[0].std_errors},
             evidence=Evidence.cat([r.evidence for r in records]),
             family=records[0].family,
             held=records[0].held,
+            unsplit=records[0].unsplit,
             num_particles=records[0].num_particles,
             cost=mean_cost(records),
         )
@@ -99,12 +102,14 @@ class Gaps:
         return len(self.elbo)
 
     def summary(self) -> dict[str, Estimate]:
-        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps.
+        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps; what is not known (`unsplit`) is left out.
 
         The errors of a mean are not to be trusted where more than 5% of the data are in doubt for a reason that concerns it.
         """
         doubts, found = self.doubts, {}
         for name, reasons in REASONS.items():
+            if self.unsplit and name not in ("elbo", "log_evidence", "inference"):
+                continue
             doubted = ~table.without_doubt({r: doubts[r] for r in reasons if r in doubts}, like=self.elbo)
             doubt = table.said_of_mean(doubted)
             found[name] = Estimate.over_data(getattr(self, name), self.std_errors[name], doubt=doubt)
@@ -135,17 +140,18 @@ class Gaps:
         "not converged": the fit of q* ran out of steps. "below the ELBO": log p(x) lies below L[q] or L[q*] by more than
         chance, so that it misses a mode, and is too low.
         """
-        gaps = torch.stack([self.approximation, self.inference])
-        errors = torch.stack([self.std_errors["approximation"], self.std_errors["inference"]])
+        names = ["inference"] if self.unsplit else ["approximation", "inference"]
+        gaps, errors = torch.stack([getattr(self, n) for n in names]), torch.stack([self.std_errors[n] for n in names])
         below = (gaps < -(SIGMAS * errors + ROUNDING)).any(0)
         of_evidence = self.evidence.doubts
         below = below | of_evidence.get("below the ELBO", below)
-        return {**of_evidence, "not converged": ~self.converged, "below the ELBO": below}
+        of_fit = {} if self.unsplit else {"not converged": ~self.converged}
+        return {**of_evidence, **of_fit, "below the ELBO": below}
 
     @property
     def unchecked(self) -> dict[str, str]:
         """Why a reason was not judged, by its name."""
-        return dict(self.evidence.unchecked)
+        return {**self.evidence.unchecked, **({"not converged": "q* was not fitted"} if self.unsplit else {})}
 
     @property
     def reliable(self) -> Tensor:
@@ -158,6 +164,8 @@ class Gaps:
         A log p(x) in doubt is too low, and the approximation gap with it. So "encoder" is only said of the data whose
         log p(x) is known well, while "family" may be said of all: what log p(x) lacks would only make its part larger.
         """
+        if self.unsplit:
+            return "undecided", f"Not split: {self.unsplit}."
         known = self
         if not well_known(self.evidence) and bool((reliable := self.evidence.reliable).any()):
             known = self.select(reliable)

@@ -15,6 +15,7 @@ from .enumerated import enumerated_gaps
 from .gaps import Gaps
 from .offsets import fit_offsets
 from .restart import restarted
+from .unsplit import unsplit_gaps, why_not_split
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -43,9 +44,13 @@ class InferenceGaps(Estimator):
     A guide that enumerates all its latents has exact gaps. One that enumerates some beside latents that it draws has q*
     freed for these alone: what the enumerated ones lose counts as approximation, and `held` of the record names them.
 
+    Where a draw of the guide is not reparameterised (a discrete latent that is not enumerated) q* cannot be fitted. The
+    record then has log p(x), by default from `ImportanceSampling`, L[q] and the inference gap; `unsplit` says why the rest
+    is NaN.
+
     Called with the model's own arguments; returns `Gaps` for the B data of the call, in nats.
 
-    :raises LocalFitError: for latents that cannot be fitted per datum.
+    :raises LocalFitError: for latents that cannot be fitted per datum for another reason.
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
 
@@ -74,6 +79,10 @@ class InferenceGaps(Estimator):
     def estimate(self, call: Call) -> Gaps:
         if not call.structure.latents:
             return enumerated_gaps(call, self.num_particles)
+        if why_not := why_not_split(call):
+            gaps = unsplit_gaps(call, self.num_particles, self._estimator, why_not)
+            check_same_data(call, gaps.evidence)
+            return gaps
         offsets = fit_offsets(call, num_steps=self.num_steps)
         cost = call.cost
         if self._estimator is None:

@@ -28,13 +28,15 @@ def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
     """
     ax = axes_or_new(ax)
     mean = gaps.summary()
-    elbo, optimal, top = (float(mean[name].value) for name in ("elbo", "optimal_elbo", "log_evidence"))
+    elbo, top = float(mean["elbo"].value), float(mean["log_evidence"].value)
+    optimal = top if gaps.unsplit else float(mean["optimal_elbo"].value)
     steps = [
-        ("amortization", elbo, optimal, "0.75", "//"),
-        ("approximation", optimal, top, "0.9", ".."),
-        ("inference", elbo, top, "1.0", ""),
+        ("amortization", elbo, optimal, "0.75", "//", "encoder"),
+        ("approximation", optimal, top, "0.9", "..", "family"),
+        ("inference", elbo, top, "1.0", "", "both"),
     ]
-    for position, (name, low, high, shade, hatch) in enumerate(steps):
+    steps = [step for step in steps if step[0] in mean]
+    for position, (name, low, high, shade, hatch, _) in enumerate(steps):
         doubt = mean[name].doubt
         error = 0.0 if doubt else 2 * float(mean[name].std_error)
         ax.bar(position, high - low, bottom=low, width=0.6, color=shade, edgecolor="black", hatch=hatch)
@@ -42,15 +44,22 @@ def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
             ax.errorbar(position, high, yerr=error, color="black", capsize=4)
         number = f"{high - low:.2f}" + ("\nin doubt" if doubt else "")
         ax.annotate(number, (position, max(low, high) + error), (0, 4), textcoords="offset points", ha="center")
-    for level, name, va in ((elbo, "ELBO", "top"), (optimal, "optimal ELBO", "bottom"), (top, "log p(x)", "bottom")):
+    levels = [(elbo, "ELBO", "top"), (optimal, "optimal ELBO", "bottom"), (top, "log p(x)", "bottom")]
+    for level, name, va in levels[::2] if gaps.unsplit else levels:
         ax.axhline(level, color="black", linewidth=0.8, linestyle=":")
-        ax.annotate(f" {name} {level:.2f}", (2.45, level), (0, -2 if va == "top" else 1), textcoords="offset points", va=va)
+        ax.annotate(
+            f" {name} {level:.2f}",
+            (len(steps) - 0.55, level),
+            (0, -2 if va == "top" else 1),
+            textcoords="offset points",
+            va=va,
+        )
     span = max(abs(top - elbo), 1e-3)
     ax.set(
-        xlim=(-0.5, 4.0),
+        xlim=(-0.5, len(steps) + 1.0),
         ylim=(min(elbo, top) - 0.15 * span, max(elbo, optimal, top) + 0.2 * span),
-        xticks=range(3),
-        xticklabels=["amortization\n(encoder)", "approximation\n(family)", "inference\n(both)"],
+        xticks=range(len(steps)),
+        xticklabels=[f"{step[0]}\n({step[-1]})" for step in steps],
         ylabel="nats per datum",
         title=f"What the ELBO leaves out, {len(gaps)} data",
     )

@@ -33,7 +33,8 @@ def plot_gaps_per_datum(gaps: Gaps, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_gaps_per_datum(pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), loader))
     """
-    amortization, inference = (gap.detach().cpu().double().numpy() for gap in (gaps.amortization, gaps.inference))
+    parts = (0 * gaps.inference if gaps.unsplit else gaps.amortization, gaps.inference)
+    amortization, inference = (gap.detach().cpu().double().numpy() for gap in parts)
     finite = np.isfinite(amortization) & np.isfinite(inference)
     if not finite.any():
         raise ValueError(f"none of the {len(gaps)} data has finite gaps, so there is nothing to draw")
@@ -43,15 +44,9 @@ def plot_gaps_per_datum(gaps: Gaps, ax: Axes | None = None) -> Axes:
     lower, upper = (np.array([gap[step].mean() for step in steps]) for gap in (amortization, inference))
     ax = axes_or_new(ax)
     encoder, family, both = (gap[order].mean() for gap in (amortization, inference - amortization, inference))
-    ax.stairs(
-        lower,
-        edges,
-        fill=True,
-        facecolor="0.7",
-        edgecolor="0.35",
-        linewidth=0.5,
-        label="amortization (encoder)",
-    )
+    if not gaps.unsplit:
+        ax.stairs(lower, edges, fill=True, facecolor="0.7", edgecolor="0.35", linewidth=0.5, label="amortization (encoder)")
+        ax.axhline(encoder, color="black", linewidth=1, linestyle="--", label=f"mean amortization gap {encoder:.2f}")
     ax.stairs(
         upper,
         edges,
@@ -61,10 +56,9 @@ def plot_gaps_per_datum(gaps: Gaps, ax: Axes | None = None) -> Axes:
         edgecolor="0.35",
         hatch="....",
         linewidth=0.5,
-        label=f"approximation (family), mean {family:.2f}",
+        label="encoder and family" if gaps.unsplit else f"approximation (family), mean {family:.2f}",
     )
     ax.stairs(upper, edges, baseline=None, color="black", linewidth=1.2)
-    ax.axhline(encoder, color="black", linewidth=1, linestyle="--", label=f"mean amortization gap {encoder:.2f}")
     ax.axhline(both, color="black", linewidth=1, linestyle=":", label=f"mean inference gap {both:.2f}")
     each = f"; steps of about {len(order) / len(steps):.0f}, and their means" if len(steps) < len(order) else ""
     left_out = f", {len(gaps) - len(order)} not finite left out" if len(order) < len(gaps) else ""

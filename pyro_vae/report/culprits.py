@@ -58,6 +58,11 @@ ADVICE = {
     ),
 }
 
+UNSPLIT = (
+    "Nothing is known of the parts of the gap, because q* cannot be fitted. Where the discrete latents have few values, let "
+    "the guide enumerate them (pyro.infer.config_enumerate), and the gap is split."
+)
+
 
 def culprit_of(measured: Measured, findings: Sequence[Finding]) -> str:
     """What to change first: a key of `ADVICE`.
@@ -86,10 +91,10 @@ def headline_of(measured: Measured, culprit: str) -> str:
     summary = measured.test.summary()
     digits = 2 if float(summary["inference"].value) >= 1 else 3
     loss = loss_of_the_model(measured)
+    parts = {"encoder": "amortization", "family": "approximation"}
     return HEADLINES[culprit].format(
         inference=summary["inference"].with_error(digits, unit=" nats"),
-        encoder=part_of(summary["amortization"], summary["inference"], digits),
-        family=part_of(summary["approximation"], summary["inference"], digits),
+        **{n: part_of(summary[gap], summary["inference"], digits) for n, gap in parts.items() if gap in summary},
         loss="" if loss is None else loss.with_error(2, sampling=True, unit=" nats"),
     )
 
@@ -103,6 +108,8 @@ def part_of(part: Estimate, whole: Estimate, digits: int) -> str:
 
 def advice_of(measured: Measured, culprit: str) -> str:
     """What to do about the culprit; about an estimate in doubt, what fits the estimator that ran."""
+    if culprit == "undecided" and measured.test.unsplit:
+        return UNSPLIT
     return ADVICE[culprit].format(remedy=remedy_of(measured))
 
 

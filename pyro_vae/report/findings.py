@@ -122,15 +122,15 @@ def gap(measured: Measured) -> Finding:
 def held_out(measured: Measured) -> Finding:
     """What model and encoder lose on data they were not trained on."""
     test, train = known(measured.test), known(measured.train)
-    model, encoder = (difference(test.summary()[n], train.summary()[n]) for n in ("log_evidence", "amortization"))
+    of_test, of_train = test.summary(), train.summary()
+    lost = {n: difference(of_test[n], of_train[n]) for n in ("log_evidence", "amortization") if n in of_test}
+    model, encoder = lost["log_evidence"], lost.get("amortization", lost["log_evidence"])
     of_model = loss_of_the_model(measured) is not None
     state: State = "fault" if of_model or overfitted(measured) else "fine"
     if state == "fine" and (bool(encoder.sampling_error.isnan()) or model.doubt or encoder.doubt):
         state = "undecided"
-    claim = (
-        f"Test minus training data: log p(x) {signed(model)} nats (the model), amortization gap {signed(encoder)} nats (the "
-        "encoder); sampling errors."
-    )
+    of_encoder = f", amortization gap {signed(encoder)} nats (the encoder)" if "amortization" in lost else ""
+    claim = f"Test minus training data: log p(x) {signed(model)} nats (the model){of_encoder}; sampling errors."
     if len(test) < len(measured.test) or len(train) < len(measured.train):
         claim = f"{claim[:-1]}, of the {len(test)} and {len(train)} data whose log p(x) is not in doubt."
     return Finding("held-out", state, f"The model is overfitted. {claim}" if of_model else claim)
@@ -153,6 +153,8 @@ def loss_of_the_model(measured: Measured) -> Estimate | None:
 
 def overfitted(measured: Measured) -> bool:
     """The amortization gap is larger on test data, by more than chance and by more than half of it."""
+    if measured.test.unsplit or measured.train.unsplit:
+        return False
     test, train = measured.test.summary()["amortization"], measured.train.summary()["amortization"]
     rise = difference(test, train)
     certain = float(rise.value) > normal_quantile(LEVEL) * float(rise.sampling_error)

@@ -87,7 +87,8 @@ def held_out(measured: Measured) -> Iterator[Number]:
     test, train = measured.test.summary(), measured.train.summary()
     n = len(measured.test) + len(measured.train)
     for name, title in (("log_evidence", "log p(x)"), ("elbo", "ELBO"), ("amortization", "amortization gap")):
-        yield number("held-out", "test - train", title, difference(test[name], train[name]), n)
+        if name in test and name in train:
+            yield number("held-out", "test - train", title, difference(test[name], train[name]), n)
 
 
 def of_surgery(surgery: Surgery) -> Iterator[Number]:

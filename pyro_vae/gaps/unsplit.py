@@ -1,0 +1,54 @@
+"""Gaps of guides with draws that no gradient passes through: log p(x) - L[q] as a whole, because q* cannot be fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..densities import innermost
+from ..errors import quoted
+from ..evidence import Evidence, ImportanceSampling, mean_std_error
+from ..kernel import Call
+from ..noise import Noise
+from .gaps import Gaps
+
+FEWEST = 1000  # weights behind log p(x): the check from the posterior's side is made from here on
+
+
+def why_not_split(call: Call) -> str:
+    """Names the guide's draws that are not reparameterised; nothing where there are none."""
+    call.set_noise(Noise.PROBE, 2)
+    drawn = {n: s for n, s in call.draw(1).items() if not s.is_observed and n not in call.layout.enumerated}
+    names = [name for name, site in drawn.items() if not innermost(site.fns[0]).has_rsample]
+    if not names:
+        return ""
+    return f"draws of {quoted(names)} are not reparameterised, so the guide cannot be fitted per datum"
+
+
+def unsplit_gaps(call: Call, num_particles: int, estimator: Callable[..., Evidence] | None, why_not: str) -> Gaps:
+    before = call.cost
+    if estimator is None:
+        sampling: Any = ImportanceSampling(call.model.fn, call.guide.fn, num_particles=max(num_particles, FEWEST))
+        evidence = sampling.estimate(call)
+        elbo, elbo_std_error = evidence.elbo, evidence.elbo_std_error
+    else:
+        evidence = estimator(*call.model.args, **call.model.kwargs)
+        terms = call.log_weights(num_particles, Noise.GUIDE)[1]
+        elbo, elbo_std_error = terms.mean(0), mean_std_error(terms)
+    unknown = torch.full_like(elbo, torch.nan)
+    errors = dict.fromkeys(("optimal_elbo", "amortization", "approximation", "contrast"), unknown)
+    inference = (elbo_std_error**2 + evidence.std_error**2).sqrt()
+    return Gaps(
+        elbo=elbo,
+        optimal_elbo=unknown,
+        log_evidence=evidence.log_evidence,
+        std_errors={**errors, "elbo": elbo_std_error, "log_evidence": evidence.std_error, "inference": inference},
+        converged=torch.ones_like(elbo, dtype=torch.bool),
+        evidence=evidence,
+        family="not fitted",
+        num_particles=num_particles,
+        cost=call.cost - before + (0 if estimator is None else evidence.cost),
+        unsplit=why_not,
+    )
