@@ -19,6 +19,7 @@ from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide
 from .checks.plates import INFER, find_layout
 from .checks.structure import Structure, analyse, kept_guide_sites, left_out_sites
+from .checks.unpacked import check_unpacked
 from .programs import Execution, Program
 from .recorder import Layout, Site
 from .records import leading_record
@@ -94,6 +95,7 @@ class Pair:
         structure = replace(structure, left_out=left_out_sites(self.guide, guide_sites, kept))
         guide.layout = model.layout = structure.layout
         guide.names, model.names = frozenset(guide_sites), frozenset(model_sites)
+        check_unpacked(guide, structure)
         values = [*guide_sites.values(), *model_sites.values()]
         sizes = {size for s in values for size in (*s.value.shape, *s.fn.shape())} | {structure.layout.batch_size}
         seen = choose_executions(guide, model, structure, sizes, allow_dropout=self.in_training)

@@ -45,6 +45,7 @@ class Structure:
     depend_on_enumerated: tuple[str, ...] = ()  # latents that the guide draws given what it enumerates
     unknown_supports: tuple[str, ...] = ()  # latents whose distribution does not name its support
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
+    unpacked: tuple[str, ...] = ()  # auxiliary draws of the guide, and the latents that Deltas set from them
     left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
 
 
@@ -105,7 +106,8 @@ def analyse(
     model_enumerated = {n: s for n, s in model_sites.items() if s.is_enumerated and n not in guide_sites}
     prior = find_prior_sites(model_sites, guide_sites, prior_sites)
     latents = [n for n, s in model_sites.items() if not s.is_observed and n in guide_sites and n not in enumerated]
-    match_sites(guide, guide_sites, model_sites, prior, model_enumerated)
+    unpacked = unpacked_sites(guide_sites, model_sites, auto_sites(guide))
+    match_sites(guide, guide_sites, model_sites, prior, model_enumerated, unpacked)
 
     all_sites = [*guide_sites.values(), *model_sites.values()]
     layout = replace(layout, enumerated=(*enumerated, *model_enumerated))
@@ -122,6 +124,7 @@ def analyse(
     return Structure(
         layout=layout,
         given=given,
+        unpacked=unpacked,
         latents=tuple(latents),
         prior_sites=tuple(prior),
         guide_enumerated=tuple(enumerated),
@@ -164,13 +167,25 @@ def is_imputed(name: str, model_sites: Collection[str]) -> bool:
     return name.endswith(IMPUTED) and name.removesuffix(IMPUTED) + "_observed" in model_sites
 
 
+def unpacked_sites(
+    guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site], known: Collection[str]
+) -> tuple[str, ...]:
+    """The auxiliary draws and the points that may unpack them; nothing where there are not both. `known` are autoguides'."""
+    own = {n: s for n, s in guide_sites.items() if n not in known and not s.is_observed}
+    auxiliary = [n for n, s in own.items() if n not in model_sites and s.infer.get("is_auxiliary") and not is_discrete(s.fn)]
+    points = [n for n, s in own.items() if n in model_sites and isinstance(innermost(s.fn), dist.Delta)]
+    return (*auxiliary, *points) if auxiliary and points else ()
+
+
 def match_sites(
     guide: Callable,
     guide_sites: Mapping[str, Site],
     model_sites: Mapping[str, Site],
     prior: Collection[str],
     model_enumerated: Collection[str],
+    unpacked: Collection[str],
 ) -> None:
+    known = {*auto_sites(guide), *unpacked}
     for name, site in model_sites.items():
         if site.is_observed or name in guide_sites or name in prior or name in model_enumerated:
             continue
@@ -189,13 +204,14 @@ def match_sites(
     for name, site in guide_sites.items():
         partner = model_sites.get(name)
         if partner is None or partner.is_observed:
-            if site.is_factor or name in auto_sites(guide):
+            if site.is_factor or name in known:
                 continue
             raise AuxiliarySiteError(
                 f"the guide's site '{name}' has no latent counterpart in the model: it would raise the evidence "
-                "without limit. Add it to the model with its own prior, or marginalise it in the guide"
+                "without limit. Add it to the model with its own prior, or marginalise it in the guide. If Deltas set "
+                "latents from it, mark it infer={'is_auxiliary': True}"
             )
-        if isinstance(innermost(site.fn), dist.Delta) and name not in auto_sites(guide) and not is_discrete(partner.fn):
+        if isinstance(innermost(site.fn), dist.Delta) and name not in known and not is_discrete(partner.fn):
             raise AuxiliarySiteError(
                 f"the guide's site '{name}' is a Delta, a point mass without a density over a continuous latent: use a "
                 "distribution with a density (AutoNormal in the place of AutoDelta, a TransformedDistribution for a "
