@@ -85,7 +85,8 @@ def check_draws(drawn: Record, guide_sites: Collection[str], latents: Collection
 
 
 def check_unmasked(weights: LogDensities) -> None:
-    masked = [name for name in weights.structure.latents if weights.kept_places(name) is not None]
+    kept = {name: weights.kept_places(name) for name in weights.structure.latents}
+    masked = [name for name, places in kept.items() if places is not None and not bool(places.all())]
     if masked:
         raise MaskError(
             f"the latents {quoted(masked)} are masked, but the aggregated posterior is over all data and dimensions alike: "

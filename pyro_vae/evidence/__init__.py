@@ -7,7 +7,7 @@ from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
 from .exact_evidence import ExactEvidence, exact_record
-from .fitted import fitted_log_weights, with_search
+from .fitted import Fitted, fitted_log_weights, with_search
 from .hmc import State
 from .importance_sampling import ImportanceSampling
 from .k_curve import KCurve
@@ -25,6 +25,7 @@ __all__ = [
     "Estimator",
     "Evidence",
     "ExactEvidence",
+    "Fitted",
     "ImportanceSampling",
     "KCurve",
     "Sandwich",

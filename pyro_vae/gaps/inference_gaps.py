@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import OptionError, SubsamplingError
-from ..evidence import Estimator, Evidence, fitted_log_weights, mean_std_error, summarise, with_search
+from ..evidence import Estimator, Evidence, mean_std_error
 from ..kernel import Call
 from ..noise import Noise
 from ..options import whole_number
-from ..records import FITTED_PROPOSALS
+from .default_evidence import default_evidence
 from .enumerated import enumerated_gaps
 from .gaps import Gaps
 from .offsets import fit_offsets
@@ -39,14 +39,14 @@ class InferenceGaps(Estimator):
     :param num_particles: K, draws per datum behind L[q], behind L[q*], and weights behind log p(x).
     :param num_steps: gradient steps per round of the fit of q*; there are at most seven rounds.
     :param evidence: maps (model, guide) to an estimator of log p(x), e.g.
-        `functools.partial(pv.ImportanceSampling, num_particles=5000)`; by default `AdaptiveImportanceSampling`.
+        `functools.partial(pv.ImportanceSampling, num_particles=5000)`; by default `AdaptiveImportanceSampling`, and
+        `ImportanceSampling` where latents cannot be fitted (discrete ones, angles, masks that depend on draws).
 
     A guide that enumerates all its latents has exact gaps. One that enumerates some beside latents that it draws has q*
     freed for these alone: what the enumerated ones lose counts as approximation, and `held` of the record names them.
 
     Where a draw of the guide is not reparameterised (a discrete latent that is not enumerated) q* cannot be fitted. The
-    record then has log p(x), by default from `ImportanceSampling`, L[q] and the inference gap; `unsplit` says why the rest
-    is NaN.
+    record then has log p(x), L[q] and the inference gap; `unsplit` says why the rest is NaN.
 
     Called with the model's own arguments; returns `Gaps` for the B data of the call, in nats.
 
@@ -84,10 +84,8 @@ class InferenceGaps(Estimator):
             check_same_data(call, gaps.evidence)
             return gaps
         offsets = fit_offsets(call, num_steps=self.num_steps)
-        cost = call.cost
         if self._estimator is None:
-            log_weight, elbo, fitted = fitted_log_weights(call, self.num_particles, None, "auto")
-            evidence = with_search(summarise(call, log_weight, elbo, call.cost - cost, FITTED_PROPOSALS), fitted)
+            evidence, fitted = default_evidence(call, self.num_particles)
             if fitted is not None:
                 offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=self.num_steps)
         else:

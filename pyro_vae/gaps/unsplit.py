@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ..densities import innermost
 from ..errors import quoted
-from ..evidence import Evidence, ImportanceSampling, mean_std_error
+from ..evidence import Evidence, mean_std_error
 from ..kernel import Call
 from ..noise import Noise
+from .default_evidence import default_evidence
 from .gaps import Gaps
-
-FEWEST = 1000  # weights behind log p(x): the check from the posterior's side is made from here on
 
 
 def why_not_split(call: Call) -> str:
@@ -30,13 +28,11 @@ def why_not_split(call: Call) -> str:
 def unsplit_gaps(call: Call, num_particles: int, estimator: Callable[..., Evidence] | None, why_not: str) -> Gaps:
     before = call.cost
     if estimator is None:
-        sampling: Any = ImportanceSampling(call.model.fn, call.guide.fn, num_particles=max(num_particles, FEWEST))
-        evidence = sampling.estimate(call)
-        elbo, elbo_std_error = evidence.elbo, evidence.elbo_std_error
+        evidence, _ = default_evidence(call, num_particles)
     else:
         evidence = estimator(*call.model.args, **call.model.kwargs)
-        terms = call.log_weights(num_particles, Noise.GUIDE)[1]
-        elbo, elbo_std_error = terms.mean(0), mean_std_error(terms)
+    terms = call.log_weights(num_particles, Noise.GUIDE)[1]
+    elbo, elbo_std_error = terms.mean(0), mean_std_error(terms)
     unknown = torch.full_like(elbo, torch.nan)
     errors = dict.fromkeys(("optimal_elbo", "amortization", "approximation", "contrast"), unknown)
     inference = (elbo_std_error**2 + evidence.std_error**2).sqrt()

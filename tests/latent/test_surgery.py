@@ -735,3 +735,23 @@ def test_networks_that_look_at_shapes(make):
         x = torch.zeros(6, 2)
     surgery = pv.ELBOSurgery(model, guide, seed=0)([x], progress=False)
     assert abs(float(surgery.mutual_information.value)) < 1e-6
+
+
+def test_masks_that_mask_nothing_change_nothing():
+    """Sequences of equal length come with masks all the same: of whole events, and below `to_event`."""
+    x, nothing = data(12, 3), torch.ones(12, dtype=torch.bool)
+    bare = operate(standard(3), diagonal(3), x)
+    whole = operate(*(poutine.mask(program, mask=nothing) for program in (standard(3), diagonal(3))), x)
+    places = nothing[:, None].expand(12, 3)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 3), 1.0).mask(places).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x[:, :1])
+
+    inside = operate(model, guide_of(lambda x: dist.Normal(x, 0.5).mask(places).to_event(1)), x)
+    for masked in (whole, inside):
+        assert torch.allclose(values_of(masked), values_of(bare), atol=1e-12)
+    hidden = nothing.index_fill(0, torch.tensor([3]), False)
+    with pytest.raises(MaskError, match="leave masked data out"):
+        operate(*(poutine.mask(program, mask=hidden) for program in (standard(3), diagonal(3))), x)

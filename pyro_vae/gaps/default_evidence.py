@@ -1,0 +1,25 @@
+"""log p(x) beside gaps: from fitted proposals, and from the guide's own draws where the latents cannot be fitted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..errors import LocalFitError
+from ..evidence import Evidence, Fitted, ImportanceSampling, fitted_log_weights, summarise, with_search
+from ..kernel import Call
+from ..records import FITTED_PROPOSALS
+
+FEWEST = 1000  # weights of the guide's own draws: the check from the posterior's side is made from here on
+
+
+def default_evidence(call: Call, num_particles: int) -> tuple[Evidence, Fitted | None]:
+    """The record, and the proposals behind it where there are any."""
+    before = call.cost
+    try:
+        log_weight, elbo, fitted = fitted_log_weights(call, num_particles, None, "auto")
+    except LocalFitError:  # discrete latents, angles, masks that depend on draws
+        sampling: Any = ImportanceSampling(call.model.fn, call.guide.fn, num_particles=max(num_particles, FEWEST))
+        return replace(sampling.estimate(call), cost=call.cost - before), None
+    evidence = summarise(call, log_weight, elbo, call.cost - before, FITTED_PROPOSALS)
+    return with_search(evidence, fitted), fitted
