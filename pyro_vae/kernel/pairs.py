@@ -98,8 +98,7 @@ class Pair:
         check_unpacked(guide, structure)
         values = [*guide_sites.values(), *model_sites.values()]
         sizes = {size for s in values for size in (*s.value.shape, *s.fn.shape())} | {structure.layout.batch_size}
-        seen = choose_executions(guide, model, structure, sizes, allow_dropout=self.in_training)
-        structure = replace(structure, **seen)
+        structure = choose_executions(guide, model, structure, sizes, allow_dropout=self.in_training)
         return structure, guide.names, model.names, guide.execution, model.execution
 
     @torch.no_grad()

@@ -82,7 +82,7 @@ class Program:
 def ancestral(program: Program) -> Program:
     """The same program, drawing the sites that it enumerates."""
     drawing = copy(program)
-    drawing.layout = replace(program.layout, enumerated=())
+    drawing.layout = replace(program.layout, enumerated=(), expanded={})
     return drawing
 
 

@@ -32,6 +32,8 @@ class Layout:
     batch_size: int = 1
     unsized: bool = False
     enumerated: tuple[str, ...] = ()
+    expanded: Mapping[str, int] = field(default_factory=dict)  # enumerated with `expand=True`: how many values
+    along_expanded: frozenset[str] = frozenset()  # latents that the guide draws along the axes of `expanded`
     fixed: frozenset[str] = frozenset()  # sites outside the data that have one value
     plain_shapes: Mapping[str, torch.Size] = field(default_factory=dict)  # batch shapes of latent sites in a plain run
     event_dims: Mapping[str, int] = field(default_factory=dict)
@@ -169,7 +171,7 @@ class Recorder(Messenger):
         if name in self.values and self.base_draws and is_one_way(fn):
             msg["value"] = self._pushed(name, fn, fn, self.values[name])
         elif name in self.values and not isinstance(fn, dist.Delta):
-            msg["value"] = self.values[name]
+            msg["value"] = self._along_expanded(name, self.values[name], fn.event_dim)
         elif name in self.layout.enumerated:
             msg["value"] = self._support(name, fn)
         else:
@@ -178,7 +180,8 @@ class Recorder(Messenger):
             if is_one_way(fn):
                 msg["value"] = self._pushed(name, fn, self._densities.get(name, fn), draw_base(fn))
             else:
-                msg["value"] = fn() if isinstance(fn, dist.Delta) else self._cut(fn())
+                value = fn() if isinstance(fn, dist.Delta) else self._cut(fn())
+                msg["value"] = self._along_expanded(name, value, fn.event_dim)
             self.drawn.add(name)
         msg["done"] = True
 
@@ -207,7 +210,7 @@ class Recorder(Messenger):
         shape = list(fn.batch_shape)
         if self.num_particles is not None:
             shape = [1] * (width - len(shape)) + shape
-            if shape[-width] == 1 and msg["name"] not in layout.enumerated:
+            if shape[-width] == 1 and (msg["name"] not in layout.enumerated or msg["name"] in layout.expanded):
                 shape[-width] = self.num_particles
         in_datum_plate = any(f.name == layout.datum_plate for f in msg["cond_indep_stack"])
         if layout.unsized and in_datum_plate and layout.datum_dim is not None:
@@ -216,10 +219,22 @@ class Recorder(Messenger):
                 shape[layout.datum_dim] = layout.batch_size
         return fn if torch.Size(shape) == fn.batch_shape else fn.expand(torch.Size(shape))
 
+    def _along_expanded(self, name: str, value: Tensor, event_dim: int) -> Tensor:
+        """A value with the axes that draws of the guide have, so that `torch.cat` takes it beside an expanded site."""
+        for other, size in self.layout.expanded.items() if name in self.layout.along_expanded else ():
+            axis = self.layout.enum_dim(other, self.num_particles is not None) - event_dim
+            value = value.reshape((1,) * (-axis - value.ndim) + value.shape)
+            value = value.expand(*value.shape[:axis], size, *value.shape[value.ndim + axis + 1 :])
+        return value
+
     def _support(self, name: str, fn: Any) -> Tensor:
         values = fn.enumerate_support(expand=False)
         width = -self.layout.enum_dim(name, self.num_particles is not None) - 1
-        return values.reshape(values.shape[:1] + (1,) * width + fn.event_shape)
+        values = values.reshape(values.shape[:1] + (1,) * width + fn.event_shape)
+        if name not in self.layout.expanded:
+            return values
+        plates = fn.batch_shape[max(0, len(fn.batch_shape) - self.layout.num_plates - (self.num_particles is not None)) :]
+        return values.expand(values.shape[: width + 1 - len(plates)] + plates + fn.event_shape)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["infer"].get("_deterministic") or is_cut_off(msg):

@@ -3,6 +3,7 @@
 Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program give wrong numbers without any.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,10 +27,10 @@ READS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
 
 def choose_executions(
     guide: Program, model: Program, structure: Structure, sizes: set[int], *, allow_dropout: bool
-) -> dict[str, Any]:
+) -> Structure:
     """Set `execution` of both programs; refuse programs with hidden randomness or data that depend on one another.
 
-    Returns what was seen of the structure on the way: `observed_with_moving_support`, where a value outside is a weight of
+    Returns the structure with what was seen on the way: `observed_with_moving_support`, where a value outside is a weight of
     zero, not bad data; and `depend_on_enumerated`.
 
     :param sizes: every size that occurs among data and values; the number of particles differs from all of them.
@@ -38,6 +39,11 @@ def choose_executions(
     num_particles = next(k for k in range(2, len(sizes) + 3) if k not in sizes)
     with torch.no_grad(), LayerWatch() as watch:
         values = choose_for_guide(guide, structure, num_particles)
+        widths = {name: 1 + structure.layout.num_plates + structure.layout.event_dims[name] for name in structure.latents}
+        dependent = tuple(name for name, width in widths.items() if name in values and values[name].ndim > width)
+        layout = replace(structure.layout, along_expanded=frozenset(dependent))
+        guide.layout = model.layout = layout
+        structure = replace(structure, layout=layout, depend_on_enumerated=dependent)
         reference = choose_for_model(model, values, structure, num_particles)
     if watch.saw_dropout and not allow_dropout:
         raise HiddenRandomnessError(
@@ -45,9 +51,7 @@ def choose_executions(
             "guide, and give training=self.training to functional dropout"
         )
     moving = frozenset(name for name, site in reference.items() if site.is_observed and bounds_vary(site.fns))
-    widths = {name: 1 + structure.layout.num_plates + structure.layout.event_dims[name] for name in structure.latents}
-    dependent = tuple(name for name, width in widths.items() if name in values and values[name].ndim > width)
-    return {"observed_with_moving_support": moving, "depend_on_enumerated": dependent}
+    return replace(structure, observed_with_moving_support=moving)
 
 
 def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -> dict[str, Tensor]:

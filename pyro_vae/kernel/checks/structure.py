@@ -110,7 +110,8 @@ def analyse(
     match_sites(guide, guide_sites, model_sites, prior, model_enumerated, unpacked)
 
     all_sites = [*guide_sites.values(), *model_sites.values()]
-    layout = replace(layout, enumerated=(*enumerated, *model_enumerated))
+    names = (*enumerated, *model_enumerated)
+    layout = replace(layout, enumerated=names)
     for site in all_sites:
         check_plates(site, layout)
     for site in [*enumerated.values(), *model_enumerated.values()]:
@@ -118,6 +119,11 @@ def analyse(
     drawn = [s for s in all_sites if not s.is_observed]
     layout = replace(
         layout,
+        expanded={
+            n: len(s.fn.enumerate_support(expand=False))
+            for n, s in (enumerated | model_enumerated).items()
+            if s.infer.get("expand")
+        },
         plain_shapes={s.name: s.fn.batch_shape for s in drawn},
         event_dims={s.name: s.fn.event_dim for s in drawn},
     )
