@@ -10,6 +10,7 @@ from torch import Tensor
 from ..densities import check_event_masks
 from ..errors import MaskError
 from .checks.structure import Structure
+from .elimination import sum_of_sites
 from .recorder import Layout
 from .records import Record, latent_of, padded
 
@@ -45,53 +46,62 @@ class LogDensities:
 
     def __init__(self, structure: Structure, guide: Record, model: Record, num_particles: int) -> None:
         self.structure, self.layout, self.num_particles = structure, structure.layout, num_particles
-        self._guide, self.model = guide, model
+        self.guide, self.model = guide, model
 
     @cached_property
     def log_likelihood_by_site(self) -> dict[str, Tensor]:
-        sites = {n: s for n, s in self.model.items() if s.is_observed}
-        return {n: masked_sum(s.log_prob, s.mask, self.layout) for n, s in sites.items()}
+        return {n: reduce_to_datum(self.masked(n, self.model), self.layout) for n in self.observed}
 
     @cached_property
     def log_prior_by_site(self) -> dict[str, Tensor]:
-        names = (*self.structure.latents, *self.structure.guide_enumerated, *self.structure.model_enumerated)
-        return {n: self._latent_density(n, self.model) for n in names}
+        return {n: reduce_to_datum(self.masked(n, self.model), self.layout) for n in self.unobserved}
 
     @cached_property
     def log_guide_by_site(self) -> dict[str, Tensor]:
-        return {
-            n: self._latent_density(n, self._guide)
-            for n in self._guide
-            if n in self.structure.guide_sites or n.endswith("_unconstrained")
-        }
+        return {n: reduce_to_datum(self.masked(n, self.guide), self.layout) for n in self.scored}
 
-    def _latent_density(self, name: str, record: Record) -> Tensor:
-        site, mask = record[name], self.joint_mask(name)
-        log_prob = site.log_prob
-        if mask is not None and name in self.layout.enumerated:
-            # Summed out, a masked site must leave one: it counts as uniform on both sides.
-            num_values = site.value.shape[0]
-            return reduce_to_datum(torch.where(mask, log_prob, log_prob.new_full((), -math.log(num_values))), self.layout)
-        return masked_sum(log_prob, mask, self.layout)
+    @property
+    def observed(self) -> list[str]:
+        return [n for n, s in self.model.items() if s.is_observed]
+
+    @property
+    def unobserved(self) -> tuple[str, ...]:
+        """The sites behind log p(z)."""
+        return (*self.structure.latents, *self.structure.guide_enumerated, *self.structure.model_enumerated)
+
+    @property
+    def scored(self) -> list[str]:
+        """The sites behind log q(z|x)."""
+        return [n for n in self.guide if n in self.structure.guide_sites or n.endswith("_unconstrained")]
+
+    def masked(self, name: str, record: Record) -> Tensor:
+        """The log-density of one site over (*E, K, *plates), without what is masked."""
+        site = record[name]
+        mask = site.mask if site.is_observed else self.joint_mask(name)
+        if mask is None:
+            return site.log_prob
+        # Summed out, a masked site must leave one: it counts as uniform on both sides.
+        hidden = -math.log(site.value.shape[0]) if name in self.layout.enumerated else 0.0
+        return torch.where(mask, site.log_prob, site.log_prob.new_full((), hidden))
 
     def joint_mask(self, name: str) -> Tensor | None:
         """The mask of a latent site, (K, *plates): what is masked on one side is masked on both."""
         latent = latent_of(name, self.model)
-        sides = [record[n] for record in (self._guide, self.model) for n in {name, latent} if n in record]
-        if latent in self._guide and latent in self.model and latent == name:
-            check_event_masks(name, self._guide[name].event_mask, self.model[name].event_mask)
+        sides = [record[n] for record in (self.guide, self.model) for n in {name, latent} if n in record]
+        if latent in self.guide and latent in self.model and latent == name:
+            check_event_masks(name, self.guide[name].event_mask, self.model[name].event_mask)
         masks = [padded(s.mask, self.layout.num_plates + 1) for s in sides if s.mask is not None]
         joint = None
         for mask in masks:
             joint = mask if joint is None else joint & mask
-        if joint is not None and name in self._guide:
+        if joint is not None and name in self.guide:
             self._check_switch(name, joint)
         return joint
 
     def kept_places(self, name: str) -> Tensor | None:
         """Where a latent is not masked, by masks of whole events and inside events, broadcastable to its value."""
         whole = self.joint_mask(name)  # checks that the masks inside events are alike
-        site, width = self._guide.get(name, self.model[name]), self.layout.num_plates + 1
+        site, width = self.guide.get(name, self.model[name]), self.layout.num_plates + 1
         if whole is not None:
             whole = padded(whole, width)
             whole = whole.reshape(whole.shape + (1,) * site.event_dim)
@@ -103,9 +113,9 @@ class LogDensities:
 
     def _check_switch(self, name: str, mask: Tensor) -> None:
         """Refuse a mask that depends on sites that the model sums out, because log q has no axis for them."""
-        for switch in self.structure.model_enumerated:
-            axis = -(self.layout.num_plates + 2 + self.layout.enumerated.index(switch))
-            if mask.ndim >= -axis and mask.shape[axis] > 1:
+        for axis, switch in self.structure.axes_at(name).items():
+            dim = -(self.layout.num_plates + 2 + axis)
+            if switch in self.structure.model_enumerated and mask.ndim >= -dim and mask.shape[dim] > 1:
                 raise MaskError(
                     f"the model masks '{name}' by '{switch}', which it sums out, so the guide cannot have that mask: "
                     f"enumerate '{switch}' in the guide, or mask model and guide alike by data"
@@ -118,11 +128,15 @@ class LogDensities:
 
     def log_drawn(self, names: Collection[str]) -> Tensor:
         """log p of sites that the model drew itself, where no gradient runs through the draw, (K, B)."""
-        return self._sum({n: self._latent_density(n, self.model) for n in names if not self.model[n].value.requires_grad})
+        return self._sum({
+            n: reduce_to_datum(self.masked(n, self.model), self.layout)
+            for n in names
+            if not self.model[n].value.requires_grad
+        })  # fmt: skip
 
     def is_factor(self, name: str) -> bool:
         """Whether a site of the guide is a `pyro.factor`: its value is empty."""
-        return not self._guide[name].value.numel()
+        return not self.guide[name].value.numel()
 
     @cached_property
     def log_likelihood(self) -> Tensor:
@@ -147,6 +161,8 @@ class LogDensities:
     @cached_property
     def log_joint(self) -> Tensor:
         """log p(x, z), shape (K, B): enumerated sites are summed out."""
+        if self._enumerated_in_model_alone:
+            return self._eliminated((*self.observed, *self.unobserved))
         return self._summed_out(self.log_likelihood + self.log_prior)
 
     @cached_property
@@ -160,6 +176,8 @@ class LogDensities:
     @cached_property
     def log_marginal_prior(self) -> Tensor:
         """log p(z) of the sampled latents, shape (K, B): enumerated sites are summed out."""
+        if self._enumerated_in_model_alone:
+            return self._eliminated(self.unobserved)
         return self._summed_out(self.log_prior)
 
     @cached_property
@@ -169,6 +187,8 @@ class LogDensities:
 
     @cached_property
     def log_weight(self) -> Tensor:
+        if self._enumerated_in_model_alone:
+            return self.log_joint - self.log_guide
         # Not log_guide minus those that are enumerated: a value that the guide never takes has a log q of -inf.
         enumerated = self.structure.guide_enumerated
         sampled = self._sum({n: s for n, s in self.log_guide_by_site.items() if n not in enumerated})
@@ -176,16 +196,24 @@ class LogDensities:
 
     @cached_property
     def elbo(self) -> Tensor:
-        if not self.layout.enumerated:
+        if not self.structure.guide_enumerated:
             return self.log_weight
         num_model = len(self.structure.model_enumerated)
         bound = self.log_joint_of_values - self._guide_axes(self.log_guide, num_model)
-        if self.structure.guide_enumerated:
-            log_q = self._sum({n: self.log_guide_by_site[n] for n in self.structure.guide_enumerated})
-            weights = self._guide_axes(log_q, num_model).exp()
-            # 0 x -inf is 0 here: a value of no probability under q does not count.
-            bound = torch.where(weights > 0, weights * bound, torch.zeros_like(bound)).sum(self._axes(bound))
+        log_q = self._sum({n: self.log_guide_by_site[n] for n in self.structure.guide_enumerated})
+        weights = self._guide_axes(log_q, num_model).exp()
+        # 0 x -inf is 0 here: a value of no probability under q does not count.
+        bound = torch.where(weights > 0, weights * bound, torch.zeros_like(bound)).sum(self._axes(bound))
         return self.per_particle(bound)
+
+    @property
+    def _enumerated_in_model_alone(self) -> bool:
+        return bool(self.structure.model_enumerated) and not self.structure.guide_enumerated
+
+    def _eliminated(self, names: Collection[str]) -> Tensor:
+        """(K, B): the sum of the log-densities of these sites of the model, what it enumerates summed out."""
+        log_probs = {n: self.masked(n, self.model) for n in names}
+        return self.per_particle(reduce_to_datum(sum_of_sites(log_probs, self.model, self.structure), self.layout))
 
     def _summed_out(self, tensor: Tensor) -> Tensor:
         """(*E, K, B) to (K, B): the logarithm of the sum over the values of what is enumerated."""

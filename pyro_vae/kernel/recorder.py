@@ -32,6 +32,7 @@ class Layout:
     batch_size: int = 1
     unsized: bool = False
     enumerated: tuple[str, ...] = ()
+    axes: Mapping[str, int] = field(default_factory=dict)  # of enumerated sites, left of the particles; chains reuse them
     expanded: Mapping[str, int] = field(default_factory=dict)  # enumerated with `expand=True`: how many values
     along_expanded: frozenset[str] = frozenset()  # latents that the guide draws along the axes of `expanded`
     fixed: frozenset[str] = frozenset()  # sites outside the data that have one value
@@ -39,7 +40,7 @@ class Layout:
     event_dims: Mapping[str, int] = field(default_factory=dict)
 
     def enum_dim(self, name: str, leading: bool) -> int:
-        return -(self.num_plates + leading + 1 + self.enumerated.index(name))
+        return -(self.num_plates + leading + 1 + self.axes[name])
 
 
 @dataclass

@@ -60,7 +60,7 @@ def in_double(model, guide, x, weights, **options):
     particles = best_particles(weights)
     with torch.no_grad(), float64_literals(), Pair(model, guide, **options).open((x.double(),), {}, 0) as call:
         records = []
-        for program, record in ((call.guide, weights._guide), (call.model, weights.model)):
+        for program, record in ((call.guide, weights.guide), (call.model, weights.model)):
             values = picked_values(weights, record, particles)
             assert set(values) == set(values_of(record, weights.structure)) - set(call.layout.enumerated)
             values = {n: v.double() if v.is_floating_point() else v for n, v in values.items()}

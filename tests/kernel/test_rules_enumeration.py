@@ -377,36 +377,6 @@ def test_an_enumerated_site_beside_an_inner_plate(x, data_dim):
     assert_close(result.elbo, (q * (log_joint - q.log())).sum(0).expand(4, B))
 
 
-@pytest.mark.parametrize("where", ["guide", "model"])
-def test_an_enumerated_site_in_an_inner_plate_is_refused(where):
-    pixels = randn(B, 3)
-
-    def model(pixels):
-        with pyro.plate("data", B, dim=-2), pyro.plate("pixels", 3, dim=-1):
-            k = pyro.sample("k", dist.Categorical(P), infer=PARALLEL)
-            pyro.sample("x", dist.Normal(MEANS[k], 1.0), obs=pixels)
-
-    def guide(pixels):
-        if where == "guide":
-            with pyro.plate("data", B, dim=-2), pyro.plate("pixels", 3, dim=-1):
-                pyro.sample("k", dist.Categorical(P), infer=PARALLEL)
-
-    with pytest.raises(EnumerationError, match="'k' lies in a plate inside the datum.*MixtureSameFamily"):
-        weigh(model, guide, pixels, datum_plate="data")
-
-
-def test_a_batch_of_classes_as_one_datum_is_refused(x):
-    """With datum_plate=None a class per row cannot be summed out without variable elimination."""
-
-    def model(x):
-        with pyro.plate("data", B):
-            k = pyro.sample("k", dist.Categorical(P), infer=PARALLEL)
-            pyro.sample("x", dist.Normal(MEANS[k], 1.0), obs=x)
-
-    with pytest.raises(EnumerationError):
-        weigh(model, lambda x: None, x, datum_plate=None)
-
-
 def test_one_class_as_one_datum(x):
     def model(x):
         k = pyro.sample("k", dist.Categorical(P))

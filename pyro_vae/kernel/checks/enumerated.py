@@ -5,6 +5,8 @@ all. Nothing raises then, and the sum over the values is a wrong number without 
 """
 
 import itertools
+import math
+import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ...errors import EnumerationError, HiddenRandomnessError, quoted
-from ..log_densities import masked_sum
 from ..programs import Program, ancestral
-from ..records import Record, SiteRecord, close, leading_record
+from ..records import Record, SiteRecord, close, leading_record, padded
 from .structure import Structure
 
 MOST_COMBINATIONS = 16  # of values; of more, the first, the last and some between
+
+Chosen = Mapping[str, tuple[Tensor, int]]  # (indices of the values, number of values) by enumerated site
 
 
 def check_enumerated_axes(program: Program, values: Mapping[str, Tensor], reference: Record, structure: Structure) -> None:
@@ -28,13 +31,16 @@ def check_enumerated_axes(program: Program, values: Mapping[str, Tensor], refere
     names = [n for n in structure.layout.enumerated if n in reference]
     if not names:
         return
-    supports = {n: reference[n].value for n in names}
-    sizes = [len(supports[n]) for n in names]
+    values_of = {n: listed_values(reference[n]) for n in names}
+    sizes = [len(values_of[n]) for n in names]
     alone = ancestral(program)
     plain = program.plain_values(values, 0)
-    for choice in combinations(sizes):
-        chosen = {n: (i, size) for n, i, size in zip(names, choice, sizes, strict=True)}
-        single = {n: single_value(supports[n][i], structure, n) for n, (i, _) in chosen.items()}
+    steps = range(2 if any(has_inner_plates(reference[n], structure) for n in names) else 1)
+    for choice, step in itertools.product(combinations(sizes), steps):
+        chosen = {
+            n: (chosen_indices(n, i, size, step, structure), size) for n, i, size in zip(names, choice, sizes, strict=True)
+        }
+        single = {n: values_of[n][indices] for n, (indices, _) in chosen.items()}
         given = {n: at_single_values(value, n, chosen, structure) for n, value in plain.items()}
         for name, site in leading_record(alone.run(values={**given, **single}), structure.layout).items():
             if not agrees(reference[name], site, chosen, structure):
@@ -62,56 +68,85 @@ def moved_axis(names: Collection[str], what: str) -> str:
 
 
 def combinations(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All combinations of one index each if they are few, else some from the first to the last, in which each axis moves."""
-    total = torch.Size(sizes).numel()
+    """All combinations of one index each if they are few, else some from the first to the last, in which each axis moves.
+
+    Of many sites, 16 more combinations at random: any two of them differ in some.
+    """
+    total = math.prod(sizes)
     if total <= MOST_COMBINATIONS:
         return list(itertools.product(*map(range, sizes)))
-    steps = range(MOST_COMBINATIONS)
-    return [tuple((step * (size - 1)) // (MOST_COMBINATIONS - 1) for size in sizes) for step in steps] + [
-        tuple(size - 1 if i == axis else 0 for i, size in enumerate(sizes)) for axis in range(len(sizes))
-    ]
+    spread = [tuple((step * (size - 1)) // (MOST_COMBINATIONS - 1) for size in sizes) for step in range(MOST_COMBINATIONS)]
+    if len(sizes) <= MOST_COMBINATIONS:
+        return spread + [tuple(size - 1 if i == axis else 0 for i, size in enumerate(sizes)) for axis in range(len(sizes))]
+    draw = random.Random(0)
+    return spread + [tuple(draw.randrange(size) for size in sizes) for _ in range(MOST_COMBINATIONS)]
 
 
-def single_value(value: Tensor, structure: Structure, name: str) -> Tensor:
-    """One value for all data, in the shape that a plain run draws."""
-    event_dim = structure.layout.event_dims[name]
-    event_shape = value.shape[value.ndim - event_dim :]
-    one: Tensor = value.reshape(-1, *event_shape)[0].expand(structure.layout.plain_shapes[name] + event_shape)
-    return one
+def listed_values(site: SiteRecord) -> Tensor:
+    """The values of an enumerated site, (E, *event)."""
+    event_shape = site.value.shape[site.value.ndim - site.event_dim :]
+    return site.value.reshape(len(site.value), -1, *event_shape)[:, 0]
 
 
-def at_single_values(value: Tensor, name: str, chosen: Mapping[str, tuple[int, int]], structure: Structure) -> Tensor:
+def has_inner_plates(site: SiteRecord, structure: Structure) -> bool:
+    return any(frame.vectorized and frame.name != structure.layout.datum_plate for frame in site.frames)
+
+
+def chosen_indices(name: str, index: int, size: int, step: int, structure: Structure) -> Tensor:
+    """Which value a site takes, in the shape of a plain run: the same for all data, others at each place inside the datum.
+
+    Neighbours differ in the first step; in the second, places that are any distance apart.
+    """
+    layout = structure.layout
+    shape = torch.Size(layout.plain_shapes[name])
+    inner = torch.Size(1 if dim - len(shape) == layout.datum_dim else n for dim, n in enumerate(shape))
+    places = torch.arange(inner.numel())
+    if step:
+        places = torch.randint(size, (inner.numel(),), generator=torch.Generator().manual_seed(len(name)))
+    return ((index + places.reshape(inner)) % size).expand(shape)
+
+
+def at_single_values(value: Tensor, name: str, chosen: Chosen, structure: Structure) -> Tensor:
     """The value of a latent that depends on enumerated sites, (*E, *plates, *event), at the chosen ones."""
     layout = structure.layout
     width = layout.num_plates + layout.event_dims[name]
     if value.ndim <= width:
         return value
-    for enumerated, (index, _) in chosen.items():
-        axis = -(width + 1 + layout.enumerated.index(enumerated))
-        if value.ndim >= -axis:
-            value = value.narrow(axis, index if value.shape[axis] > 1 else 0, 1)
+    for axis, enumerated in structure.axes_at(name).items():
+        dim = -(width + 1 + axis)
+        if enumerated in chosen and value.ndim >= -dim:
+            index = int(chosen[enumerated][0].reshape(-1)[0])  # the guide enumerates outside of inner plates alone
+            value = value.narrow(dim, index if value.shape[dim] > 1 else 0, 1)
     shape = layout.plain_shapes[name]
     return value.reshape(shape + value.shape[value.ndim - layout.event_dims[name] :])
 
 
-def agrees(side_by_side: SiteRecord, alone: SiteRecord, chosen: Mapping[str, tuple[int, int]], structure: Structure) -> bool:
-    """Whether the log-density of one site at the chosen values, (B,) for the first particle, is the same in both.
+def agrees(side_by_side: SiteRecord, alone: SiteRecord, chosen: Chosen, structure: Structure) -> bool:
+    """Whether the log-density of one site at the chosen values, for the first particle, is the same in both.
 
-    :param chosen: (index of the value, number of values) by enumerated site.
+    :param chosen: (indices of the values, number of values) by enumerated site.
     """
-    layout = structure.layout
+    width = structure.layout.num_plates + 1
     try:
-        all_values = masked_sum(side_by_side.log_prob, side_by_side.mask, layout)
-        one = masked_sum(alone.log_prob, alone.mask, layout)[0]
+        table = padded(unmasked(side_by_side), width)
+        one = padded(unmasked(alone), width)
+        if one.ndim > width:
+            return False
+        axes = structure.axes_at(side_by_side.name)
+        for axis in range(table.ndim - width):
+            dim = -(width + 1 + axis)
+            if table.shape[dim] > 1:
+                indices, size = chosen.get(axes.get(axis, ""), (torch.zeros(()), 0))
+                if table.shape[dim] != size:
+                    return False
+                at = padded(indices, table.ndim).to(table.device)
+                table = torch.take_along_dim(table, at, dim)
+        table = table.reshape(table.shape[-width:]).narrow(0, 0, 1)
+        return close(*torch.broadcast_tensors(table, one))
     except RuntimeError:  # shapes that do not broadcast
         return False
-    if all_values.ndim > 2 + len(layout.enumerated) or one.ndim != 1:
-        return False
-    for name, (index, num_values) in chosen.items():
-        axis = -(3 + layout.enumerated.index(name))
-        if all_values.ndim >= -axis:
-            if all_values.shape[axis] not in (1, num_values):
-                return False
-            all_values = all_values.narrow(axis, index if all_values.shape[axis] > 1 else 0, 1)
-    all_values = all_values.reshape(-1, *all_values.shape[-2:])
-    return len(all_values) == 1 and close(all_values[0, 0], one)
+
+
+def unmasked(site: SiteRecord) -> Tensor:
+    """The log-density with a zero where the site is masked."""
+    return site.log_prob if site.mask is None else torch.where(site.mask, site.log_prob, site.log_prob.new_zeros(()))

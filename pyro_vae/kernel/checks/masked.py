@@ -12,7 +12,7 @@ from ...densities import is_discrete, support_values
 from ...errors import MaskError, listed, quoted
 from ..log_densities import LogDensities, reduce_to_datum
 from ..programs import score
-from ..records import Record, SiteRecord, select_particle
+from ..records import Record, SiteRecord, padded, select_particle
 from .discrete import another_value
 
 if TYPE_CHECKING:
@@ -51,17 +51,22 @@ def varies_with(name: str, weights: LogDensities) -> Tensor:
     layout, mask = weights.layout, weights.joint_mask(name)
     assert mask is not None  # events of more than one number are not enumerated
     found = torch.zeros(layout.batch_size, dtype=torch.bool, device=mask.device)
-    if mask.ndim > layout.num_plates + 1:  # what masks it is enumerated itself
+    width = layout.num_plates + 1
+    if mask.ndim > width:  # what masks it is enumerated itself
         return found
-    masked = (reduce_to_datum((~mask).long(), layout) > 0).any(0)
-    axis = -(3 + layout.enumerated.index(name))
-    for sites in (weights.log_likelihood_by_site, weights.log_prior_by_site, weights.log_guide_by_site):
-        for other, log_prob in sites.items():
-            if other != name and log_prob.ndim >= -axis:
-                low, high = log_prob.amin(axis), log_prob.amax(axis)
-                differs = ~torch.isclose(low, high, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
-                found = found | differs.reshape(-1, layout.batch_size).any(0)
-    return found & masked
+    hidden = padded(~mask, width)
+    names = [(n, weights.model) for n in (*weights.observed, *weights.unobserved)]
+    for other, record in (*names, *((n, weights.guide) for n in weights.scored)):
+        axis = next((a for a, n in weights.structure.axes_at(other).items() if n == name), None)
+        if other == name or axis is None:
+            continue
+        log_prob, dim = weights.masked(other, record), -(width + 1 + axis)
+        if log_prob.ndim >= -dim:
+            low, high = log_prob.amin(dim), log_prob.amax(dim)
+            differs = ~torch.isclose(low, high, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+            there = reduce_to_datum((differs & hidden).long(), layout) > 0
+            found = found | there.reshape(-1, layout.batch_size).any(0)
+    return found
 
 
 def varies_when_moved(call: Call, kept: Mapping[str, Tensor], guide: Record, model: Record) -> Tensor:

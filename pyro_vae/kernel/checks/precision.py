@@ -39,7 +39,7 @@ def movement(call: Call) -> Movement:
     if before is None:
         return Movement(None, "no particles were weighed")
     own = is_own_draw(before)
-    records = [before.model, before._guide] if own else [before.model]
+    records = [before.model, before.guide] if own else [before.model]
     if all(site.log_prob.dtype == torch.float64 for record in records for site in record.values()):
         return Movement(torch.zeros(1, call.batch_size, dtype=torch.float64, device=call.device))
     particles = best_particles(before)
@@ -61,15 +61,15 @@ def weigh_again(call: Call, before: LogDensities, particles: Tensor, own: bool) 
     """The log-weights of these particles, (P, B); log p(x, z) where they are not the guide's own draws."""
     model = score(call.model, picked_values(before, before.model, particles), len(particles))
     if not own:
-        masks = call.first_particle(before._guide)
+        masks = call.first_particle(before.guide)
         return LogDensities(before.structure, masks, model, len(particles)).log_joint
-    guide = score(call.guide, picked_values(before, before._guide, particles), len(particles))
+    guide = score(call.guide, picked_values(before, before.guide, particles), len(particles))
     return LogDensities(before.structure, guide, model, len(particles)).log_weight
 
 
 def is_own_draw(weights: LogDensities) -> bool:
     """Whether the particles are draws of the guide. Those of a proposal carry the record of one draw, for its masks."""
-    guide, model = weights._guide, weights.model
+    guide, model = weights.guide, weights.model
     sides = [(guide[n].value, model[n].value) for n in weights.structure.latents if n in guide]
     return all(drawn.shape == given.shape and torch.equal(drawn, given) for drawn, given in sides)
 
@@ -77,7 +77,7 @@ def is_own_draw(weights: LogDensities) -> bool:
 def best_particles(weights: LogDensities) -> Tensor:
     """Indices of the particles of highest log p(x, z) per datum, (P, B), or (P, 1) where all data share a draw."""
     log_joint = weights.log_joint.detach().nan_to_num(nan=-torch.inf)
-    layout, values = weights.layout, drawn_values(weights, weights._guide)
+    layout, values = weights.layout, drawn_values(weights, weights.guide)
     if layout.datum_dim is not None:
         dims = [layout.datum_dim - layout.event_dims[name] for name in values]
         if any(v.shape[dim] != layout.batch_size for v, dim in zip(values.values(), dims, strict=True)):

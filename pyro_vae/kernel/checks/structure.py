@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyro.distributions as dist
 import torch
@@ -22,6 +22,7 @@ from ...errors import (
 )
 from ..recorder import Layout, Site
 from .autoguides import auto_sites
+from .enumeration import check_enumeration, enumeration_axes
 from .plates import batch_shape, check_plates
 
 IMPUTED = "_unobserved"  # what obs_mask calls the missing half of an observation
@@ -47,6 +48,12 @@ class Structure:
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
     unpacked: tuple[str, ...] = ()  # auxiliary draws of the guide, and the latents that Deltas set from them
     left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
+    axes_in_scope: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # of the model's sites, see `axes_at`
+
+    def axes_at(self, name: str) -> Mapping[int, str]:
+        """Which enumerated site an axis belongs to at a site: a chain under `pyro.markov` reuses its axes."""
+        everywhere = {self.layout.axes[n]: n for n in self.guide_enumerated}
+        return self.axes_in_scope.get(name, everywhere)
 
 
 def kept_guide_sites(
@@ -110,12 +117,11 @@ def analyse(
     match_sites(guide, guide_sites, model_sites, prior, model_enumerated, unpacked)
 
     all_sites = [*guide_sites.values(), *model_sites.values()]
-    names = (*enumerated, *model_enumerated)
-    layout = replace(layout, enumerated=names)
+    axes, axes_in_scope = enumeration_axes(enumerated, model_enumerated, model_sites)
+    layout = replace(layout, enumerated=(*enumerated, *model_enumerated), axes=axes)
     for site in all_sites:
         check_plates(site, layout)
-    for site in [*enumerated.values(), *model_enumerated.values()]:
-        check_enumerated(site, layout)
+    check_enumeration(enumerated, model_enumerated, layout)
     drawn = [s for s in all_sites if not s.is_observed]
     layout = replace(
         layout,
@@ -135,6 +141,7 @@ def analyse(
         prior_sites=tuple(prior),
         guide_enumerated=tuple(enumerated),
         model_enumerated=tuple(model_enumerated),
+        axes_in_scope=axes_in_scope,
         guide_sites=tuple(guide_sites),
         model_sites=tuple(model_sites),
         unknown_supports=tuple(n for n in latents if support_of(innermost(model_sites[n].fn)) is None),
@@ -253,19 +260,3 @@ def squeezed(site: Site) -> torch.Size:
     while shape and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-def check_enumerated(site: Site, layout: Layout) -> None:
-    try:
-        site.fn.enumerate_support(expand=False)
-    except NotImplementedError:
-        raise EnumerationError(
-            f"site '{site.name}' is marked for enumeration but its values cannot be listed: drop infer={{'enumerate': ...}}"
-        ) from None
-    shape = site.fn.batch_shape
-    inner = [shape[dim] for dim in range(-len(shape), 0) if dim != layout.datum_dim and shape[dim] != 1]
-    if inner:
-        raise EnumerationError(
-            f"enumerated site '{site.name}' lies in a plate inside the datum (sizes {inner}): summing it out needs "
-            "variable elimination. Write the mixture as a distribution (MixtureSameFamily) instead"
-        )
