@@ -90,7 +90,7 @@ def test_one_side_moves_at_a_time_with_its_own_optimiser_state():
         before, own = values(still), values(moving)
         state = svi.optim.get_state()
         state = {n: {k: torch.as_tensor(v).clone() for k, v in state[n]["state"][0].items()} for n in names(still)}
-        aggressive._update((BATCHES[0],), of_guide)
+        aggressive._update(((BATCHES[0],), {}), of_guide)
         assert same(before, values(still)) and not any(torch.equal(a, b) for a, b in zip(own, values(moving), strict=True))
         for name, was in state.items():
             now = svi.optim.get_state()[name]["state"][0]
@@ -108,7 +108,7 @@ def test_weight_decay_and_momentum_do_not_move_the_side_that_rests():
     aggressive.step()
     still = values(model)
     for _ in range(3):
-        aggressive._update((BATCHES[0],), of_guide=True)
+        aggressive._update(((BATCHES[0],), {}), of_guide=True)
     assert same(still, values(model))
 
 
@@ -278,7 +278,7 @@ def test_a_model_that_registers_everything_does_not_move_the_guide():
     aggressive = make(programs=(model, guide), max_inner_steps=1)[-1]
     aggressive.step()
     before, own = values(net["enc"]), values(net["dec"])
-    aggressive._update((BATCHES[0],), of_guide=False)
+    aggressive._update(((BATCHES[0],), {}), of_guide=False)
     assert not same(own, values(net["dec"]))
     assert same(before, values(net["enc"]))
 
@@ -296,9 +296,9 @@ def test_a_parameter_of_both_sides_is_the_guides():
     aggressive = make(programs=(shifted, guided), max_inner_steps=1)[-1]
     aggressive.step()
     before = pyro.param("shift").detach().clone()
-    aggressive._update((BATCHES[0],), of_guide=False)
+    aggressive._update(((BATCHES[0],), {}), of_guide=False)
     assert torch.equal(before, pyro.param("shift").detach())
-    aggressive._update((BATCHES[0],), of_guide=True)
+    aggressive._update(((BATCHES[0],), {}), of_guide=True)
     assert not torch.equal(before, pyro.param("shift").detach())
 
 
@@ -311,9 +311,9 @@ def test_guides_made_from_the_model(auto):
     aggressive = make(programs=(model, guide), objective=pv.BetaTrace_ELBO(), batches=[x], max_inner_steps=2)[-1]
     aggressive.step()
     before = values(model)
-    aggressive._update((x,), of_guide=True)
+    aggressive._update(((x,), {}), of_guide=True)
     assert same(before, values(model))
-    aggressive._update((x,), of_guide=False)
+    aggressive._update(((x,), {}), of_guide=False)
     assert not any(torch.equal(a, b) for a, b in zip(before, values(model), strict=True))
 
 
@@ -433,5 +433,5 @@ def test_constrained_parameters():
     aggressive.step()
     noise, scale = pyro.param("noise").item(), pyro.param("scale").item()
     assert noise != 0.7 and scale != 0.5
-    aggressive._update((BATCHES[0],), of_guide=True)
+    aggressive._update(((BATCHES[0],), {}), of_guide=True)
     assert pyro.param("noise").item() == noise and pyro.param("scale").item() != scale
