@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.errors import ArgumentError, EmptyBatchError, LocalFitError, OptionError
+from pyro_vae.errors import ArgumentError, EmptyBatchError, OptionError
 
 
 @pytest.mark.parametrize("fault", ["none", "encoder", "family"])
@@ -192,18 +192,6 @@ def test_bad_input_is_refused_before_anything_runs():
     for option in ({"num_particles": 1}, {"num_steps": 0}, {"num_data": 0}, {"seed": -1}, {"image_shape": (2, 2)}):
         with pytest.raises(OptionError, match=next(iter(option))):
             pv.diagnose(model, guide, train=[x], test=[x], **option)
-
-    def discrete(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(x.new_full((len(x),), 0.5)))
-            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([len(x), 4]).to_event(1), obs=x)
-
-    def coin(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Bernoulli(x.new_full((len(x),), 0.4)))
-
-    with pytest.raises(LocalFitError):
-        pv.diagnose(discrete, coin, train=[x], test=[x], progress=False)
 
 
 def test_one_bar_says_what_is_being_done(capsys):
