@@ -425,3 +425,21 @@ def test_a_table_too_large_is_refused_before_it_is_made(monkeypatch):
         evidence(model, no_guide, bits(3), num_particles=1)
     monkeypatch.setattr(elimination, "MOST_BYTES", 2**8 * 3 * 8)
     assert bool(evidence(model, no_guide, bits(3), num_particles=1).log_evidence.isfinite().all())
+
+
+def test_chains_within_the_steps_of_a_chain():
+    """An inner chain that has ended is out of scope, and its axes are free again: 40 sites at each of three steps."""
+
+    def model(y):
+        with pyro.plate("sequences", len(y)):
+            s = None
+            for t in pyro.markov(range(3)):
+                s = pyro.sample(f"s{t}", dist.Categorical(INITIAL if s is None else MOVE[s]), infer=PARALLEL)
+                r = s
+                for i in pyro.markov(range(40)):
+                    r = pyro.sample(f"r{t}_{i}", dist.Categorical(MOVE[r]), infer=PARALLEL)
+                pyro.sample(f"y{t}", dist.Bernoulli(EMIT[s]), obs=y[:, t])
+
+    y = bits(2, 3)  # the inner chains sum to one
+    truth = forward(dist.Bernoulli(EMIT).log_prob(y.unsqueeze(-1)))
+    assert torch.allclose(evidence(model, no_guide, y, num_particles=1).log_evidence, truth, atol=1e-9)
