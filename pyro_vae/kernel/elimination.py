@@ -7,7 +7,9 @@ different values underflow there to a probability of zero.)
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,7 +87,7 @@ def summed_out(factors: Iterable[Factor], plates_of: Mapping[str, frozenset[str]
         factors = [f for f in factors if f.plates.keys() != context]
         here = eliminated(here, [name for name, plates in plates_of.items() if plates == context])
         factors += [out_of_plates(f, context, plates_of) if context else f for f in here]
-    return torch.stack(torch.broadcast_tensors(*(f.tensor for f in factors))).sum(0)
+    return functools.reduce(operator.add, (factor.tensor for factor in factors))
 
 
 def eliminated(factors: Sequence[Factor], names: Iterable[str]) -> list[Factor]:

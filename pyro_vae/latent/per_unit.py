@@ -12,7 +12,7 @@ from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, padded, red
 from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
 from .formulas import density_of_guide, joint_kl, mean_of
-from .refusals import check_finite, refuse_without_units
+from .refusals import check_finite, refuse_mixed_priors, refuse_without_draws
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
     No formula holds where the prior of a latent depends on its own draw, through later draws of the guide.
     """
     latents = call.structure.latents
-    refuse_without_units(call)
+    refuse_without_draws(call)
     call.one_by_one()
     means, kls, site_kls = Mean(), Mean(), Mean()
     sampled: frozenset[str] | None = None
@@ -65,6 +65,7 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
         model = call.score(call.latent_values(guide), 1)
         weights = call.weigh(guide, model, 1)
         if sampled is None:
+            refuse_mixed_priors(weights)
             sampled = sites_without_formula(call, guide, model)
         sites = [site_terms(name, guide, model, weights, call.layout, name not in sampled) for name in latents]
         means.add(torch.cat([s.mean for s in sites], 1))

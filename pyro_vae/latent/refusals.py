@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
-from ..kernel import Call
+from ..kernel import Call, LogDensities
 
 
-def refuse_without_units(call: Call) -> None:
-    refuse_without_draws(call)
-    if call.structure.model_enumerated:
+def refuse_mixed_priors(weights: LogDensities) -> None:
+    mixed = [n for n in weights.structure.latents if weights.log_prior_by_site[n].shape[:-2].numel() > 1]
+    if mixed:
         raise EnumerationError(
-            f"the model sums out {quoted(call.structure.model_enumerated)}, so the prior of the other latents is a mixture "
-            "without a formula: add these sites to the guide, or write the mixture as a distribution (MixtureSameFamily)"
+            f"the prior of {quoted(mixed)} depends on {quoted(weights.structure.model_enumerated)}, which the model sums "
+            "out, so it is a mixture without a formula: add these sites to the guide, or write the mixture as a "
+            "distribution (MixtureSameFamily)"
         )
 
 

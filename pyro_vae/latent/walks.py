@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..densities import innermost
-from ..errors import NonFiniteError, OptionError, StructureError, quoted
+from ..errors import EnumerationError, NonFiniteError, OptionError, StructureError, quoted
 from ..kernel import Call, Layout, Record, SiteRecord, padded
 from ..noise import NOISE_BLOCK, Noise
 from ..options import is_whole
 from .means import free_sites, posterior_mean
 from .naming import unit_numbers
 from .per_unit import unit_names
-from .refusals import refuse_without_units
+from .refusals import refuse_without_draws
 
 PRIOR_BLOCKS = 10  # of NOISE_BLOCK draws each, for the quantiles
 MOST_UNITS = 10  # that are moved unasked
@@ -103,7 +103,12 @@ class Start:
 
 def starting_point(call: Call, datum: int) -> Start:
     """The posterior mean where all latents have one that is known, otherwise one draw of the guide."""
-    refuse_without_units(call)
+    refuse_without_draws(call)
+    if call.structure.model_enumerated:
+        raise EnumerationError(
+            f"the model sums out {quoted(call.structure.model_enumerated)}, so it decodes a mixture and no "
+            "picture: add these sites to the guide"
+        )
     if not (is_whole(datum) and 0 <= int(datum) < call.batch_size):
         raise OptionError(f"datum must be a whole number from 0 to {call.batch_size - 1}, got {datum!r}")
     datum = int(datum)

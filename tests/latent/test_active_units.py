@@ -692,3 +692,33 @@ def test_a_latent_drawn_from_the_prior_is_no_unit():
     units = measure(model, guide_of(lambda x: dist.Normal(x, 0.5)), x, num_particles=100, prior_sites=["w"])
     assert units.names == ("z",)
     assert_near(units.kl, (normal_kl(x, 0.5) + 0.5).mean(0, keepdim=True), units.std_errors["kl"], 0.03)
+
+
+def test_what_the_model_sums_out_leaves_units_whose_prior_does_not_read_it():
+    """Topics of words given shares: the shares have their own prior. A latent drawn given a class has a mixture for one."""
+    words = torch.randint(0, 3, (6, 5), generator=torch.Generator().manual_seed(0))  # documents first
+    topics = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], dtype=F64)
+
+    def model(words):
+        with pyro.plate("documents", len(words)):
+            share = pyro.sample("share", dist.Dirichlet(topics.new_ones(2)))
+            with pyro.plate("words", words.shape[1]):
+                k = pyro.sample("k", dist.Categorical(share), infer={"enumerate": "parallel"})
+                pyro.sample("w", dist.Categorical(topics[k]), obs=words.T)
+
+    def guide(words):
+        with pyro.plate("documents", len(words)):
+            pyro.sample("share", dist.Dirichlet(topics.new_tensor([2.0, 3.0])))
+
+    units = pv.ActiveUnits(model, guide, seed=0)([words], progress=False)
+    kl = torch.distributions.kl_divergence(dist.Dirichlet(topics.new_tensor([2.0, 3.0])), dist.Dirichlet(topics.new_ones(2)))
+    assert units.site_kl["share"].value.item() == pytest.approx(kl.item(), abs=1e-6)
+
+    def mixed(words):
+        with pyro.plate("documents", len(words)):
+            c = pyro.sample("c", dist.Bernoulli(topics.new_tensor(0.3)), infer={"enumerate": "parallel"})
+            share = pyro.sample("share", dist.Dirichlet(torch.stack([1 + c, 2 - c], -1)))
+            pyro.sample("w", dist.Categorical(share @ topics), obs=words[:, 0])
+
+    with pytest.raises(EnumerationError, match="the prior of 'share' depends on 'c', which the model sums out"):
+        pv.ActiveUnits(mixed, guide, seed=0)([words], progress=False)
