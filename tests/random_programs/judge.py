@@ -184,6 +184,8 @@ def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: 
     errors, doubts = record.std_errors, doubted(record)
     yield compared_evidence(name, record.evidence, known.log_evidence)
     yield compared_elbo(name, known, record.elbo, errors["elbo"], num)
+    if record.unsplit:  # draws that are not reparameterised: L[q*] is NaN, as the record says
+        return
     above = (record.optimal_elbo.double() - known.log_evidence.value).clamp(min=0.0)
     zero = Truth(torch.zeros_like(above), known.log_evidence.error)
     yield compared(name, "L[q*] - log p(x)", above, errors["optimal_elbo"], zero, doubts)
