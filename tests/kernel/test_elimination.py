@@ -10,6 +10,7 @@ import torch
 from pair_helpers import F64, quiet
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.ops.einsum.torch_log import einsum
 
 import pyro_vae as pv
 from pyro_vae.errors import EnumerationError
@@ -110,6 +111,7 @@ def test_factors_that_are_high_at_different_values():
     """Pyro's contraction, which multiplies exponentials, gives a probability of zero here."""
     a = torch.tensor([0.0, -2000.0], dtype=F64).reshape(2, 1, 1)
     b = torch.tensor([[-2000.0, -2100.0], [0.0, 0.0]], dtype=F64).reshape(2, 2, 1, 1)
+    assert einsum("s,st->", a[:, 0, 0], b[..., 0, 0]).item() == -math.inf
     found = summed_out([Factor(a, ("s",), {}), Factor(b, ("s", "t"), {})], {"s": frozenset(), "t": frozenset()})
     assert found.item() == pytest.approx(-2000.0 + math.log(3), abs=1e-9)
 

@@ -35,7 +35,7 @@ def check_enumerated_axes(program: Program, values: Mapping[str, Tensor], refere
     sizes = [len(values_of[n]) for n in names]
     alone = ancestral(program)
     plain = program.plain_values(values, 0)
-    steps = range(2 if any(has_inner_plates(reference[n], structure) for n in names) else 1)
+    steps = range(2 if any(places_inside(n, structure).numel() > 1 for n in names) else 1)
     for choice, step in itertools.product(combinations(sizes), steps):
         chosen = {
             n: (chosen_indices(n, i, size, step, structure), size) for n, i, size in zip(names, choice, sizes, strict=True)
@@ -88,8 +88,10 @@ def listed_values(site: SiteRecord) -> Tensor:
     return site.value.reshape(len(site.value), -1, *event_shape)[:, 0]
 
 
-def has_inner_plates(site: SiteRecord, structure: Structure) -> bool:
-    return any(frame.vectorized and frame.name != structure.layout.datum_plate for frame in site.frames)
+def places_inside(name: str, structure: Structure) -> torch.Size:
+    """The batch shape of a plain run with a size of one for the data: the places inside a datum."""
+    shape = structure.layout.plain_shapes[name]
+    return torch.Size(1 if dim - len(shape) == structure.layout.datum_dim else n for dim, n in enumerate(shape))
 
 
 def chosen_indices(name: str, index: int, size: int, step: int, structure: Structure) -> Tensor:
@@ -97,13 +99,11 @@ def chosen_indices(name: str, index: int, size: int, step: int, structure: Struc
 
     Neighbours differ in the first step; in the second, places that are any distance apart.
     """
-    layout = structure.layout
-    shape = torch.Size(layout.plain_shapes[name])
-    inner = torch.Size(1 if dim - len(shape) == layout.datum_dim else n for dim, n in enumerate(shape))
+    inner = places_inside(name, structure)
     places = torch.arange(inner.numel())
     if step:
         places = torch.randint(size, (inner.numel(),), generator=torch.Generator().manual_seed(len(name)))
-    return ((index + places.reshape(inner)) % size).expand(shape)
+    return ((index + places.reshape(inner)) % size).expand(structure.layout.plain_shapes[name])
 
 
 def at_single_values(value: Tensor, name: str, chosen: Chosen, structure: Structure) -> Tensor:
