@@ -47,7 +47,8 @@ def sum_of_sites(log_probs: Mapping[str, Tensor], model: Record, structure: Stru
 
 
 def inner_plates(site: SiteRecord, layout: Layout) -> dict[str, int]:
-    return {f.name: f.dim for f in site.frames if f.vectorized and f.name != layout.datum_plate}
+    """Names and dims of the plates inside the datum; one of size one holds nothing apart."""
+    return {f.name: f.dim for f in site.frames if f.vectorized and f.name != layout.datum_plate and f.size != 1}
 
 
 def factor_of(name: str, log_prob: Tensor, plates: Mapping[str, Mapping[str, int]], structure: Structure) -> Factor:

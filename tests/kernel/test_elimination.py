@@ -445,3 +445,24 @@ def test_chains_within_the_steps_of_a_chain():
     y = bits(2, 3)  # the inner chains sum to one
     truth = forward(dist.Bernoulli(EMIT).log_prob(y.unsqueeze(-1)))
     assert torch.allclose(evidence(model, no_guide, y, num_particles=1).log_evidence, truth, atol=1e-9)
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_one_place_may_be_read_from_outside_of_its_plate(places):
+    """Of several places none is meant, even where what is read has no effect."""
+    x = torch.randn(1, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    slope = 1.5 if places == 1 else 0.0
+
+    def model(x):
+        with pyro.plate("data", x.shape[1]):
+            with pyro.plate("places", places, dim=-2):
+                k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.3)), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(slope * k.sum(-2, keepdim=True), 1.0), obs=x)
+
+    if places > 1:
+        with pytest.raises(EnumerationError, match="'x' reads 'k', enumerated in the plates 'places', from outside of them"):
+            evidence(model, no_guide, x, datum_plate="data")
+        return
+    parts = [math.log(p) + dist.Normal(x.new_tensor(mean), 1.0).log_prob(x[0]) for p, mean in ((0.7, 0.0), (0.3, 1.5))]
+    found = evidence(model, no_guide, x, datum_plate="data").log_evidence
+    assert torch.allclose(found, torch.logaddexp(*parts), atol=1e-10)
