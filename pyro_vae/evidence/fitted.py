@@ -27,6 +27,7 @@ from .summary import guide_draws, mean_std_error, summed_draws
 
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
 NEGLIGIBLE = 20.0  # nats below log p(x), of a density at an end of the floats
+BENT = 2e-3  # of p(x), by which a straight line beyond the end of the floats may be wrong
 SIGMAS, ROUNDING = 5.0, 0.05  # errors and nats by which log p(x) may lie below the ELBO
 CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
 SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
@@ -53,7 +54,7 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
     if fitted is None:
         return evidence
     checks = {
-        "end of support": fitted.space.cut > evidence.log_evidence - NEGLIGIBLE,
+        "end of support": fitted.space.end_in_doubt(evidence.log_evidence, NEGLIGIBLE, BENT),
         # L[q] is at most log p(x): an estimate far below it has lost a mode.
         "below the ELBO": evidence.log_evidence + SIGMAS * evidence.std_error + ROUNDING
         < evidence.elbo - SIGMAS * evidence.elbo_std_error,

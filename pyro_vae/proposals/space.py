@@ -23,6 +23,7 @@ class LatentSpace:
     :ivar num_values: (D,), of a discrete latent how many values it has, u being the number of the value from 0 on; zero for
         the others. `None` where no latent is discrete.
     :ivar cut: (B,), the highest log p(x, u) so far at an end of the floats beyond which it rises: what lies there is lost.
+    :ivar bent: (B,), the log of the most mass so far by which the straight line beyond an end may be wrong.
     :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site, for
         a support that depends on another latent, for a mask that depends on drawn values.
     """
@@ -54,6 +55,7 @@ class LatentSpace:
         self.num_values = torch.tensor(counts, device=call.device) if any(counts) else None
         self._kept: dict[str, Tensor] = {}  # where a site is not masked, broadcastable to its values
         self.cut = torch.full((self.layout.batch_size,), -math.inf, dtype=torch.float64, device=call.device)
+        self.bent = self.cut.clone()
         self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -119,7 +121,8 @@ class LatentSpace:
 
         The tails of a density towards an end of its support are powers of the distance, so in u they are straight lines:
         exp(a u) for a Gamma of concentration a. Cut off there, much of a Gamma of small concentration would be lost. No tail
-        rises: a density that does at the end is about to turn, nobody knows where, and is cut off; see `cut`.
+        rises: a density that does at the end is about to turn, nobody knows where, and is cut off; see `cut`. One whose slope
+        still changes there is no straight line yet: the mass under the lines of its last two slopes differs by `bent`.
         """
         if self._limits is None:
             return at(u)
@@ -129,8 +132,9 @@ class LatentSpace:
         if not bool((beyond != 0).any()):
             return found
         length = beyond.abs().amax(-1, keepdim=True)
+        step = beyond / torch.where(length > 0, length, 1.0)
         with torch.no_grad():  # gradients at the very end of the floats overflow
-            inner = at(near - beyond / torch.where(length > 0, length, 1.0))
+            inner, further_in = at(near - step), at(near - 2 * step)
         far = length.squeeze(-1)
 
         def slope_of(f: Tensor, g: Tensor) -> Tensor:
@@ -138,8 +142,20 @@ class LatentSpace:
             return (torch.where(known, f, 0.0) - torch.where(known, g, 0.0)).detach()
 
         slopes = [slope_of(f, g) for f, g in zip(found, inner, strict=True)]
-        self.cut = torch.maximum(self.cut, torch.where(slopes[0] > 0, found[0].detach(), -math.inf).amax(0).to(self.cut))
+        end, slope, slope_before = found[0].detach(), slopes[0], slope_of(inner[0], further_in[0])
+        self.cut = torch.maximum(self.cut, torch.where(slope > 0, end, -math.inf).amax(0).to(self.cut))
+        falls = (slope < 0) & (slope_before < 0)  # the mass under exp(end + slope t), t > 0, is exp(end) / |slope|
+        differ = torch.where(falls, (1 / slope - 1 / slope_before).abs(), 0.0)
+        self.bent = torch.maximum(self.bent, torch.where(falls, end + differ.log(), -math.inf).amax(0).to(self.bent))
         return tuple(torch.where(s > 0, -math.inf, f + far * s) for f, s in zip(found, slopes, strict=True))
+
+    def end_in_doubt(self, log_evidence: Tensor, negligible: float, share: float) -> Tensor:
+        """(B,), whether what lies beyond the ends of the floats may matter.
+
+        :param negligible: nats below log p(x) from which on a density that rises there does not matter.
+        :param share: of p(x), by which the last two slopes may differ. A slope that changes slowly has more changes before it.
+        """
+        return (self.cut > log_evidence - negligible) | (self.bent > log_evidence + math.log(share))
 
     def draw_prior(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor]:
         """u from the prior, (K, B, D), with log p(x, u) and log p(u), (K, B) each."""

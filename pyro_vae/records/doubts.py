@@ -76,8 +76,8 @@ TABLE = {
         PrecisionWarning,
     ),
     "end of support": Doubt(
-        "the joint density of {data} still rises where floats no longer tell a latent from the end of its support: what "
-        "lies beyond is not counted, so their log p(x) is likely too {off}",
+        "the joint density of {data} still rises or bends where floats no longer tell a latent from the end of its support: "
+        "what lies beyond is not known, so their log p(x) is likely too {off}",
         {GUIDE_ITSELF: "Use float64: model.double(), guide.double(), and the data in double"},
         "Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling with a guide that draws there",
     ),

@@ -1036,7 +1036,7 @@ def test_a_fit_that_runs_away_keeps_the_start():
 
 def test_an_estimate_below_the_elbo_is_in_doubt():
     """L[q] is at most log p(x): five errors of both and .05 nats below it there is a fault, whatever the weights say."""
-    fitted = Fitted(SimpleNamespace(cut=torch.full((4,), -math.inf)), None, (), why_not="no search")
+    fitted = Fitted(SimpleNamespace(end_in_doubt=lambda *_: torch.zeros(4, dtype=torch.bool)), None, (), why_not="no search")
     evidence = make_evidence(torch.tensor([-5.0, -5.2, -6.0, -9.0]), std_error=torch.full((4,), 0.1))
     evidence = replace(evidence, elbo=torch.full((4,), -5.0), elbo_std_error=torch.tensor([0.1, 0.1, 0.2, 0.5]))
     found = with_search(evidence, fitted)
@@ -1045,4 +1045,4 @@ def test_an_estimate_below_the_elbo_is_in_doubt():
 
 
 def replace_space(fitted, num_data):
-    return replace(fitted, space=SimpleNamespace(cut=torch.full((num_data,), -math.inf)))
+    return replace(fitted, space=SimpleNamespace(end_in_doubt=lambda *_: torch.zeros(num_data, dtype=torch.bool)))

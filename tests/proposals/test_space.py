@@ -483,6 +483,28 @@ def test_a_posterior_next_to_an_end_that_floats_can_tell_apart(dtype, x):
         torch.testing.assert_close(exact.double(), truth, rtol=1e-5, atol=1e-3)
 
 
+def test_a_slope_that_still_changes_at_the_end_of_the_floats_is_no_exact_number():
+    """z ~ Beta(2, 0.4) and x ~ N(tanh(0.15 logit z), 0.5): in float32, logit z ends at 10, where the tanh has not."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(x.new_tensor(2.0), x.new_tensor(0.4)))
+            pyro.sample("x", dist.Normal(torch.tanh(0.15 * z.logit()), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Beta(x.new_tensor(2.0), x.new_tensor(0.4)).expand([len(x)]))
+
+    x = torch.tensor([1.5], dtype=F64)
+    u = torch.linspace(-60, 200, 2_600_001, dtype=F64)
+    log_prior = 2 * logsigmoid(u) + 0.4 * logsigmoid(-u) + math.lgamma(2.4) - math.lgamma(2.0) - math.lgamma(0.4)
+    truth = (log_prior + dist.Normal(torch.tanh(0.15 * u), 0.5).log_prob(x)).logsumexp(-1) + math.log(1e-4)
+    exact = pv.ExactEvidence(model, guide, seed=0)
+    with pytest.raises(LocalFitError, match="still rises or bends where floats"):
+        exact(x.float())
+    assert abs(float(exact(x).log_evidence) - float(truth)) < 1e-4
+
+
 def test_a_posterior_beyond_what_floats_can_tell_is_in_doubt():
     """In float32 the posterior of the second datum lies at logit 15, where values and one differ by a rounding."""
     x = torch.tensor([0.3, 15.0])
@@ -497,7 +519,7 @@ def test_a_posterior_beyond_what_floats_can_tell_is_in_doubt():
             record = estimator(x)
         assert record.doubts["end of support"].tolist() == [False, True]
         assert any("Use float64" in str(warning.message) for warning in caught)
-    with pytest.raises(LocalFitError, match="still rises where floats"):
+    with pytest.raises(LocalFitError, match="still rises or bends where floats"):
         pv.ExactEvidence(model, guide, seed=0)(x)
     fine = pv.AdaptiveImportanceSampling(model, guide, seed=0)(x.double())
     assert ((fine.log_evidence - of_a_logit_by_quadrature(x)).abs() < 5 * fine.std_error + 1e-3).all()
