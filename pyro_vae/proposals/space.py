@@ -121,8 +121,8 @@ class LatentSpace:
 
         The tails of a density towards an end of its support are powers of the distance, so in u they are straight lines:
         exp(a u) for a Gamma of concentration a. Cut off there, much of a Gamma of small concentration would be lost. No tail
-        rises: a density that does at the end is about to turn, nobody knows where, and is cut off; see `cut`. One whose slope
-        still changes there is no straight line yet: the mass under the lines of its last two slopes differs by `bent`.
+        rises: a density that does at the end is about to turn, nobody knows where, and is cut off; see `cut`. One whose
+        slope still changes there is no straight line yet: the mass under the lines of its last two slopes differs by `bent`.
         """
         if self._limits is None:
             return at(u)
@@ -153,7 +153,7 @@ class LatentSpace:
         """(B,), whether what lies beyond the ends of the floats may matter.
 
         :param negligible: nats below log p(x) from which on a density that rises there does not matter.
-        :param share: of p(x), by which the last two slopes may differ. A slope that changes slowly has more changes before it.
+        :param share: of p(x), by which the lines of the last two slopes may differ.
         """
         return (self.cut > log_evidence - negligible) | (self.bent > log_evidence + math.log(share))
 
