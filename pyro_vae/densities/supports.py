@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import AffineTransform, IndependentTransform
 
+ROUNDINGS = 8.0  # of a value: nearer to an end than that, its distance from it is known to less than a digit
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
 
@@ -68,6 +69,23 @@ def inside_support(fn: Any, value: Tensor) -> Tensor:
     except (NotImplementedError, KeyError):  # a transform without an inverse, a distribution that does not say
         return torch.ones((), dtype=torch.bool, device=value.device)
     return inside.flatten(-event_dim).all(-1) if event_dim else inside
+
+
+def next_to_far_end(fn: Any, value: Tensor) -> Tensor | None:
+    """Whether values, (*batch, *event), lie a few roundings from an end of their support that is not zero, (*batch).
+
+    `None` where the support has no such end. Next to zero floats are fine.
+    """
+    support: Any = support_of(fn)
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    near = None
+    for end in (getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)):
+        if end is not None and not is_discrete(fn) and value.is_floating_point():
+            end = torch.as_tensor(end, dtype=value.dtype, device=value.device)
+            close = (value - end).abs() < ROUNDINGS * torch.finfo(value.dtype).eps * end.abs()
+            near = close if near is None else near | close
+    return near.flatten(-fn.event_dim).any(-1) if near is not None and fn.event_dim else near
 
 
 def bounds_of(constraint: Any) -> list[Tensor]:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from ..errors import OptionError
-from ..kernel import Call
+from ..kernel import Call, Record
 from ..noise import Noise
 from ..ops import jackknife_log_mean_exp
 from ..options import is_whole, whole_number
 from ..records import GUIDE_ITSELF
+from .coarse_draws import CoarseDraws
 from .estimator import Estimator
 from .evidence import Evidence
 from .k_curve import KCurve
@@ -66,8 +69,16 @@ class ImportanceSampling(Estimator):
 
     def estimate(self, call: Call) -> Evidence:
         look = SecondLook(call, self.num_particles, self.check, fewest=FEWEST_PARTICLES)
-        log_weight, elbo = call.log_weights(self.num_particles, Noise.GUIDE, watch=look.watch_guide)
+        coarse = CoarseDraws(call)
+
+        def watch(guide: Record, model: Record, log_weight: Tensor) -> None:
+            coarse.watch(guide, model, log_weight)
+            look.watch_guide(guide, model, log_weight)
+
+        log_weight, elbo = call.log_weights(self.num_particles, Noise.GUIDE, watch=watch)
         evidence = look.add_to(summarise(call, log_weight, elbo, call.cost, GUIDE_ITSELF), log_weight)
+        if bool((doubted := coarse.too_many()).any()):
+            evidence = replace(evidence, checks={**evidence.checks, "end of support": doubted})
         evidence = replace(evidence, curve=KCurve.from_log_weights(log_weight))
         if self.jackknife:
             value, std_error = jackknife_log_mean_exp(log_weight, self.jackknife)

@@ -76,8 +76,8 @@ TABLE = {
         PrecisionWarning,
     ),
     "end of support": Doubt(
-        "the joint density of {data} still rises or bends where floats no longer tell a latent from the end of its support: "
-        "what lies beyond is not known, so their log p(x) is likely too {off}",
+        "the latents of {data} lie where floats no longer tell them from the end of their support, or the joint density "
+        "still rises or bends there: their log p(x) may be off by more than the stated error",
         {GUIDE_ITSELF: "Use float64: model.double(), guide.double(), and the data in double"},
         "Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling with a guide that draws there",
     ),

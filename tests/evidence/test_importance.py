@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import warnings
 
 import numpy as np
 import pyro
@@ -395,3 +396,24 @@ def test_a_shifted_mean_costs_its_kullback_leibler_divergence():
     assert float(estimate.std_error) < 0.01
     assert abs(float(estimate.value - gap)) < 4 * float(estimate.std_error)
     assert_near(result.log_evidence, lm.log_evidence(x), result.std_error, 0.1)
+
+
+def test_draws_of_the_guide_that_floats_round_to_the_end_of_the_support_are_in_doubt():
+    """z ~ Beta(2, 0.5) given data that put logit z at 14: 1 - z is a few roundings in float32."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(x.new_tensor(2.0), x.new_tensor(0.5)))
+            pyro.sample("x", dist.Normal(torch.log1p(z) - torch.log1p(-z), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Beta(x.new_tensor(2.0), torch.where(x > 5, 4e-1, 4.0)))
+
+    for dtype, doubted in ((torch.float32, [True, False]), (torch.float64, [False, False])):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = pv.ImportanceSampling(model, guide, num_particles=2000, seed=0)(torch.tensor([15.0, 0.3], dtype=dtype))
+        doubts = found.doubts.get("end of support", torch.zeros(2, dtype=torch.bool))
+        assert doubts.tolist() == doubted, dtype
+        assert any("Use float64" in str(warning.message) for warning in caught) == any(doubted)
