@@ -27,9 +27,16 @@ class Witnesses:
 
 
 def witnesses(
-    space: LatentSpace, components: Sequence[GaussianProposal], u: Tensor, log_joint: Tensor, proposal: MixtureProposal
+    space: LatentSpace,
+    components: Sequence[GaussianProposal],
+    u: Tensor,
+    log_joint: Tensor,
+    proposal: MixtureProposal,
+    donors: Tensor,
 ) -> Witnesses:
-    """The climbed starts, (S, B, D) and (S, B), and each component with one latent moved to where another or a start has it.
+    """The climbed starts, (S, B, D) and (S, B), and each component with one latent moved to where another point has it.
+
+    The other point is another component, a start, or one of `donors`, (N, B, D).
 
     A posterior over several things with two explanations each has a mode for every combination. A few starts reach few of
     these modes, but exchanges between two of them lead to others. One decoder evaluation per latent and component. The
@@ -38,7 +45,7 @@ def witnesses(
     tril = torch.stack([component.tril for component in components])  # (C, B, D, D)
     owner = torch.stack([component.squared_distance(u) for component in components]).argmin(0)  # (S, B)
     locs = torch.stack([component.loc for component in components])
-    moved = torch.cat([exchanged(component, torch.cat([locs, u])) for component in components])
+    moved = torch.cat([exchanged(component, torch.cat([locs, u, donors])) for component in components])
     moved_joint = torch.cat([space.log_joint(moved[first : first + n]) for first, n in space.call.chunks(len(moved))])
     u, log_joint = torch.cat([u, moved]), torch.cat([log_joint, moved_joint])
     order = torch.arange(len(components), device=u.device).repeat_interleave(space.dim)

@@ -21,6 +21,7 @@ SEARCH_GRADIENTS = 12  # and three per latent, for each further component
 WIDE = 3.0  # a start is sought where the posterior is high above the components found so far, made this much wider
 OUTSIDE = 3.0  # a point is outside a component beyond sqrt(D) + 3 standard deviations
 SMALLEST_WEIGHT = 0.01  # below it a component is left out
+NUM_DONORS = 20  # draws of the prior whose latents take part in exchanges
 NOISE_OF_A_FIT = 1000  # blocks of noise, more than any fit uses
 COMPONENT_GAIN = math.log(1.05)  # a further component must measure 5% more ESS
 
@@ -108,7 +109,14 @@ def search(
         masses.append(log_mass(points))
         mixtures.append(mixtures[-1].with_component(component, weights_of(torch.stack(masses, -1))))
     chosen = choose(pool, mixtures)
-    return chosen, witnesses(space, mixtures[-1].components, *climbed, chosen)
+    return chosen, witnesses(space, mixtures[-1].components, *climbed, chosen, highest_of_prior(pool))
+
+
+def highest_of_prior(pool: Pool) -> Tensor:
+    """(N, B, D), the prior's draws of the pool where the posterior is highest, in this order."""
+    log_joint = pool.log_joint[: pool.num_prior].nan_to_num(nan=-torch.inf)
+    best = log_joint.topk(min(NUM_DONORS, len(log_joint)), 0).indices
+    return pool.u[best, torch.arange(pool.u.shape[1], device=best.device)]
 
 
 def log_mass(points: FitPoints) -> Tensor:

@@ -88,7 +88,7 @@ def test_an_exchange_takes_one_latent_from_elsewhere_and_the_others_follow():
 
 def found_from(parts, ends, proposal):
     u = torch.tensor(ends, dtype=F64).unsqueeze(1)
-    return witnesses(Density(corners, 2), parts, u, corners(u), proposal)
+    return witnesses(Density(corners, 2), parts, u, corners(u), proposal, u[:0])
 
 
 def test_a_mode_that_follows_by_exchange_is_missed():
@@ -107,6 +107,17 @@ def test_a_mode_that_follows_by_exchange_is_missed():
     assert bool(missed_modes(found, proposal, torch.log(held.new_tensor([0.5]))).all())
 
 
+def test_a_mode_that_only_a_draw_of_the_prior_points_to_is_missed():
+    """Both starts ended on the one corner that the proposal holds; a donor is elsewhere in its second latent."""
+    one = gaussian([[3.0, 3.0]])
+    proposal = MixtureProposal.of(one)
+    held = torch.tensor([math.log(0.25)], dtype=F64)
+    ends = torch.tensor([[[3.0, 3.0]], [[3.1, 2.9]]], dtype=F64)
+    for donors, missed in ((ends[:0], False), (torch.tensor([[[2.0, -2.5]]], dtype=F64), True)):
+        found = witnesses(Density(corners, 2), [one], ends, corners(ends), proposal, donors)
+        assert bool(missed_modes(found, proposal, held).all()) == missed
+
+
 def test_nothing_is_missed_where_all_modes_are_held():
     four = [gaussian([c]) for c in ([3.0, 3.0], [-3.0, 3.0], [3.0, -3.0], [-3.0, -3.0])]
     shares, light = torch.full((1, 4), 0.25, dtype=F64), torch.zeros(1, dtype=torch.bool)
@@ -122,7 +133,7 @@ def test_a_mode_that_holds_next_to_nothing_is_not_missed():
         return corners(u) + math.log(4) + torch.where((u > 0).all(-1), 0.0, -6.0)
 
     ends = torch.tensor([[[-3.0, 3.0]]], dtype=F64)
-    found = witnesses(Density(log_joint, 2), [part], ends, log_joint(ends), MixtureProposal.of(part))
+    found = witnesses(Density(log_joint, 2), [part], ends, log_joint(ends), MixtureProposal.of(part), ends[:0])
     assert not bool(missed_modes(found, MixtureProposal.of(part), torch.zeros(1, dtype=F64)).any())
 
 
@@ -138,7 +149,7 @@ def test_a_mode_whose_place_depends_on_the_other_latents_is_missed():
     two = [GaussianProposal(torch.tensor([loc], dtype=F64), tril) for loc in ([-3.0, -3.0], [3.0, 9.0])]
     proposal = MixtureProposal(tuple(two), torch.full((1, 2), 0.5, dtype=F64), torch.zeros(1, dtype=torch.bool))
     u = torch.tensor([[[-3.0, -3.0]], [[3.0, 9.0]]], dtype=F64)
-    found = witnesses(Density(log_joint, 2), two, u, log_joint(u), proposal)
+    found = witnesses(Density(log_joint, 2), two, u, log_joint(u), proposal, u[:0])
     held = torch.tensor([math.log(0.5)], dtype=F64)
     assert bool(missed_modes(found, proposal, held).all())
     end, value = uphill(Density(log_joint, 2), torch.tensor([[[3.0, 1.5]]], dtype=F64), tril.unsqueeze(0))
@@ -155,5 +166,6 @@ def test_points_that_are_not_numbers_are_no_witnesses():
         ends,
         ends[..., 0] * math.nan,
         MixtureProposal.of(part),
+        ends[:0],
     )
     assert not bool(missed_modes(found, MixtureProposal.of(part), torch.zeros(1, dtype=F64)).any())
