@@ -60,3 +60,20 @@ def signature_of(tree: Any, floats: bool = True) -> Any:
     except TypeError:
         return id(tree)
     return type(tree), tree
+
+
+def repeated(tree: Any, size: int, times: int) -> Any:
+    """Arguments with K copies of their data along the first axis of that size, the first axis if it is."""
+    if isinstance(tree, (Tensor, numpy.ndarray)):
+        axes = [axis for axis, length in enumerate(tree.shape) if length == size]
+        if not axes:
+            return tree
+        times_per_axis = [times if axis == axes[0] else 1 for axis in range(tree.ndim)]
+        return tree.repeat(times_per_axis) if isinstance(tree, Tensor) else numpy.tile(tree, times_per_axis)
+    if isinstance(tree, Mapping):
+        return {key: repeated(value, size, times) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        if len(tree) == size and not any(isinstance(item, (Tensor, numpy.ndarray, list, tuple, Mapping)) for item in tree):
+            return tree * times  # lengths, one per datum
+        return type(tree)(repeated(item, size, times) for item in tree)
+    return tree

@@ -54,6 +54,7 @@ class Evidence:
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar given: the sites outside the data that have one value: everything here is given them.
     :ivar left_out: observations and factors of the guide that are no part of log q.
+    :ivar looped: why the guide or the model ran for one particle at a time, which is right and slow, by "guide" or "model".
     :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
         not log p(x).
     :ivar method: what ran: "importance sampling" (from the guide itself), "fitted proposals", "annealed chains", "reverse
@@ -80,6 +81,7 @@ class Evidence:
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     given: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    looped: Mapping[str, str] = field(default_factory=dict)
     support_checked: bool = True
     method: str = ""
     checks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class Evidence:
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             given=records[0].given,
             left_out=records[0].left_out,
+            looped={side: why for r in records for side, why in r.looped.items()},
             support_checked=records[0].support_checked,
             method=records[0].method,
             checks=table.concatenated_flags(records),
@@ -251,6 +254,7 @@ class Evidence:
             lines.append(f"  given: {', '.join(self.given)}")
         if self.left_out:
             lines.append(f"  left out of log q: {', '.join(self.left_out)}")
+        lines += [f"  the {side} ran one particle at a time: {why}" for side, why in self.looped.items()]
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
         return "\n".join(lines)

@@ -207,6 +207,7 @@ def exact_record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         stripped_scales=call.structure.stripped_scales,
         given=call.structure.given,
         left_out=call.structure.left_out,
+        looped=call.structure.looped,
         support_checked=call.check_support,
         method=EXACT_VALUE,
         unchecked=unknown_supports(call),

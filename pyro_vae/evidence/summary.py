@@ -54,6 +54,7 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method:
         stripped_scales=call.structure.stripped_scales,
         given=call.structure.given,
         left_out=call.structure.left_out,
+        looped=call.structure.looped,
         support_checked=call.check_support,
         method=method,
         unchecked=unknown_supports(call),

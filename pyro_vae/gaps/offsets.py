@@ -68,16 +68,37 @@ class GuideOffsets:
     ) -> Tensor:
         key = (site, parameter)
         if key not in self._tensors:
-            surplus = max(value.ndim - event_dim - self._layout.num_plates, 0)
-            shape = value.shape[surplus:]
-            self._tensors[key] = torch.zeros(shape, dtype=value.dtype, device=value.device, requires_grad=True)
-            self._units[key] = None if unit is None else mean_of_first(unit.detach().expand(value.shape), surplus)
-            if unit is not None and parameter == "loc":
-                self._locations[key] = mean_of_first(value.detach(), surplus)
-            self._event_dims[key] = event_dim
+            self._create(key, value, event_dim, unit)
         offset, fixed_unit = self._tensors[key], self._units[key]
         offset = offset.detach() if detach else offset
-        return value + (offset if fixed_unit is None else fixed_unit * offset)
+        offset = offset if fixed_unit is None else fixed_unit * offset
+        copies = self._copies(value, event_dim)
+        if copies > 1:
+            axis = self._layout.datum_dim - event_dim  # type: ignore[operator]
+            offset = torch.cat([offset] * copies, axis) if offset.ndim >= -axis else offset
+        return value + offset
+
+    def _create(self, key: tuple[str, str], value: Tensor, event_dim: int, unit: Tensor | None) -> None:
+        """An offset of zero per datum, in the shape that a parameter has without its particles."""
+        unit = None if unit is None else unit.detach().expand(value.shape)
+        location = value.detach()
+        copies = self._copies(value, event_dim)
+        if copies > 1:
+            axis = value.ndim + self._layout.datum_dim - event_dim  # type: ignore[operator]
+            location = location.unflatten(axis, (copies, -1)).movedim(axis, 0)
+            unit = None if unit is None else unit.unflatten(axis, (copies, -1)).movedim(axis, 0)
+        surplus = max(location.ndim - event_dim - self._layout.num_plates, 0)
+        self._tensors[key] = torch.zeros_like(location[(0,) * surplus]).requires_grad_()
+        self._units[key] = None if unit is None else mean_of_first(unit, surplus)
+        if unit is not None and key[1] == "loc":
+            self._locations[key] = mean_of_first(location, surplus)
+        self._event_dims[key] = event_dim
+
+    def _copies(self, value: Tensor, event_dim: int) -> int:
+        """How many copies of the data a parameter has: particles may be folded into the plate of the data."""
+        dim = self._layout.datum_dim
+        axis = 0 if dim is None else dim - event_dim
+        return 1 if dim is None or value.ndim < -axis else max(value.shape[axis] // self._layout.batch_size, 1)
 
     def move_to(self, values: Mapping[str, Tensor], unconstrained: Mapping[str, Tensor], where: Tensor) -> None:
         """Put locations at these values of the latents, by site, (*plates, *event), for the data where `where`, (B,)."""

@@ -32,13 +32,14 @@ from .calls import Call
 from .checks.data import first_particle
 from .checks.plates import INFER
 from .checks.precision import movement
+from .checks.reads import LostProvenance
 from .checks.structure import IMPUTED, Structure, is_imputed
 from .checks.subsamples import check_subsample, same_indices
 from .isolation import eval_mode, isolated, isolated_store
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
 from .pairs import Pair, simulation
-from .provenance import LostProvenance, first_dependent, read_by_prior
+from .provenance import first_dependent, read_by_prior
 from .recorder import Cut, Layout
 from .records import Record, SiteRecord, close, narrow_record, padded
 

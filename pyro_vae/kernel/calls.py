@@ -59,7 +59,7 @@ class Call:
         :param model_too: otherwise the model keeps a leading particle axis where it has one.
         """
         self.guide.execution = "loop"
-        if model_too or self.model.execution == "vmap":  # which returns no distributions
+        if model_too or self.model.execution != "leading":
             self.model.execution = "loop"
 
     def run_prior(self) -> dict[str, Site]:
@@ -108,7 +108,7 @@ class Call:
         self.cost += num_particles * (3 if torch.is_grad_enabled() else 1)
         self.weighed = self._scored = None  # their memory is needed now
         record = self._scored = score(self.model, values, num_particles)
-        if not self.data_checked and self.model.execution == "vmap":  # which returns no distributions
+        if not self.data_checked and self.model.execution in ("vmap", "folded"):  # no distributions, or those of copies
             self._checked(leading_record(self.model.run(values=self.model.plain_values(values, 0)), self.layout))
         return self._checked(record)
 

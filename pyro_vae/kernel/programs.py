@@ -1,4 +1,4 @@
-"""`draw` and `score`, and the three ways to execute a program for K particles."""
+"""`draw` and `score`, and the four ways to execute a program for K particles."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -11,17 +11,19 @@ from torch import Tensor
 
 from ..densities import find_masks
 from ..errors import StructureError, quoted
+from .folding import folded_draws, folded_scores
 from .recorder import Adjust, Cut, Layout, Recorder, Site
 from .records import Record, SiteRecord, leading_record, looped_record, padded, select_particle, split_joint_draw
 
 Values = Mapping[str, Tensor]
-Execution = Literal["leading", "vmap", "loop"]
+Execution = Literal["leading", "vmap", "folded", "loop"]
 
 
 class Program:
     """One side of a (model, guide) pair, bound to the arguments of one call.
 
-    `execution` is "leading" (a particle axis left of all plates), "vmap" (scoring only) or "loop", as the checks found.
+    `execution` is "leading" (a particle axis left of all plates), "vmap" (scoring only), "folded" (the data repeated) or
+    "loop", as the checks found.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Program:
         self.layout = Layout()
         self.names: frozenset[str] | None = None
         self.execution: Execution = "loop"
+        self.why_looped = ""  # what the other executions did
         self.base_draws = False  # whether values given for flows without an inverse are draws of their bases
 
     def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:
@@ -94,6 +97,8 @@ def draw(
     Run on a model, this draws from the prior and records the likelihood of its observations as well. `cuts` is filled with
     the cuts of each run of the program, see `Recorder`.
     """
+    if program.execution == "folded" and num_particles > 1:
+        return folded_draws(program, num_particles, adjust)
     num_runs = 1 if program.execution == "leading" else num_particles
     chains: list[list[Cut] | None] = [None if cuts is None else [] for _ in range(num_runs)]
     if cuts is not None:
@@ -111,6 +116,8 @@ def score(program: Program, values: Values, num_particles: int) -> Record:
         return leading_record(split_joint_draw(program.fn, program.run(num_particles, values=values)), program.layout)
     if program.execution == "vmap":
         return vmapped_record(program, values, num_particles)
+    if program.execution == "folded" and num_particles > 1:
+        return folded_scores(program, values, num_particles)
     plain = [program.plain_values(values, k) for k in range(num_particles)]
     runs = [split_joint_draw(program.fn, program.run(values=v)) for v in plain]
     return looped_record(runs, program.layout)

@@ -4,13 +4,11 @@ Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from ...errors import BatchCouplingError, HiddenRandomnessError, StructureError
+from ...errors import BatchCouplingError, HiddenRandomnessError
 from ..isolation import LayerWatch
 from ..log_densities import masked_sum
 from ..programs import Execution, Program, Values, ancestral, draw, score
@@ -19,10 +17,10 @@ from .data import bounds_vary
 from .discrete import told_apart
 from .enumerated import axes_by_name, check_enumerated_axes
 from .givens import check_fixed_densities, check_fixed_values
+from .reads import ValueWatch, refuse_read_draws
 from .structure import Structure
 
-READS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "__contains__"}
-READS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+OTHER_NUMBERS = "with many particles at once it gives other densities"
 
 
 def choose_executions(
@@ -38,23 +36,24 @@ def choose_executions(
     """
     num_particles = next(k for k in range(2, len(sizes) + 3) if k not in sizes)
     with torch.no_grad(), LayerWatch() as watch:
-        values = choose_for_guide(guide, structure, num_particles)
+        values = choose_for_guide(guide, structure, num_particles, folds=not allow_dropout)
         widths = {name: 1 + structure.layout.num_plates + structure.layout.event_dims[name] for name in structure.latents}
         dependent = tuple(name for name, width in widths.items() if name in values and values[name].ndim > width)
         layout = replace(structure.layout, along_expanded=frozenset(dependent))
         guide.layout = model.layout = layout
         structure = replace(structure, layout=layout, depend_on_enumerated=dependent)
-        reference = choose_for_model(model, values, structure, num_particles)
+        reference = choose_for_model(model, values, structure, num_particles, folds=not allow_dropout)
     if watch.saw_dropout and not allow_dropout:
         raise HiddenRandomnessError(
             "dropout is active, so every evaluation is of another random network: call .eval() on the modules of model and "
             "guide, and give training=self.training to functional dropout"
         )
     moving = frozenset(name for name, site in reference.items() if site.is_observed and bounds_vary(site.fns))
-    return replace(structure, observed_with_moving_support=moving)
+    looped = {side: p.why_looped for side, p in (("guide", guide), ("model", model)) if p.execution == "loop"}
+    return replace(structure, observed_with_moving_support=moving, looped=looped)
 
 
-def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -> dict[str, Tensor]:
+def choose_for_guide(guide: Program, structure: Structure, num_particles: int, folds: bool) -> dict[str, Tensor]:
     guide.execution, guide.base_draws = "loop", True
     check_fixed_values(guide)
     with axes_by_name(structure.guide_enumerated):
@@ -62,22 +61,36 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int) -
         again = score(guide, replayable(drawn, structure), num_particles)
     if not agree(drawn, again, structure, num_particles):
         raise HiddenRandomnessError(hidden_randomness("guide"))
-    guide.execution = "leading"
-    try:
-        with ValueWatch():
-            leading = draw(guide, num_particles)
-            for site in leading.values():
-                site.log_prob  # noqa: B018  computed here, watched
-        guide.execution = "loop"
-        again = score(guide, replayable(leading, structure), num_particles)
-        if agree(again, leading, structure, num_particles):
-            guide.execution = "leading"
-    except Exception:  # whatever a program may raise when its tensors have an axis more
-        guide.execution = "loop"
-    guide.base_draws = False
+    chosen: Execution = "loop"
+    for candidate in candidates("leading", "folded", folds=folds):
+        try:
+            guide.execution = candidate
+            with ValueWatch(active=candidate == "leading"):
+                found = draw(guide, num_particles)
+                for site in found.values():
+                    site.log_prob  # noqa: B018  computed here, watched
+            guide.execution = "loop"
+            values = replayable(found, structure)
+            if agree(score(guide, values, num_particles), found, structure, num_particles):
+                if candidate == "folded":
+                    refuse_read_draws(guide, values)
+                chosen = candidate
+                break
+            guide.why_looped = OTHER_NUMBERS
+        except Exception as error:  # whatever a program may raise when its tensors have an axis more, or other data
+            guide.why_looped = first_line(error)
+    guide.execution, guide.base_draws = chosen, False
     values = values_of(drawn, structure)
     check_enumerated_axes(guide, values, drawn, structure)
     return {name: told_apart(drawn[name], structure.layout) for name in values}
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def candidates(*names: Execution, folds: bool) -> list[Execution]:
+    return [name for name in names if folds or name != "folded"]
 
 
 def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
@@ -86,7 +99,9 @@ def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
     return {name: value if (base := record[name].base_draw) is None else base for name, value in values.items()}
 
 
-def choose_for_model(model: Program, values: dict[str, Tensor], structure: Structure, num_particles: int) -> Record:
+def choose_for_model(
+    model: Program, values: dict[str, Tensor], structure: Structure, num_particles: int, folds: bool
+) -> Record:
     model.execution = "loop"
     if structure.layout.enumerated:
         values = values_for_model(values, structure)
@@ -105,37 +120,24 @@ def choose_for_model(model: Program, values: dict[str, Tensor], structure: Struc
         prior = draw(ancestral(model), num_particles)
         apart = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
         check_data_are_independent(model, apart, score(model, apart, num_particles), structure)
-    # Sites that are drawn while scoring cannot be drawn under vmap.
-    candidates: list[Execution] = ["leading"] if structure.prior_sites else ["leading", "vmap"]
-    for candidate in candidates:
-        model.execution = candidate
+    for candidate in candidates("leading", "vmap", "folded", folds=folds):
+        if candidate == "vmap" and structure.prior_sites:  # sites that are drawn while scoring cannot be drawn there
+            continue
         try:
+            model.execution = candidate
             with ValueWatch(active=candidate == "leading"):
                 record = score(model, values, num_particles)
                 for site in record.values():
                     site.log_prob  # noqa: B018  computed here, watched
             if agree(reference, record, structure, num_particles):
+                if candidate == "folded":
+                    refuse_read_draws(model, values)
                 return reference
-        except Exception:
-            continue
+            model.why_looped = OTHER_NUMBERS
+        except Exception as error:
+            model.why_looped = first_line(error)
     model.execution = "loop"
     return reference
-
-
-class ValueWatch(TorchFunctionMode):
-    """Raises where a program reads a tensor into Python: with a particle axis, an `if` decides once for all particles.
-
-    The few particles of the check may agree by luck. (`torch.vmap` raises by itself, and only for drawn values.)
-    """
-
-    def __init__(self, active: bool = True) -> None:
-        super().__init__()
-        self.active = active
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.active and getattr(func, "__name__", "") in READS:
-            raise StructureError("the program reads the value of a tensor")
-        return func(*args, **(kwargs or {}))
 
 
 def hidden_randomness(what: str) -> str:

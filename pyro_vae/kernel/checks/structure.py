@@ -48,6 +48,7 @@ class Structure:
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
     unpacked: tuple[str, ...] = ()  # auxiliary draws of the guide, and the latents that Deltas set from them
     left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
+    looped: Mapping[str, str] = field(default_factory=dict)  # why "guide" or "model" runs for one particle at a time
     axes_in_scope: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # of the model's sites, see `axes_at`
 
     def axes_at(self, name: str) -> Mapping[int, str]:

@@ -1,0 +1,74 @@
+"""Programs that read the value of a tensor into Python: with many particles at once, one decision would hold for all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.ops.provenance import get_provenance, track_provenance
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ...errors import StructureError
+from ..programs import Program
+
+READS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "__contains__"}
+READS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+
+
+class ValueWatch(TorchFunctionMode):
+    """Raises where a program reads a tensor into Python: with a particle axis, an `if` decides once for all particles.
+
+    The few particles of the check may agree by luck. (`torch.vmap` raises by itself, and only for drawn values.)
+    """
+
+    def __init__(self, active: bool = True) -> None:
+        super().__init__()
+        self.active = active
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.active and getattr(func, "__name__", "") in READS:
+            raise StructureError("the program reads the value of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+class Sizes(TorchFunctionMode):
+    """A shape with `numel()`: provenance tensors return plain tuples, but networks may call `x.shape.numel()`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        return torch.Size(found) if type(found) is tuple and func in SIZES else found
+
+
+class LostProvenance(Sizes):
+    """Note the names of draws that are read into Python or written into another tensor, where provenance ends.
+
+    :ivar names: anything that comes later may depend on these draws.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: frozenset[str] = frozenset()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if in_place or name in READS or name == "tensor":
+            self.names |= get_provenance([args, kwargs])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class DrawsWatch(LostProvenance):
+    """Raises where a draw is read, or anything once the trace of a draw is lost. What depends on data alone may be read."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in READS and (self.names or get_provenance([args, kwargs])):
+            raise StructureError("the program reads the value of a draw")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def refuse_read_draws(program: Program, values: Mapping[str, Tensor]) -> None:
+    """Raise where a plain run at given values of particles reads a draw."""
+    with DrawsWatch():
+        plain = program.plain_values(values, 0)
+        program.run(values={name: track_provenance(value, frozenset({name})) for name, value in plain.items()})
