@@ -35,6 +35,7 @@ from .checks.precision import movement
 from .checks.reads import LostProvenance
 from .checks.structure import IMPUTED, Structure, is_imputed
 from .checks.subsamples import check_subsample, same_indices
+from .indicators import Summed
 from .isolation import eval_mode, isolated, isolated_store
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
@@ -56,6 +57,7 @@ __all__ = [
     "Record",
     "SiteRecord",
     "Structure",
+    "Summed",
     "check_subsample",
     "close",
     "eval_mode",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .checks.agreement import values_for_model, values_of
 from .checks.data import check_not_shared, check_observed
 from .checks.masked import check_masked_latents
 from .checks.structure import Structure
+from .indicators import summed_over, summed_site
 from .log_densities import LogDensities
 from .programs import Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout, Site
@@ -68,7 +70,33 @@ class Call:
         return self.model.run()
 
     def draw(self, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None) -> Record:
-        return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)
+        """Draw from the guide. What only the guide draws, as the component of a mixture, is summed out of log q."""
+        indicators = self.structure.indicators
+        if not indicators:
+            return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)
+
+        def but_indicators(name: str, fn: Any) -> tuple[Any, Any]:
+            return (fn, fn) if name in indicators or adjust is None else adjust(name, fn)
+
+        drawn = draw(self.guide, num_particles, adjust=but_indicators)
+        values = {name: value for name, value in values_of(drawn, self.structure).items() if name not in indicators}
+        return summed_over(self.guide, drawn, values, self.structure, num_particles, but_indicators)
+
+    def score_guide(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
+        """The guide at given values of its latents."""
+        if not self.structure.indicators:
+            return score(self.guide, values, num_particles)
+        return summed_over(self.guide, draw(self.guide, 1), values, self.structure, num_particles)
+
+    def draw_summed(self, num_particles: int) -> Record:
+        """Draw from q(z given x) with what the guide enumerates summed out of the log-densities, which have no axis E."""
+        if not self.structure.guide_enumerated:
+            return self.draw(num_particles)
+        drawn = draw(ancestral(self.guide), num_particles)
+        scored = self.score_guide(self.latent_values(drawn), num_particles)
+        log_probs = LogDensities(self.structure, scored, scored, num_particles).log_guide_in_order
+        mixed = self.structure.depend_on_enumerated
+        return {n: summed_site(drawn[n], log_probs[n], self.layout) if n in mixed else drawn[n] for n in drawn}
 
     def draw_latents(self, num_particles: int) -> Record:
         """Draw from q(z given x) with what the guide enumerates summed out: by drawing it first where latents depend on it.
@@ -118,7 +146,7 @@ class Call:
         :param model: any record of the model, for its masks: what is masked there is left out of log q. `None` where no
             latent of the model is masked.
         """
-        guide = score(self.guide, values, num_particles)
+        guide = self.score_guide(values, num_particles)
         fresh = [n for n, s in guide.items() if not s.is_observed and n not in values and n not in self.layout.enumerated]
         if fresh:
             raise AuxiliarySiteError(

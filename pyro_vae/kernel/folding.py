@@ -29,10 +29,10 @@ def folded_draws(program: Program, num_particles: int, adjust: Adjust | None) ->
     return folded_record(wide.run(adjust=adjust), program.layout, num_particles)
 
 
-def folded_scores(program: Program, values: Values, num_particles: int) -> Record:
+def folded_scores(program: Program, values: Values, num_particles: int, adjust: Adjust | None) -> Record:
     wide = repeated_program(program, num_particles)
     given = {name: fold(value, name, program.layout, num_particles) for name, value in values.items()}
-    return folded_record(wide.run(values=given), program.layout, num_particles)
+    return folded_record(wide.run(values=given, adjust=adjust), program.layout, num_particles)
 
 
 def repeated_program(program: Program, num_particles: int) -> Program:

@@ -1,7 +1,7 @@
 """Log-densities per particle and datum, (K, B), which all estimators and objectives are computed from."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
 
 import torch
@@ -184,6 +184,28 @@ class LogDensities:
     def log_marginal_guide(self) -> Tensor:
         """log q(z given x) of the sampled latents, shape (K, B): enumerated sites are summed out."""
         return self._summed_out(self.log_guide)
+
+    @property
+    def log_guide_in_order(self) -> dict[str, Tensor]:
+        """log q of each site given the sites before it, enumerated ones summed out: (K, B) each, for log q in total."""
+        sites = {n: self.log_guide_by_site[n] for n in self.guide if n in self.log_guide_by_site}
+        return self._in_order(sites, lambda names: self._summed_out(self._sum({n: sites[n] for n in names})))
+
+    @property
+    def log_prior_in_order(self) -> dict[str, Tensor]:
+        """log p of each site given the sites before it in the model, as `log_guide_in_order`."""
+        sites = {n: self.log_prior_by_site[n] for n in self.model if n in self.unobserved}
+        if self._enumerated_in_model_alone:
+            return self._in_order(sites, self._eliminated)
+        return self._in_order(sites, lambda names: self._summed_out(self._sum({n: sites[n] for n in names})))
+
+    def _in_order(self, names: Collection[str], log_density: Callable[[list[str]], Tensor]) -> dict[str, Tensor]:
+        """Differences of the log-densities, (K, B), of ever more sites."""
+        found, before = {}, torch.zeros(())
+        for number, name in enumerate(names, start=1):
+            total = log_density(list(names)[:number])
+            found[name], before = total - before.to(total), total
+        return found
 
     @cached_property
     def log_weight(self) -> Tensor:

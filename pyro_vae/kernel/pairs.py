@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import check_signature, devices_of, signature_of
 from ..densities import bounds_of, support_of
-from ..errors import ArgumentError, EmptyBatchError, StructureError
+from ..errors import ArgumentError, AuxiliarySiteError, EmptyBatchError, StructureError, quoted
 from ..noise import Noise, checked_seed, noise_seed, seed_torch
 from . import isolation
 from .calls import Call, check_data
@@ -92,6 +92,11 @@ class Pair:
         guide_sites, model_sites = self._probe(guide, model)
         kept = kept_guide_sites(self.guide, guide_sites, model_sites, self.in_training)
         structure = analyse(self.guide, kept, model_sites, layout=guide.layout, prior_sites=self.prior_sites)
+        if structure.indicators and self.in_training:
+            raise AuxiliarySiteError(
+                f"only the guide has {quoted(structure.indicators)}, discrete draws without a gradient: train with a "
+                "mixture as the distribution of the latents (MixtureSameFamily). Evaluation sums them out"
+            )
         structure = replace(structure, left_out=left_out_sites(self.guide, guide_sites, kept))
         guide.layout = model.layout = structure.layout
         guide.names, model.names = frozenset(guide_sites), frozenset(model_sites)

@@ -110,16 +110,17 @@ def draw(
     return looped_record(runs, program.layout)
 
 
-def score(program: Program, values: Values, num_particles: int) -> Record:
+def score(program: Program, values: Values, num_particles: int, *, adjust: Adjust | None = None) -> Record:
     """Log-densities per site at given canonical values; latent sites without a value are drawn once and recorded."""
     if program.execution == "leading":
-        return leading_record(split_joint_draw(program.fn, program.run(num_particles, values=values)), program.layout)
+        sites = program.run(num_particles, values=values, adjust=adjust)
+        return leading_record(split_joint_draw(program.fn, sites), program.layout)
     if program.execution == "vmap":
         return vmapped_record(program, values, num_particles)
     if program.execution == "folded" and num_particles > 1:
-        return folded_scores(program, values, num_particles)
+        return folded_scores(program, values, num_particles, adjust)
     plain = [program.plain_values(values, k) for k in range(num_particles)]
-    runs = [split_joint_draw(program.fn, program.run(values=v)) for v in plain]
+    runs = [split_joint_draw(program.fn, program.run(values=v, adjust=adjust)) for v in plain]
     return looped_record(runs, program.layout)
 
 

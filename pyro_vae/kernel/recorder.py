@@ -100,7 +100,7 @@ class Recorder(Messenger):
     :param values: answers for latent sites; other latent sites are drawn.
     :param full_sizes: of the plates, kept like the indices.
     :param fixed: values of latents outside the data, filled by the guide and read by the model.
-    :param adjust: maps (name, distribution) of a drawn site to (the one to draw from, the one that is log q).
+    :param adjust: maps (name, distribution) of a latent site to (the one to draw from, the one that is log q).
     :param redraw_observed: draw the observed sites too (`simulate`).
     :param base_draws: the values given for flows without an inverse are draws of their bases.
     :param cuts: filled, in their order, with every reparameterised draw and the leaf that the program gets in its place:
@@ -172,6 +172,8 @@ class Recorder(Messenger):
         if name in self.values and self.base_draws and is_one_way(fn):
             msg["value"] = self._pushed(name, fn, fn, self.values[name])
         elif name in self.values and not isinstance(fn, dist.Delta):
+            if self.adjust is not None:
+                self._densities[name] = self.adjust(name, fn)[1]
             msg["value"] = self._along_expanded(name, self.values[name], fn.event_dim)
         elif name in self.layout.enumerated:
             msg["value"] = self._support(name, fn)

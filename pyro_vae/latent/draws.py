@@ -98,7 +98,7 @@ class Collector:
         first: Record | None = None
         for k in range(self.num_particles):
             call.set_noise(Noise.GUIDE, k)
-            guide = call.draw(1)
+            guide = call.draw_summed(1)
             values = call.latent_values(guide)
             model = call.score(values, 1)
             weights = call.weigh(guide, model, 1)
@@ -106,7 +106,8 @@ class Collector:
                 first = guide
                 self._check(call, guide, model, values, weights)
             log_prior = weights.log_marginal_prior[0]
-            check_finite(weights.log_guide[0] - log_prior, latents)
+            log_q = torch.stack([q[0] for n, q in weights.log_guide_by_site.items() if n in latents]).sum(0)
+            check_finite(log_q - log_prior, latents)
             rows.append({name: rows_of(guide[name], call.layout) for name in latents})
             priors.append(log_prior)
             by_dimension.append(self._prior_by_dimension(call.structure, guide, model))
@@ -125,10 +126,11 @@ class Collector:
     def _check(self, call: Call, guide: Record, model: Record, values: dict[str, Tensor], weights: LogDensities) -> None:
         structure = call.structure
         latents = structure.latents
-        check_draws(guide, structure.guide_sites, latents)
+        check_draws(guide, [n for n in structure.guide_sites if n in guide], (*latents, *structure.guide_enumerated))
         check_unmasked(weights)
         if id(structure) not in self._separate:
             plain = call.layout.datum_dim is not None and not joint_sites(guide, latents)
+            plain = plain and not structure.depend_on_enumerated and not structure.indicators
             separate = plain and (len(latents) == 1 or first_dependent(call, latents) is None)
             prior = {name: model[name].value for name in structure.prior_sites}
             read = set().union(*read_by_prior(call, {**values, **prior}, latents).values())
@@ -160,7 +162,7 @@ class Collector:
     def _prior_by_dimension(self, structure: Structure, guide: Record, model: Record) -> Tensor | None:
         """log p(z_d), (B, D), in the order of `log_q_by_dimension`."""
         layout = structure.layout
-        if self._prior_read[id(structure)] or structure.model_enumerated or layout.datum_dim is None:
+        if self._prior_read[id(structure)] or layout.enumerated or layout.datum_dim is None:
             return None
         parts = []
         for name in structure.latents:
@@ -173,10 +175,10 @@ class Collector:
 
 
 def check_structure(structure: Structure) -> None:
-    if structure.guide_enumerated:
+    if structure.guide_enumerated and not structure.latents:
         raise EnumerationError(
-            f"the guide enumerates {quoted(structure.guide_enumerated)}, and the aggregated posterior is that of draws: "
-            "pass the guide without infer={'enumerate': ...}, or as "
+            f"the guide enumerates all latents, {quoted(structure.guide_enumerated)}, and the aggregated posterior is that "
+            "of draws: pass the guide without infer={'enumerate': ...}, or as "
             "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
         )
     if not structure.latents:

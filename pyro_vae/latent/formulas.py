@@ -8,15 +8,17 @@ from torch.distributions import biject_to, constraints
 
 from ..densities import by_number, innermost, known_kl, without_mask
 from ..errors import StructureError
-from ..kernel import Record
+from ..kernel import Record, Summed
 
 
 def density_of_guide(name: str, guide: Record, p: Any) -> Any:
     """The distribution of a latent in the guide. AutoNormal draws before it transforms, unit by unit or all together.
 
-    None where the transform mixes the units of a site.
+    None where the transform mixes the units of a site, and where other draws are summed out.
     """
     q = guide[name].fns[0]
+    if isinstance(q, Summed):
+        return None
     if not isinstance(innermost(q), dist.Delta):
         return q
     draw = guide.get(f"{name}_unconstrained")

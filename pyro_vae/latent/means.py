@@ -17,6 +17,8 @@ def free_sites(call: Call, guide: Record) -> frozenset[str]:
     Of one drawn given another, only the mean given that one is known.
     """
     latents = call.structure.latents
+    if call.structure.guide_enumerated or call.structure.indicators:
+        return frozenset()
     if has_one_draw(call, guide):
         return frozenset(latents)
     order = [name for name in latents if f"{name}_unconstrained" not in guide]  # else AutoNormal's, all independent

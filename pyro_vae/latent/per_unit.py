@@ -12,7 +12,7 @@ from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, padded, red
 from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
 from .formulas import density_of_guide, joint_kl, mean_of
-from .refusals import check_finite, refuse_mixed_priors, refuse_without_draws
+from .refusals import check_finite, refuse_without_draws
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,10 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
     sampled: frozenset[str] | None = None
     for k in range(num_particles):
         call.set_noise(Noise.GUIDE, k)
-        guide = call.draw(1)
+        guide = call.draw_summed(1)
         model = call.score(call.latent_values(guide), 1)
         weights = call.weigh(guide, model, 1)
         if sampled is None:
-            refuse_mixed_priors(weights)
             sampled = sites_without_formula(call, guide, model)
         sites = [site_terms(name, guide, model, weights, call.layout, name not in sampled) for name in latents]
         means.add(torch.cat([s.mean for s in sites], 1))
@@ -121,20 +120,22 @@ def site_terms(
     """:param by_formula: whether a KL given the draws may be averaged over draws of the guide."""
     site, p = guide[name], model[name].fns[0]
     q = density_of_guide(name, guide, p)
+    mixed = weights.log_prior_by_site[name].ndim > 2  # by what is summed out of the prior
     value = site.value[0]
     to_units = partial(by_unit, site=site, layout=layout)
     mask = present_units(site, weights)
     mean = mean_of(q)
     means = to_units(value if mean is None else mean)
     sides = [by_number(fn) for fn in (q, p) if fn is not None]
-    if len(sides) == 2 and not any(side.event_shape for side in sides):
+    if len(sides) == 2 and not mixed and not any(side.event_shape for side in sides):
         exact = known_kl(*sides) if by_formula else None
         kl = to_units(sides[0].log_prob(value) - sides[1].log_prob(value) if exact is None else exact)
         site_kl = torch.where(mask, kl, torch.zeros_like(kl)).sum(1)
     else:
-        exact = joint_kl(q, p) if by_formula and q is not None else None
+        exact = joint_kl(q, p) if by_formula and not mixed and q is not None else None
         site_kl = sampled_kl(name, weights) if exact is None else masked_kl(exact, weights.joint_mask(name), layout)
-        kl = torch.full_like(means, torch.nan, dtype=site_kl.dtype)
+        one = means.shape[1] == 1
+        kl = site_kl.unsqueeze(1) if one else torch.full_like(means, torch.nan, dtype=site_kl.dtype)
     if not means.is_floating_point():
         means = means.to(site_kl.dtype)
     analytic = mean is not None and exact is not None
@@ -161,7 +162,9 @@ def sampled_kl(name: str, weights: LogDensities) -> Tensor:
     """log q - log p at the drawn value of a site, (B,)."""
     own = {name, f"{name}_unconstrained"}
     log_q = sum(log_prob[0] for site, log_prob in weights.log_guide_by_site.items() if site in own)
-    return log_q - weights.log_prior_by_site[name][0]
+    summed = bool(weights.layout.enumerated)
+    log_prior = weights.log_prior_in_order[name] if summed else weights.log_prior_by_site[name]
+    return log_q - log_prior[0]
 
 
 def masked_kl(kl: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:

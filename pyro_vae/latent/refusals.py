@@ -5,24 +5,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
-from ..kernel import Call, LogDensities
-
-
-def refuse_mixed_priors(weights: LogDensities) -> None:
-    mixed = [n for n in weights.structure.latents if weights.log_prior_by_site[n].shape[:-2].numel() > 1]
-    if mixed:
-        raise EnumerationError(
-            f"the prior of {quoted(mixed)} depends on {quoted(weights.structure.model_enumerated)}, which the model sums "
-            "out, so it is a mixture without a formula: add these sites to the guide, or write the mixture as a "
-            "distribution (MixtureSameFamily)"
-        )
+from ..kernel import Call
 
 
 def refuse_without_draws(call: Call) -> None:
     structure = call.structure
-    if structure.guide_enumerated:
+    if structure.guide_enumerated and not structure.latents:
         raise EnumerationError(
-            f"the guide enumerates {quoted(structure.guide_enumerated)}, and units are looked at one draw at a time: pass "
+            f"the guide enumerates all latents, {quoted(structure.guide_enumerated)}, and units are those of draws: pass "
             "the guide without infer={'enumerate': ...}, or as "
             "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
         )

@@ -104,10 +104,10 @@ class Start:
 def starting_point(call: Call, datum: int) -> Start:
     """The posterior mean where all latents have one that is known, otherwise one draw of the guide."""
     refuse_without_draws(call)
-    if call.structure.model_enumerated:
+    if call.layout.enumerated:
         raise EnumerationError(
-            f"the model sums out {quoted(call.structure.model_enumerated)}, so it decodes a mixture and no "
-            "picture: add these sites to the guide"
+            f"{quoted(call.layout.enumerated)} summed out, so the model decodes a mixture and no picture: let the guide "
+            "draw these sites, without infer={'enumerate': ...}"
         )
     if not (is_whole(datum) and 0 <= int(datum) < call.batch_size):
         raise OptionError(f"datum must be a whole number from 0 to {call.batch_size - 1}, got {datum!r}")

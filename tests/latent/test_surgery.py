@@ -391,6 +391,44 @@ def test_plates_inside_the_datum(data_dim):
     assert found.names == tuple(f"z[{d}]" for d in range(6))
 
 
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_latents_after_a_class_that_is_summed_out_of_the_guide(enumerated):
+    """q(z|x) = sum_c q(c|x) q(z|x, c), c enumerated on both sides or a draw of the guide alone: by sums over a grid of z."""
+    x = data(6, 1)[:, 0]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = 0.3
+            if enumerated:
+                c = pyro.sample("c", dist.Bernoulli(torch.full_like(x, 0.3)))
+            z = pyro.sample("z", dist.Normal(c - 0.5, 1.5 + 0 * x))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        infer = {"enumerate": "parallel"} if enumerated else {}
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(torch.sigmoid(x)), infer=infer)
+            pyro.sample("z", dist.Normal(x / 2 + 2 * c - 1, 0.6))
+
+    z = torch.linspace(-12, 12, 6001, dtype=F64)[:, None]
+    sides = [dist.Normal(x / 2 + side, 0.6).log_prob(z) for side in (-1.0, 1.0)]
+    log_q = torch.logaddexp(sides[0] + torch.sigmoid(-x).log(), sides[1] + torch.sigmoid(x).log())
+    log_p = dist.Normal(-0.2, 1.5).log_prob(z)
+    if enumerated:
+        low, high = (dist.Normal(side, 1.5).log_prob(z) for side in (-0.5, 0.5))
+        log_p = torch.logaddexp(low + math.log(0.7), high + math.log(0.3))
+    log_mixture = log_q.logsumexp(-1, keepdim=True) - math.log(len(x))
+    right = [
+        torch.trapezoid(log_q.exp() * term, z, dim=0).mean()
+        for term in (log_q - log_p, log_q - log_mixture, log_mixture - log_p)
+    ]
+    found = operate(model, guide, x, 4, num_particles=1000)
+    for part, value in zip(PARTS, right, strict=False):
+        estimate = getattr(found, part)
+        assert abs(float(estimate.value - value)) < 4.5 * float(estimate.std_error) < 0.1, part
+    assert bool(found.total_correlation.value.isnan())
+
+
 def test_a_mixture_that_the_model_sums_out_is_a_prior():
     """As MixtureSameFamily; its dimensions are no product."""
 

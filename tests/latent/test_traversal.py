@@ -345,8 +345,9 @@ def test_full_covariances_and_mixtures_can_be_moved():
 
 def test_enumeration_is_refused():
     pair = (lambda x: mixed(x, True)), (lambda x: mixed(x, False))
-    with pytest.raises(EnumerationError, match="infer_config"):
+    with pytest.raises(EnumerationError, match="let the guide draw"):
         pv.traverse(pair[0], config_enumerate(pair[1]), data(3))
+    assert pv.traverse(*pair, data(3), num_steps=2, seed=0).values.shape == (1, 2)  # the remedy
 
 
 def test_options_are_named():

@@ -1,9 +1,10 @@
 """Run the library on a random program and compare with the right values.
 
 A number is wrong if it is further from the right value than `SIGMAS` of its errors + the oracle's error + `SLACK`, and no
-doubt is on record. It is "unknown" where the oracle does not know it, as a mean that rare draws decide, and "unchecked"
-instead of wrong where the record says that the check from the posterior's side could not be made. A named error is a
-refusal. Every other exception is a crash.
+doubt is on record. A mean of draws (a loss, a KL) that is off is taken once more with ten times the draws and other noise:
+one rare draw can move it by more than any error says, a fault stays. A number is "unknown" where the oracle does not know
+it, and "unchecked" instead of wrong where the record says that the check from the posterior's side could not be made. A
+named error is a refusal. Every other exception is a crash.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ EXACT_SLACK = 2e-3  # nats, for what claims to have no error
 ORACLE_ERROR = 5e-3  # nats; programs of whose log p(x) the oracle knows less are not judged
 LARGEST_ERROR = 0.05  # nats, of the oracle for sums over the data and the parts of the ELBO
 OF_ONE_DATUM = ("ImportanceSampling", "AdaptiveImportanceSampling", "ExactEvidence", "InferenceGaps")
+MEANS = ("ActiveUnits", "BetaTrace_ELBO", "BetaTraceGraph_ELBO", "BetaTraceEnum_ELBO", "BetaTraceMeanField_ELBO")
 NAMED = tuple(getattr(pv.errors, name) for name in pv.errors.__all__ if name.endswith("Error"))
 
 
@@ -52,6 +54,7 @@ class Budget(NamedTuple):
     adaptive_weights: int = 500
     draws: int = 60  # of a guide, one after the other
     particles: int = 300  # of an objective
+    repeat: int = 0  # added to the seed
 
 
 FULL = Budget()
@@ -101,6 +104,9 @@ def guarded(name: str, run: Callable, known: Known, budget: Budget) -> Iterator[
             pyro.clear_param_store()
             pair = build(known.case)
             findings = list(run(name, known, budget, *pair))
+            if name in MEANS and any(finding.outcome == "wrong" for finding in findings):
+                more = budget._replace(draws=10 * budget.draws, particles=10 * budget.particles, repeat=1)
+                findings = list(run(name, known, more, *pair))
     except NAMED as error:
         yield Finding(name, "refused", type(error).__name__)
         return
@@ -193,7 +199,7 @@ def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: 
 
 def units(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
     """The KL of each site, a mean over the data."""
-    units = pv.ActiveUnits(model, guide, num_particles=budget.draws, **options(known))
+    units = pv.ActiveUnits(model, guide, num_particles=budget.draws, **options(known, budget))
     record = units([args], args=lambda batch: batch, progress=False)
     for site, estimate in record.site_kl.items():
         weights = [-1.0 * (f.node.site == site and f.kind in ("prior", "guide")) for f in known.terms.factors]
@@ -218,7 +224,7 @@ def objective(name: str, known: Known, budget: Budget, model: Any, guide: Any, a
     if program.quirk == "coupled" or (enumerated and program.quirk != "none"):
         return  # the loss of coupled data is defined, but not of these right values; an enumerated axis is Pyro's own
     pyro.clear_param_store()
-    pyro.set_rng_seed(known.case.program.seed)
+    pyro.set_rng_seed(known.case.program.seed + budget.repeat)
     # Pyro believes whoever says that a program can be vectorised; the others run one particle after the other.
     vectorized = program.quirk in ("none", "masked read") and program.guide.element == "narrow"
     num = budget.particles if vectorized else budget.draws
@@ -233,11 +239,11 @@ def objective(name: str, known: Known, budget: Budget, model: Any, guide: Any, a
     yield compared(name, "loss", loss.reshape(1), spread.reshape(1) / num**0.5, total, None)
 
 
-def options(known: Known) -> dict[str, Any]:
+def options(known: Known, budget: Budget = FULL) -> dict[str, Any]:
     """The seed, and the plate of the data where two plates are common to all sites."""
     program = known.case.program
     inner = all(site.place == "plate" for site in (*program.latents, *program.observed))
-    return {"seed": program.seed, **({"datum_plate": "data"} if inner else {})}
+    return {"seed": program.seed + budget.repeat, **({"datum_plate": "data"} if inner else {})}
 
 
 JUDGES: dict[str, Callable] = {

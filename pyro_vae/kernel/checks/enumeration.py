@@ -1,9 +1,13 @@
 """Which sites are enumerated, where their values lie, and which of them cannot be summed out."""
 
+import math
 from collections.abc import Collection, Mapping
 
-from ...errors import EnumerationError, quoted
+from ...densities import find_masks, innermost, is_discrete, support_values
+from ...errors import EnumerationError, MaskError, quoted
 from ..recorder import Layout, Site
+
+MOST_COMBINATIONS = 64  # of what only the guide draws: one run of the guide each
 
 
 def check_enumeration(by_guide: Mapping[str, Site], by_model: Mapping[str, Site], layout: Layout) -> None:
@@ -18,6 +22,50 @@ def check_enumeration(by_guide: Mapping[str, Site], by_model: Mapping[str, Site]
         )
 
 
+def find_indicators(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site], layout: Layout) -> tuple[str, ...]:
+    """The discrete draws of the guide alone, as the component of a mixture: log q is a sum over their values."""
+    names = tuple(
+        name
+        for name, site in guide_sites.items()
+        if name not in model_sites and not site.is_observed and is_discrete(site.fn) and listed(site) is not None
+    )
+    if not names:
+        return ()
+    if enumerated := [n for n, s in guide_sites.items() if n not in names and s.is_enumerated]:
+        raise EnumerationError(
+            f"the guide enumerates {quoted(enumerated)} beside {quoted(names)}, which only the guide has and which is "
+            f"summed out of log q by itself: take infer={{'enumerate': ...}} off {quoted(enumerated)}, and it is drawn"
+        )
+    if (total := math.prod(listed(guide_sites[name]) or 1 for name in names)) > MOST_COMBINATIONS:
+        raise EnumerationError(
+            f"{quoted(names)}, which only the guide has, take {total} values together, and log q is a sum over all of them: "
+            f"at most {MOST_COMBINATIONS} are summed. Write the guide with fewer, or with a mixture as the distribution of "
+            "the latents (MixtureSameFamily)"
+        )
+    if inner := [name for name in names if inner_sizes(guide_sites[name], layout)]:
+        raise EnumerationError(
+            f"{quoted(inner)}, which only the guide has, lies in a plate inside the datum: use MixtureSameFamily for what "
+            "is drawn given it"
+        )
+    if masked := [n for side in (guide_sites, model_sites) for n, s in side.items() if not s.is_observed and is_masked(s)]:
+        raise MaskError(
+            f"{quoted(names)}, which only the guide has, is summed out of log q, and {quoted(dict.fromkeys(masked))} is "
+            "masked: mask observations only, or use MixtureSameFamily for what is drawn given it"
+        )
+    return names
+
+
+def listed(site: Site) -> int | None:
+    """How many values a discrete site has, `None` where they cannot be listed or lie below `to_event`."""
+    values = None if site.fn.event_dim > innermost(site.fn).event_dim else support_values(site.fn)
+    return None if values is None or values.ndim != 1 + site.fn.event_dim else len(values)
+
+
+def is_masked(site: Site) -> bool:
+    masks = find_masks(site.fn, site.mask, site.value)
+    return any(mask is not None and not bool(mask.all()) for mask in masks)
+
+
 def check_enumerated(site: Site) -> None:
     try:
         site.fn.enumerate_support(expand=False)
@@ -28,9 +76,7 @@ def check_enumerated(site: Site) -> None:
 
 
 def check_outside_inner_plates(site: Site, layout: Layout) -> None:
-    shape = site.fn.batch_shape
-    inner = [shape[dim] for dim in range(-len(shape), 0) if dim != layout.datum_dim and shape[dim] != 1]
-    if inner:
+    if inner := inner_sizes(site, layout):
         raise EnumerationError(
             f"enumerated site '{site.name}' lies in a plate inside the datum (sizes {inner}), where only the model can sum "
             "it out: leave it out of the guide, enumerate it in the model, and enumerate nothing in the guide"
@@ -61,3 +107,9 @@ def enumeration_axes(
             depths[name] = site.infer["_markov_depth"]
         in_scope[name] = {axes[n]: n for n in (*alone, *read)}
     return axes, in_scope
+
+
+def inner_sizes(site: Site, layout: Layout) -> list[int]:
+    """The sizes of the plates inside the datum that a site lies in."""
+    shape = site.fn.batch_shape
+    return [shape[dim] for dim in range(-len(shape), 0) if dim != layout.datum_dim and shape[dim] != 1]

@@ -63,7 +63,7 @@ def weigh_again(call: Call, before: LogDensities, particles: Tensor, own: bool) 
     if not own:
         masks = call.first_particle(before.guide)
         return LogDensities(before.structure, masks, model, len(particles)).log_joint
-    guide = score(call.guide, picked_values(before, before.guide, particles), len(particles))
+    guide = call.score_guide(picked_values(before, before.guide, particles), len(particles))
     return LogDensities(before.structure, guide, model, len(particles)).log_weight
 
 

@@ -22,7 +22,7 @@ from ...errors import (
 )
 from ..recorder import Layout, Site
 from .autoguides import auto_sites
-from .enumeration import check_enumeration, enumeration_axes
+from .enumeration import check_enumeration, enumeration_axes, find_indicators
 from .plates import batch_shape, check_plates
 
 IMPUTED = "_unobserved"  # what obs_mask calls the missing half of an observation
@@ -48,6 +48,7 @@ class Structure:
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
     unpacked: tuple[str, ...] = ()  # auxiliary draws of the guide, and the latents that Deltas set from them
     left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
+    indicators: tuple[str, ...] = ()  # discrete draws of the guide alone, summed out of log q
     looped: Mapping[str, str] = field(default_factory=dict)  # why "guide" or "model" runs for one particle at a time
     axes_in_scope: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # of the model's sites, see `axes_at`
 
@@ -110,12 +111,13 @@ def analyse(
                 f"the latent site '{name}' of the data already has a value (poutine.replay): log p(x) is about latents that "
                 "the guide draws. Pass model and guide without the handler"
             )
-    enumerated = {n: s for n, s in guide_sites.items() if s.is_enumerated}
+    indicators = find_indicators(guide_sites, model_sites, layout)
+    enumerated = {n: s for n, s in guide_sites.items() if s.is_enumerated and n not in indicators}
     model_enumerated = {n: s for n, s in model_sites.items() if s.is_enumerated and n not in guide_sites}
     prior = find_prior_sites(model_sites, guide_sites, prior_sites)
     latents = [n for n, s in model_sites.items() if not s.is_observed and n in guide_sites and n not in enumerated]
     unpacked = unpacked_sites(guide_sites, model_sites, auto_sites(guide))
-    match_sites(guide, guide_sites, model_sites, prior, model_enumerated, unpacked)
+    match_sites(guide, guide_sites, model_sites, prior, model_enumerated, (*unpacked, *indicators))
 
     all_sites = [*guide_sites.values(), *model_sites.values()]
     axes, axes_in_scope = enumeration_axes(enumerated, model_enumerated, model_sites)
@@ -138,6 +140,7 @@ def analyse(
         layout=layout,
         given=given,
         unpacked=unpacked,
+        indicators=indicators,
         latents=tuple(latents),
         prior_sites=tuple(prior),
         guide_enumerated=tuple(enumerated),
@@ -199,7 +202,7 @@ def match_sites(
     model_enumerated: Collection[str],
     unpacked: Collection[str],
 ) -> None:
-    known = {*auto_sites(guide), *unpacked}
+    known = {*auto_sites(guide), *unpacked}  # and indicators
     for name, site in model_sites.items():
         if site.is_observed or name in guide_sites or name in prior or name in model_enumerated:
             continue

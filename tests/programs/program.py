@@ -1,0 +1,37 @@
+"""What the table knows about one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A model and guide as users write them, with their arguments and what is right.
+
+    :ivar title: the row of the table, a few words.
+    :ivar log_evidence: (B,), log p(x_n), given what lies outside the plate of the data; by closed form, sum or quadrature.
+    :ivar elbo: (B,), L[q] of each datum, by closed form, sum or quadrature; `None` where a long mean of `ImportanceSampling`
+        cannot be replaced.
+    :ivar gaps: (B, 2), amortization and approximation gap, where q* is known; otherwise `None`.
+    :ivar site_kl: {site: mean over the data of KL(q(site) to p(site)), in the sense of E_q[log q - log p]}, for `ActiveUnits`.
+    :ivar options: of all estimators, such as `datum_plate=`.
+    :ivar loader: batches for what takes a loader (units, surgery, diagnose): tuples of arguments.
+    :ivar refused: {column: (error class name, the reason in a few words)} where no such quantity exists.
+    """
+
+    title: str
+    model: Callable
+    guide: Callable
+    args: tuple
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    log_evidence: Tensor
+    elbo: Tensor | None = None
+    gaps: Tensor | None = None
+    site_kl: Mapping[str, float] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
