@@ -161,7 +161,8 @@ def gaussian_mixture_map() -> Program:
         args=(data,),
         log_evidence=log_evidence,
         elbo=log_evidence,
-        refused={name: ("StructureError", "the guide draws no latent of the data") for name in ("units", "surgery")},
+        gaps=torch.zeros(5, 2, dtype=F64),
+        refused=dict.fromkeys(("units", "surgery"), ("StructureError", "the guide draws no latent of the data")),
     )
 
 
@@ -567,13 +568,18 @@ def bayesian_regression() -> Program:
     square = (y - inputs @ loc) ** 2 + scale**2 * (inputs**2).sum(-1)
     reconstruction = -(square / 0.25 + math.log(2 * math.pi * 0.25)).sum() / 2
     kl = kl_divergence(q, prior)
+    log_evidence, elbo = (
+        dist.MultivariateNormal(torch.zeros(8, dtype=F64), covariance).log_prob(y),
+        reconstruction - kl.sum(),
+    )
     return Program(
         title="Bayesian regression (PyroModule, AutoMultivariateNormal), the whole call one datum",
         model=model,
         guide=initialised(guide, x, y),
         args=(x, y),
-        log_evidence=dist.MultivariateNormal(torch.zeros(8, dtype=F64), covariance).log_prob(y).reshape(1),
-        elbo=(reconstruction - kl.sum()).reshape(1),
+        log_evidence=log_evidence.reshape(1),
+        elbo=elbo.reshape(1),
+        gaps=torch.stack([log_evidence - elbo, real(0.0)]).reshape(1, 2),  # the family contains the posterior
         site_kl={"linear.weight": kl[:2].sum().item(), "linear.bias": kl[2].item()},
         options={"datum_plate": None},
         refused={"surgery": ("StructureError", "the aggregated posterior of one datum is its own posterior")},
@@ -668,13 +674,15 @@ def coin_svi_part_i() -> Program:
     )
     kl = kl_divergence(q, prior)
     reconstruction = len(flips) * (torch.digamma(real(14.0)) - torch.digamma(real(28.0)))  # as q is symmetric
+    log_evidence, elbo = log_beta(10 + heads, 10 + tails) - log_beta(real(10.0), real(10.0)), reconstruction - kl
     return Program(
         title="The coin of Pyro's SVI tutorial, the whole call one datum",
         model=model,
         guide=guide,
         args=(flips,),
-        log_evidence=(log_beta(10 + heads, 10 + tails) - log_beta(real(10.0), real(10.0))).reshape(1),
-        elbo=(reconstruction - kl).reshape(1),
+        log_evidence=log_evidence.reshape(1),
+        elbo=elbo.reshape(1),
+        gaps=torch.stack([log_evidence - elbo, real(0.0)]).reshape(1, 2),  # the family contains the posterior
         site_kl={"latent_fairness": kl.item()},
         options={"datum_plate": None},
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 
-from .case import Case, make_case
+from .case import F64, Case, make_case
 from .description import DISCRETE, Program
 from .fit import with_guide
 from .generator import WITHOUT_NUMBER, program_of_seed
@@ -33,6 +33,7 @@ SIGMAS = 5.0
 SLACK = 0.02  # nats, for the bias of a logarithm of a mean, rounding, and a fit that was stopped
 EXACT_SLACK = 2e-3  # nats, for what claims to have no error
 ORACLE_ERROR = 5e-3  # nats; programs of whose log p(x) the oracle knows less are not judged
+FARTHEST_LOGIT = 12.0  # of draws in single precision
 LARGEST_ERROR = 0.05  # nats, of the oracle for sums over the data and the parts of the ELBO
 OF_ONE_DATUM = ("ImportanceSampling", "AdaptiveImportanceSampling", "ExactEvidence", "InferenceGaps")
 MEANS = ("ActiveUnits", "BetaTrace_ELBO", "BetaTraceGraph_ELBO", "BetaTraceEnum_ELBO", "BetaTraceMeanField_ELBO")
@@ -67,6 +68,13 @@ class Known:
     case: Case
     log_evidence: Truth
     terms: Terms
+
+    @property
+    def in_floats(self) -> bool:
+        """Whether single precision can hold the draws of the guide: it knows of no logit above 16, next to one."""
+        units = [site for site in self.case.guide if site.family in ("unit", "beta")]
+        far = any(bool((site.centre + 2 * site.width > FARTHEST_LOGIT).any()) for site in units)
+        return self.case.program.dtype == F64 or not far
 
     @property
     def elbo(self) -> tuple[Truth, Tensor]:
@@ -152,6 +160,8 @@ def compared(
 def compared_elbo(name: str, known: Known, value: Tensor, std_error: Tensor, num: int) -> Finding:
     """A mean of `num` draws; where a rare draw did not come its own error is too small, and the oracle's is taken."""
     truth, deviation = known.elbo
+    if not known.in_floats:
+        return Finding(name, "unknown", "ELBO")
     error = torch.maximum(std_error.double().nan_to_num(nan=0.0), deviation / num**0.5)
     return compared(name, "ELBO", value, error, truth, None)
 
@@ -201,6 +211,9 @@ def units(name: str, known: Known, budget: Budget, model: Any, guide: Any, args:
     """The KL of each site, a mean over the data."""
     units = pv.ActiveUnits(model, guide, num_particles=budget.draws, **options(known, budget))
     record = units([args], args=lambda batch: batch, progress=False)
+    if not known.in_floats:
+        yield Finding(name, "unknown", "KL")
+        return
     for site, estimate in record.site_kl.items():
         weights = [-1.0 * (f.node.site == site and f.kind in ("prior", "guide")) for f in known.terms.factors]
         truth, deviation = known.terms.of(weights)
@@ -231,6 +244,9 @@ def objective(name: str, known: Known, budget: Budget, model: Any, guide: Any, a
     objective = getattr(pv, name)(num_particles=num, vectorize_particles=vectorized, max_plate_nesting=2)
     with torch.no_grad():
         loss = torch.as_tensor(objective.loss(model, guide, *args), dtype=torch.float64)
+    if not known.in_floats:
+        yield Finding(name, "unknown", "loss")
+        return
     weights = [-program.site(f.node.site).scale for f in known.terms.factors]
     truth, _ = known.terms.of(weights)
     total = Truth(truth.value.sum().reshape(1), truth.error.sum().reshape(1))
