@@ -18,7 +18,7 @@ def default_evidence(call: Call, num_particles: int) -> tuple[Evidence, Fitted |
     before = call.cost
     try:
         log_weight, elbo, fitted = fitted_log_weights(call, num_particles, None, "auto")
-    except LocalFitError:  # discrete latents, angles, masks that depend on draws
+    except LocalFitError:  # discrete latents, masks that depend on draws
         sampling: Any = ImportanceSampling(call.model.fn, call.guide.fn, num_particles=max(num_particles, FEWEST))
         return replace(sampling.estimate(call), cost=call.cost - before), None
     evidence = summarise(call, log_weight, elbo, call.cost - before, FITTED_PROPOSALS)

@@ -40,7 +40,7 @@ class InferenceGaps(Estimator):
     :param num_steps: gradient steps per round of the fit of q*; there are at most seven rounds.
     :param evidence: maps (model, guide) to an estimator of log p(x), e.g.
         `functools.partial(pv.ImportanceSampling, num_particles=5000)`; by default `AdaptiveImportanceSampling`, and
-        `ImportanceSampling` where latents cannot be fitted (discrete ones, angles, masks that depend on draws).
+        `ImportanceSampling` where latents cannot be fitted (discrete ones, masks that depend on draws).
 
     A guide that enumerates all its latents has exact gaps. One that enumerates some beside latents that it draws has q*
     freed for these alone: what the enumerated ones lose counts as approximation, and `held` of the record names them.

@@ -42,6 +42,7 @@ class Program:
         self.layout = Layout()
         self.names: frozenset[str] | None = None
         self.execution: Execution = "loop"
+        self.ran_plainly = False  # and so has put its parameters into the store
         self.why_looped = ""  # what the other executions did
         self.base_draws = False  # whether values given for flows without an inverse are draws of their bases
 
@@ -51,6 +52,7 @@ class Program:
         recorder = Recorder(self.layout, self.indices, self.draw_indices, self.fixed, self.full_sizes, **options)
         with recorder:
             self.fn(*self.args, **self.kwargs)
+        self.ran_plainly = True
         if self.names is not None and self.names != recorder.sites.keys():
             raise StructureError(
                 f"the sites changed between two runs: {quoted(sorted(self.names ^ recorder.sites.keys()))}. The sites of "
@@ -126,6 +128,8 @@ def score(program: Program, values: Values, num_particles: int, *, adjust: Adjus
 
 def vmapped_record(program: Program, values: Values, num_particles: int) -> Record:
     """Run the plain program under `torch.vmap`: right for `softmax(dim=1)`, `cat` with closures, convolutions."""
+    if not program.ran_plainly:  # under vmap no parameter may be made
+        program.run(values=program.plain_values(values, 0))
     layout, width = program.layout, program.layout.num_plates
     dims, expanded = {}, {}
     for name, value in values.items():

@@ -20,6 +20,7 @@ from torch.distributions.transforms import (
 from ..densities import innermost, support_of, support_values
 from ..errors import LocalFitError
 from ..kernel import Call
+from .circle import Wrapped
 from .gradients import REMEDY
 
 DIGITS = 0.63  # of the digits of a float, which a distance from an end keeps in the value
@@ -75,6 +76,8 @@ def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
     parts = transform.parts if isinstance(transform, ComposeTransform) else [transform]
     if not parts:
         return -math.inf, math.inf
+    if parts[0] == Wrapped():
+        return -math.inf, math.inf
     end = -DIGITS * math.log(floats.eps)
     shift = max((float(torch.as_tensor(p.loc).abs().max()) for p in parts if isinstance(p, AffineTransform)), default=0.0)
     # Floats are finest next to zero, so an end at zero is told from values much nearer than another end is.
@@ -93,7 +96,8 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
     for name in call.structure.latents:
         base = innermost(sites[name].fn)
         if "VonMises" in type(base).__name__ or type(base).__name__.startswith("Sine"):
-            raise LocalFitError(f"the latent site '{name}' is an angle: its space has no ends to unbound. {REMEDY}")
+            transforms[name] = Wrapped()
+            continue
         mixture = isinstance(base, torch.distributions.MixtureSameFamily)
         support = support_of(base.component_distribution if mixture else sites[name].fn)
         if support is None:  # a flow of another library: taken for the reals, and the record says so
@@ -115,7 +119,8 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
     for _ in range(4 if drawn_counts else 1):
         again = call.run_prior()
         for name, transform in transforms.items():
-            if transform != identity_transform and not same_support(transform, sites[name].value, again[name].fn):
+            endless = transform in (identity_transform, Wrapped())
+            if not endless and not same_support(transform, sites[name].value, again[name].fn):
                 raise LocalFitError(f"the support of the latent site '{name}' depends on another latent. {REMEDY}")
     return transforms
 

@@ -10,6 +10,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 from ..errors import LocalFitError
 from ..kernel import Call, LogDensities, Record, reduce_to_datum
 from .bijections import find_transforms, limits, num_values
+from .circle import Wrapped, log_window, mean_direction, some_turn
 from .gradients import REMEDY
 
 
@@ -56,7 +57,9 @@ class LatentSpace:
         self._kept: dict[str, Tensor] = {}  # where a site is not masked, broadcastable to its values
         self.cut = torch.full((self.layout.batch_size,), -math.inf, dtype=torch.float64, device=call.device)
         self.bent = self.cut.clone()
-        self.masked = self._masked_dims(call.weigh(guide, model, len(next(iter(values.values())))))
+        weights = call.weigh(guide, model, len(next(iter(values.values()))))
+        self._centre = self._centre_of_angles(values, weights)
+        self.masked = self._masked_dims(weights)
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Values by site to (u, log |d values / d u|), shapes (K, B, D) and (K, B)."""
@@ -165,7 +168,9 @@ class LatentSpace:
         return u, *self.densities(model, u, log_det)
 
     def filled(self, u: Tensor) -> Tensor:
-        """Replace masked latents by draws of their filler, see `_with_filler`."""
+        """Replace masked latents by draws of their filler, and angles by one of their turns, see `_with_filler`."""
+        if self._centre is not None:
+            u = torch.where(self._centre.isnan(), u, some_turn(u, self._centre.nan_to_num()))
         if self.masked is None:
             return u
         filler = torch.randn_like(u)
@@ -180,7 +185,10 @@ class LatentSpace:
         return self._with_filler(weights.log_joint + log_det, u), self._with_filler(weights.log_marginal_prior + log_det, u)
 
     def _with_filler(self, log_density: Tensor, u: Tensor) -> Tensor:
-        """Add the density of masked latents: a standard normal, or uniform where they are discrete."""
+        """Add the density of masked latents, standard normal or, where they are discrete, uniform, and that of turns."""
+        if self._centre is not None:
+            no_turns = self._centre.isnan() if self.masked is None else self._centre.isnan() | self.masked
+            log_density = log_density + torch.where(no_turns, 0.0, log_window(u, self._centre.nan_to_num())).sum(-1)
         if self.masked is None:
             return log_density
         filler = -0.5 * (u.square() + math.log(2 * math.pi))
@@ -204,6 +212,21 @@ class LatentSpace:
             flags.append(self._flat(~kept.expand(1, *shape)))
         return torch.cat(flags, -1)[0]
 
+    def _centre_of_angles(self, values: Mapping[str, Tensor], weights: LogDensities) -> Tensor | None:
+        """(B, D), the mean direction of the guide's draws of angles, by weight, NaN for other latents; `None` without."""
+        if Wrapped() not in self._transforms.values():
+            return None
+        u = torch.cat([self._flat(self._transforms[name].inv(value)) for name, value in values.items()], -1)
+        known = all(weights.model[name].value.shape == value.shape for name, value in values.items())
+        log_weight = weights.log_weight if known else torch.zeros_like(u[..., 0])
+        shares = log_weight.detach().softmax(0).unsqueeze(-1).nan_to_num().to(u.dtype).expand(u.shape)
+        angles = [
+            torch.full((size,), self._transforms[name] == Wrapped(), device=u.device)
+            for name, shape in self._shapes.items()
+            for size in [shape.numel() // self.layout.batch_size]
+        ]
+        return torch.where(torch.cat(angles), mean_direction(u, shares), math.nan)
+
     def _flat(self, u: Tensor) -> Tensor:
         if self.layout.datum_dim is None:
             return u.reshape(len(u), 1, -1)
@@ -219,7 +242,7 @@ class LatentSpace:
 
     def _log_det(self, name: str, u: Tensor, value: Tensor) -> Tensor:
         transform = self._transforms[name]
-        if transform == identity_transform or num_values(transform):
+        if transform in (identity_transform, Wrapped()) or num_values(transform):
             return torch.zeros((), dtype=u.dtype, device=u.device)
         while isinstance(transform, IndependentTransform):
             transform = transform.base_transform

@@ -416,19 +416,6 @@ def counts():
     return model, guide
 
 
-def angle():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            a = pyro.sample("a", dist.VonMises(x.new_tensor(0.0), 1.0))
-            pyro.sample("x", dist.Normal(a.cos().unsqueeze(-1), 1.0).expand((len(x), 3)).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("a", dist.VonMises(x.new_tensor(0.0), 1.5))
-
-    return model, guide
-
-
 def not_differentiable():
     def model(x):
         with pyro.plate("data", len(x)):
@@ -493,7 +480,6 @@ def breaks_off_the_draws():
 
 WHY_NOT = {
     counts: "the latent site 'n' is discrete and its values cannot be listed",
-    angle: "the latent site 'a' is an angle",
     many_without_gradients: "more than 15 latents, some of them discrete or without gradients",
     summed_out: "all latents are summed out",
     many_latents: "more than 100 latents",

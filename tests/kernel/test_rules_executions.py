@@ -740,3 +740,32 @@ def test_coupling_through_a_count_over_the_data_is_found_where_moves_cancel(coun
 
     with pytest.raises(BatchCouplingError):
         pv.ImportanceSampling(model, guide, num_particles=10, seed=seed)(x)
+
+
+def test_a_second_call_under_vmap_finds_its_parameters():
+    """A call starts from the user's store, where modules are not registered yet, and vmap cannot register them."""
+    net = nn.Linear(D, X)
+
+    def model(x):
+        pyro.module("net of a second call", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(net(z).softmax(dim=1), 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), D), 0.8).to_event(1))
+
+    pair = Pair(model, guide)
+    x, z = randn(B, X), randn(3, B, D)
+    scores = []
+    for _ in range(2):
+        with pair.open((x,), {}, 0) as call:
+            assert call.model.execution == "vmap"
+            scores.append(call.score({"z": z}, 3)["x"].log_prob)
+    assert torch.equal(*scores)
+
+
+def test_a_layer_that_torch_cannot_batch_is_folded_without_a_warning():
+    cell = nn.GRUCell(D, X)
+    check(lambda z: cell(z), execution="folded")

@@ -3,6 +3,7 @@
 Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program give wrong numbers without any.
 """
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -125,7 +126,9 @@ def choose_for_model(
             continue
         try:
             model.execution = candidate
-            with ValueWatch(active=candidate == "leading"):
+            with ValueWatch(active=candidate == "leading"), warnings.catch_warnings():
+                # torch says so where it has no batched kernel under vmap (GRU cells) and loops itself.
+                warnings.filterwarnings("error", "There is a performance drop")
                 record = score(model, values, num_particles)
                 for site in record.values():
                     site.log_prob  # noqa: B018  computed here, watched
