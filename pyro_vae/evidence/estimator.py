@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, Field, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,6 +35,7 @@ class OfPair:
     datum_plate: str | None = INFER
     prior_sites: Collection[str] = ()
     check_support: bool = True
+    draws_rather: ClassVar[bool] = False  # whether a guide that enumerates all latents is taken for one that draws them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -52,6 +53,7 @@ class OfPair:
             datum_plate=self.datum_plate,
             prior_sites=self.prior_sites,
             check_support=self.check_support,
+            draws_rather=self.draws_rather,
         )
 
     def check_options(self) -> None:

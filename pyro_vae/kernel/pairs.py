@@ -41,12 +41,15 @@ class Pair:
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
         check_support: bool = True,
+        draws_rather: bool = False,
     ) -> None:
+        """:param draws_rather: take a guide that enumerates all latents for one that draws them."""
         for name, program in (("model", model), ("guide", guide)):
             if not callable(program):
                 raise ArgumentError(f"{name} must be callable, got {type(program).__name__}")
         self.model, self.guide = model, guide
         self.datum_plate, self.prior_sites, self.check_support = datum_plate, tuple(prior_sites), check_support
+        self.draws_rather = draws_rather
         self._known: dict[Any, Found] = {}
 
     @contextmanager
@@ -92,6 +95,9 @@ class Pair:
         guide_sites, model_sites = self._probe(guide, model)
         kept = kept_guide_sites(self.guide, guide_sites, model_sites, self.in_training)
         structure = analyse(self.guide, kept, model_sites, layout=guide.layout, prior_sites=self.prior_sites)
+        if self.draws_rather and structure.guide_enumerated and not structure.latents:
+            kept = {name: replace(site, infer={}) for name, site in kept.items()}
+            structure = analyse(self.guide, kept, model_sites, layout=guide.layout, prior_sites=self.prior_sites)
         if structure.indicators and self.in_training:
             raise AuxiliarySiteError(
                 f"only the guide has {quoted(structure.indicators)}, discrete draws without a gradient: train with a "

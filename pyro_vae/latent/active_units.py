@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tqdm import tqdm
@@ -38,6 +38,10 @@ class ActiveUnits(OfPair):
     the mean of log q - log p over the draws. It may be negative. The sum over sites is the KL of all latents either way, but
     such a unit has no `fraction_at_prior` (NaN).
 
+    Where the guide enumerates a site and draws latents given it, these are looked at with the site summed out: KLs are those
+    of q(z given x) = sum_y q(y given x) q(z given x, y) to p(z), from draws, and the site itself is no unit. A guide that
+    enumerates all latents is taken for one that draws them.
+
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
     :param num_particles: K, at least 2. One draw is all that is used where the only latent has formulas for both.
@@ -55,8 +59,7 @@ class ActiveUnits(OfPair):
     of keywords (by default its first element), and `progress`; returns `UnitActivity`. Memory does not grow with the data.
     Every parameter that the guide has per datum must fit the batches.
 
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, enumerated
-        sites included.
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
     :raises NonFiniteError: if a KL is NaN or infinite.
     :raises ArgumentError: if a tensor is passed as the loader.
@@ -69,6 +72,7 @@ class ActiveUnits(OfPair):
         units.active, units.kl      # (D,)
     """
 
+    draws_rather: ClassVar[bool] = True
     num_particles: int = 50
     threshold: float = 0.01
     epsilon: float = 0.01

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ class AggregatedPosterior(OfPair):
     of keywords (by default its first element); `progress`; and `labels`, which maps a batch to one number per datum, a
     tensor (B,), for the record alone. Returns `LatentSample`.
 
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, sites
-        enumerated in the guide, latents whose shapes differ from batch to batch.
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, latents
+        whose shapes differ from batch to batch.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
     :raises NonFiniteError: if a draw is NaN or infinite.
     :raises ArgumentError: if a tensor is passed as the loader, or `labels` returns anything but one number per datum.
@@ -61,6 +61,8 @@ class AggregatedPosterior(OfPair):
         print(sample)
         pv.plots.plot_aggregated_posterior(sample)
     """
+
+    draws_rather: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(

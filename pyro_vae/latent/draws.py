@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..aggregate import as_particles, check_draws, check_unmasked, joint_sites, log_q_by_dimension, rows_of
 from ..densities import by_number
-from ..errors import EnumerationError, NonFiniteError, StructureError, listed, quoted
+from ..errors import NonFiniteError, StructureError, listed, quoted
 from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, close, first_dependent, read_by_prior
 from ..noise import Noise, batch_noise
 from .per_unit import unit_names
@@ -110,7 +110,7 @@ class Collector:
             check_finite(log_q - log_prior, latents)
             rows.append({name: rows_of(guide[name], call.layout) for name in latents})
             priors.append(log_prior)
-            by_dimension.append(self._prior_by_dimension(call.structure, guide, model))
+            by_dimension.append(self._prior_by_dimension(weights))
         assert first is not None
         separate = self._separate[id(call.structure)][1]
         found = [prior for prior in by_dimension if prior is not None]
@@ -159,10 +159,11 @@ class Collector:
             )
         self._last = values, log_prior
 
-    def _prior_by_dimension(self, structure: Structure, guide: Record, model: Record) -> Tensor | None:
+    def _prior_by_dimension(self, weights: LogDensities) -> Tensor | None:
         """log p(z_d), (B, D), in the order of `log_q_by_dimension`."""
-        layout = structure.layout
-        if self._prior_read[id(structure)] or layout.enumerated or layout.datum_dim is None:
+        structure, layout, guide, model = weights.structure, weights.layout, weights.guide, weights.model
+        mixed = any(weights.log_prior_by_site[name].ndim > 2 for name in structure.latents)  # by what is summed out
+        if self._prior_read[id(structure)] or mixed or layout.datum_dim is None:
             return None
         parts = []
         for name in structure.latents:
@@ -175,12 +176,6 @@ class Collector:
 
 
 def check_structure(structure: Structure) -> None:
-    if structure.guide_enumerated and not structure.latents:
-        raise EnumerationError(
-            f"the guide enumerates all latents, {quoted(structure.guide_enumerated)}, and the aggregated posterior is that "
-            "of draws: pass the guide without infer={'enumerate': ...}, or as "
-            "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
-        )
     if not structure.latents:
         raise StructureError("the guide draws no latent site of the model, so there is no KL to take apart")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,7 +58,8 @@ class ELBOSurgery(OfPair):
     negative, and does not fall apart (`dimension_wise` is NaN).
 
     :param model: any Pyro model whose data lie in one plate and share one prior.
-    :param guide: its guide, which draws the latents themselves: no autoguide.
+    :param guide: its guide, which draws the latents themselves: no autoguide. What it enumerates beside them is summed out
+        of q(z|x); where it enumerates all latents, it is taken for one that draws them.
     :param num_particles: K, draws per datum. From one alone Monte Carlo noise cannot be told from differences between data:
         `std_error` is then an upper bound, the sampling error.
     :param num_draws: take the means over this many of the N data, chosen at random, which cuts the time to O(num_draws N D);
@@ -76,7 +77,7 @@ class ELBOSurgery(OfPair):
     are kept in place of distributions, and the guide runs again for every block of draws.
 
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, an
-        autoguide, sites enumerated in the guide, a prior that differs from datum to datum, a batch of one with "minibatch".
+        autoguide, a prior that differs from datum to datum, a batch of one with "minibatch".
     :raises MaskError: for masked latents. Masked observations are left out as usual.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
     :raises NonFiniteError: if a density is NaN or infinite.
@@ -90,6 +91,7 @@ class ELBOSurgery(OfPair):
         surgery.mutual_information.value, surgery.log_num_data
     """
 
+    draws_rather: ClassVar[bool] = True
     num_particles: int = 1
     num_draws: int | None = None
     aggregate: Aggregate = "full"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -99,6 +99,7 @@ class MutualInformationGap(OfPair):
         found.mig.value, found.information      # 0-d, (D, F)
     """
 
+    draws_rather: ClassVar[bool] = True
     num_particles: int = 1
     aggregate: Aggregate = "full"
 

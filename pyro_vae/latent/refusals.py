@@ -4,19 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..errors import EnumerationError, NonFiniteError, StructureError, quoted
+from ..errors import NonFiniteError, StructureError, quoted
 from ..kernel import Call
 
 
 def refuse_without_draws(call: Call) -> None:
-    structure = call.structure
-    if structure.guide_enumerated and not structure.latents:
-        raise EnumerationError(
-            f"the guide enumerates all latents, {quoted(structure.guide_enumerated)}, and units are those of draws: pass "
-            "the guide without infer={'enumerate': ...}, or as "
-            "pyro.poutine.infer_config(guide, lambda site: {'enumerate': None})"
-        )
-    if not structure.latents:
+    if not call.structure.latents:
         raise StructureError("the guide draws no latent site of the model, so there is no unit to look at")
 
 

@@ -18,7 +18,6 @@ import pyro_vae as pv
 from pyro_vae.errors import (
     ArgumentError,
     EmptyBatchError,
-    EnumerationError,
     InvalidDataError,
     NonFiniteError,
     StructureError,
@@ -260,10 +259,10 @@ def test_a_mixture_that_the_model_sums_out():
     assert float(offset.abs().max()) < 6 and abs(float(offset.mean())) < 4.5 / math.sqrt(2000)
 
 
-def test_enumeration_in_the_guide_is_refused():
+def test_a_guide_that_enumerates_all_is_one_that_draws():
     model, guide = scalar_pair(lambda x: dist.Bernoulli(torch.full_like(x, 0.5)), lambda x: dist.Bernoulli(torch.sigmoid(x)))
-    with pytest.raises(EnumerationError, match="infer_config"):
-        sample_of(model, config_enumerate(guide), data())
+    found, drawn = (sample_of(model, either, data()) for either in (config_enumerate(guide), guide))
+    assert torch.equal(found.draws, drawn.draws) and torch.equal(found.means, drawn.means)
 
 
 def test_masked_latents_are_nan():

@@ -19,7 +19,6 @@ import pyro_vae as pv
 from pyro_vae.errors import (
     ArgumentError,
     EmptyBatchError,
-    EnumerationError,
     InvalidDataError,
     MaskError,
     NonFiniteError,
@@ -664,9 +663,12 @@ def test_what_has_no_known_density_is_refused_by_name():
 
     with pytest.raises(MaskError, match="leave masked data out"):
         operate(masked(model), masked(diagonal(2)), x)
-    bits = standard_bits()
-    with pytest.raises(EnumerationError, match="infer_config"):
-        operate(bits[0], config_enumerate(bits[1]), x[:, 0])
+
+
+def test_a_guide_that_enumerates_all_is_one_that_draws():
+    x, bits = data(dim=1)[:, 0], standard_bits()
+    found, drawn = (operate(bits[0], guide, x) for guide in (config_enumerate(bits[1]), bits[1]))
+    torch.testing.assert_close(values_of(found), values_of(drawn), rtol=0, atol=0, equal_nan=True)
 
 
 def standard_bits():
