@@ -2,24 +2,39 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy
 import torch
-from pyro.poutine import unwrap
+from pyro.poutine.messenger import _bound_partial, _context_wrap
 from torch import Tensor
 
 from .errors import ArgumentError
 
 
+def unwrapped(program: Callable) -> tuple[Callable, tuple]:
+    """The function behind handlers of Pyro, and the arguments that are bound to it: `self` of a decorated method."""
+    core: Any = program
+    bound: tuple = ()
+    while isinstance(core, partial):
+        if isinstance(core, _bound_partial):
+            core = core.func
+        elif core.func is _context_wrap:
+            core, bound = core.args[1], (*core.args[2:], *bound)
+        else:
+            break
+    return core, bound
+
+
 def check_signature(name: str, program: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
     try:
-        core = unwrap(program)
+        core, bound = unwrapped(program)
         signature = inspect.signature(core.forward if isinstance(core, torch.nn.Module) else core)
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*args, **kwargs)
+        signature.bind(*bound, *args, **kwargs)
     except TypeError as error:
         raise ArgumentError(
             f"the {name} takes {signature} but was called with {len(args)} positional and {sorted(kwargs)} keyword "

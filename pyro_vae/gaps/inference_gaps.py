@@ -111,7 +111,7 @@ class InferenceGaps(Estimator):
             converged=offsets.converged,
             evidence=evidence,
             family=offsets.family,
-            held=call.structure.guide_enumerated,
+            held=(*call.structure.guide_enumerated, *call.structure.indicators),
             num_particles=self.num_particles,
             cost=total,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from ..arguments import unwrapped
 from ..errors import ArgumentError, BatchCouplingError, quoted
 from ..noise import kept_random_state
 
@@ -28,7 +29,10 @@ BATCH_NORM = (
 
 def modules_of(*programs: Callable) -> list[torch.nn.Module]:
     """The modules behind the programs: the programs themselves, or what their methods are bound to."""
-    owners = [getattr(unwrap(program), "__self__", unwrap(program)) for program in programs]
+    owners = []
+    for program in programs:
+        core, bound = unwrapped(program)
+        owners += [getattr(core, "__self__", core), *bound[:1]]  # the object that a decorated method is bound to
     return [owner for owner in owners if isinstance(owner, torch.nn.Module)]
 
 

@@ -35,8 +35,8 @@ class ActiveUnits(OfPair):
 
     A formula given the draws is right only if the prior of a latent depends on no draw that the guide makes given that
     latent. Where it does (the model draws z2, then z1 given z2; the guide draws z1, then z2 given z1), the number for z1 is
-    the mean of log q - log p over the draws. It may be negative. The sum over sites is the KL of all latents either way, but
-    such a unit has no `fraction_at_prior` (NaN).
+    the mean of log q - log p over the draws. It may be negative. The sum over sites is the KL of these latents either way,
+    but such a unit has no `fraction_at_prior` (NaN).
 
     Where the guide enumerates a site and draws latents given it, these are looked at with the site summed out: KLs are those
     of q(z given x) = sum_y q(y given x) q(z given x, y) to p(z), from draws, and the site itself is no unit. A guide that

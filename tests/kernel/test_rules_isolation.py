@@ -9,11 +9,11 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from kernel_helpers import F64, assert_weights, exact_pair, linear_gaussian, normal, randn, tensor, weigh
-from pyro.infer import SVI, Trace_ELBO, autoguide
+from pyro.infer import SVI, Trace_ELBO, autoguide, config_enumerate
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-from pyro_vae.errors import ArgumentError
+from pyro_vae.errors import ArgumentError, HiddenRandomnessError
 from pyro_vae.kernel import Pair
 
 ZERO = tensor(0.0)
@@ -413,3 +413,36 @@ def test_the_prototype_of_an_autoguide_is_untouched():
     assert guide.prototype_trace is prototype
     assert guide.plates.keys() == plates
     assert set(pyro.get_param_store().keys()) == names
+
+
+class Decorated(nn.Module):
+    """A guide as a method under a handler: Pyro binds `self` inside the handler."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Dropout(0.5), nn.Linear(1, 2)).double()
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(2, dtype=F64)))
+            pyro.sample("x", dist.Normal(y.to(F64), 1.0), obs=x)
+
+    @config_enumerate
+    def guide(self, x):
+        pyro.module("decorated", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=self.net(x[:, None])))
+
+
+def test_a_method_under_a_handler_is_checked_and_isolated():
+    """Its signature lacks `self`, and its modules are those of the object that it is bound to."""
+    pair, x = Decorated().eval(), randn(4)
+    result = weigh(pair.model, pair.guide, x)
+    y = torch.arange(2, dtype=F64)[:, None]
+    right = normal(x, y, 1.0).logsumexp(0) - torch.log(tensor(2.0))
+    assert torch.allclose(result.log_weight, right.expand_as(result.log_weight), atol=1e-10)
+    with pytest.raises(ArgumentError, match="takes"):
+        weigh(pair.model, pair.guide, x, x)
+    pair.train()
+    with pytest.raises(HiddenRandomnessError, match="dropout"):
+        weigh(pair.model, pair.guide, x)
