@@ -87,7 +87,7 @@ class GuideOffsets:
             axis = value.ndim + self._layout.datum_dim - event_dim  # type: ignore[operator]
             location = location.unflatten(axis, (copies, -1)).movedim(axis, 0)
             unit = None if unit is None else unit.unflatten(axis, (copies, -1)).movedim(axis, 0)
-        surplus = max(location.ndim - event_dim - self._layout.num_plates, 0)
+        surplus = (copies > 1) + max(value.ndim - event_dim - self._layout.num_plates, 0)
         self._tensors[key] = torch.zeros_like(location[(0,) * surplus]).requires_grad_()
         self._units[key] = None if unit is None else mean_of_first(unit, surplus)
         if unit is not None and key[1] == "loc":

@@ -254,3 +254,30 @@ def test_gaps_of_a_guide_that_reads_lengths():
     amortization = torch.distributions.kl_divergence(q, dist.Normal(mean, precision.rsqrt()))
     error = gaps.std_errors["amortization"]
     assert ((gaps.amortization - amortization).abs() < 5 * error + 2e-3).all() and bool((error < 0.3).all())
+
+
+def test_offsets_of_latents_with_fewer_plates_than_others():
+    """A plate inside the datum beside a latent outside of it, one datum: offsets have no axis of particles."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[-1]):
+            w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[-1]), 1.0))
+            with pyro.plate("parts", 2, dim=-2):
+                z = pyro.sample("z", dist.Normal(w, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        scale = 0.6 if float(x.sum()) > 0 else 0.7  # read into Python
+        with pyro.plate("data", x.shape[-1]):
+            w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[-1]), scale))
+            with pyro.plate("parts", 2, dim=-2):
+                pyro.sample("z", dist.Normal((w + x) / 2, math.sqrt(0.5)))
+
+    for num_data in (1, 3):
+        x = randn(2, num_data)
+        with Pair(model, guide).open((x,), {}, 0) as call:
+            assert call.guide.execution == "folded"
+        gaps = pv.InferenceGaps(model, guide, num_particles=200, seed=0)(x)
+        covariance = torch.full((2, 2), 1.0) + 2 * torch.eye(2)
+        right = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(x.T)
+        assert torch.allclose(gaps.optimal_elbo, right, atol=5e-3)  # the family holds the posterior

@@ -15,13 +15,11 @@ class Program:
 
     :ivar title: the row of the table, a few words.
     :ivar log_evidence: (B,), log p(x_n), given what lies outside the plate of the data; by closed form, sum or quadrature.
-    :ivar elbo: (B,), L[q] of each datum, by closed form, sum or quadrature; `None` where a long mean of `ImportanceSampling`
-        cannot be replaced.
+    :ivar elbo: (B,), L[q] of each datum, by closed form, sum or quadrature.
     :ivar gaps: (B, 2), amortization and approximation gap, where q* is known; otherwise `None`.
-    :ivar site_kl: {site: mean over the data of KL(q(site) to p(site)), in the sense of E_q[log q - log p]}, for `ActiveUnits`.
+    :ivar site_kl: mean over the data of E_q[log q - log p] by latent site, for units and surgery.
     :ivar options: of all estimators, such as `datum_plate=`.
-    :ivar loader: batches for what takes a loader (units, surgery, diagnose): tuples of arguments.
-    :ivar refused: {column: (error class name, the reason in a few words)} where no such quantity exists.
+    :ivar refused: by column, where no such quantity exists: the name of the error and the reason in a few words.
     """
 
     title: str

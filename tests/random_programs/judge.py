@@ -214,7 +214,12 @@ def units(name: str, known: Known, budget: Budget, model: Any, guide: Any, args:
     if not known.in_floats:
         yield Finding(name, "unknown", "KL")
         return
+    summed = {latent.name for latent in known.case.program.latents if latent.enumerated != "no"}
     for site, estimate in record.site_kl.items():
+        reads = {known.case.program.site(site).parent, *(g.read for g in known.case.guide if g.name == site)}
+        if summed & reads:  # a KL of mixtures, which the oracle has no number for
+            yield Finding(name, "unknown", f"KL of {site}")
+            continue
         weights = [-1.0 * (f.node.site == site and f.kind in ("prior", "guide")) for f in known.terms.factors]
         truth, deviation = known.terms.of(weights)
         mean = Truth(truth.value.mean().reshape(1), truth.error.mean().reshape(1))
