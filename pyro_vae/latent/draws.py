@@ -68,7 +68,9 @@ class Scored:
 
             def log_q(rows: Mapping[str, Tensor]) -> tuple[Tensor, None]:
                 num_rows = len(next(iter(rows.values())))
-                found = call.log_guide(as_particles(rows, call.layout), num_rows, None)  # masks are refused
+                values = as_particles(rows, call.layout)
+                check_same_points(call, values, num_rows)
+                found = call.log_guide(values, num_rows, None)  # masks are refused
                 return found.to(torch.promote_types(found.dtype, torch.float32)), None
 
             yield log_q
@@ -106,16 +108,18 @@ class Collector:
                 first = guide
                 self._check(call, guide, model, values, weights)
             log_prior = weights.log_marginal_prior[0]
-            log_q = torch.stack([q[0] for n, q in weights.log_guide_by_site.items() if n in latents]).sum(0)
+            summed = call.structure.guide_enumerated
+            log_q = torch.stack([q[0] for n, q in weights.log_guide_by_site.items() if n not in summed]).sum(0)
             check_finite(log_q - log_prior, latents)
-            rows.append({name: rows_of(guide[name], call.layout) for name in latents})
+            names = dict.fromkeys((*latents, *call.structure.unpacked))  # with the draws that Deltas unpack
+            rows.append({name: rows_of(guide[name], call.layout) for name in names})
             priors.append(log_prior)
             by_dimension.append(self._prior_by_dimension(weights))
         assert first is not None
         separate = self._separate[id(call.structure)][1]
         found = [prior for prior in by_dimension if prior is not None]
         return BatchDraws(
-            rows={name: torch.cat([r[name] for r in rows]) for name in latents},
+            rows={name: torch.cat([r[name] for r in rows]) for name in rows[0]},
             log_prior=torch.stack(priors),
             log_prior_by_dimension=torch.stack(found) if found else None,
             columns=Distributions(first, latents, call.layout) if separate else scored,
@@ -126,11 +130,12 @@ class Collector:
     def _check(self, call: Call, guide: Record, model: Record, values: dict[str, Tensor], weights: LogDensities) -> None:
         structure = call.structure
         latents = structure.latents
-        check_draws(guide, [n for n in structure.guide_sites if n in guide], (*latents, *structure.guide_enumerated))
+        known = {*structure.guide_enumerated, *structure.indicators, *structure.unpacked}
+        check_draws(guide, [n for n in structure.guide_sites if n not in known], latents)
         check_unmasked(weights)
         if id(structure) not in self._separate:
             plain = call.layout.datum_dim is not None and not joint_sites(guide, latents)
-            plain = plain and not structure.depend_on_enumerated and not structure.indicators
+            plain = plain and not (structure.depend_on_enumerated or structure.indicators or structure.unpacked)
             separate = plain and (len(latents) == 1 or first_dependent(call, latents) is None)
             prior = {name: model[name].value for name in structure.prior_sites}
             read = set().union(*read_by_prior(call, {**values, **prior}, latents).values())
@@ -173,6 +178,20 @@ class Collector:
             log_prob = prior.log_prob(value).expand(value.shape).movedim(layout.datum_dim - guide[name].event_dim, 0)
             parts.append(log_prob.flatten(1) if log_prob.ndim > 1 else log_prob.unsqueeze(1))
         return torch.cat(parts, 1)
+
+
+def check_same_points(call: Call, values: Mapping[str, Tensor], num_particles: int) -> None:
+    """Check that Deltas set the same latents from the same draws for all data: else these are the draws of other latents."""
+    if not call.structure.unpacked:
+        return
+    guide = call.score_guide(values, num_particles)
+    for name in call.structure.unpacked:
+        found, given = torch.broadcast_tensors(guide[name].value, values[name])
+        if not close(found, given):
+            raise StructureError(
+                f"the guide sets '{name}' from a joint draw in a way that differs from datum to datum, so the density of a "
+                "draw under other data is not known: let the guide draw the latents themselves"
+            )
 
 
 def check_structure(structure: Structure) -> None:

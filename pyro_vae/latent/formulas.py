@@ -7,14 +7,13 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from ..densities import by_number, innermost, known_kl, without_mask
-from ..errors import StructureError
 from ..kernel import Record, Summed
 
 
 def density_of_guide(name: str, guide: Record, p: Any) -> Any:
     """The distribution of a latent in the guide. AutoNormal draws before it transforms, unit by unit or all together.
 
-    None where the transform mixes the units of a site, and where other draws are summed out.
+    None where the transform mixes the units of a site, where other draws are summed out, where latents are drawn jointly.
     """
     q = guide[name].fns[0]
     if isinstance(q, Summed):
@@ -23,10 +22,7 @@ def density_of_guide(name: str, guide: Record, p: Any) -> Any:
         return q
     draw = guide.get(f"{name}_unconstrained")
     if draw is None:
-        raise StructureError(
-            f"the guide draws '{name}' jointly with other latents, so it has no KL of its own: use AutoNormal, or a guide "
-            "that samples it under its own name"
-        )
+        return None
     prior = by_number(p)
     if prior.event_shape:
         return None

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..densities import by_number, known_kl
+from ..densities import by_number, innermost, known_kl
 from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, padded, reduce_to_datum
 from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
@@ -69,14 +70,18 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
         sites = [site_terms(name, guide, model, weights, call.layout, name not in sampled) for name in latents]
         means.add(torch.cat([s.mean for s in sites], 1))
         kls.add(torch.cat([s.kl for s in sites], 1))
-        site_kls.add(torch.stack([s.site_kl for s in sites], 1))
+        joint = jointly_drawn(guide, latents)
+        by_site = {name: s.site_kl for name, s in zip(latents, sites, strict=True) if name not in joint}
+        if joint:
+            by_site["+".join(joint)] = joint_terms(joint, weights)
+        site_kls.add(torch.stack(list(by_site.values()), 1))
         if all(s.analytic for s in sites) and has_one_draw(call, guide):
             break  # the other particles would say the same
     kl = site_kls.averages()
-    check_finite(kl.value, latents)
+    check_finite(kl.value, tuple(by_site))
     return UnitTerms(
         units=tuple(unit for name, s in zip(latents, sites, strict=True) for unit in unit_names(name, s.kl.shape[1])),
-        sites=latents,
+        sites=tuple(by_site),
         mean=means.averages(),
         kl=kls.averages(),
         site_kl=kl,
@@ -140,6 +145,20 @@ def site_terms(
         means = means.to(site_kl.dtype)
     analytic = mean is not None and exact is not None
     return SiteTerms(means, kl, site_kl, mask, analytic, is_kl=by_formula)
+
+
+def jointly_drawn(guide: Record, latents: Sequence[str]) -> list[str]:
+    """The latents that Deltas set from one joint draw, which have one KL together."""
+    points = [name for name in latents if isinstance(innermost(guide[name].fns[0]), dist.Delta)]
+    return [name for name in points if f"{name}_unconstrained" not in guide]
+
+
+def joint_terms(joint: Sequence[str], weights: LogDensities) -> Tensor:
+    """log q - log p of latents that are drawn jointly, (B,): log q is what belongs to no other latent."""
+    others = set(weights.structure.latents) - set(joint)
+    parts = {n: q[0] for n, q in weights.log_guide_by_site.items() if n.removesuffix("_unconstrained") not in others}
+    log_prior = weights.log_prior_in_order if weights.layout.enumerated else weights.log_prior_by_site
+    return torch.stack(list(parts.values())).sum(0) - torch.stack([log_prior[name][0] for name in joint]).sum(0)
 
 
 def by_unit(tensor: Tensor, site: SiteRecord, layout: Layout) -> Tensor:

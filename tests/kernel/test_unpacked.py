@@ -12,7 +12,7 @@ from pair_helpers import quiet
 from pyro.contrib.easyguide import EasyGuide
 
 import pyro_vae as pv
-from pyro_vae.errors import AuxiliarySiteError, MaskError
+from pyro_vae.errors import AuxiliarySiteError, MaskError, StructureError
 
 X = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
 COUNTS = torch.tensor([0.0, 3.0, 1.0, 7.0, 2.0], dtype=F64)
@@ -62,6 +62,49 @@ def test_an_exact_joint_guide_gives_log_p(guide, num_particles):
 
 def test_the_whole_call_as_one_datum():
     assert_close(pv.ImportanceSampling(chain, joint, datum_plate=None, seed=0)(X).log_evidence, TRUTH.sum().reshape(1))
+
+
+def test_surgery_and_units_of_unpacked_draws():
+    """KL of all latents by formula, and its parts against the same posterior as one latent of two numbers."""
+
+    def vector(x):
+        with pyro.plate("data", len(x)):
+            prior = dist.MultivariateNormal(torch.zeros(2, dtype=F64), torch.tensor([[1.0, 1.0], [1.0, 2.0]], dtype=F64))
+            ab = pyro.sample("ab", prior)
+            pyro.sample("x", dist.Normal(ab, 1.0).to_event(1), obs=x)
+
+    def vector_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("ab", posterior(x))
+
+    prior = dist.MultivariateNormal(torch.zeros(2, dtype=F64), torch.tensor([[1.0, 1.0], [1.0, 2.0]], dtype=F64))
+    kl = torch.distributions.kl_divergence(posterior(X), prior).mean()
+    units = pv.ActiveUnits(chain, joint, num_particles=500, seed=0)([X], progress=False)
+    assert abs(float(units.site_kl["a+b"].value - kl)) < 4.5 * float(units.site_kl["a+b"].std_error) < 0.2
+    same = pv.ELBOSurgery(vector, vector_guide, num_particles=500, seed=1)([X], progress=False)
+    for guide in (joint, Easy(chain)):
+        found = pv.ELBOSurgery(chain, guide, num_particles=500, seed=0)([X], progress=False)
+        assert abs(float(found.kl.value - kl)) < 4.5 * float(found.kl.std_error) < 0.2
+        for part in ("mutual_information", "marginal_kl"):
+            ours, theirs = getattr(found, part), getattr(same, part)
+            error = math.hypot(float(ours.std_error), float(theirs.std_error))
+            assert abs(float(ours.value - theirs.value)) < 4.5 * error < 0.2
+
+
+def test_surgery_refuses_draws_that_every_datum_unpacks_otherwise():
+    """a = loc(x) + u: the same u is another latent under another datum."""
+
+    def shifted(x):
+        with pyro.plate("data", len(x)):
+            noise = dist.Normal(torch.zeros(len(x), 2, dtype=F64), 1.0).to_event(1)
+            u = pyro.sample("u", noise, infer={"is_auxiliary": True})
+            pyro.sample("a", dist.Delta(u[..., 0] + x[:, 0] / 2))
+            pyro.sample("b", dist.Delta(u[..., 1]))
+
+    found = pv.ImportanceSampling(chain, shifted, num_particles=4000, seed=0)(X)
+    assert ((found.log_evidence - TRUTH).abs() < 5 * found.std_error + 1e-3).all()
+    with pytest.raises(StructureError, match="differs from datum to datum"):
+        pv.ELBOSurgery(chain, shifted, seed=0)([X], progress=False)
 
 
 def gamma_poisson(x):

@@ -52,7 +52,13 @@ def table(cells: dict[tuple[str, str], str]) -> str:
             refusal = ":" in found
             row.append(f"[{reasons.setdefault(found, len(reasons) + 1)}]" if refusal else "yes" if found == HELD else found)
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join([*lines, "", *(f"{number}. `{reason.replace(': ', '`: ', 1)}." for reason, number in reasons.items())])
+    notes = (f"{number}. {said(reason)}." for reason, number in reasons.items())
+    return "\n".join([*lines, "", *notes])
+
+
+def said(reason: str) -> str:
+    name, _, rest = reason.partition(": ")
+    return rest[0].upper() + rest[1:] if name == "Other" else f"`{name}`: {rest}"
 
 
 def written(text: str, new: str) -> str:

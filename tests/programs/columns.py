@@ -25,11 +25,13 @@ HELD, WHOLE = "right", "whole gap"
 
 
 def cell(program: Program, column: str) -> str:
-    """What stands in the table: "right", "whole gap", or the name of the refusal and its reason.
+    """What stands in the table: "right", "whole gap", or the name of a refusal and its reason, or what else the number is.
 
     :raises AssertionError: for a wrong number, and for a refusal that the program does not expect.
     """
     pyro.clear_param_store()
+    if column in program.other:
+        return f"Other: {program.other[column]}"
     expected = program.refused.get(column)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a doubt is no refusal

@@ -345,6 +345,7 @@ def cevae() -> Program:
         log_evidence=right.log_evidence,
         elbo=right.elbo,
         site_kl={"z": right.kl.mean().item()},
+        refused={"beta": ("ObservedInGuideError", "the losses of the guide's own are no part of the ELBO: hide them")},
     )
 
 
@@ -453,6 +454,10 @@ def air_like_switch() -> Program:
         log_evidence=torch.logaddexp(math.log(0.4) + on.log_evidence, math.log(0.6) + off),
         elbo=guess.probs * on.elbo + (1 - guess.probs) * off - kl,
         site_kl={"switch": kl.mean().item(), "z": (guess.probs * on.kl).mean().item()},
+        refused={
+            "adaptive": ("LocalFitError", "the switch is drawn, and a fit needs latents with gradients or enumerated ones"),
+            "surgery": ("MaskError", "not every datum has the latent, so there is no q(z) of all"),
+        },
     )
 
 
@@ -580,7 +585,7 @@ def bayesian_regression() -> Program:
         log_evidence=log_evidence.reshape(1),
         elbo=elbo.reshape(1),
         gaps=torch.stack([log_evidence - elbo, real(0.0)]).reshape(1, 2),  # the family contains the posterior
-        site_kl={"linear.weight": kl[:2].sum().item(), "linear.bias": kl[2].item()},
+        site_kl={"linear.weight+linear.bias": kl.sum().item()},  # drawn jointly
         options={"datum_plate": None},
         refused={"surgery": ("StructureError", "the aggregated posterior of one datum is its own posterior")},
     )

@@ -20,6 +20,7 @@ class Program:
     :ivar site_kl: mean over the data of E_q[log q - log p] by latent site, for units and surgery.
     :ivar options: of all estimators, such as `datum_plate=`.
     :ivar refused: by column, where no such quantity exists: the name of the error and the reason in a few words.
+    :ivar other: by column, what the number there is instead of the one that the column is about; it is not judged.
     """
 
     title: str
@@ -33,3 +34,4 @@ class Program:
     site_kl: Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    other: Mapping[str, str] = field(default_factory=dict)
