@@ -70,7 +70,7 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
     if evidence.num_particles == 1:
         return replace(evidence, unchecked={**evidence.unchecked, "search": "the error of one particle is not known"})
     highest = evidence.log_evidence + CERTAIN * evidence.std_error
-    missed = missed_modes(fitted.witnesses, fitted.proposal, highest)
+    missed = missed_modes(fitted.witnesses, fitted.proposal, highest, evidence.std_error, evidence.num_particles)
     return replace(evidence, checks={**evidence.checks, "search": missed})
 
 

@@ -13,6 +13,8 @@ from .space import LatentSpace
 
 EXCESS = 5.0  # nats by which the posterior is above the proposal at a mode that was missed
 SMALLEST_MODE = math.log(0.02)  # of p(x); what is smaller does not matter
+FEWEST_DRAWS = 5.0  # at a mode, expected, below which the draws may have missed it
+LIGHT_MODE, SIGMAS = 0.05, 3.0  # of p(x), and in errors: what such a mode holds at least
 NUM_REFINED, NUM_STEPS, LONGEST_STEP = 2, 2, 3.0  # points that move uphill, their Newton steps, and how long, in sd
 APART = 3.0  # standard deviations between two values of a latent, from which on they may belong to two modes
 
@@ -71,13 +73,20 @@ def uphill(space: LatentSpace, u: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]
     return u, torch.cat([space.log_joint(u[first : first + n]) for first, n in space.call.chunks(len(u))])
 
 
-def missed_modes(found: Witnesses, proposal: MixtureProposal, log_evidence: Tensor) -> Tensor:
+def missed_modes(
+    found: Witnesses, proposal: MixtureProposal, log_evidence: Tensor, std_error: Tensor, num_particles: int
+) -> Tensor:
     """(B,), where a witness is far above the proposal and its mode would hold a part of p(x) that matters.
 
-    Where the proposal has found a mode, p(x, u) / r(u) is p(x), up to the shape of the mode.
+    Where the proposal has found a mode, p(x, u) / r(u) is p(x), up to the shape of the mode. Where it is lower by a factor,
+    the mode of mass m gets K m / factor of the draws. Of a few expected draws there may be none, and no weight tells.
     """
-    above = found.log_joint - proposal.log_prob(found.u) - log_evidence > EXCESS
-    return (above & (found.log_mass - log_evidence > SMALLEST_MODE)).any(0)
+    above = found.log_joint - proposal.log_prob(found.u) - log_evidence
+    log_mass = found.log_mass - log_evidence
+    far = (above > EXCESS) & (log_mass > SMALLEST_MODE)
+    log_mass = log_mass.clamp(max=0.0)
+    rare = math.log(num_particles) + log_mass - above < math.log(FEWEST_DRAWS)
+    return (far | (rare & (log_mass.exp() > LIGHT_MODE + SIGMAS * std_error))).any(0)
 
 
 def exchanged(component: GaussianProposal, donors: Tensor) -> Tensor:

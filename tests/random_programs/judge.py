@@ -34,6 +34,7 @@ SLACK = 0.02  # nats, for the bias of a logarithm of a mean, rounding, and a fit
 EXACT_SLACK = 2e-3  # nats, for what claims to have no error
 ORACLE_ERROR = 5e-3  # nats; programs of whose log p(x) the oracle knows less are not judged
 FARTHEST_LOGIT = 12.0  # of draws in single precision
+FARTHEST_LOG = 28.0
 LARGEST_ERROR = 0.05  # nats, of the oracle for sums over the data and the parts of the ELBO
 OF_ONE_DATUM = ("ImportanceSampling", "AdaptiveImportanceSampling", "ExactEvidence", "InferenceGaps")
 MEANS = ("ActiveUnits", "BetaTrace_ELBO", "BetaTraceGraph_ELBO", "BetaTraceEnum_ELBO", "BetaTraceMeanField_ELBO")
@@ -71,10 +72,17 @@ class Known:
 
     @property
     def in_floats(self) -> bool:
-        """Whether single precision can hold the draws of the guide: it knows of no logit above 16, next to one."""
-        units = [site for site in self.case.guide if site.family in ("unit", "beta")]
-        far = any(bool((site.centre + 2 * site.width > FARTHEST_LOGIT).any()) for site in units)
-        return self.case.program.dtype == F64 or not far
+        """Whether floats can hold the draws of the guide.
+
+        Single precision knows of no logit above 16, next to one, and the oracle's guides of no logarithm beyond 30.
+        """
+        far = False
+        for site in self.case.guide:
+            if site.family in ("unit", "beta") and self.case.program.dtype != F64:
+                far |= bool((site.centre + 2 * site.width > FARTHEST_LOGIT).any())
+            elif site.family in ("positive", "gamma"):
+                far |= bool((site.centre.abs() > FARTHEST_LOG).any())
+        return not far
 
     @property
     def elbo(self) -> tuple[Truth, Tensor]:
