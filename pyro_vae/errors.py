@@ -25,6 +25,7 @@ __all__ = [
     "OptionError",
     "ParameterStoreWarning",
     "PrecisionWarning",
+    "ProgramError",
     "ScheduleWarning",
     "SiteMismatchError",
     "StructureError",
@@ -47,6 +48,10 @@ def listed(bad: Tensor) -> str:
 
 class ArgumentError(ValueError):
     """The model or the guide cannot be called with the arguments that came."""
+
+
+class ProgramError(RuntimeError):
+    """The model or the guide fails by itself, in a plain run on the arguments that came."""
 
 
 class OptionError(ValueError):

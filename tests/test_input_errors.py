@@ -258,3 +258,81 @@ def test_a_float64_pair_stays_float64_and_float32_data_are_no_surprise(make):
     with quiet():
         result = make(*exact_pair(lm))(x)
     assert result.log_evidence.dtype == F64
+
+
+# --- errors of the user's own program ---
+
+
+class Network(torch.nn.Module):
+    """A guide with parameters in single precision, and the model beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 2)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x[:, :1].float())
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("kind", [torch.double, torch.long])
+def test_data_of_another_kind_than_the_parameters(kind):
+    """The remedy of the message works."""
+    pair, x = Network(), torch.ones(4, 3).to(kind)
+    with pytest.raises(errors.ProgramError, match=r"the guide fails on its arguments .*Its parameters are float32.*x\.to"):
+        pv.ImportanceSampling(pair.model, pair.guide, num_particles=10, seed=0)(x)
+    pv.ImportanceSampling(pair.model, pair.guide, num_particles=10, seed=0)(x.to(torch.float32))
+
+
+def test_data_of_another_shape():
+    pair = Network()
+    with pytest.raises(errors.ProgramError, match=r"1: float32 \(4, 5\).*RuntimeError: mat1"):
+        pv.ImportanceSampling(pair.model, pair.guide, num_particles=10, seed=0)(torch.ones(4, 5))
+    with pytest.raises(errors.ProgramError, match="the model fails"):
+        pv.ImportanceSampling(lambda x: x @ torch.ones(7), pair.guide, num_particles=10)(torch.ones(4, 3))
+
+
+def test_a_module_in_the_place_of_its_method():
+    pair = Network()
+    with pytest.raises(
+        errors.ArgumentError, match=r"the model is a Network, a module that cannot be called.*\.model or \.guide"
+    ):
+        pv.ImportanceSampling(pair, pair.guide)
+    with pytest.raises(errors.ArgumentError, match="write its forward"):
+        pv.ImportanceSampling(torch.nn.Module(), pair.guide)
+
+
+def test_an_event_that_counts_the_plate_of_the_data():
+    """Two of twelve programs that people wrote had it. The remedy of the message works."""
+
+    def pair(dims):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(dims))
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(dims))
+
+        return model, guide
+
+    with pytest.raises(errors.StructureError, match=r"'z' has the shape \(4, 2\).*write \.to_event\(1\)"):
+        pv.ImportanceSampling(*pair(2), num_particles=10)(torch.ones(4))
+    pv.ImportanceSampling(*pair(1), num_particles=10, seed=0)(torch.ones(4))
+
+
+def test_plates_of_two_sizes():
+    pair = Network()
+
+    def ten(x):
+        with pyro.plate("data", 10):
+            pyro.sample("z", dist.Normal(torch.zeros(10, 2), 1.0).to_event(1))
+
+    with pytest.raises(errors.DatumPlateError, match=r"sizes \[4, 10\].*pyro\.plate\('data', len\(x\)\)"):
+        pv.ImportanceSampling(pair.model, ten, num_particles=10)(torch.ones(4, 3))

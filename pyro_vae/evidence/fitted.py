@@ -1,6 +1,7 @@
 """Proposals fitted to each datum, with a search for modes, and log-weights from them."""
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -70,7 +71,8 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
     if evidence.num_particles == 1:
         return replace(evidence, unchecked={**evidence.unchecked, "search": "the error of one particle is not known"})
     highest = evidence.log_evidence + CERTAIN * evidence.std_error
-    missed = missed_modes(fitted.witnesses, fitted.proposal, highest, evidence.std_error, evidence.num_particles)
+    num_draws = evidence.num_particles if evidence.method == FITTED_PROPOSALS else math.inf
+    missed = missed_modes(fitted.witnesses, fitted.proposal, highest, evidence.std_error, num_draws)
     return replace(evidence, checks={**evidence.checks, "search": missed})
 
 

@@ -17,6 +17,7 @@ from . import isolation
 from .calls import Call, check_data
 from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide
+from .checks.failures import check_forward, named_failure
 from .checks.plates import INFER, find_layout
 from .checks.structure import Structure, analyse, kept_guide_sites, left_out_sites
 from .checks.unpacked import check_unpacked
@@ -47,6 +48,7 @@ class Pair:
         for name, program in (("model", model), ("guide", guide)):
             if not callable(program):
                 raise ArgumentError(f"{name} must be callable, got {type(program).__name__}")
+            check_forward(name, program)
         self.model, self.guide = model, guide
         self.datum_plate, self.prior_sites, self.check_support = datum_plate, tuple(prior_sites), check_support
         self.draws_rather = draws_rather
@@ -118,8 +120,10 @@ class Pair:
         with isolation.LayerWatch():
             for _ in range(2):
                 try:
-                    guide_sites = guide.run()
-                    model_sites = self._probe_model(model, guide_sites)
+                    with named_failure("guide", guide):
+                        guide_sites = guide.run()
+                    with named_failure("model", model):
+                        model_sites = self._probe_model(model, guide_sites)
                 except ZeroDivisionError as error:
                     raise EmptyBatchError("the batch is empty: pass at least one datum") from error
                 layout = self._layout(guide_sites, model_sites)

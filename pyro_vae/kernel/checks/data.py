@@ -45,10 +45,12 @@ def check_not_shared(site: SiteRecord, layout: Layout) -> None:
     if layout.datum_dim is None or not site.event_dim or layout.batch_size == 1:
         return
     if len(batch) < -layout.datum_dim or batch[layout.datum_dim] == 1:
+        first = site.event_dim > 1 and site.value.shape[0] == layout.batch_size
+        swallowed = f". If its first axis holds the data, .to_event({site.event_dim}) counts them too: write one less"
         raise ArgumentError(
             f"the plate '{layout.datum_plate}' holds {layout.batch_size} data, but the observed site '{site.name}' has one "
             f"value of shape {tuple(site.value.shape)} for all of them. A single datum needs its own axis: pass x[None] or "
-            "x[:1]. If all data do share this observation, expand it to one row per datum"
+            f"x[:1]. If all data do share this observation, expand it to one row per datum{swallowed if first else ''}"
         )
 
 

@@ -10,6 +10,7 @@ from ...densities import innermost
 from ...errors import DatumPlateError, EmptyBatchError, GlobalLatentError, StructureError, SubsamplingError, quoted
 from ..recorder import Layout, Site
 from .autoguides import auto_sites
+from .subsamples import different_sizes
 
 INFER: Final = "infer"  # the default of `datum_plate=`: find the plate that all sites share
 
@@ -80,10 +81,7 @@ def find_layout(
     if unsized:
         sizes |= {batch_shape(s)[dim] for s in members if len(batch_shape(s)) >= -dim} - {1} or {1}
     if len(sizes) > 1:
-        raise DatumPlateError(
-            f"plate '{name}' has sizes {sorted(sizes)} in model and guide: they must agree (an autoguide has parameters for "
-            "the data it was first run on, and for no others)"
-        )
+        raise DatumPlateError(different_sizes(name, sizes))
     size = sizes.pop()
     if size == 0:
         raise EmptyBatchError("the batch is empty: pass at least one datum")
@@ -148,8 +146,25 @@ def find_datum_plate(sites: Collection[Site]) -> str:
     )
 
 
-def check_plates(site: Site, layout: Layout) -> None:
-    """Every batch dimension must be declared; nothing inside a datum may be subsampled or of unknown size."""
+def swallowed_plates(sites: Collection[Site], layout: Layout) -> str:
+    """A hint where the event of a site seems to hold the data of the plate."""
+    for site in sites:
+        event, batch = site.fn.event_shape, site.fn.batch_shape
+        in_plate = layout.datum_dim is not None and len(batch) >= -layout.datum_dim and batch[layout.datum_dim] == 1
+        if site.fn.event_dim and event[0] == layout.batch_size and (in_plate or not batch or batch == event[:1]):
+            return (
+                f"The event of '{site.name}' has the shape {tuple(event)}, and its first size is that of the plate "
+                f"'{layout.datum_plate}': .to_event({site.fn.event_dim}) seems to count the data as well, write "
+                f".to_event({site.fn.event_dim - 1})"
+            )
+    return ""
+
+
+def check_plates(site: Site, layout: Layout, sites: Collection[Site] = ()) -> None:
+    """Every batch dimension must be declared; nothing inside a datum may be subsampled or of unknown size.
+
+    :param sites: all sites, for a hint.
+    """
     for frame in site.frames:
         full_size = frame.full_size if frame.full_size is not None else frame.size
         if frame.name != layout.datum_plate:
@@ -168,5 +183,5 @@ def check_plates(site: Site, layout: Layout) -> None:
         if shape[dim] != 1 and dim not in declared:
             raise StructureError(
                 f"site '{site.name}' has batch dimension {dim} of size {shape[dim]} that no plate declares: add "
-                ".to_event(...) for dimensions of one datum, or a pyro.plate"
+                f".to_event(...) for dimensions of one datum, or a pyro.plate. {swallowed_plates(sites, layout)}".rstrip()
             )

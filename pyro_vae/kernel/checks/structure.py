@@ -123,7 +123,7 @@ def analyse(
     axes, axes_in_scope = enumeration_axes(enumerated, model_enumerated, model_sites)
     layout = replace(layout, enumerated=(*enumerated, *model_enumerated), axes=axes)
     for site in all_sites:
-        check_plates(site, layout)
+        check_plates(site, layout, all_sites)
     check_enumeration(enumerated, model_enumerated, layout)
     drawn = [s for s in all_sites if not s.is_observed]
     layout = replace(

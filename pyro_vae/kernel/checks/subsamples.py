@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,7 +28,14 @@ def check_subsample(plate: str, fn: Any, given: Any, known: Tensor, known_size: 
         return
     size = fn.size if fn.subsample_size is None else min(fn.subsample_size, fn.size)
     if len(known) != size and not size == fn.size == known_size:
-        raise DatumPlateError(f"plate '{plate}' has sizes {sorted({len(known), size})} in model and guide: they must agree")
+        raise DatumPlateError(different_sizes(plate, {len(known), size}))
+
+
+def different_sizes(plate: str, sizes: Collection[int]) -> str:
+    return (
+        f"plate '{plate}' has sizes {sorted(sizes)} in model and guide: give it the number of the data on both sides, as in "
+        f"pyro.plate('{plate}', len(x)). An autoguide has parameters for the data that it was first run on, and no others"
+    )
 
 
 def same_indices(given: Any, known: Tensor) -> bool:
