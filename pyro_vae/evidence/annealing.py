@@ -63,10 +63,10 @@ class Annealing:
         guide, model = summed_draws(call, guide, model)
         if not call.structure.latents:
             raise LocalFitError("all latents are summed out, so there is nothing to anneal: use ImportanceSampling")
-        if call.structure.prior_sites:
+        if call.structure.read_prior_sites:
             raise LocalFitError(
-                f"{quoted(call.structure.prior_sites)} would be drawn from the prior anew at every step of a chain: use "
-                "AdaptiveImportanceSampling, or add them to the guide"
+                f"{quoted(call.structure.read_prior_sites)} would be drawn from the prior anew at every step of a chain: "
+                "use AdaptiveImportanceSampling, or add them to the guide"
             )
         known = (*call.structure.latents, *call.structure.guide_enumerated)
         hidden = [name for name in guide if name not in known]

@@ -98,8 +98,8 @@ def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
             "with a subsampled plate nobody knows whose latents these are: call the model with all simulated data"
         )
     missing = [name for name in structure.latents if name not in latents]
-    summed_out = (*structure.guide_enumerated, *structure.model_enumerated)
-    unknown = [name for name in latents if name not in (*structure.latents, *summed_out)]
+    left_out = (*structure.guide_enumerated, *structure.model_enumerated, *structure.prior_sites)
+    unknown = [name for name in latents if name not in (*structure.latents, *left_out)]
     if missing or unknown:
         raise LatentsError(
             f"latents= must hold the latent sites {quoted(structure.latents)}, got {quoted(latents)}: pass "

@@ -65,8 +65,8 @@ class ExactEvidence(Estimator):
     """
 
     def estimate(self, call: Call) -> Evidence:
-        if call.structure.prior_sites:
-            raise LocalFitError(f"{quoted(call.structure.prior_sites)} would be drawn from the prior: add to the guide")
+        if call.structure.read_prior_sites:
+            raise LocalFitError(f"{quoted(call.structure.read_prior_sites)} would be drawn from the prior: add to the guide")
         guide, model, weights = guide_draws(call)
         return exact_record(call, exact(call, guide, model, weights), weights.elbo)
 

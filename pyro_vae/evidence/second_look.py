@@ -79,7 +79,7 @@ def why_not(call: Call, num_particles: int, wanted: bool, fewest: int) -> str | 
         return f"not judged below {fewest:,} particles"
     if not call.structure.latents:
         return "all latents are summed out"
-    if call.structure.prior_sites:
+    if call.structure.read_prior_sites:
         return "the prior draws some latents (prior_sites)"
     return None
 

@@ -112,6 +112,8 @@ def rebuilt_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int)
         value = value.expand(batch_shape + value.shape[len(fn.batch_shape) :])
         transform = transform_to(constraint)
         parameters[name] = transform(shift(name, transform.inv(value), event_dim + own_event, unit_of(fn, name, value)))
+    if isinstance(getattr(fn, "temperature", None), Tensor) and "temperature" not in fn.arg_constraints:
+        parameters["temperature"] = fn.temperature  # of a relaxed distribution: part of the family, and stays
     try:
         return type(fn)(**parameters)
     except (TypeError, NotImplementedError) as error:

@@ -43,7 +43,7 @@ def choose_executions(
         layout = replace(structure.layout, along_expanded=frozenset(dependent))
         guide.layout = model.layout = layout
         structure = replace(structure, layout=layout, depend_on_enumerated=dependent)
-        reference = choose_for_model(model, values, structure, num_particles, folds=not allow_dropout)
+        reference, read = choose_for_model(model, values, structure, num_particles, folds=not allow_dropout)
     if watch.saw_dropout and not allow_dropout:
         raise HiddenRandomnessError(
             "dropout is active, so every evaluation is of another random network: call .eval() on the modules of model and "
@@ -51,7 +51,7 @@ def choose_executions(
         )
     moving = frozenset(name for name, site in reference.items() if site.is_observed and bounds_vary(site.fns))
     looped = {side: p.why_looped for side, p in (("guide", guide), ("model", model)) if p.execution == "loop"}
-    return replace(structure, observed_with_moving_support=moving, looped=looped)
+    return replace(structure, observed_with_moving_support=moving, looped=looped, read_prior_sites=read)
 
 
 def choose_for_guide(guide: Program, structure: Structure, num_particles: int, folds: bool) -> dict[str, Tensor]:
@@ -102,7 +102,8 @@ def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
 
 def choose_for_model(
     model: Program, values: dict[str, Tensor], structure: Structure, num_particles: int, folds: bool
-) -> Record:
+) -> tuple[Record, tuple[str, ...]]:
+    """The densities of a loop at these values, and the sites drawn from the prior that others read."""
     model.execution = "loop"
     if structure.layout.enumerated:
         values = values_for_model(values, structure)
@@ -111,6 +112,7 @@ def choose_for_model(
         values = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
     with axes_by_name(structure.layout.enumerated):
         reference = score(model, values, num_particles)
+    read = read_prior_sites(model, values, reference, structure, num_particles)
     values |= {name: reference[name].value for name in structure.prior_sites}
     if not agree(reference, score(model, values, num_particles), structure, num_particles):
         raise HiddenRandomnessError(hidden_randomness("model"))
@@ -135,12 +137,24 @@ def choose_for_model(
             if agree(reference, record, structure, num_particles):
                 if candidate == "folded":
                     refuse_read_draws(model, values)
-                return reference
+                return reference, read
             model.why_looped = OTHER_NUMBERS
         except Exception as error:
             model.why_looped = first_line(error)
     model.execution = "loop"
-    return reference
+    return reference, read
+
+
+def read_prior_sites(
+    model: Program, values: Values, reference: Record, structure: Structure, num_particles: int
+) -> tuple[str, ...]:
+    """The sites drawn from the prior, or none of them where other draws of theirs change no other density."""
+    if not structure.prior_sites:
+        return ()
+    others = {name: site for name, site in reference.items() if name not in structure.prior_sites}
+    redrawn = score(model, values, num_particles)
+    same = agree(others, {name: redrawn[name] for name in others}, structure, num_particles)
+    return () if same else structure.prior_sites
 
 
 def hidden_randomness(what: str) -> str:

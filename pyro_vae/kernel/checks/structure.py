@@ -48,6 +48,7 @@ class Structure:
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
     unpacked: tuple[str, ...] = ()  # auxiliary draws of the guide, and the latents that Deltas set from them
     left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
+    read_prior_sites: tuple[str, ...] = ()  # those of `prior_sites` that other sites depend on
     indicators: tuple[str, ...] = ()  # discrete draws of the guide alone, summed out of log q
     looped: Mapping[str, str] = field(default_factory=dict)  # why "guide" or "model" runs for one particle at a time
     axes_in_scope: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # of the model's sites, see `axes_at`
@@ -124,6 +125,7 @@ def analyse(
     layout = replace(layout, enumerated=(*enumerated, *model_enumerated), axes=axes)
     for site in all_sites:
         check_plates(site, layout, all_sites)
+        check_straight_through(site)
     check_enumeration(enumerated, model_enumerated, layout)
     drawn = [s for s in all_sites if not s.is_observed]
     layout = replace(
@@ -256,6 +258,16 @@ def check_reach(name: str, guide: Site, model: Site) -> None:
             f"the guide's site '{name}' cannot draw all values that its prior can ({type(innermost(guide.fn)).__name__} "
             f"against {type(innermost(model.fn)).__name__}), so log p(x) would come out too low: use a family with the "
             "support of the prior"
+        )
+
+
+def check_straight_through(site: Site) -> None:
+    family = type(innermost(site.fn)).__name__
+    if not site.is_observed and family.endswith("StraightThrough"):
+        raise StructureError(
+            f"the site '{site.name}' is {family}: its draws are rounded, and their density is that of the numbers before "
+            "rounding, which are gone when the draws are scored again. Evaluate with "
+            f"{family.removesuffix('StraightThrough')} on both sides"
         )
 
 
