@@ -37,13 +37,22 @@ class Factor:
 
 
 def sum_of_sites(log_probs: Mapping[str, Tensor], model: Record, structure: Structure) -> Tensor:
-    """Sum the log-densities of sites of the model, (*E, K, *plates), over sites and plates, and enumerated ones out.
+    """Sum the log-densities of sites of the model, (*E, K, *plates), over sites and plates, and sum out what it enumerates.
 
-    Returns (K, *plates) with a size of one for the plates inside the datum.
+    Returns (*E, K, *plates) with a size of one for the plates inside the datum; E are the sites that the guide enumerates.
     """
     plates = {name: inner_plates(model[name], structure.layout) for name in log_probs}
     factors = [factor_of(name, log_prob, plates, structure) for name, log_prob in log_probs.items()]
-    return summed_out(factors, {name: frozenset(own) for name, own in plates.items()})
+    kept = structure.guide_enumerated
+    left = summed_out(factors, {name: frozenset(own) for name, own in plates.items()}, frozenset(kept))
+    return functools.reduce(operator.add, (in_order(factor, kept[::-1]) for factor in left))
+
+
+def in_order(factor: Factor, sites: Sequence[str]) -> Tensor:
+    """(*values of these sites, K, *plates), with a size of one for those that the factor does not read."""
+    order = sorted(range(len(factor.sites)), key=lambda dim: sites.index(factor.sites[dim]))
+    tensor = factor.tensor.permute(*order, *range(len(order), factor.tensor.ndim))
+    return tensor[tuple(slice(None) if site in factor.sites else None for site in sites)]
 
 
 def inner_plates(site: SiteRecord, layout: Layout) -> dict[str, int]:
@@ -74,21 +83,23 @@ def factor_of(name: str, log_prob: Tensor, plates: Mapping[str, Mapping[str, int
     return Factor(tensor, tuple(read[dim] for dim in order), plates[name])
 
 
-def summed_out(factors: Iterable[Factor], plates_of: Mapping[str, frozenset[str]]) -> Tensor:
-    """log sum_e exp(sum of the factors), summed over the plates: (K, *plates) with a size of one for those in the datum.
+def summed_out(
+    factors: Iterable[Factor], plates_of: Mapping[str, frozenset[str]], kept: frozenset[str] = frozenset()
+) -> list[Factor]:
+    """Factors of the sites in `kept` alone, all others summed out, outside of all plates inside the datum.
 
-    :param plates_of: the plates inside the datum by enumerated site.
+    :param plates_of: the plates inside the datum by enumerated site; those in `kept` lie in none.
 
     The innermost plates come first: what is enumerated in them is summed out, then the logarithms add up over the plate.
     """
     factors = list(factors)
-    while any(factor.sites or factor.plates for factor in factors):
-        context = max((frozenset(f.plates) for f in factors if f.sites or f.plates), key=lambda p: (len(p), sorted(p)))
+    while unfinished := [f for f in factors if f.plates or not kept.issuperset(f.sites)]:
+        context = max((frozenset(f.plates) for f in unfinished), key=lambda p: (len(p), sorted(p)))
         here = [f for f in factors if f.plates.keys() == context]
         factors = [f for f in factors if f.plates.keys() != context]
-        here = eliminated(here, [name for name, plates in plates_of.items() if plates == context])
+        here = eliminated(here, [n for n, plates in plates_of.items() if plates == context and n not in kept])
         factors += [out_of_plates(f, context, plates_of) if context else f for f in here]
-    return functools.reduce(operator.add, (factor.tensor for factor in factors))
+    return factors
 
 
 def eliminated(factors: Sequence[Factor], names: Iterable[str]) -> list[Factor]:

@@ -161,89 +161,80 @@ class LogDensities:
     @cached_property
     def log_joint(self) -> Tensor:
         """log p(x, z), shape (K, B): enumerated sites are summed out."""
-        if self._enumerated_in_model_alone:
-            return self._eliminated((*self.observed, *self.unobserved))
-        return self._summed_out(self.log_likelihood + self.log_prior)
+        return self._over_values(self.log_joint_of_values)
 
     @cached_property
     def log_joint_of_values(self) -> Tensor:
-        """log p(x, z, e), (*E, K, B) for the values e that the guide enumerates; those of the model are summed out."""
-        log_joint = self._with_all_axes(self.log_likelihood + self.log_prior)
-        # The axes of `layout.enumerated` run from right to left: those of the model are the leftmost.
-        num_model = len(self.structure.model_enumerated)
-        return log_joint.logsumexp(tuple(range(num_model))) if num_model else log_joint
+        """log p(x, z, e), (*E, K, B) for the values e that the guide enumerates; those of the model alone are summed out."""
+        if not self.structure.model_enumerated:
+            return self._with_guide_axes(self.log_likelihood + self.log_prior)
+        return self._eliminated((*self.observed, *self.unobserved))
 
     @cached_property
     def log_marginal_prior(self) -> Tensor:
         """log p(z) of the sampled latents, shape (K, B): enumerated sites are summed out."""
-        if self._enumerated_in_model_alone:
-            return self._eliminated(self.unobserved)
-        return self._summed_out(self.log_prior)
+        if not self.structure.model_enumerated:
+            return self._over_values(self._with_guide_axes(self.log_prior))
+        return self._over_values(self._eliminated(self.unobserved))
 
     @cached_property
     def log_marginal_guide(self) -> Tensor:
         """log q(z given x) of the sampled latents, shape (K, B): enumerated sites are summed out."""
-        return self._summed_out(self.log_guide)
+        return self._over_values(self._with_guide_axes(self.log_guide))
 
     @property
     def log_guide_in_order(self) -> dict[str, Tensor]:
         """log q of each site given the sites before it, enumerated ones summed out: (K, B) each, for log q in total."""
         sites = {n: self.log_guide_by_site[n] for n in self.guide if n in self.log_guide_by_site}
-        return self._in_order(sites, lambda names: self._summed_out(self._sum({n: sites[n] for n in names})))
+        return self._in_order(sites, lambda names: self._with_guide_axes(self._sum({n: sites[n] for n in names})))
 
     @property
     def log_prior_in_order(self) -> dict[str, Tensor]:
         """log p of each site given the sites before it in the model, as `log_guide_in_order`."""
         sites = {n: self.log_prior_by_site[n] for n in self.model if n in self.unobserved}
-        if self._enumerated_in_model_alone:
+        if self.structure.model_enumerated:
             return self._in_order(sites, self._eliminated)
-        return self._in_order(sites, lambda names: self._summed_out(self._sum({n: sites[n] for n in names})))
+        return self._in_order(sites, lambda names: self._with_guide_axes(self._sum({n: sites[n] for n in names})))
 
     def _in_order(self, names: Collection[str], log_density: Callable[[list[str]], Tensor]) -> dict[str, Tensor]:
-        """Differences of the log-densities, (K, B), of ever more sites."""
+        """Differences of the log-densities of ever more sites, (*E, K, B), summed over the values."""
         found, before = {}, torch.zeros(())
         for number, name in enumerate(names, start=1):
-            total = log_density(list(names)[:number])
+            total = self._over_values(log_density(list(names)[:number]))
             found[name], before = total - before.to(total), total
         return found
 
     @cached_property
     def log_weight(self) -> Tensor:
-        if self._enumerated_in_model_alone:
-            return self.log_joint - self.log_guide
         # Not log_guide minus those that are enumerated: a value that the guide never takes has a log q of -inf.
         enumerated = self.structure.guide_enumerated
         sampled = self._sum({n: s for n, s in self.log_guide_by_site.items() if n not in enumerated})
-        return self._summed_out(self.log_likelihood + self.log_prior - sampled)
+        return self._over_values(self.log_joint_of_values - self._with_guide_axes(sampled))
 
     @cached_property
     def elbo(self) -> Tensor:
         if not self.structure.guide_enumerated:
             return self.log_weight
-        num_model = len(self.structure.model_enumerated)
-        bound = self.log_joint_of_values - self._guide_axes(self.log_guide, num_model)
+        bound = self.log_joint_of_values - self._with_guide_axes(self.log_guide)
         log_q = self._sum({n: self.log_guide_by_site[n] for n in self.structure.guide_enumerated})
-        weights = self._guide_axes(log_q, num_model).exp()
+        weights = self._with_guide_axes(log_q).exp()
         # 0 x -inf is 0 here: a value of no probability under q does not count.
         bound = torch.where(weights > 0, weights * bound, torch.zeros_like(bound)).sum(self._axes(bound))
         return self.per_particle(bound)
 
-    @property
-    def _enumerated_in_model_alone(self) -> bool:
-        return bool(self.structure.model_enumerated) and not self.structure.guide_enumerated
-
     def _eliminated(self, names: Collection[str]) -> Tensor:
-        """(K, B): the sum of the log-densities of these sites of the model, what it enumerates summed out."""
+        """(*E, K, B): the sum of the log-densities of these sites of the model, what it alone enumerates summed out."""
         log_probs = {n: self.masked(n, self.model) for n in names}
-        return self.per_particle(reduce_to_datum(sum_of_sites(log_probs, self.model, self.structure), self.layout))
+        total = sum_of_sites(log_probs, self.model, self.structure)
+        return self._with_guide_axes(self.per_particle(reduce_to_datum(total, self.layout)))
 
-    def _summed_out(self, tensor: Tensor) -> Tensor:
-        """(*E, K, B) to (K, B): the logarithm of the sum over the values of what is enumerated."""
-        tensor = self._with_all_axes(tensor)
-        return self.per_particle(tensor.logsumexp(self._axes(tensor)) if self.layout.enumerated else tensor)
+    def _over_values(self, tensor: Tensor) -> Tensor:
+        """(*E, K, B) to (K, B): the logarithm of the sum over the values of what the guide enumerates."""
+        return self.per_particle(tensor.logsumexp(self._axes(tensor)) if tensor.ndim > 2 else tensor)
 
-    def _with_all_axes(self, tensor: Tensor) -> Tensor:
-        return padded(tensor, len(self.layout.enumerated) + 2)
+    def _with_guide_axes(self, tensor: Tensor) -> Tensor:
+        """One axis for each site that the guide enumerates: the first of them next to the particles."""
+        return padded(tensor, len(self.structure.guide_enumerated) + 2)
 
     @staticmethod
     def _axes(tensor: Tensor) -> tuple[int, ...]:
@@ -252,10 +243,3 @@ class LogDensities:
     def per_particle(self, tensor: Tensor) -> Tensor:
         """Expand to all particles where nothing was sampled."""
         return tensor.expand(*tensor.shape[:-2], self.num_particles, self.layout.batch_size)
-
-    def _guide_axes(self, tensor: Tensor, num_model: int) -> Tensor:
-        """Drop the axes of size one of what the model enumerates, on which log q does not depend."""
-        tensor = self._with_all_axes(tensor)
-        for _ in range(num_model):
-            tensor = tensor.squeeze(0)
-        return tensor

@@ -14,7 +14,7 @@ from pyro.ops.einsum.torch_log import einsum
 
 import pyro_vae as pv
 from pyro_vae.errors import EnumerationError
-from pyro_vae.kernel import elimination
+from pyro_vae.kernel import Pair, elimination
 from pyro_vae.kernel.elimination import Factor, summed_out
 
 PARALLEL = {"enumerate": "parallel"}
@@ -102,7 +102,7 @@ def test_random_factors(seed):
     for name in plates_of:  # two copies of everything are enough for brute force
         values[name] = min(values[name], 2)
     factors = [Factor(f.tensor[tuple(slice(values[n]) for n in f.sites)], f.sites, f.plates) for f in factors]
-    found = summed_out(factors, plates_of)
+    found = sum(factor.tensor for factor in summed_out(factors, plates_of))
     assert found.shape[-3:] == (1, 1, 2)
     assert torch.allclose(found[:, 0, 0].expand(2, 2), brute_force(factors, plates_of, values, sizes), atol=1e-10)
 
@@ -112,8 +112,8 @@ def test_factors_that_are_high_at_different_values():
     a = torch.tensor([0.0, -2000.0], dtype=F64).reshape(2, 1, 1)
     b = torch.tensor([[-2000.0, -2100.0], [0.0, 0.0]], dtype=F64).reshape(2, 2, 1, 1)
     assert einsum("s,st->", a[:, 0, 0], b[..., 0, 0]).item() == -math.inf
-    found = summed_out([Factor(a, ("s",), {}), Factor(b, ("s", "t"), {})], {"s": frozenset(), "t": frozenset()})
-    assert found.item() == pytest.approx(-2000.0 + math.log(3), abs=1e-9)
+    (found,) = summed_out([Factor(a, ("s",), {}), Factor(b, ("s", "t"), {})], {"s": frozenset(), "t": frozenset()})
+    assert found.tensor.item() == pytest.approx(-2000.0 + math.log(3), abs=1e-9)
 
 
 # --- chains
@@ -395,25 +395,83 @@ def test_reading_further_back_than_the_chain_says_is_refused(length):
         evidence(model, no_guide, bits(3, length))
 
 
-def test_what_the_guide_enumerates_lies_outside_of_inner_plates_and_beside_no_chain():
+GUESS = torch.tensor([0.2, 0.5, 0.3], dtype=F64)
+
+
+def nested_terms(x):
+    """log p(x, c), (3, B)."""
+    total = []
+    for c in range(3):
+        log_prior = [dist.Bernoulli(torch.tensor(0.2 + 0.3 * c, dtype=F64)).log_prob(x.new_tensor(g)) for g in (0.0, 1.0)]
+        groups = [p + dist.Normal(x.new_tensor(g + 0.5 * c), 1.0).log_prob(x).sum(0) for g, p in enumerate(log_prior)]
+        total.append(INITIAL[c].log() + torch.stack(groups).logsumexp(0).sum(0))
+    return torch.stack(total)
+
+
+def test_a_guide_that_enumerates_beside_what_the_model_sums_out_in_plates():
+    """c in guide and model, g in the groups of the model alone: log p(x), L[q] and the gaps are sums."""
+
     def guide(x):
         with pyro.plate("data", x.shape[2]):
-            pyro.sample("c", dist.Categorical(INITIAL), infer=PARALLEL)
+            pyro.sample("c", dist.Categorical(GUESS), infer=PARALLEL)
 
-    with pytest.raises(EnumerationError, match="'g' lies in a plate inside the datum.*enumerate nothing in the guide"):
-        evidence(nested, guide, torch.randn(3, 2, 4, dtype=F64))
+    x = torch.randn(3, 2, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    terms, log_q = nested_terms(x), GUESS.log()[:, None]
+    found = evidence(nested, guide, x)
+    assert torch.allclose(found.log_evidence, nested_truth(x), atol=1e-10)
+    assert torch.allclose(found.elbo, (log_q.exp() * (terms - log_q)).sum(0), atol=1e-10)
+    gaps = evidence(nested, guide, x, estimator=pv.InferenceGaps)
+    assert torch.allclose(gaps.optimal_elbo, nested_truth(x), atol=1e-9)
+    assert torch.allclose(gaps.elbo, found.elbo, atol=1e-9)
 
-    def chain_and_class(y):
+    def both(x):
+        guide(x)
+        with pyro.plate("data", x.shape[2]), pyro.plate("groups", 2, dim=-2):
+            pyro.sample("g", dist.Bernoulli(x.new_tensor(0.5)), infer=PARALLEL)
+
+    with pytest.raises(EnumerationError, match="'g' lies in a plate inside the datum.*leave it out of the guide"):
+        evidence(nested, both, x)
+
+
+def test_a_guide_that_enumerates_beside_a_chain_and_a_drawn_latent():
+    """Class c in the guide, states of the model alone, and z given c: weights of the draws by hand, length 3 and 30."""
+    shift = torch.tensor([-1.0, 1.5], dtype=F64)
+
+    def model(y):
         with pyro.plate("sequences", len(y)):
-            pyro.sample("c", dist.Bernoulli(y.new_tensor(0.5)), infer=PARALLEL)
-        hmm(y)
+            c = pyro.sample("c", dist.Bernoulli(y.new_tensor(0.4)), infer=PARALLEL).long()
+            z = pyro.sample("z", dist.Normal(shift[c], 1.0))
+            s = None
+            for t in pyro.markov(range(y.shape[1])):
+                s = pyro.sample(f"s{t}", dist.Categorical(INITIAL if s is None else MOVE[s]), infer=PARALLEL)
+                pyro.sample(f"y{t}", dist.Bernoulli(torch.sigmoid(2 * s - 2 + 0.3 * z + c)), obs=y[:, t])
 
-    def class_guide(y):
+    def guide(y):
         with pyro.plate("sequences", len(y)):
-            pyro.sample("c", dist.Bernoulli(y.new_tensor(0.5)), infer=PARALLEL)
+            c = pyro.sample("c", dist.Bernoulli(y.new_tensor(0.3)), infer=PARALLEL).long()
+            pyro.sample("z", dist.Normal(shift[c] / 2, 1.3))
 
-    with pytest.raises(EnumerationError, match="beside a chain"):
-        evidence(chain_and_class, class_guide, bits(3, 4))
+    for length in (3, 30):
+        y = bits(4, length)
+        with Pair(model, guide).open((y,), {}, 0) as call, torch.no_grad():
+            drawn = call.draw(5)
+            weights = call.weigh(drawn, call.score(call.latent_values(drawn), 5), 5)
+            z = drawn["z"].value.expand(2, 5, 4)
+            log_weight, elbo = weights.log_weight, weights.elbo
+        per_class, bound = [], []
+        for c, (prior, guess) in enumerate(((0.6, 0.7), (0.4, 0.3))):
+            states = torch.arange(3, dtype=F64)
+            logits = 2 * states - 2 + 0.3 * z[c, ..., None] + c  # (K, B, 3)
+            emissions = torch.stack([dist.Bernoulli(logits=logits).log_prob(y[:, t, None]) for t in range(length)], -2)
+            chain = INITIAL.log() + emissions[..., 0, :]
+            for t in range(1, length):
+                chain = (chain.unsqueeze(-1) + MOVE.log()).logsumexp(-2) + emissions[..., t, :]
+            log_p = chain.logsumexp(-1) + dist.Normal(shift[c], 1.0).log_prob(z[c]) + math.log(prior)
+            log_q = dist.Normal(shift[c] / 2, 1.3).log_prob(z[c])
+            per_class.append(log_p - log_q)
+            bound.append(guess * (log_p - log_q - math.log(guess)))
+        assert torch.allclose(log_weight, torch.stack(per_class).logsumexp(0), atol=1e-9)
+        assert torch.allclose(elbo, torch.stack(bound).sum(0), atol=1e-9)
 
 
 def test_a_table_too_large_is_refused_before_it_is_made(monkeypatch):
