@@ -45,6 +45,12 @@ def of_one_value(transform: Any) -> Any:
     return transform
 
 
+def is_angle(fn: Any) -> bool:
+    """Whether the density is one over the circle, periodic: torch calls the support of a von Mises the reals."""
+    family = type(innermost(fn)).__name__
+    return "VonMises" in family or family.startswith("Sine")
+
+
 def has_edges(fn: Any) -> bool:
     """Whether the support of a continuous distribution may end somewhere."""
     base = innermost(fn)

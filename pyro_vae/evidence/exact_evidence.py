@@ -22,6 +22,7 @@ CHECKS = 300  # points from the prior and around the maximum at which a joint mu
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
 REACH = 15.0  # standard deviations of the prior on each side: logarithms of Gammas have long tails
 FEWEST, MOST = 2**6, {1: 2**16, 2: 2**10}  # points per axis
+TURNS = 8.0  # radians to each side of the centre of an angle, beyond which less than 1e-9 of its density lies
 COARSE, MOST_ZOOMS = {1: 2**10, 2: 2**6}, 20  # points per axis to look for the joint with
 NEGLIGIBLE = 40.0  # nats below the highest point
 BENT = 5e-4  # of p(x), by which a straight line beyond the end of the floats may be wrong
@@ -85,7 +86,10 @@ def exact(call: Call, guide: Any, model: Any, weights: LogDensities) -> Tensor:
             f"no exact log p(x): {space.dim} continuous latents per datum, and a joint density that is not Gaussian. Use "
             "AnnealedImportanceSampling"
         )
-    log_evidence = quadrature(space, u.mean(0), u.std(0))
+    centre, spread = u.mean(0), u.std(0)
+    if space.centre is not None:  # all turns of an angle that matter
+        spread = torch.where(space.centre.isnan(), spread, TURNS / REACH)
+    log_evidence = quadrature(space, space.near_centre(centre), spread)
     if bool(space.end_in_doubt(log_evidence, NEGLIGIBLE, BENT).any()):
         raise LocalFitError(
             "no exact log p(x): the joint density still rises or bends where floats no longer tell a latent from the end "

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..kernel import Call, Record
@@ -29,6 +30,7 @@ from .summary import guide_draws, mean_std_error, summed_draws
 START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
 NEGLIGIBLE = 20.0  # nats below log p(x), of a density at an end of the floats
 BENT = 2e-3  # of p(x), by which a straight line beyond the end of the floats may be wrong
+RECENTRED = 2  # fits more where latents are angles
 SIGMAS, ROUNDING = 5.0, 0.05  # errors and nats by which log p(x) may lie below the ELBO
 CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
 SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
@@ -102,11 +104,18 @@ def fit_proposals(
     """From draws of the guide, what the model made of them and their ELBO terms."""
     space = LatentSpace(call, guide, model)
     call.set_noise(Noise.GUIDE, 1)
-    u = space.filled(space.pack(call.latent_values(call.draw_latents(START_PARTICLES)))[0])
-    moments = u.mean(0), u.std(0)
+    packed = space.pack(call.latent_values(call.draw_latents(START_PARTICLES)))[0]
+    moments = moments_of(space.filled(packed))
     floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1
     num_gradients = num_gradients or num_gradients_for(num_particles, space.dim)
     component, points = fit_with_points(space, *moments, num_gradients, floor)
+    for _ in range(0 if space.centre is None else RECENTRED):  # until the posterior of an angle lies on one turn
+        highest = points.log_joint.nan_to_num(nan=-math.inf).argmax(0)
+        best = points.u[highest, torch.arange(len(highest), device=highest.device)]
+        space.centre_at(best)
+        moments = moments_of(space.filled(packed))
+        spread = component.tril.square().sum(-1).sqrt()
+        component, points = fit_with_points(space, space.near_centre(best), spread, num_gradients, floor)
     why_not = why_not_searched(proposal, space.dim)
     if why_not:
         return Fitted(space, MixtureProposal.of(component, student=proposal == "student"), moments, why_not=why_not)
@@ -115,6 +124,10 @@ def fit_proposals(
     starts = u, space.densities(model, u, log_det)[0]
     chosen, found = search(space, component, points, starts, num_starts_for(num_particles))
     return Fitted(space, chosen, moments, found)
+
+
+def moments_of(u: Tensor) -> tuple[Tensor, Tensor]:
+    return u.mean(0), u.std(0)
 
 
 def why_not_searched(proposal: Proposal, dim: int) -> str:

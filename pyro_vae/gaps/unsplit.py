@@ -20,6 +20,13 @@ def why_not_split(call: Call) -> str:
     call.set_noise(Noise.PROBE, 2)
     drawn = {n: s for n, s in call.draw(1).items() if not s.is_observed and n not in call.layout.enumerated}
     names = [name for name, site in drawn.items() if not innermost(site.fns[0]).has_rsample]
+    order = call.structure.guide_sites
+    late = [name for name in call.structure.indicators if any(n in drawn for n in order[: order.index(name)])]
+    if late:
+        return (
+            f"the guide draws {quoted(late)} after latents, whose moves the probabilities would follow without a gradient, "
+            "so the guide cannot be fitted per datum"
+        )
     if not names:
         return ""
     return f"draws of {quoted(names)} are not reparameterised, so the guide cannot be fitted per datum"

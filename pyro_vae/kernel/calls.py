@@ -88,13 +88,15 @@ class Call:
             return score(self.guide, values, num_particles)
         return summed_over(self.guide, draw(self.guide, 1), values, self.structure, num_particles)
 
-    def draw_summed(self, num_particles: int) -> Record:
-        """Draw from q(z given x) with what the guide enumerates summed out of the log-densities, which have no axis E."""
+    def summed(self, drawn: Record, model: Record, num_particles: int) -> Record:
+        """Draws of `draw_latents` with what the guide enumerates summed out of their log-densities: no axis E, no formulas.
+
+        :param model: the model at these draws, for its masks.
+        """
         if not self.structure.guide_enumerated:
-            return self.draw(num_particles)
-        drawn = draw(ancestral(self.guide), num_particles)
+            return drawn
         scored = self.score_guide(self.latent_values(drawn), num_particles)
-        log_probs = LogDensities(self.structure, scored, scored, num_particles).log_guide_in_order
+        log_probs = LogDensities(self.structure, scored, model, num_particles).log_guide_in_order
         mixed = self.structure.depend_on_enumerated
         return {n: summed_site(drawn[n], log_probs[n], self.layout) if n in mixed else drawn[n] for n in drawn}
 
@@ -103,7 +105,7 @@ class Call:
 
         Values have no axis E, and log q(z given x) at them is `log_guide`.
         """
-        if not self.structure.depend_on_enumerated:
+        if not self.structure.guide_enumerated:
             return self.draw(num_particles)
         return draw(ancestral(self.guide), num_particles)
 

@@ -38,6 +38,8 @@ def summed_over(
         record = score(guide, {**values, **chosen}, num_particles, adjust=adjust)
         total = torch.zeros((), device=next(iter(values.values())).device)
         for name, site in record.items():
+            if name not in structure.guide_sites and not name.endswith("_unconstrained"):
+                continue  # a loss of the guide's own, left out of log q
             total = total + reduce_to_datum(site.log_prob, layout)
             totals.setdefault(name, []).append(total)
     before: Tensor | float = 0.0

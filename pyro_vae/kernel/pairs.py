@@ -127,9 +127,8 @@ class Pair:
                 except ZeroDivisionError as error:
                     raise EmptyBatchError("the batch is empty: pass at least one datum") from error
                 layout = self._layout(guide_sites, model_sites)
-                known = guide.layout.batch_size
                 guide.layout = model.layout = layout
-                if not layout.unsized or known == layout.batch_size:
+                if not layout.unsized:
                     break
         if not self.in_training:
             # Bounds that are tensors may depend on latents: those are looked at with more than one particle.

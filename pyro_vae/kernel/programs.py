@@ -1,6 +1,7 @@
 """`draw` and `score`, and the four ways to execute a program for K particles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -91,6 +92,17 @@ def ancestral(program: Program) -> Program:
     return drawing
 
 
+@contextmanager
+def looping_after_failure(program: Program) -> Iterator[None]:
+    """Where a program fails on many copies of its data (a table that ends), it runs one particle at a time from then on."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, StructureError):
+            raise
+        program.execution = "loop"
+
+
 def draw(
     program: Program, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None
 ) -> Record:
@@ -100,7 +112,8 @@ def draw(
     the cuts of each run of the program, see `Recorder`.
     """
     if program.execution == "folded" and num_particles > 1:
-        return folded_draws(program, num_particles, adjust)
+        with looping_after_failure(program):
+            return folded_draws(program, num_particles, adjust)
     num_runs = 1 if program.execution == "leading" else num_particles
     chains: list[list[Cut] | None] = [None if cuts is None else [] for _ in range(num_runs)]
     if cuts is not None:
@@ -120,7 +133,8 @@ def score(program: Program, values: Values, num_particles: int, *, adjust: Adjus
     if program.execution == "vmap":
         return vmapped_record(program, values, num_particles)
     if program.execution == "folded" and num_particles > 1:
-        return folded_scores(program, values, num_particles, adjust)
+        with looping_after_failure(program):
+            return folded_scores(program, values, num_particles, adjust)
     plain = [program.plain_values(values, k) for k in range(num_particles)]
     runs = [split_joint_draw(program.fn, program.run(values=v, adjust=adjust)) for v in plain]
     return looped_record(runs, program.layout)

@@ -101,7 +101,7 @@ def draw_guide(call: Call) -> Record:
     refuse_without_draws(call)
     call.one_by_one()
     call.set_noise(Noise.GUIDE, 0)
-    return call.draw_summed(1)
+    return call.draw_latents(1)
 
 
 def sample_of_batch(call: Call, guide: Record, free: Collection[str]) -> LatentSample:

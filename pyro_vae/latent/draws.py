@@ -100,9 +100,10 @@ class Collector:
         first: Record | None = None
         for k in range(self.num_particles):
             call.set_noise(Noise.GUIDE, k)
-            guide = call.draw_summed(1)
+            guide = call.draw_latents(1)
             values = call.latent_values(guide)
             model = call.score(values, 1)
+            guide = call.summed(guide, model, 1)
             weights = call.weigh(guide, model, 1)
             if first is None:
                 first = guide

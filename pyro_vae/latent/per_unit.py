@@ -62,8 +62,9 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
     sampled: frozenset[str] | None = None
     for k in range(num_particles):
         call.set_noise(Noise.GUIDE, k)
-        guide = call.draw_summed(1)
+        guide = call.draw_latents(1)
         model = call.score(call.latent_values(guide), 1)
+        guide = call.summed(guide, model, 1)
         weights = call.weigh(guide, model, 1)
         if sampled is None:
             sampled = sites_without_formula(call, guide, model)
@@ -139,7 +140,7 @@ def site_terms(
     else:
         exact = joint_kl(q, p) if by_formula and not mixed and q is not None else None
         site_kl = sampled_kl(name, weights) if exact is None else masked_kl(exact, weights.joint_mask(name), layout)
-        one = means.shape[1] == 1
+        one = means.shape[1] == 1 and name not in jointly_drawn(guide, [name])
         kl = site_kl.unsqueeze(1) if one else torch.full_like(means, torch.nan, dtype=site_kl.dtype)
     if not means.is_floating_point():
         means = means.to(site_kl.dtype)

@@ -17,7 +17,7 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
-from ..densities import innermost, support_of, support_values
+from ..densities import TRANSFORMED, innermost, is_angle, support_of, support_values
 from ..errors import LocalFitError
 from ..kernel import Call
 from .circle import Wrapped
@@ -95,10 +95,12 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
     transforms: dict[str, Transform] = {}
     for name in call.structure.latents:
         base = innermost(sites[name].fn)
-        if "VonMises" in type(base).__name__ or type(base).__name__.startswith("Sine"):
+        mixture = isinstance(base, torch.distributions.MixtureSameFamily)
+        if is_angle(base.component_distribution if mixture else base):
             transforms[name] = Wrapped()
             continue
-        mixture = isinstance(base, torch.distributions.MixtureSameFamily)
+        if type(base) in TRANSFORMED and is_angle(base.base_dist):
+            raise LocalFitError(f"the latent site '{name}' is a transformed angle, whose space is not known. {REMEDY}")
         support = support_of(base.component_distribution if mixture else sites[name].fn)
         if support is None:  # a flow of another library: taken for the reals, and the record says so
             transforms[name] = identity_transform

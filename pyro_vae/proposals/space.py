@@ -10,7 +10,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 from ..errors import LocalFitError
 from ..kernel import Call, LogDensities, Record, reduce_to_datum
 from .bijections import find_transforms, limits, num_values
-from .circle import Wrapped, log_window, mean_direction, some_turn
+from .circle import Wrapped, log_window, mean_direction, some_turn, wrapped
 from .gradients import REMEDY
 
 
@@ -21,6 +21,7 @@ class LatentSpace:
     alone, but keeps the space proper.
 
     :ivar dim: D.
+    :ivar centre: (B, D), where the turns of an angle are counted from, NaN for other latents; `None` where none is an angle.
     :ivar num_values: (D,), of a discrete latent how many values it has, u being the number of the value from 0 on; zero for
         the others. `None` where no latent is discrete.
     :ivar cut: (B,), the highest log p(x, u) so far at an end of the floats beyond which it rises: what lies there is lost.
@@ -58,7 +59,7 @@ class LatentSpace:
         self.cut = torch.full((self.layout.batch_size,), -math.inf, dtype=torch.float64, device=call.device)
         self.bent = self.cut.clone()
         weights = call.weigh(guide, model, len(next(iter(values.values()))))
-        self._centre = self._centre_of_angles(values, weights)
+        self.centre = self._directions(values, weights)
         self.masked = self._masked_dims(weights)
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -169,8 +170,8 @@ class LatentSpace:
 
     def filled(self, u: Tensor) -> Tensor:
         """Replace masked latents by draws of their filler, and angles by one of their turns, see `_with_filler`."""
-        if self._centre is not None:
-            u = torch.where(self._centre.isnan(), u, some_turn(u, self._centre.nan_to_num()))
+        if self.centre is not None:
+            u = torch.where(self.centre.isnan(), u, some_turn(u, self.centre.nan_to_num()))
         if self.masked is None:
             return u
         filler = torch.randn_like(u)
@@ -186,9 +187,9 @@ class LatentSpace:
 
     def _with_filler(self, log_density: Tensor, u: Tensor) -> Tensor:
         """Add the density of masked latents, standard normal or, where they are discrete, uniform, and that of turns."""
-        if self._centre is not None:
-            no_turns = self._centre.isnan() if self.masked is None else self._centre.isnan() | self.masked
-            log_density = log_density + torch.where(no_turns, 0.0, log_window(u, self._centre.nan_to_num())).sum(-1)
+        if self.centre is not None:
+            no_turns = self.centre.isnan() if self.masked is None else self.centre.isnan() | self.masked
+            log_density = log_density + torch.where(no_turns, 0.0, log_window(u, self.centre.nan_to_num())).sum(-1)
         if self.masked is None:
             return log_density
         filler = -0.5 * (u.square() + math.log(2 * math.pi))
@@ -212,7 +213,16 @@ class LatentSpace:
             flags.append(self._flat(~kept.expand(1, *shape)))
         return torch.cat(flags, -1)[0]
 
-    def _centre_of_angles(self, values: Mapping[str, Tensor], weights: LogDensities) -> Tensor | None:
+    def centre_at(self, u: Tensor) -> None:
+        """Count the turns of angles from u, (B, D), on."""
+        if self.centre is not None:
+            self.centre = torch.where(self.centre.isnan(), math.nan, wrapped(u))
+
+    def near_centre(self, u: Tensor) -> Tensor:
+        """u, (B, D), with angles at the centre."""
+        return u if self.centre is None else torch.where(self.centre.isnan(), u, self.centre)
+
+    def _directions(self, values: Mapping[str, Tensor], weights: LogDensities) -> Tensor | None:
         """(B, D), the mean direction of the guide's draws of angles, by weight, NaN for other latents; `None` without."""
         if Wrapped() not in self._transforms.values():
             return None

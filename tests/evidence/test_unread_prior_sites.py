@@ -49,6 +49,20 @@ def test_one_that_is_read_is_refused_in_chains_and_sums():
             estimator(with_holes, guide, seed=0)(X, True)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rare_site_that_is_read_is_seen_for_any_seed(seed):
+    """Two draws of a rare class are alike: what reads it is known by provenance, not by luck."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            w = pyro.sample("w", dist.Bernoulli(x.new_full((len(x),), 0.01)))
+            pyro.sample("x", dist.Normal(z + 8 * w, 1.0), obs=x)
+
+    with pytest.raises(LocalFitError, match="'w' would be drawn from the prior"):
+        pv.ExactEvidence(model, guide, prior_sites=["w"], seed=seed)(X)
+
+
 @pytest.mark.parametrize("family", [dist.RelaxedOneHotCategorical, dist.RelaxedBernoulli])
 def test_relaxed_distributions_in_gaps_and_their_straight_through_kind(family):
     """The temperature is part of the family. A kind that rounds its draws is refused; the message names the other."""

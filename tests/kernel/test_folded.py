@@ -281,3 +281,96 @@ def test_offsets_of_latents_with_fewer_plates_than_others():
         covariance = torch.full((2, 2), 1.0) + 2 * torch.eye(2)
         right = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(x.T)
         assert torch.allclose(gaps.optimal_elbo, right, atol=5e-3)  # the family holds the posterior
+
+
+def by_size(x):
+    """Another model for more than fifty rows, which the data alone never have."""
+    return 1.0 if len(x) > 50 else 0.0
+
+
+@pytest.mark.parametrize("num_data", [1, 4])
+def test_a_program_that_looks_at_the_size_of_its_batch(num_data):
+    vae = Recurrent()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(vae.decode(z) + by_size(x), 0.5).to_event(2), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), D), 0.9).to_event(1))
+
+    x = randn(num_data, T, X)
+    result = weigh(model, guide, x, K=60)
+    z = result.values["z"]
+    with torch.no_grad():
+        mean = torch.stack([vae.decode(particle) for particle in z])
+    right = normal(x, mean, 0.5).sum((-1, -2)) + (normal(z, 0.0, 1.0) - normal(z, 0.0, 0.9)).sum(-1)
+    assert_close(result.log_weight, right, atol=1e-9)
+    assert result.executions[1] == "loop"
+
+
+def test_a_table_that_ends_before_all_copies_do():
+    """Eight rows serve the copies of the check in part; a later run on more falls back to a loop."""
+    vae, table = Recurrent(), torch.zeros(400, D)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(table[: len(x)], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(vae.decode(z), 0.5).to_event(2), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), D), 0.9).to_event(1))
+
+    x = randn(4, T, X)
+    pair = Pair(model, guide)
+    for K in (50, 200):
+        result = weigh(None, None, x, pair=pair, K=K)
+        z = result.values["z"]
+        with torch.no_grad():
+            mean = torch.stack([vae.decode(particle) for particle in z])
+        right = normal(x, mean, 0.5).sum((-1, -2)) + (normal(z, 0.0, 1.0) - normal(z, 0.0, 0.9)).sum(-1)
+        assert_close(result.log_weight, right, atol=1e-9)
+
+
+SIZED = {
+    "nonzero": lambda z: (z > 1.5).nonzero().numel(),
+    "index": lambda z: z[z > 1.5].shape[0],
+    "where": lambda z: len(torch.where(z > 1.5)[0]),
+    "masked_select": lambda z: torch.masked_select(z, z > 1.5).numel(),
+}
+
+
+@pytest.mark.parametrize("read", SIZED)
+def test_a_shape_that_depends_on_a_draw_is_a_read(read):
+    """One datum, and a scale of four where z is above 1.5: by quadrature -3.8504. A particle axis would decide for all."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 4.0 if SIZED[read](z) else 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.2))
+
+    x = torch.tensor([3.0])
+    grid = torch.linspace(-12, 12, 24001)
+    scale = torch.where(grid > 1.5, 4.0, 1.0)
+    truth = (normal(grid, 0.0, 1.0) + dist.Normal(grid, scale).log_prob(x)).logsumexp(0) + math.log(1e-3)
+    found = pv.ImportanceSampling(model, guide, num_particles=3000, seed=0, check=False)(x)
+    assert abs(float(found.log_evidence) - float(truth)) < 5 * float(found.std_error) < 0.2
+    assert "model" in found.looped
+
+
+def test_an_unsized_plate_of_one_datum():
+    model, guide, net = sizes("no size")
+    x = randn(1, X)
+    result = weigh(model, guide, x, K=5)
+    z = result.values["z"].expand(5, 1, D)
+    with torch.no_grad():
+        mean = net(z.reshape(-1, 1, D))[0].reshape(5, 1, X)
+    right = normal(x, mean, 0.5).sum(-1) + (normal(z, 0.0, 1.0) - normal(z, 1.0, 0.9)).sum(-1)
+    assert_close(result.log_weight, right, atol=1e-9)

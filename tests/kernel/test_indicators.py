@@ -181,3 +181,38 @@ def test_training_refuses_what_has_no_gradient_and_the_remedy_trains():
     elbo = pv.ImportanceWeightedELBO(num_particles=2)
     with pytest.raises(AuxiliarySiteError, match="MixtureSameFamily"):
         elbo.differentiable_loss(model, program, X)
+
+
+def test_a_loss_of_the_guide_is_no_part_of_the_sum():
+    """An auxiliary observation between indicator and latent that reads the indicator."""
+
+    def with_loss(x):
+        with pyro.plate("data", len(x)):
+            i = pyro.sample("i", dist.Categorical(SHARES.expand(len(x), 3)), infer={"is_auxiliary": True})
+            pyro.sample("label", dist.Normal(1.0 * i, 0.3), obs=x, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(LOCS[i] * (1 + 0.05 * x), 0.4))
+
+    result = weigh(model, with_loss, X, K=5)
+    z = result.values["z"]
+    assert_close(result.log_weight, normal(z, 0.0, 2.0) + normal(X, z * z, 0.5) - log_q(z, X), atol=1e-10)
+
+
+def test_an_indicator_after_latents_leaves_the_gap_whole():
+    """Its probabilities follow the latents that a fit would move, and their gradient is not known."""
+
+    def late(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 1.0))
+            j = pyro.sample("j", dist.Bernoulli(torch.sigmoid(4 * z)))
+            pyro.sample("w", dist.Normal(j, 1.0))
+
+    def two(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            w = pyro.sample("w", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    gaps = pv.InferenceGaps(two, late, num_particles=300, seed=0)(X)
+    assert "'j' after latents" in gaps.unsplit
+    truth = normal(X, 0.0, math.sqrt(3.0))
+    assert ((gaps.log_evidence - truth).abs() < 5 * gaps.std_errors["log_evidence"] + 1e-3).all()

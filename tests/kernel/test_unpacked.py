@@ -81,6 +81,7 @@ def test_surgery_and_units_of_unpacked_draws():
     kl = torch.distributions.kl_divergence(posterior(X), prior).mean()
     units = pv.ActiveUnits(chain, joint, num_particles=500, seed=0)([X], progress=False)
     assert abs(float(units.site_kl["a+b"].value - kl)) < 4.5 * float(units.site_kl["a+b"].std_error) < 0.2
+    assert bool(units.kl.isnan().all())  # a joint density has no parts
     same = pv.ELBOSurgery(vector, vector_guide, num_particles=500, seed=1)([X], progress=False)
     for guide in (joint, Easy(chain)):
         found = pv.ELBOSurgery(chain, guide, num_particles=500, seed=0)([X], progress=False)

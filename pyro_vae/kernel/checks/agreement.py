@@ -4,21 +4,24 @@ Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program
 """
 
 import warnings
+from copy import copy
 from dataclasses import replace
 
 import torch
+from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
 
-from ...errors import BatchCouplingError, HiddenRandomnessError
+from ...errors import BatchCouplingError, HiddenRandomnessError, StructureError
+from ...noise import NOISE_BLOCK
 from ..isolation import LayerWatch
 from ..log_densities import masked_sum
 from ..programs import Execution, Program, Values, ancestral, draw, score
-from ..records import Record, close
+from ..records import Record, close, narrow_record
 from .data import bounds_vary
 from .discrete import told_apart
 from .enumerated import axes_by_name, check_enumerated_axes
 from .givens import check_fixed_densities, check_fixed_values
-from .reads import ValueWatch, refuse_read_draws
+from .reads import LostProvenance, ValueWatch, refuse_read_draws
 from .structure import Structure
 
 OTHER_NUMBERS = "with many particles at once it gives other densities"
@@ -66,15 +69,18 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int, f
     for candidate in candidates("leading", "folded", folds=folds):
         try:
             guide.execution = candidate
-            with ValueWatch(active=candidate == "leading"):
+            with ValueWatch(num_particles if candidate == "leading" else None):
                 found = draw(guide, num_particles)
                 for site in found.values():
                     site.log_prob  # noqa: B018  computed here, watched
+            if guide.execution != candidate:
+                raise StructureError("it fails on copies of its data")
             guide.execution = "loop"
             values = replayable(found, structure)
             if agree(score(guide, values, num_particles), found, structure, num_particles):
                 if candidate == "folded":
                     refuse_read_draws(guide, values)
+                    check_wide(guide, values, structure, num_particles)
                 chosen = candidate
                 break
             guide.why_looped = OTHER_NUMBERS
@@ -84,6 +90,23 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int, f
     values = values_of(drawn, structure)
     check_enumerated_axes(guide, values, drawn, structure)
     return {name: told_apart(drawn[name], structure.layout) for name in values}
+
+
+def check_wide(program: Program, values: Values, structure: Structure, num_particles: int) -> None:
+    """Raise where a noise block of folded particles differs from a loop: a program may look at the size of its batch."""
+    layout = structure.layout
+    first = torch.arange(NOISE_BLOCK) % num_particles
+    wide, own = copy(program), copy(program)
+    wide.execution, own.execution = "folded", "loop"
+    many = {}
+    for name, value in values.items():
+        axis = value.ndim - layout.num_plates - layout.event_dims[name] - 1
+        many[name] = value if value.shape[axis] == 1 else value.index_select(axis, first.to(value.device))
+    record = score(wide, many, NOISE_BLOCK)
+    reference = score(own, values, num_particles)
+    for start in (0, NOISE_BLOCK - NOISE_BLOCK % num_particles - num_particles):
+        if not agree(reference, narrow_record(record, layout, start, num_particles), structure, num_particles):
+            raise StructureError("on many copies of the data it gives other densities")
 
 
 def first_line(error: Exception) -> str:
@@ -112,7 +135,7 @@ def choose_for_model(
         values = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
     with axes_by_name(structure.layout.enumerated):
         reference = score(model, values, num_particles)
-    read = read_prior_sites(model, values, reference, structure, num_particles)
+    read = read_prior_sites(model, values, structure)
     values |= {name: reference[name].value for name in structure.prior_sites}
     if not agree(reference, score(model, values, num_particles), structure, num_particles):
         raise HiddenRandomnessError(hidden_randomness("model"))
@@ -128,15 +151,18 @@ def choose_for_model(
             continue
         try:
             model.execution = candidate
-            with ValueWatch(active=candidate == "leading"), warnings.catch_warnings():
+            with ValueWatch(num_particles if candidate == "leading" else None), warnings.catch_warnings():
                 # torch says so where it has no batched kernel under vmap (GRU cells) and loops itself.
                 warnings.filterwarnings("error", "There is a performance drop")
                 record = score(model, values, num_particles)
                 for site in record.values():
                     site.log_prob  # noqa: B018  computed here, watched
+            if model.execution != candidate:
+                raise StructureError("it fails on copies of its data")
             if agree(reference, record, structure, num_particles):
                 if candidate == "folded":
                     refuse_read_draws(model, values)
+                    check_wide(model, values, structure, num_particles)
                 return reference, read
             model.why_looped = OTHER_NUMBERS
         except Exception as error:
@@ -145,16 +171,17 @@ def choose_for_model(
     return reference, read
 
 
-def read_prior_sites(
-    model: Program, values: Values, reference: Record, structure: Structure, num_particles: int
-) -> tuple[str, ...]:
-    """The sites drawn from the prior, or none of them where other draws of theirs change no other density."""
-    if not structure.prior_sites:
+def read_prior_sites(model: Program, values: Values, structure: Structure) -> tuple[str, ...]:
+    """The sites drawn from the prior if others read them, by the provenance of their densities; none otherwise."""
+    names = frozenset(structure.prior_sites)
+    if not names:
         return ()
-    others = {name: site for name, site in reference.items() if name not in structure.prior_sites}
-    redrawn = score(model, values, num_particles)
-    same = agree(others, {name: redrawn[name] for name in others}, structure, num_particles)
-    return () if same else structure.prior_sites
+    plain = model.plain_values(values, 0)
+    drawn = {name: site.value for name, site in model.run(values=plain).items() if name in names}
+    with LostProvenance() as lost:
+        sites = model.run(values={**plain, **{n: track_provenance(v, frozenset({n})) for n, v in drawn.items()}})
+        read = [get_provenance(site.log_prob()) for name, site in sites.items() if name not in names]
+    return structure.prior_sites if names & frozenset().union(lost.names, *read) else ()
 
 
 def hidden_randomness(what: str) -> str:

@@ -18,8 +18,9 @@ OF_DTYPES = ("dtype", "scalar type", "Long", "Double", "Float")
 
 def check_forward(side: str, program: Any) -> None:
     """Refuse a module that is no program: `vae` in the place of `vae.model`."""
-    own_call = type(program).__call__ is not torch.nn.Module.__call__  # messengers of Pyro, which are modules
-    if isinstance(program, torch.nn.Module) and not own_call and type(program).forward is torch.nn.Module.forward:
+    if not isinstance(program, torch.nn.Module) or type(program).__call__ is not torch.nn.Module.__call__:
+        return  # messengers of Pyro are modules with a call of their own
+    if getattr(program.forward, "__func__", None) is torch.nn.Module.forward:
         methods = [name for name in ("model", "guide") if callable(getattr(program, name, None))]
         remedy = f"pass its method, {' or '.join(f'.{name}' for name in methods)}" if methods else "write its forward"
         raise ArgumentError(f"the {side} is a {type(program).__name__}, a module that cannot be called: {remedy}")

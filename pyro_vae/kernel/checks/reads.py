@@ -8,28 +8,45 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ...arguments import tensors_in
 from ...errors import StructureError
 from ..programs import Program
 
 READS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__", "__contains__"}
 READS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+COUNTS = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"}
 SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 
 
 class ValueWatch(TorchFunctionMode):
     """Raises where a program reads a tensor into Python: with a particle axis, an `if` decides once for all particles.
 
-    The few particles of the check may agree by luck. (`torch.vmap` raises by itself, and only for drawn values.)
+    The few particles of the check may agree by luck. (`torch.vmap` raises by itself, and only for drawn values.) A shape
+    that depends on values is such a read too, where the tensor has an axis of particles.
+
+    :param num_particles: a size that no other axis has; `None` lets everything pass.
     """
 
-    def __init__(self, active: bool = True) -> None:
+    def __init__(self, num_particles: int | None) -> None:
         super().__init__()
-        self.active = active
+        self.num_particles = num_particles
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.active and getattr(func, "__name__", "") in READS:
-            raise StructureError("the program reads the value of a tensor")
+        if self.num_particles is not None:
+            name = getattr(func, "__name__", "")
+            counted = tensors_in(values_behind_shape(name, args, kwargs or {}))
+            if name in READS or any(self.num_particles in tensor.shape for tensor in counted):
+                raise StructureError("the program reads the value of a tensor")
         return func(*args, **(kwargs or {}))
+
+
+def values_behind_shape(name: str, args: Any, kwargs: Any) -> Any:
+    """What decides the shape of a result by its values: of `nonzero` and its kind all, of an index its truth values."""
+    if name in COUNTS or (name == "where" and len(args) + len(kwargs) == 1):
+        return [args, kwargs]
+    if name == "__getitem__":
+        return [t for t in tensors_in(args[1:]) if t.dtype in (torch.bool, torch.uint8)]
+    return ()
 
 
 class Sizes(TorchFunctionMode):
@@ -52,9 +69,10 @@ class LostProvenance(Sizes):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or "out" in (kwargs or {})
         if in_place or name in READS or name == "tensor":
             self.names |= get_provenance([args, kwargs])
+        self.names |= get_provenance(list(tensors_in(values_behind_shape(name, args, kwargs or {}))))
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -62,7 +80,9 @@ class DrawsWatch(LostProvenance):
     """Raises where a draw is read, or anything once the trace of a draw is lost. What depends on data alone may be read."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in READS and (self.names or get_provenance([args, kwargs])):
+        name = getattr(func, "__name__", "")
+        counted = list(tensors_in(values_behind_shape(name, args, kwargs or {})))
+        if (name in READS and (self.names or get_provenance([args, kwargs]))) or get_provenance(counted):
             raise StructureError("the program reads the value of a draw")
         return super().__torch_function__(func, types, args, kwargs)
 

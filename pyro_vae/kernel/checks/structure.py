@@ -10,7 +10,7 @@ from pyro.poutine import unwrap
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from ...densities import has_edges, innermost, inside_support, is_discrete, support_of
+from ...densities import has_edges, innermost, inside_support, is_angle, is_discrete, support_of
 from ...errors import (
     AuxiliarySiteError,
     EnumerationError,
@@ -237,6 +237,7 @@ def match_sites(
                 "transformed draw). Only a latent outside the plate of the data may be a point, which is then given"
             )
         check_reach(name, site, partner)
+        check_circle(name, site, partner)
         if site.fn.event_dim != partner.fn.event_dim or squeezed(site) != squeezed(partner):
             raise SiteMismatchError(
                 f"site '{name}' differs in shape: guide batch {tuple(site.fn.batch_shape)} event "
@@ -258,6 +259,18 @@ def check_reach(name: str, guide: Site, model: Site) -> None:
             f"the guide's site '{name}' cannot draw all values that its prior can ({type(innermost(guide.fn)).__name__} "
             f"against {type(innermost(model.fn)).__name__}), so log p(x) would come out too low: use a family with the "
             "support of the prior"
+        )
+
+
+def check_circle(name: str, guide: Site, model: Site) -> None:
+    """Refuse densities on the line against those on the circle: they are of different things."""
+    on_line = support_of(innermost(guide.fn)) is torch.distributions.constraints.real
+    drawn_before = isinstance(innermost(guide.fn), dist.Delta)  # an autoguide, which draws on the line
+    if is_angle(model.fn) and not is_angle(guide.fn) and (on_line or drawn_before):
+        raise SiteMismatchError(
+            f"the guide's site '{name}' is a density on the line ({type(innermost(guide.fn)).__name__}), and its prior one "
+            f"on the circle ({type(innermost(model.fn)).__name__}), where numbers that are 2 pi apart are the same: draw it "
+            "from a VonMises in the guide"
         )
 
 
