@@ -24,6 +24,7 @@ from .givens import check_fixed_densities, check_fixed_values
 from .reads import LostProvenance, ValueWatch, refuse_read_draws
 from .structure import Structure
 
+MOST_BYTES = 2**26  # of the largest site in a run on many copies of the data
 OTHER_NUMBERS = "with many particles at once it gives other densities"
 
 
@@ -95,16 +96,19 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int, f
 def check_wide(program: Program, values: Values, structure: Structure, num_particles: int) -> None:
     """Raise where a noise block of folded particles differs from a loop: a program may look at the size of its batch."""
     layout = structure.layout
-    first = torch.arange(NOISE_BLOCK) % num_particles
+    number = min(NOISE_BLOCK, MOST_BYTES // max(structure.bytes_per_particle, 1))
+    if number < 2 * num_particles:
+        return
+    first = torch.arange(number) % num_particles
     wide, own = copy(program), copy(program)
     wide.execution, own.execution = "folded", "loop"
     many = {}
     for name, value in values.items():
         axis = value.ndim - layout.num_plates - layout.event_dims[name] - 1
         many[name] = value if value.shape[axis] == 1 else value.index_select(axis, first.to(value.device))
-    record = score(wide, many, NOISE_BLOCK)
+    record = score(wide, many, number)
     reference = score(own, values, num_particles)
-    for start in (0, NOISE_BLOCK - NOISE_BLOCK % num_particles - num_particles):
+    for start in (0, number - number % num_particles - num_particles):
         if not agree(reference, narrow_record(record, layout, start, num_particles), structure, num_particles):
             raise StructureError("on many copies of the data it gives other densities")
 
