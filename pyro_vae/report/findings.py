@@ -167,9 +167,12 @@ def total(parts: list[Estimate]) -> Estimate:
 
 
 def upper_end(estimate: Estimate) -> float:
-    """Of the interval for the population, or for these data where there is one datum."""
+    """Of the interval for the population, or for these data where there is one datum; of what cannot be negative.
+
+    An estimate below zero is noise: its interval starts at zero, or it would claim more than it knows.
+    """
     error = estimate.std_error if bool(estimate.sampling_error.isnan()) else estimate.sampling_error
-    return float(estimate.value) + normal_quantile(LEVEL) * float(error)
+    return max(float(estimate.value), 0.0) + normal_quantile(LEVEL) * float(error)
 
 
 def text(estimate: Estimate) -> str:

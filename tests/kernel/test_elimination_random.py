@@ -104,3 +104,37 @@ def test_the_sum_is_that_of_pyro(seed):
         truth = -TraceEnum_ELBO(max_plate_nesting=3, strict_enumeration_warning=False).loss(model, lambda: None)
     assert len(found) == NUM_DATA
     assert found.log_evidence.sum().item() == pytest.approx(truth, abs=1e-8)
+
+
+def guide_of(seed):
+    """Enumerates some of the classes of the datum, each given those before it."""
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    classes = [s for s in random_statements(draw) if s.kind == "class" and not s.context]
+    chosen = [s for s in classes if draw.random() < 0.7]
+    tables = [
+        torch.rand(*[c.num_values for c in chosen[:i]], s.num_values, generator=generator, dtype=F64) + 0.05
+        for i, s in enumerate(chosen)
+    ]
+
+    def guide():
+        values = ()
+        with pyro.plate("data", NUM_DATA, dim=-1):
+            for s, table in zip(chosen, tables, strict=True):
+                probs = table[values].expand(NUM_DATA, s.num_values) if not values else table[values]
+                values = (*values, pyro.sample(s.name, dist.Categorical(probs), infer=PARALLEL))
+
+    return guide, len(chosen)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_guide_that_enumerates_beside_them(seed):
+    """log p(x) is that without a guide, and L[q] that of Pyro."""
+    model, (guide, number) = random_model(seed), guide_of(seed)
+    if not number:
+        pytest.skip("no class of the datum")
+    with quiet():
+        found = pv.ImportanceSampling(model, guide, num_particles=2, datum_plate="data", check=False, seed=0)()
+        pyro_elbo = TraceEnum_ELBO(max_plate_nesting=3, strict_enumeration_warning=False)
+        truth, elbo = (-pyro_elbo.loss(model, q) for q in (lambda: None, guide))
+    assert found.log_evidence.sum().item() == pytest.approx(truth, abs=1e-8)
+    assert found.elbo.sum().item() == pytest.approx(elbo, abs=1e-8)

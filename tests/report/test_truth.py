@@ -13,7 +13,9 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import HiddenRandomnessError
+from pyro_vae.records import Estimate
 from pyro_vae.records import doubts as table
+from pyro_vae.report.findings import SMALL, upper_end
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +177,10 @@ def test_active_dropout_is_refused_by_every_number(side):
     thinned.eval()
     for name in ("evidence", "units", "surgery"):
         numbers[name]()
+
+
+def test_a_mutual_information_below_zero_proves_no_blind_encoder():
+    """From a few data it is noise: -.057 +- .053 leaves room for a tenth of a nat. Well measured, it does not."""
+    few = Estimate(torch.tensor(-0.057), torch.tensor(0.053), torch.tensor(0.053))
+    many = Estimate(torch.tensor(-0.001), torch.tensor(0.01), torch.tensor(0.01))
+    assert upper_end(few) > SMALL > upper_end(many)
