@@ -80,11 +80,14 @@ def inside_support(fn: Any, value: Tensor) -> Tensor:
 def next_to_far_end(fn: Any, value: Tensor) -> Tensor | None:
     """Whether values, (*batch, *event), lie a few roundings from an end of their support that is not zero, (*batch).
 
-    `None` where the support has no such end. Next to zero floats are fine.
+    `None` where the support has no such end. Next to zero floats are fine. Ends that are tensors are left alone: they are
+    those of a Uniform, which is flat up to its end.
     """
     support: Any = support_of(fn)
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
+    if bounds_of(support):
+        return None
     near = None
     for end in (getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)):
         if end is not None and not is_discrete(fn) and value.is_floating_point():

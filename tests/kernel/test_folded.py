@@ -374,3 +374,47 @@ def test_an_unsized_plate_of_one_datum():
         mean = net(z.reshape(-1, 1, D))[0].reshape(5, 1, X)
     right = normal(x, mean, 0.5).sum(-1) + (normal(z, 0.0, 1.0) - normal(z, 1.0, 0.9)).sum(-1)
     assert_close(result.log_weight, right, atol=1e-9)
+
+
+def test_a_guide_whose_support_has_tensors_for_ends():
+    """The ends of the copies have another shape than the draws: z ~ U(0, 2), by quadrature."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(len(x)), torch.full((len(x),), 2.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        zero = 0.0 * float(x.sum())  # read into Python
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(torch.zeros(len(x)) + zero, torch.full((len(x),), 2.0)))
+
+    x = torch.tensor([0.3, 1.5, 2.0, -0.4])
+    with Pair(model, guide).open((x,), {}, 0) as call:
+        assert call.guide.execution == "folded"
+    standard = dist.Normal(torch.zeros(()), 1.0)
+    truth = (standard.cdf(2.0 - x) - standard.cdf(-x)).log() - math.log(2.0)
+    found = pv.ImportanceSampling(model, guide, num_particles=2000, seed=0, check=False)(x)
+    assert ((found.log_evidence - truth).abs() < 5 * found.std_error + 1e-3).all() and bool((found.std_error < 0.05).all())
+
+
+def test_masked_counts_of_unequal_numbers_of_trials():
+    """Masked latents are moved to other values of their support, which the copies of the data have more of."""
+    x = torch.tensor([0.3, 2.2, -1.0, 4.5])
+    present, trials = x > 0, x.abs().ceil() + 2
+
+    def model(x, trials):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x > 0):
+            n = pyro.sample("n", dist.Binomial(trials, torch.full((len(x),), 0.5)))
+            pyro.sample("x", dist.Normal(n, 1.0), obs=x)
+
+    def guide(x, trials):
+        half = 0.5 + 0.0 * float(x.sum())  # read into Python
+        with pyro.plate("data", len(x)), poutine.mask(mask=x > 0):
+            pyro.sample("n", dist.Binomial(trials, torch.full((len(x),), half)))
+
+    n = torch.arange(8.0).unsqueeze(-1)
+    log_prior = torch.where(n <= trials, dist.Binomial(trials, torch.tensor(0.5)).log_prob(n.minimum(trials)), -torch.inf)
+    truth = torch.where(present, (log_prior + normal(x, n, 1.0)).logsumexp(0), 0.0)
+    found = pv.ImportanceSampling(model, guide, num_particles=3000, seed=0, check=False)(x, trials)
+    assert ((found.log_evidence - truth).abs() < 5 * found.std_error + 1e-9).all() and bool((found.std_error < 0.1).all())

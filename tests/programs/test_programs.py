@@ -25,8 +25,9 @@ def test_a_row(make):
 
 
 def test_the_table_is_what_was_found():
-    if len(FOUND) < len(PROGRAMS) * len(COLUMNS):
-        pytest.skip("not all rows were run")
+    """Every row and note that was found stands there; without zuko one row less is found."""
     text = PAGE.read_text()
     assert START in text and END in text
-    assert written(text, table(FOUND)) == text, "run python -m tests.programs"
+    assert set(table(FOUND).splitlines()) <= set(text.splitlines()), "run python -m tests.programs"
+    if len(FOUND) == len(PROGRAMS) * len(COLUMNS):
+        assert written(text, table(FOUND)) == text, "run python -m tests.programs"

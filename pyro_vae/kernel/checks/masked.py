@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -79,10 +79,10 @@ def varies_when_moved(call: Call, kept: Mapping[str, Tensor], guide: Record, mod
     layout, first = call.layout, call.first_particle(model)
     moved = [n for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated]
     values = {n: first[n].value for n in moved}
-    drawn = call.draw(MOVES)
+    drawn, plain = call.draw(MOVES), call.draw(1)
     before = LogDensities(call.structure, call.first_particle(guide), first, 1)
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
-    moves = {name: moves_of(drawn[name], layout.num_plates + layout.event_dims[name]) for name in kept}
+    moves = {name: moves_of(drawn[name], plain[name].fns[0], layout.num_plates + layout.event_dims[name]) for name in kept}
     for step in range(max(map(len, moves.values()))):
         swapped = dict(values)
         for name, mask in kept.items():
@@ -101,11 +101,14 @@ def varies_when_moved(call: Call, kept: Mapping[str, Tensor], guide: Record, mod
     return changed
 
 
-def moves_of(site: SiteRecord, width: int) -> list[Tensor]:
-    """Other values for a latent, canonical for one particle, whose axis lies `width` dimensions from the right."""
+def moves_of(site: SiteRecord, fn: Any, width: int) -> list[Tensor]:
+    """Other values for a latent, canonical for one particle, whose axis lies `width` dimensions from the right.
+
+    :param fn: its distribution in a run for one particle.
+    """
     axis = -(width + 1)
     draws = [site.value.narrow(axis, k if site.value.shape[axis] > 1 else 0, 1) for k in range(MOVES)]
-    fn, value = site.fns[-1], draws[0]
+    value = draws[0]
     if not is_discrete(fn):
         return draws
     support = support_values(fn)
