@@ -32,7 +32,6 @@ def summed_over(
     """
     layout = structure.layout
     totals: dict[str, list[Tensor]] = {}  # by site, the log-densities up to there, one (K, B) for each combination
-    uniform = 0.0  # an indicator that has not been drawn yet counts as uniform, and sums to one
     record: Record = {}
     for chosen in combinations(drawn, structure):
         record = score(guide, {**values, **chosen}, num_particles, adjust=adjust)
@@ -42,12 +41,12 @@ def summed_over(
                 continue  # a loss of the guide's own, left out of log q
             total = total + reduce_to_datum(site.log_prob, layout)
             totals.setdefault(name, []).append(total)
-    before: Tensor | float = 0.0
+    before: Tensor | float | None = None
     result: Record = {}
     for name, terms in totals.items():
-        if name in structure.indicators:
-            uniform += math.log(len(numbered_values(drawn, name)))
-        summed = torch.stack(terms).logsumexp(0) - math.log(len(terms)) + uniform
+        summed = torch.stack(terms).logsumexp(0)
+        if before is None:  # sites before all indicators are alike in all terms
+            before = math.log(len(terms))
         if name not in structure.indicators:
             result[name] = summed_site(record[name], summed - before, layout)
         before = summed

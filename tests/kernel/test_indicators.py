@@ -216,3 +216,26 @@ def test_an_indicator_after_latents_leaves_the_gap_whole():
     assert "'j' after latents" in gaps.unsplit
     truth = normal(X, 0.0, math.sqrt(3.0))
     assert ((gaps.log_evidence - truth).abs() < 5 * gaps.std_errors["log_evidence"] + 1e-3).all()
+
+
+def test_a_latent_before_all_indicators():
+    """z from its own density, then j given z, then w given j: q(z) sum_j q(j given z) q(w given j)."""
+
+    def two(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            w = pyro.sample("w", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    def late(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 1.0))
+            j = pyro.sample("j", dist.Bernoulli(torch.sigmoid(4 * z)))
+            pyro.sample("w", dist.Normal(j, 1.0))
+
+    result = weigh(two, late, X, K=5)
+    z, w = result.values["z"], result.values["w"]
+    log_j = torch.nn.functional.logsigmoid(torch.stack([-4 * z, 4 * z]))
+    log_w = (log_j + torch.stack([normal(w, 0.0, 1.0), normal(w, 1.0, 1.0)])).logsumexp(0)
+    assert_close(result.lw.log_guide_by_site["z"], normal(z, X / 2, 1.0), atol=1e-10)
+    assert_close(result.lw.log_guide_by_site["w"], log_w, atol=1e-10)
