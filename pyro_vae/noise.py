@@ -35,6 +35,7 @@ class Noise(IntEnum):
     OFFSETS = 10  # the fit of q*, and again where it starts again
     PILOT = 11  # chains that set step sizes and temperatures
     WITNESSES = 12  # whether another mode holds a better q*
+    OPTIMUM = 13  # gradients for a Gaussian q*
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:

@@ -7,14 +7,14 @@ from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
 from .exact_evidence import ExactEvidence, exact_record
-from .fitted import Fitted, fitted_log_weights, with_search
+from .fitted import Fitted, fit_proposals, fitted_log_weights, with_search
 from .hmc import State
 from .importance_sampling import ImportanceSampling
 from .k_curve import KCurve
 from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
-from .summary import guide_draws, mean_std_error, summarise
+from .summary import guide_draws, mean_std_error, summarise, summed_draws
 
 __all__ = [
     "AdaptiveImportanceSampling",
@@ -34,10 +34,12 @@ __all__ = [
     "SelfCheckResult",
     "State",
     "exact_record",
+    "fit_proposals",
     "fitted_log_weights",
     "guide_draws",
     "mean_std_error",
     "summarise",
+    "summed_draws",
     "well_known",
     "with_search",
 ]

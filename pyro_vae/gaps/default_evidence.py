@@ -6,7 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import LocalFitError
-from ..evidence import Evidence, Fitted, ImportanceSampling, fitted_log_weights, summarise, with_search
+from ..evidence import (
+    Evidence,
+    Fitted,
+    ImportanceSampling,
+    fit_proposals,
+    fitted_log_weights,
+    guide_draws,
+    summarise,
+    summed_draws,
+    with_search,
+)
 from ..kernel import Call
 from ..records import FITTED_PROPOSALS
 
@@ -23,3 +33,13 @@ def default_evidence(call: Call, num_particles: int) -> tuple[Evidence, Fitted |
         return replace(sampling.estimate(call), cost=call.cost - before), None
     evidence = summarise(call, log_weight, elbo, call.cost - before, FITTED_PROPOSALS)
     return with_search(evidence, fitted), fitted
+
+
+def proposals_of(call: Call, num_particles: int) -> Fitted | None:
+    """The proposals alone, where log p(x) comes from elsewhere; `None` where there are none."""
+    try:
+        guide, model, weights = guide_draws(call)
+        guide, model = summed_draws(call, guide, model)
+        return fit_proposals(call, guide, model, weights.elbo, num_particles, None, "auto")
+    except LocalFitError:
+        return None

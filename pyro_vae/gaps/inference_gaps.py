@@ -8,13 +8,11 @@ import torch
 from ..errors import OptionError, SubsamplingError
 from ..evidence import Estimator, Evidence, mean_std_error
 from ..kernel import Call
-from ..noise import Noise
-from ..options import whole_number
-from .default_evidence import default_evidence
+from ..options import real_number, whole_number
+from .default_evidence import default_evidence, proposals_of
 from .enumerated import enumerated_gaps
 from .gaps import Gaps
-from .offsets import fit_offsets
-from .restart import restarted
+from .optimum import at_least, elbo_terms, find_optimum
 from .unsplit import unsplit_gaps, why_not_split
 
 
@@ -64,11 +62,13 @@ class InferenceGaps(Estimator):
     """
 
     num_particles: int = 500
+    tolerance: float = 0.02
     num_steps: int = 50
     evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None
 
     def check_options(self) -> None:
         self.num_particles = whole_number("num_particles", self.num_particles, lowest=2)
+        self.tolerance = real_number("tolerance", self.tolerance, ends="(]")
         self.num_steps = whole_number("num_steps", self.num_steps)
         if self.evidence is not None and not callable(self.evidence):
             raise OptionError(
@@ -83,15 +83,14 @@ class InferenceGaps(Estimator):
             gaps = unsplit_gaps(call, self.num_particles, self._estimator, why_not)
             check_same_data(call, gaps.evidence)
             return gaps
-        offsets = fit_offsets(call, num_steps=self.num_steps)
         if self._estimator is None:
             evidence, fitted = default_evidence(call, self.num_particles)
-            if fitted is not None:
-                offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=self.num_steps)
         else:
             evidence = self._estimator(*call.model.args, **call.model.kwargs)
-        _, bound = call.log_weights(self.num_particles, Noise.GUIDE)
-        _, optimal = call.log_weights(self.num_particles, Noise.GUIDE, adjust=offsets.adjust)
+            fitted = proposals_of(call, self.num_particles)
+        optimum = find_optimum(call, fitted, self.tolerance, self.num_steps)
+        bound, optimal = elbo_terms(call, self.num_particles, optimum)
+        optimal, converged = at_least(bound, optimal, optimum.offsets.converged)
         total = call.cost + (0 if self._estimator is None else evidence.cost)
         check_same_data(call, evidence)
         return Gaps(
@@ -108,9 +107,9 @@ class InferenceGaps(Estimator):
                 # of amortization - approximation = 2 L[q*] - L[q] - log p(x), whose terms share their draws
                 "contrast": (mean_std_error(2 * optimal - bound) ** 2 + evidence.std_error**2).sqrt(),
             },
-            converged=offsets.converged,
+            converged=converged,
             evidence=evidence,
-            family=offsets.family,
+            family=optimum.offsets.family,
             held=(*call.structure.guide_enumerated, *call.structure.indicators),
             num_particles=self.num_particles,
             cost=total,

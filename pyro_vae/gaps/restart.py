@@ -9,7 +9,8 @@ from ..errors import NonFiniteError
 from ..kernel import Call
 from ..noise import Noise
 from ..proposals import GaussianProposal, LatentSpace, MixtureProposal
-from .offsets import CHECK_PARTICLES, SMALL_GAIN, TOLERANCE, GuideOffsets, check_terms, fit_offsets
+from .adam import CHECK_PARTICLES, SMALL_GAIN, TOLERANCE, check_terms, fit_offsets
+from .offsets import GuideOffsets
 
 SIGMAS = 3.0
 

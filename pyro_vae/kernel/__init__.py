@@ -41,10 +41,11 @@ from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
 from .pairs import Pair, simulation
 from .provenance import first_dependent, read_by_prior
-from .recorder import Cut, Layout
+from .recorder import Adjust, Cut, Layout
 from .records import Record, SiteRecord, close, narrow_record, padded
 
 __all__ = [
+    "Adjust",
     "Call",
     "Cut",
     "IMPUTED",

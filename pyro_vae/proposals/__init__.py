@@ -1,7 +1,7 @@
 """Proposals for each datum: an unconstrained space of its latents, Gaussians and mixtures fitted in it, search for modes."""
 
 from .bijections import bijection
-from .gaussian import GaussianProposal, fit_with_points, num_gradients_for, unchecked_gradient
+from .gaussian import GaussianProposal, eigh, fit_with_points, num_gradients_for, unchecked_gradient, values_and_gradient
 from .gradients import check_gradients, differentiable, refuse_gradients
 from .missed import Witnesses, missed_modes
 from .mixture import MixtureProposal, proposal_log_weights
@@ -19,6 +19,7 @@ __all__ = [
     "bijection",
     "check_gradients",
     "differentiable",
+    "eigh",
     "fit_with_points",
     "missed_modes",
     "num_gradients_for",
@@ -27,4 +28,5 @@ __all__ = [
     "refuse_gradients",
     "search",
     "unchecked_gradient",
+    "values_and_gradient",
 ]

@@ -20,6 +20,7 @@ class LatentSpace:
     A masked latent enters no density. It is given a standard normal one here, which integrates to one and so leaves p(x)
     alone, but keeps the space proper.
 
+    :ivar sites: the shape of each latent site in the space, (*plates, *event), in the order of the numbers of u.
     :ivar dim: D.
     :ivar centre: (B, D), where the turns of an angle are counted from, NaN for other latents; `None` where none is an angle.
     :ivar num_values: (D,), of a discrete latent how many values it has, u being the number of the value from 0 on; zero for
@@ -39,15 +40,15 @@ class LatentSpace:
         self._guide, self._model = call.first_particle(guide), call.first_particle(model)
         values = call.latent_values(guide)
         self._transforms = find_transforms(call, discrete)
-        self._shapes: dict[str, torch.Size] = {}
+        self.sites: dict[str, torch.Size] = {}
         ends: list[tuple[float, float]] = []  # of each dimension
         counts: list[int] = []
         for name, value in values.items():
             width = self.layout.num_plates + self.layout.event_dims[name]
             if value.ndim != width + 1:
                 raise LocalFitError(f"the latent site '{name}' depends on an enumerated site. {REMEDY}")
-            self._shapes[name] = self._transforms[name].inv(value).shape[1:]
-            size = self._shapes[name].numel() // self.layout.batch_size
+            self.sites[name] = self._transforms[name].inv(value).shape[1:]
+            size = self.sites[name].numel() // self.layout.batch_size
             ends += [limits(self._transforms[name], value.dtype)] * size
             counts += [num_values(self._transforms[name])] * size
         self.dim = len(ends)
@@ -65,10 +66,10 @@ class LatentSpace:
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Values by site to (u, log |d values / d u|), shapes (K, B, D) and (K, B)."""
         vectors, log_det = [], torch.zeros((), device=self.call.device)
-        for name in self._shapes:
+        for name in self.sites:
             u = self._transforms[name].inv(values[name])
             log_det = log_det + self._log_det(name, u, values[name])
-            vectors.append(self._flat(u))
+            vectors.append(self.flat(u))
         return torch.cat(vectors, -1), log_det
 
     def supports(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -83,19 +84,27 @@ class LatentSpace:
 
     def unpack(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The inverse of `pack`, with the same log-Jacobian."""
-        values, log_det, start = {}, torch.zeros((), device=self.call.device), 0
-        for name, shape in self._shapes.items():
-            size = shape.numel() // self.layout.batch_size
-            part = self._unflat(u[..., start : start + size], shape)
-            values[name] = self._transforms[name](part)
+        parts = self.split(u)
+        values = {name: self._transforms[name](part) for name, part in parts.items()}
+        log_det = torch.zeros((), device=self.call.device)
+        for name, part in parts.items():
             log_det = log_det + self._log_det(name, part, values[name])
-            start += size
         return values, log_det
+
+    def split(self, u: Tensor) -> dict[str, Tensor]:
+        """u, (K, B, D), by site, (K, *plates, *event), still unconstrained."""
+        sizes = [shape.numel() // self.layout.batch_size for shape in self.sites.values()]
+        parts = u.split(sizes, -1)
+        return {n: self._unflat(part, shape) for part, (n, shape) in zip(parts, self.sites.items(), strict=True)}
+
+    def join(self, by_site: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        return torch.cat([self.flat(by_site[name].reshape(-1, *shape)) for name, shape in self.sites.items()], -1)
 
     def by_site(self, u: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One u for each datum, (B, D), as values and as unconstrained values by site, (*plates, *event)."""
-        values = {name: value[0] for name, value in self.unpack(u.unsqueeze(0))[0].items()}
-        return values, {name: self._transforms[name].inv(value) for name, value in values.items()}
+        parts = self.split(u.unsqueeze(0))
+        return {n: self._transforms[n](part)[0] for n, part in parts.items()}, {n: part[0] for n, part in parts.items()}
 
     def log_joint(self, u: Tensor) -> Tensor:
         """log p(x, u), shape (K, B), the Jacobian included."""
@@ -199,7 +208,7 @@ class LatentSpace:
 
     def _masked_dims(self, weights: LogDensities) -> Tensor | None:
         """(B, D), true where a latent is masked on either side, or `None`."""
-        for name in self._shapes:
+        for name in self.sites:
             if (kept := weights.kept_places(name)) is not None:
                 if bool((kept != kept[:1]).any()):
                     raise LocalFitError(f"the mask of the latent site '{name}' depends on drawn values. {REMEDY}")
@@ -208,9 +217,9 @@ class LatentSpace:
             return None
         true = torch.ones((), dtype=torch.bool, device=self.call.device)
         flags = []
-        for name, shape in self._shapes.items():
+        for name, shape in self.sites.items():
             kept = narrowed(self._kept.get(name, true), 1 + len(shape))
-            flags.append(self._flat(~kept.expand(1, *shape)))
+            flags.append(self.flat(~kept.expand(1, *shape)))
         return torch.cat(flags, -1)[0]
 
     def centre_at(self, u: Tensor) -> None:
@@ -226,18 +235,19 @@ class LatentSpace:
         """(B, D), the mean direction of the guide's draws of angles, by weight, NaN for other latents; `None` without."""
         if Wrapped() not in self._transforms.values():
             return None
-        u = torch.cat([self._flat(self._transforms[name].inv(value)) for name, value in values.items()], -1)
+        u = torch.cat([self.flat(self._transforms[name].inv(value)) for name, value in values.items()], -1)
         known = all(weights.model[name].value.shape == value.shape for name, value in values.items())
         log_weight = weights.log_weight if known else torch.zeros_like(u[..., 0])
         shares = log_weight.detach().softmax(0).unsqueeze(-1).nan_to_num().to(u.dtype).expand(u.shape)
         angles = [
             torch.full((size,), self._transforms[name] == Wrapped(), device=u.device)
-            for name, shape in self._shapes.items()
+            for name, shape in self.sites.items()
             for size in [shape.numel() // self.layout.batch_size]
         ]
         return torch.where(torch.cat(angles), mean_direction(u, shares), math.nan)
 
-    def _flat(self, u: Tensor) -> Tensor:
+    def flat(self, u: Tensor) -> Tensor:
+        """Of one site, (K, *plates, *event) to (K, B, numbers)."""
         if self.layout.datum_dim is None:
             return u.reshape(len(u), 1, -1)
         moved = u.movedim(1 + self.layout.num_plates + self.layout.datum_dim, 1)

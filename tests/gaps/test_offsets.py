@@ -11,8 +11,9 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 from pyro_vae.errors import LocalFitError
+from pyro_vae.gaps.adam import fit_offsets
 from pyro_vae.gaps.families import rebuilt
-from pyro_vae.gaps.offsets import GuideOffsets, fit_offsets
+from pyro_vae.gaps.offsets import GuideOffsets
 from pyro_vae.kernel import Pair
 
 

@@ -1,0 +1,101 @@
+"""Guides whose latents of a datum are Gaussian in the unconstrained space, and their offsets as means and covariances."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from ..kernel import Call, LogDensities
+from ..noise import Noise
+from ..proposals import GaussianProposal, LatentSpace
+from .offsets import UNCONSTRAINED, GuideOffsets
+
+SCALES = {"Normal": "scale", "MultivariateNormal": "scale_tril"}
+CHECKED, ROUNDING = 10, 0.05  # draws whose log q must be that of the Gaussian, up to so many nats of rounding
+
+
+@dataclass(frozen=True)
+class GaussianFamily:
+    """All Gaussians that offsets reach: each site has a mean and a covariance of its own, a diagonal one or a full one.
+
+    :ivar guide: the user's own, per datum.
+    :ivar blocks: (D, D) bool, where a covariance may differ from zero.
+    """
+
+    space: LatentSpace
+    offsets: GuideOffsets
+    sites: dict[str, str]  # of the guide, by latent
+    guide: GaussianProposal
+    blocks: Tensor
+
+    def place(self, call: Call, q: GaussianProposal) -> bool:
+        """Set the offsets so that the guide is q.
+
+        :return: whether it is: a latent whose spread was next to nothing may move others once it is wider.
+        """
+        locs, scales = (self.space.split(t.unsqueeze(0)) for t in (q.loc, q.tril.diagonal(dim1=-2, dim2=-1)))
+        start = 0
+        for latent, site in self.sites.items():
+            size = locs[latent].numel() // len(q.loc)
+            block = q.tril[:, start : start + size, start : start + size]
+            start += size
+            self.offsets.put((site, "loc"), locs[latent])
+            if "scale" in self.offsets.parameters_of(site):
+                self.offsets.put((site, "scale"), transform_to(constraints.positive).inv(scales[latent]))
+            else:
+                self.offsets.put((site, "scale_tril"), transform_to(constraints.lower_cholesky).inv(block))
+        call.set_noise(Noise.OFFSETS, 1)
+        return not self.offsets.draw(call, CHECKED)[1]
+
+
+def gaussian_family(call: Call, space: LatentSpace, offsets: GuideOffsets) -> GaussianFamily | None:
+    """Nothing for a guide of another family, or whose parameters depend on other latents.
+
+    Creates the offsets, at zero.
+    """
+    call.set_noise(Noise.OFFSETS, 0)
+    drawn, depends = offsets.draw(call, CHECKED)
+    special = (space.masked, space.centre, space.num_values)
+    if depends or call.structure.guide_enumerated or call.structure.indicators or any(s is not None for s in special):
+        return None
+    sites = {latent: latent if latent in offsets.sites else latent + UNCONSTRAINED for latent in space.sites}
+    if set(sites.values()) != set(offsets.sites) or any(offsets.families[site] not in SCALES for site in sites.values()):
+        return None
+    guide = own_gaussian(space, offsets, sites)
+    if guide is None:
+        return None
+    u, log_det = space.pack(call.latent_values(drawn))
+    log_q = LogDensities(call.structure, drawn, drawn, CHECKED).log_marginal_guide + log_det
+    if not bool(((log_q - guide[0].log_prob(u)).abs() < ROUNDING).all()):
+        return None
+    return GaussianFamily(space, offsets, sites, *guide)
+
+
+def own_gaussian(space: LatentSpace, offsets: GuideOffsets, sites: dict[str, str]) -> tuple[GaussianProposal, Tensor] | None:
+    """The user's guide by its parameters, and the blocks of its covariance."""
+    locs, trils = {}, []
+    for latent, shape in space.sites.items():
+        parameters = offsets.parameters_of(sites[latent])
+        if set(parameters) not in ({"loc", "scale"}, {"loc", "scale_tril"}) or parameters["loc"].numel() != shape.numel():
+            return None
+        locs[latent] = parameters["loc"]
+        if "scale" in parameters:
+            if parameters["scale"].numel() != shape.numel():
+                return None
+            scale = transform_to(constraints.positive)(parameters["scale"])
+            trils.append(space.flat(scale.reshape(1, *shape))[0].diag_embed())
+        else:
+            tril = transform_to(constraints.lower_cholesky)(parameters["scale_tril"])
+            if tril.numel() != shape.numel() * shape[-1] or math.prod(shape[:-1]) != space.layout.batch_size:
+                return None  # several vectors per datum
+            trils.append(tril.reshape(-1, shape[-1], shape[-1]))
+    tril = torch.stack([torch.block_diag(*blocks) for blocks in zip(*trils, strict=True)])
+    diagonal = [
+        torch.eye(t.shape[-1], dtype=torch.bool) | bool("scale_tril" in offsets.parameters_of(sites[n]))
+        for n, t in zip(space.sites, trils, strict=True)
+    ]
+    return GaussianProposal(space.join(locs)[0], tril), torch.block_diag(*diagonal).bool().to(tril.device)

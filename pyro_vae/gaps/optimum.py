@@ -1,0 +1,127 @@
+"""The optimum q* of the guide's family for each datum, and what is measured of it and of the guide."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..evidence import Fitted
+from ..kernel import Adjust, Call, Record
+from ..noise import Noise
+from ..proposals import GaussianProposal
+from .adam import fit_offsets
+from .controls import FEWEST, Quadratic, controlled, entropy
+from .gaussian_family import GaussianFamily, gaussian_family
+from .natural_gradients import AT_MOST, antithetic, best_gaussian, cholesky, elbo_of
+from .offsets import GuideOffsets
+from .restart import restarted
+
+COMPARED = 16  # pairs of draws by which components are compared
+SIGMAS, WORSE = 3.0, 0.02  # errors and nats below L[q] from where on what was found is no optimum
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Offsets at q*; for a Gaussian family also q* itself, and the quadratic near log p(x, u) that helps to measure it."""
+
+    offsets: GuideOffsets
+    gaussian: tuple[GaussianFamily, GaussianProposal, Quadratic] | None = None
+
+
+def find_optimum(call: Call, fitted: Fitted | None, tolerance: float, num_steps: int) -> Optimum:
+    """By natural gradients for a Gaussian family, by Adam for others."""
+    if fitted is not None:
+        offsets = GuideOffsets(call)
+        family = gaussian_family(call, fitted.space, offsets)
+        if family is not None and (found := gaussian_optimum(call, fitted, family, tolerance)) is not None:
+            return found
+    offsets = fit_offsets(call, num_steps=num_steps)
+    if fitted is not None:
+        offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=num_steps)
+    return Optimum(offsets)
+
+
+def gaussian_optimum(call: Call, fitted: Fitted, family: GaussianFamily, tolerance: float) -> Optimum | None:
+    """Nothing where the guide turns out to be of another family."""
+    start, quadratic = best_start(call, fitted, family)
+    q, left = best_gaussian(fitted.space, start, quadratic, family.blocks, tolerance)
+    if not family.place(call, q):
+        return None
+    family.offsets.converged = left <= AT_MOST * tolerance
+    return Optimum(family.offsets, (family, q, quadratic))
+
+
+def best_start(call: Call, fitted: Fitted, family: GaussianFamily) -> tuple[GaussianProposal, Quadratic]:
+    """The component of the proposal that is best once it is made a member of the family, and its quadratic."""
+    components = fitted.proposal.components
+    starts = [member(component, family.blocks) for component in components]
+    if len(components) == 1:
+        return starts[0], Quadratic(components[0])
+    elbos = []
+    for start, component in zip(starts, components, strict=True):
+        call.set_noise(Noise.WITNESSES, 1)
+        u = antithetic(start, COMPARED)[1]
+        elbos.append(elbo_of(start, Quadratic(component), u, fitted.space.log_joint(u))[0])
+    best = torch.stack(elbos).nan_to_num(nan=-torch.inf).argmax(0)
+    start, component = starts[0], components[0]
+    for i in range(1, len(components)):
+        start, component = starts[i].where(best == i, start), components[i].where(best == i, component)
+    return start, Quadratic(component)
+
+
+def member(component: GaussianProposal, blocks: Tensor) -> GaussianProposal:
+    """The best member of the family, were the component the posterior: the blocks of its precision."""
+    precision = torch.cholesky_inverse(component.tril) * blocks
+    return GaussianProposal(component.loc, cholesky(torch.cholesky_inverse(cholesky(precision))))
+
+
+def elbo_terms(call: Call, num_particles: int, optimum: Optimum) -> tuple[Tensor, Tensor]:
+    """Terms (K, B) whose means are L[q] and L[q*], on the same noise.
+
+    For a Gaussian family the quadratic is a control variate. Then K is so small that errors are those of `num_particles`
+    draws without it, or smaller.
+    """
+    adjust = optimum.offsets.adjust
+    if optimum.gaussian is None:
+        bound, optimal = (call.log_weights(num_particles, Noise.GUIDE, adjust=a)[1] for a in (None, adjust))
+        return bound, optimal
+    family, q, quadratic = optimum.gaussian
+    num_draws = min(num_particles, FEWEST)
+    while True:
+        bound, of_guide = controlled_terms(call, num_draws, family, family.guide, quadratic)
+        optimal, of_optimum = controlled_terms(call, num_draws, family, q, quadratic, adjust)
+        needed = min(math.ceil(max(of_guide, of_optimum) * num_particles), num_particles)
+        if needed <= 1.5 * num_draws:
+            return bound, optimal
+        num_draws = needed
+
+
+def controlled_terms(
+    call: Call,
+    num_draws: int,
+    family: GaussianFamily,
+    q: GaussianProposal,
+    quadratic: Quadratic,
+    adjust: Adjust | None = None,
+) -> tuple[Tensor, float]:
+    """Terms (K, B) of mean L[q] with Q - log q as control variate, and the share of their variance that it leaves."""
+    controls = []
+
+    def watch(guide: Record, model: Record, log_weight: Tensor) -> None:
+        u = family.space.pack(call.latent_values(guide))[0]
+        controls.append(quadratic.at(u) - q.log_prob(u))
+
+    terms = call.log_weights(num_draws, Noise.GUIDE, adjust=adjust, watch=watch)[1]
+    found = controlled(terms, torch.cat(controls), quadratic.mean(q) + entropy(q))
+    before, after = (t.var(0).nan_to_num(0.0, 0.0, 0.0).mean() for t in (terms, found))
+    return found, float(after / before) if before > 0 else 0.0
+
+
+def at_least(bound: Tensor, optimal: Tensor, converged: Tensor) -> tuple[Tensor, Tensor]:
+    """Terms of q* and whether it converged, with the guide itself, which is in the family, where a fit has run away."""
+    gain = optimal - bound
+    worse = ~(gain.mean(0) > -SIGMAS * gain.std(0) / len(gain) ** 0.5 - WORSE) & bound.isfinite().all(0)
+    return torch.where(worse, bound, optimal), converged & ~worse
