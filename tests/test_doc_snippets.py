@@ -37,11 +37,11 @@ FEW = {  # options that stand in the place of those printed, or of the defaults
     "AnnealedImportanceSampling": {"num_steps": 3, "num_chains": 2},
     "BidirectionalMonteCarlo": {"num_steps": 3, "num_chains": 2},
     "ImportanceSampling": {"num_particles": 100},
-    "InferenceGaps": {"num_particles": 10, "num_steps": 2},
+    "InferenceGaps": {"num_particles": 10},
     "RateDistortion": {"num_steps": 20, "num_chains": 2},
     "SelfCheck": {"num_steps": 3, "num_chains": 2},
     "beta_sweep": {"num_epochs": 1},
-    "diagnose": {"num_data": 10, "num_particles": 10, "num_steps": 2},
+    "diagnose": {"num_data": 10, "num_particles": 10},
 }
 
 

@@ -26,7 +26,7 @@ from pyro_vae.errors import ArgumentError, EmptyBatchError
 ESTIMATORS = {
     "importance": functools.partial(pv.ImportanceSampling, num_particles=50),
     "adaptive": functools.partial(pv.AdaptiveImportanceSampling, num_particles=60, num_gradients=10),
-    "gaps": functools.partial(pv.InferenceGaps, num_particles=50, num_steps=5),
+    "gaps": functools.partial(pv.InferenceGaps, num_particles=50),
 }
 
 

@@ -71,7 +71,7 @@ ESTIMATORS = {
     "from the guide": lambda *p: pv.AnnealedImportanceSampling(
         *p, num_steps=20, num_chains=4, start="guide", progress=False, seed=0
     ),
-    "gaps": lambda *p: pv.InferenceGaps(*p, num_particles=200, num_steps=5, seed=0),
+    "gaps": lambda *p: pv.InferenceGaps(*p, num_particles=200, seed=0),
     "importance gaps": lambda *p: pv.InferenceGaps(
         *p, num_particles=200, num_steps=5, evidence=lambda *q, **o: pv.ImportanceSampling(*q, **o), seed=0
     ),

@@ -15,7 +15,7 @@ from pyro_vae import errors
 ESTIMATORS = {
     "importance": functools.partial(pv.ImportanceSampling, num_particles=20, seed=0),
     "adaptive": functools.partial(pv.AdaptiveImportanceSampling, num_particles=20, num_gradients=4, seed=0),
-    "gaps": functools.partial(pv.InferenceGaps, num_particles=20, num_steps=2, seed=0),
+    "gaps": functools.partial(pv.InferenceGaps, num_particles=20, seed=0),
 }
 
 

@@ -36,7 +36,7 @@ CALLS = {
     "annealed from the prior": lambda: pv.AnnealedImportanceSampling(model, guide, start="prior", seed=0, **CHAINS)(X),
     "bidirectional": lambda: pv.BidirectionalMonteCarlo(model, guide, latents=LATENTS, seed=0, **CHAINS)(X),
     "exact": lambda: pv.ExactEvidence(model, guide, seed=0)(X),
-    "gaps": lambda: pv.InferenceGaps(model, guide, num_particles=250, num_steps=10, seed=0)(X),
+    "gaps": lambda: pv.InferenceGaps(model, guide, num_particles=250, seed=0)(X),
     "units": lambda: pv.ActiveUnits(model, guide, num_particles=3, seed=0)([X], args=lambda x: (x,), progress=False),
     "surgery": lambda: pv.ELBOSurgery(model, guide, seed=0)([X], args=lambda x: (x,), progress=False),
     "samples": lambda: pv.SampleCheck(model, guide, seed=0)([X], train=[X], args=lambda x: (x,), progress=False),

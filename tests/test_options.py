@@ -84,7 +84,6 @@ COUNTS = {
     "chains": (estimator(pv.AnnealedImportanceSampling), "num_chains"),
     "leapfrog": (estimator(pv.AnnealedImportanceSampling), "num_leapfrog"),
     "InferenceGaps": (estimator(pv.InferenceGaps), "num_particles"),
-    "steps of gaps": (estimator(pv.InferenceGaps), "num_steps"),
     "ActiveUnits": (estimator(pv.ActiveUnits), "num_particles"),
     "ELBOSurgery": (estimator(pv.ELBOSurgery), "num_particles"),
     "draws": (estimator(pv.ELBOSurgery), "num_draws"),

@@ -119,7 +119,7 @@ def assert_untouched(before, vae):
 ESTIMATORS = {
     "importance": functools.partial(pv.ImportanceSampling, num_particles=300),
     "adaptive": functools.partial(pv.AdaptiveImportanceSampling, num_particles=200),
-    "gaps": functools.partial(pv.InferenceGaps, num_particles=100, num_steps=10),
+    "gaps": functools.partial(pv.InferenceGaps, num_particles=100),
 }
 
 

@@ -247,7 +247,7 @@ plt.show()
 # digit and splits the gap into the encoder's part and the family's. Its log p(x) is a lower bound; the sum on the grid,
 # printed last, says how close, and a warning counts the digits whose weights are not to be trusted.
 
-print(pv.InferenceGaps(vae.model, vae.guide, num_steps=100, seed=0)(test[:100]))
+print(pv.InferenceGaps(vae.model, vae.guide, seed=0)(test[:100]))
 print(f"log p(x) of these digits on the grid: {log_evidence[:100].mean():.3f}")
 
 # %%

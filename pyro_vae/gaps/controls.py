@@ -42,8 +42,11 @@ def entropy(q: GaussianProposal) -> Tensor:
 def controlled(terms: Tensor, control: Tensor, mean: Tensor) -> Tensor:
     """Terms (K, B) of the same mean with less noise: terms - b (control - its mean, (B,)), the best b per datum.
 
-    Each half of the draws takes the b of the other half. A b of its own draws would bias the mean.
+    Each half of the draws takes the b of the other half. A b of its own draws would bias the mean. Few draws tell nothing
+    of b, and are left as they are.
     """
+    if len(terms) < FEWEST:
+        return terms
     halves = len(terms) // 2
     parts = ((terms[:halves], control[:halves]), (terms[halves:], control[halves:]))
     slopes = [slope(*part) for part in reversed(parts)]

@@ -1,6 +1,6 @@
 """The best Gaussian of a family for each datum, by natural gradients with a quadratic as control variate.
 
-The fit of proposals has found a quadratic Q(u) = -(u - a)' A (u - a) / 2 that is near log p(x, u). For a Gaussian q the means
+The fit of proposals has found a quadratic Q(u) = -(u - a)' A (u - a) / 2 near log p(x, u). For a Gaussian q the means
 of its gradient and of its curvature are known. Only those of log p - Q are left to be estimated. They are small where Q is
 good, so that some hundred gradients do what thousands do without Q.
 """
@@ -21,44 +21,56 @@ MAX_ROUNDS = 8
 LONGEST_STEP = 2.0  # of the mean in one round, in standard deviations
 PRECISION_RANGE = (0.2, 5.0)  # factor by which a precision may change in one round
 NEARLY_ALL, AT_MOST = 0.95, 2.5  # share of data below the tolerance, and how many tolerances the others may be short of q*
+FAR = 0.5  # nats beyond noise to a target, from where on earlier rounds do not count
 SIGMAS, FALL = 3.0, 0.02  # errors and nats by which the ELBO may fall before a step is undone
 
 
 def best_gaussian(
-    space: LatentSpace, start: GaussianProposal, quadratic: Quadratic, blocks: Tensor, tolerance: float
+    space: LatentSpace,
+    start: GaussianProposal,
+    quadratic: Quadratic,
+    blocks: Tensor,
+    tolerance: float,
+    effort: float = 1.0,
 ) -> tuple[GaussianProposal, Tensor]:
     """Maximise E_q[log p(x, u) - log q(u)] over Gaussians whose covariance is zero outside of `blocks`, (D, D) bool.
 
     Each round draws from q and gives a target: the mean that would be best if log p had the curvature of Q, and the mean
     curvature of log p under q. The next q is the average of all targets and of the start, which counts as one more. So the
     noise of the rounds averages out. Where the targets agree with q, the mean gradient is zero and the precision is the mean
-    curvature, as at the optimum. A step that made q clearly lower is undone, and the datum goes on with the curvature of its
-    own q in place of A.
+    curvature, as at the optimum. A target that is far away is gone to, and is the start from then on. A step that made q
+    clearly lower is undone, and the datum goes on without the correlations of Q.
 
     :param start: a member of the family.
     :param tolerance: rounds end when nearly all data have no more nats left to gain, and none has `AT_MOST` times as many.
-    :return: q, and an estimate of the nats that are left to gain, (B,).
+    :param effort: so many times eight rounds at most.
+    :return: q, and an estimate of the nats that are left to gain, (B,): twice the noise of the average, shrunk to what the
+        rounds have gained, and what the last target still promises beyond its noise.
     """
     q = kept = start
     kept_elbo, kept_error = torch.full_like(start.loc[:, 0], -torch.inf), torch.zeros_like(start.loc[:, 0])
     damped = torch.zeros_like(kept_elbo, dtype=torch.bool)
     count, noise = torch.ones_like(kept_elbo), torch.zeros_like(kept_elbo)  # targets so far and the start; sum over targets
     left = torch.full_like(kept_elbo, torch.inf)
-    for round_ in range(MAX_ROUNDS):
+    for round_ in range(round(MAX_ROUNDS * effort)):
         space.call.set_noise(Noise.OPTIMUM, round_)
         target = target_of(space, q, quadratic, blocks, damped)
         errors = (target.error.square() + kept_error.square()).sqrt()
         fell = ~(target.elbo > kept_elbo - SIGMAS * errors - FALL)  # ~ rather than <, so that NaN is undone too
         damped = damped | fell
-        moved = target.approached(q, 1 / (count + 1))
+        beyond_noise = (target.gain - 2 * target.noise).clamp(min=0)
+        far = ~fell & (beyond_noise > FAR)  # what came before says nothing: the target is a new start
+        moved = target.approached(q, torch.where(far, 1.0, 1 / (count + 1)))
         q, kept = kept.where(fell, moved), kept.where(fell, q)
+        start = moved.where(far, start)
         kept_elbo, kept_error = torch.where(fell, kept_elbo, target.elbo), torch.where(fell, kept_error, target.error)
-        noise = torch.where(fell, noise, noise + target.noise)
-        shrinking = (count / (count + 1)).square() * (target.gain - 2 * target.noise).clamp(min=0)
-        count = torch.where(fell, count, count + 1)
-        short = noise / (count - 1).square()
+        left_of_gain = (count / (count + 1)).square() * beyond_noise
+        noise = torch.where(far, 0.0, torch.where(fell, noise, noise + target.noise))
+        count = torch.where(far, 1.0, torch.where(fell, count, count + 1))
+        short = noise / (count - 1).clamp(min=1).square()
         gained = gain_between(start, q, quadratic)
-        left = torch.where(fell, torch.inf, gained * short / (gained + short) + shrinking)
+        shrunk = torch.where(short > 0, 2 * gained * short / (gained + short), 0.0)
+        left = torch.where(fell | far, torch.inf, shrunk + left_of_gain)
         if bool((left <= tolerance).float().mean() >= NEARLY_ALL) and bool((left <= AT_MOST * tolerance).all()):
             break
     return q, left
@@ -96,7 +108,7 @@ class Target:
 def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blocks: Tensor, damped: Tensor) -> Target:
     """From one round of draws.
 
-    :param damped: (B,), where the curvature of the round itself stands in for that of Q.
+    :param damped: (B,), where Q gives no correlations.
     """
     e, u = antithetic(q, NUM_PAIRS)
     log_joint, _, gradient = values_and_gradient(space, u)
@@ -112,8 +124,12 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
     factors, axes, _ = eigh(curvature * blocks + beyond)
     factors = factors.clamp(*PRECISION_RANGE)
     precision = axes @ (factors.unsqueeze(-1) * axes.mT)
-    # 3. The mean: a Newton step.
-    root = cholesky(torch.where(damped.reshape(-1, 1, 1), precision, curvature))
+    # 3. The mean: a Newton step. The metric has the correlations of Q and, in its blocks, the precision of q, which is one
+    #    here: it is the mean curvature of all rounds before, and knows nothing of the noise of this one.
+    scales, bases, _ = eigh(curvature * blocks)
+    scaled = bases @ (scales.clamp(min=1e-12).rsqrt().unsqueeze(-1) * bases.mT)
+    identity = torch.eye(len(blocks), dtype=e.dtype, device=e.device)
+    root = cholesky(torch.where(damped.reshape(-1, 1, 1), identity, scaled @ curvature @ scaled))
     mean_gradient = even.mean(-1, keepdim=True) - curvature @ distance
     step = torch.cholesky_solve(mean_gradient, root)
     length = (root.mT @ step).norm(dim=1, keepdim=True)

@@ -31,23 +31,26 @@ class Optimum:
     gaussian: tuple[GaussianFamily, GaussianProposal, Quadratic] | None = None
 
 
-def find_optimum(call: Call, fitted: Fitted | None, tolerance: float, num_steps: int) -> Optimum:
-    """By natural gradients for a Gaussian family, by Adam for others."""
+def find_optimum(call: Call, fitted: Fitted | None, tolerance: float, effort: float) -> Optimum:
+    """By natural gradients for a Gaussian family, by Adam for others.
+
+    :param effort: the most rounds of a fit, in units of the default.
+    """
     if fitted is not None:
         offsets = GuideOffsets(call)
         family = gaussian_family(call, fitted.space, offsets)
-        if family is not None and (found := gaussian_optimum(call, fitted, family, tolerance)) is not None:
+        if family is not None and (found := gaussian_optimum(call, fitted, family, tolerance, effort)) is not None:
             return found
-    offsets = fit_offsets(call, num_steps=num_steps)
+    offsets = fit_offsets(call, effort=effort)
     if fitted is not None:
-        offsets = restarted(call, offsets, fitted.space, fitted.proposal, num_steps=num_steps)
+        offsets = restarted(call, offsets, fitted.space, fitted.proposal, effort)
     return Optimum(offsets)
 
 
-def gaussian_optimum(call: Call, fitted: Fitted, family: GaussianFamily, tolerance: float) -> Optimum | None:
+def gaussian_optimum(call: Call, fitted: Fitted, family: GaussianFamily, tolerance: float, effort: float) -> Optimum | None:
     """Nothing where the guide turns out to be of another family."""
     start, quadratic = best_start(call, fitted, family)
-    q, left = best_gaussian(fitted.space, start, quadratic, family.blocks, tolerance)
+    q, left = best_gaussian(fitted.space, start, quadratic, family.blocks, tolerance, effort)
     if not family.place(call, q):
         return None
     family.offsets.converged = left <= AT_MOST * tolerance

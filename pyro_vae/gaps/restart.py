@@ -16,7 +16,7 @@ SIGMAS = 3.0
 
 
 def restarted(
-    call: Call, offsets: GuideOffsets, space: LatentSpace, proposal: MixtureProposal, *, num_steps: int
+    call: Call, offsets: GuideOffsets, space: LatentSpace, proposal: MixtureProposal, effort: float
 ) -> GuideOffsets:
     """The same offsets, improved for the data whose optimum lies at another mode than the one near the guide.
 
@@ -36,7 +36,7 @@ def restarted(
     centres = torch.stack([component.loc for component in proposal.components])[best, rows]
     values, unconstrained = space.by_site(centres)
     try:
-        second = fit_offsets(call, num_steps=num_steps, start=lambda new: new.move_to(values, unconstrained, beaten))
+        second = fit_offsets(call, start=lambda new: new.move_to(values, unconstrained, beaten), effort=effort)
         terms = check_terms(call, second)
     except (NonFiniteError, ValueError):  # what was asked for is beyond the numbers of this guide
         terms = own

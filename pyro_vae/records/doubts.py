@@ -85,7 +85,7 @@ TABLE = {
         "the fit of the optimum q* of {data} had not converged: their amortization gap is too small and their approximation "
         "gap too large",
         {},
-        "Raise num_steps",
+        "Raise num_particles, which lets fits run longer",
         ConvergenceWarning,
     ),
     "below the ELBO": Doubt(

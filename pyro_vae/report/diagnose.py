@@ -43,7 +43,6 @@ def diagnose(
     evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None,
     num_data: int = 300,
     num_particles: int = 500,
-    num_steps: int = 50,
     image_shape: tuple[int, ...] | None = None,
     seed: int | None = 0,
     datum_plate: str | None = INFER,
@@ -74,7 +73,6 @@ def diagnose(
     :param num_data: gaps are taken over whole batches, spread evenly over the loader, until they hold so many data. The
         rest is taken over all training data.
     :param num_particles: K, draws per datum behind each ELBO, and weights behind log p(x).
-    :param num_steps: gradient steps per round of the fits per datum.
     :param image_shape: of an observation, for sharpness; found by itself for (H, W), (C, H, W) and flat squares.
     :param seed: fixes all noise, that of loaders which draw from torch included; the caller's random state stays as it is.
         `None` draws one from that state.
@@ -119,7 +117,7 @@ def diagnose(
 
     shared: dict[str, Any] = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
-    gaps = InferenceGaps(model, guide, num_particles=num_particles, num_steps=num_steps, evidence=evidence, **shared)
+    gaps = InferenceGaps(model, guide, num_particles=num_particles, evidence=evidence, **shared)
     trial = SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared)
     active = ActiveUnits(model, guide, seed=seed, **shared)
     parts = ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared)
@@ -160,7 +158,7 @@ def diagnose(
         simulation=simulation,
         reconstruction=reconstruction,
         left_out=left_out,
-        settings={"seed": seed, "num_particles": num_particles, "num_steps": num_steps, "num_data asked for": num_data},
+        settings={"seed": seed, "num_particles": num_particles, "num_data asked for": num_data},
         versions={"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
         seconds=time.perf_counter() - start,
     )

@@ -45,7 +45,7 @@ def outlier(num_seeds: int) -> None:
     makes: dict[str, Callable] = {
         "AdaptiveImportanceSampling": lambda seed: pv.AdaptiveImportanceSampling(model, guide, seed=seed)(x),
         "AnnealedImportanceSampling": lambda seed: pv.AnnealedImportanceSampling(model, guide, seed=seed, progress=False)(x),
-        "InferenceGaps": lambda seed: pv.InferenceGaps(model, guide, seed=seed, num_steps=50)(x).evidence,
+        "InferenceGaps": lambda seed: pv.InferenceGaps(model, guide, seed=seed)(x).evidence,
     }
     for name, make in makes.items():
         records = [make(seed) for seed in range(1 if name == "InferenceGaps" else num_seeds)]

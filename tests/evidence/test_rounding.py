@@ -108,7 +108,7 @@ def test_gaps_and_both_bounds():
     simulated = pv.simulate(model, torch.zeros(B, GENES), seed=1)
     x = simulated.observed["x"]
     with quiet():
-        gaps = pv.InferenceGaps(model, guide, num_steps=3, seed=0)(x)
+        gaps = pv.InferenceGaps(model, guide, seed=0)(x)
         options = {"num_steps": 20, "progress": False, "seed": 0}
         bounds = pv.BidirectionalMonteCarlo(model, guide, latents=simulated.latents, **options)(x)
     for evidence in (gaps.evidence, bounds.lower, bounds.upper):

@@ -174,7 +174,7 @@ def evaluate(vae):
     with quiet():
         torch.manual_seed(3)
         pv.ImportanceSampling(vae.model, vae.guide, num_particles=10, seed=0)(small_data())
-        pv.InferenceGaps(vae.model, vae.guide, num_particles=10, num_steps=2, seed=0)(small_data())
+        pv.InferenceGaps(vae.model, vae.guide, num_particles=10, seed=0)(small_data())
     torch.manual_seed(4)
 
 
@@ -499,7 +499,7 @@ def test_handlers_can_hide_the_parameters():
 def test_evaluation_leaves_no_entry_and_runs_on_a_leading_axis():
     vae, x = small_vae(), small_data()
     estimators = [pv.ImportanceSampling(vae.model, vae.guide, num_particles=20, seed=0)]
-    estimators.append(pv.InferenceGaps(vae.model, vae.guide, num_particles=20, num_steps=3, seed=0))
+    estimators.append(pv.InferenceGaps(vae.model, vae.guide, num_particles=20, seed=0))
     for estimator in estimators:
         with quiet():
             estimator(x)

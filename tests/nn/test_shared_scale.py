@@ -194,7 +194,7 @@ def test_svi_trains_and_evaluate_loss_moves_nothing():
 ESTIMATORS = {
     "ImportanceSampling": lambda m, g, **o: pv.ImportanceSampling(m, g, num_particles=3, **o),
     "AdaptiveImportanceSampling": lambda m, g, **o: pv.AdaptiveImportanceSampling(m, g, num_particles=50, **o),
-    "InferenceGaps": lambda m, g, **o: pv.InferenceGaps(m, g, num_particles=50, num_steps=2, **o),
+    "InferenceGaps": lambda m, g, **o: pv.InferenceGaps(m, g, num_particles=50, **o),
 }
 
 

@@ -74,7 +74,7 @@ def adaptive(program: Program) -> str:
 
 
 def gaps(program: Program) -> str:
-    found = pv.InferenceGaps(program.model, program.guide, num_particles=500, num_steps=30, **options(program))(
+    found = pv.InferenceGaps(program.model, program.guide, num_particles=500, **options(program))(
         *program.args, **program.kwargs
     )
     close(found.log_evidence, found.std_errors["log_evidence"], program.log_evidence, "log p(x)")

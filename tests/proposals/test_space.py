@@ -512,7 +512,7 @@ def test_a_posterior_beyond_what_floats_can_tell_is_in_doubt():
     for estimator in (
         pv.AdaptiveImportanceSampling(model, guide, seed=0),
         pv.AnnealedImportanceSampling(model, guide, num_steps=20, seed=0, progress=False),
-        pv.InferenceGaps(model, guide, num_steps=10, seed=0),
+        pv.InferenceGaps(model, guide, seed=0),
     ):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

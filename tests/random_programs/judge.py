@@ -204,7 +204,7 @@ def exact(name: str, known: Known, budget: Budget, model: Any, guide: Any, args:
 
 def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
     num = 500  # the default
-    record = pv.InferenceGaps(model, guide, num_particles=num, num_steps=20, **options(known))(*args)
+    record = pv.InferenceGaps(model, guide, num_particles=num, **options(known))(*args)
     errors, doubts = record.std_errors, doubted(record)
     yield compared_evidence(name, record.evidence, known.log_evidence)
     yield compared_elbo(name, known, record.elbo, errors["elbo"], num)

@@ -189,7 +189,7 @@ def test_bad_input_is_refused_before_anything_runs():
         pv.diagnose(model, guide, train=[x], test=iter([x]))
     with pytest.raises(EmptyBatchError):
         pv.diagnose(model, guide, train=[x], test=[])
-    for option in ({"num_particles": 1}, {"num_steps": 0}, {"num_data": 0}, {"seed": -1}, {"image_shape": (2, 2)}):
+    for option in ({"num_particles": 1}, {"num_data": 0}, {"seed": -1}, {"image_shape": (2, 2)}):
         with pytest.raises(OptionError, match=next(iter(option))):
             pv.diagnose(model, guide, train=[x], test=[x], **option)
 
@@ -206,7 +206,7 @@ def test_one_bar_says_what_is_being_done(capsys):
 def test_images_in_a_conv_net_and_labels_beside_the_data():
     images = (torch.rand(20, 1, 8, 8) < 0.3).float()
     vae = pv.conv_vae((1, 8, 8), latent_dim=2, likelihood=pv.nn.Bernoulli(event_dim=3))
-    few = {**FEW, "num_data": 10, "num_steps": 5}
+    few = {**FEW, "num_data": 10}
     loader = DataLoader(TensorDataset(images), 10, shuffle=True)
     page = pv.diagnose(vae.model, vae.guide, train=loader, test=loader, **few)
     assert page.left_out == {} and page.samples.sharpness is not None and vae.encoder.training
@@ -260,7 +260,7 @@ def test_a_score_is_not_called_log_evidence():
     """Grey pixels under a Bernoulli, let through on request: neither table nor rows say log p(x), and a claim says why."""
     grey = torch.rand(20, 16)
     vae = pv.mlp_vae(16, 2, likelihood=pv.nn.Bernoulli(), hidden=(8,))
-    few = {**FEW, "num_data": 10, "num_steps": 5}
+    few = {**FEW, "num_data": 10}
     page = pv.diagnose(vae.model, vae.guide, train=[grey], test=[grey], check_support=False, **few)
     estimate = next(finding for finding in page.findings if finding.topic == "estimate")
     assert estimate.state != "fine" and "is a score" in estimate.claim

@@ -21,7 +21,7 @@ from pyro_vae.report.findings import SMALL, upper_end
 @pytest.fixture(scope="module")
 def page():
     _, model, guide, x = linear_pair("encoder", num_data=40)
-    return diagnosed(model, guide, x, num_data=20, num_steps=20)
+    return diagnosed(model, guide, x, num_data=20)
 
 
 def with_gaps(page, test, train=None, **fields):
@@ -163,7 +163,7 @@ def test_active_dropout_is_refused_by_every_number(side):
 
     thinned = Thinned()
     pair = {**plain, side: thinned}.values()
-    batches, few = in_batches(x), {"num_particles": 100, "num_steps": 2, "progress": False}
+    batches, few = in_batches(x), {"num_particles": 100, "progress": False}
     numbers = {
         "evidence": lambda: pv.ImportanceSampling(*pair, num_particles=10)(x),
         "gaps": lambda: pv.InferenceGaps(*pair, num_particles=10)(x),
