@@ -144,7 +144,7 @@ def test_few_particles_and_one_datum(name, num_data):
 
 
 def test_the_same_draws_cost_a_tenth():
-    """The errors are those of 500 draws of the guide, for a tenth of the draws; the whole for less than 2,000 evaluations."""
+    """The errors are those of 500 draws of the guide, for fewer draws."""
     counts = COUNTS.float()
     gaps = pv.InferenceGaps(whole, diagonal, seed=0)(counts)
     assert gaps.cost < 2100
