@@ -36,6 +36,7 @@ class Noise(IntEnum):
     PILOT = 11  # chains that set step sizes and temperatures
     WITNESSES = 12  # whether another mode holds a better q*
     OPTIMUM = 13  # gradients for a Gaussian q*
+    GAPS = 14  # draws by which L[q] and L[q*] are measured: others than those that fits have started from
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:

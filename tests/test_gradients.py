@@ -73,7 +73,7 @@ ESTIMATORS = {
     ),
     "gaps": lambda *p: pv.InferenceGaps(*p, num_particles=200, seed=0),
     "importance gaps": lambda *p: pv.InferenceGaps(
-        *p, num_particles=200, num_steps=5, evidence=lambda *q, **o: pv.ImportanceSampling(*q, **o), seed=0
+        *p, num_particles=200, evidence=lambda *q, **o: pv.ImportanceSampling(*q, **o), seed=0
     ),
     "curve": curve,
 }

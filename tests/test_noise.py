@@ -41,15 +41,14 @@ CALLS = {
     "surgery": lambda: pv.ELBOSurgery(model, guide, seed=0)([X], args=lambda x: (x,), progress=False),
     "samples": lambda: pv.SampleCheck(model, guide, seed=0)([X], train=[X], args=lambda x: (x,), progress=False),
 }
-# What is compared on the same noise, fits of q* that start again, and draws of the guide that start the fits of proposals,
-# whose own draws are others.
+# What is compared on the same noise, and fits of q* that start again.
 SHARED_ON_PURPOSE = {
     ("offsets.py", "check_terms"): "offsets",
     ("offsets.py", "ascend"): "steps",
     ("restart.py", "witness_terms"): "witnesses",
-    ("inference_gaps.py", "estimate"): "draws of the guide",
-    ("summary.py", "guide_draws"): "draws of the guide",
-    ("fitted.py", "fit_proposals"): "draws of the guide",
+    ("optimum.py", "best_start"): "witnesses",
+    ("optimum.py", "elbo_terms"): "measured",
+    ("optimum.py", "controlled_terms"): "measured",
 }
 
 

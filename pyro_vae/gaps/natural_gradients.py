@@ -45,7 +45,7 @@ def best_gaussian(
     :param tolerance: rounds end when nearly all data have no more nats left to gain, and none has `AT_MOST` times as many.
     :param effort: so many times eight rounds at most.
     :return: q, and an estimate of the nats that are left to gain, (B,): twice the noise of the average, shrunk to what the
-        rounds have gained, and what the last target still promises beyond its noise.
+        rounds have gained, what the last target still promises, and what the last step has brought, both beyond their noise.
     """
     q = kept = start
     kept_elbo, kept_error = torch.full_like(start.loc[:, 0], -torch.inf), torch.zeros_like(start.loc[:, 0])
@@ -63,6 +63,7 @@ def best_gaussian(
         moved = target.approached(q, torch.where(far, 1.0, 1 / (count + 1)))
         q, kept = kept.where(fell, moved), kept.where(fell, q)
         start = moved.where(far, start)
+        progress = (target.elbo - kept_elbo - SIGMAS * errors).clamp(min=0)  # of the last step; infinite in the first round
         kept_elbo, kept_error = torch.where(fell, kept_elbo, target.elbo), torch.where(fell, kept_error, target.error)
         left_of_gain = (count / (count + 1)).square() * beyond_noise
         noise = torch.where(far, 0.0, torch.where(fell, noise, noise + target.noise))
@@ -70,7 +71,7 @@ def best_gaussian(
         short = noise / (count - 1).clamp(min=1).square()
         gained = gain_between(start, q, quadratic)
         shrunk = torch.where(short > 0, 2 * gained * short / (gained + short), 0.0)
-        left = torch.where(fell | far, torch.inf, shrunk + left_of_gain)
+        left = torch.where(fell | far, torch.inf, shrunk + left_of_gain + progress)
         if bool((left <= tolerance).float().mean() >= NEARLY_ALL) and bool((left <= AT_MOST * tolerance).all()):
             break
     return q, left

@@ -89,7 +89,7 @@ def elbo_terms(call: Call, num_particles: int, optimum: Optimum) -> tuple[Tensor
     """
     adjust = optimum.offsets.adjust
     if optimum.gaussian is None:
-        bound, optimal = (call.log_weights(num_particles, Noise.GUIDE, adjust=a)[1] for a in (None, adjust))
+        bound, optimal = (call.log_weights(num_particles, Noise.GAPS, adjust=a)[1] for a in (None, adjust))
         return bound, optimal
     family, q, quadratic = optimum.gaussian
     num_draws = min(num_particles, FEWEST)
@@ -117,7 +117,7 @@ def controlled_terms(
         u = family.space.pack(call.latent_values(guide))[0]
         controls.append(quadratic.at(u) - q.log_prob(u))
 
-    terms = call.log_weights(num_draws, Noise.GUIDE, adjust=adjust, watch=watch)[1]
+    terms = call.log_weights(num_draws, Noise.GAPS, adjust=adjust, watch=watch)[1]
     found = controlled(terms, torch.cat(controls), quadratic.mean(q) + entropy(q))
     before, after = (t.var(0).nan_to_num(0.0, 0.0, 0.0).mean() for t in (terms, found))
     return found, float(after / before) if before > 0 else 0.0

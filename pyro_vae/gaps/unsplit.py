@@ -38,7 +38,7 @@ def unsplit_gaps(call: Call, num_particles: int, estimator: Callable[..., Eviden
         evidence, _ = default_evidence(call, num_particles)
     else:
         evidence = estimator(*call.model.args, **call.model.kwargs)
-    terms = call.log_weights(num_particles, Noise.GUIDE)[1]
+    terms = call.log_weights(num_particles, Noise.GAPS)[1]
     elbo, elbo_std_error = terms.mean(0), mean_std_error(terms)
     unknown = torch.full_like(elbo, torch.nan)
     errors = dict.fromkeys(("optimal_elbo", "amortization", "approximation", "contrast"), unknown)

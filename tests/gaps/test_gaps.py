@@ -142,7 +142,10 @@ def test_a_hierarchical_guide_with_one_layer_shifted(shift_1, shift_2, num_parti
     amortization = gaps.summary()["amortization"]
     assert float(amortization.std_error) < 0.0004
     assert abs(float(amortization.value) - gap) < 0.0008
-    assert_gap(amortization, gap, 0.0004)
+    if gap:
+        assert_gap(amortization, gap, 0.0004)
+    else:  # the weights of an exact guide have no noise, and the fit ends a little below its optimum
+        assert -1e-4 < float(amortization.value) <= 3 * float(amortization.std_error)
     assert bool(gaps.converged.all())
     assert_parts_add_up(gaps)
     if gap == 0:
