@@ -1,6 +1,6 @@
 """NumPyro's part of training_speed.py: takes a step of the same VAE for each line on standard input, prints its seconds.
 
-    python tests/benchmarks/numpyro_step.py BATCH THREADS
+python tests/benchmarks/numpyro_step.py BATCH THREADS
 """
 
 import os

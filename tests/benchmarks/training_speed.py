@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyro
@@ -155,9 +156,7 @@ def seconds_of(step: Step) -> float:
 def measure(batch: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
     """Seconds of every step but the first tenth, by row, and NumPyro's versions."""
     x = (torch.rand(batch, X, generator=torch.Generator().manual_seed(1)) < 0.3).float()
-    timed: dict[str, Callable[[], float]] = {}
-    for name, make in STEPS.items():
-        timed[name] = lambda step=make(x): seconds_of(step)  # type: ignore[misc]
+    timed: dict[str, Callable[[], float]] = {name: partial(seconds_of, make(x)) for name, make in STEPS.items()}
     numpyro = NumPyro(options.numpyro, batch, options.threads) if options.numpyro else None
     if numpyro:
         timed["NumPyro, jitted SVI + TraceMeanField_ELBO"] = numpyro.step
@@ -172,8 +171,9 @@ def measure(batch: int, options: argparse.Namespace) -> tuple[dict[str, list[flo
 
 def cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def main() -> None:
