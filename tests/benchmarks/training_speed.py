@@ -1,10 +1,12 @@
 """One training step of a 784-400-50 VAE: ours against hand-written PyTorch, Pyro as in its tutorial, and NumPyro.
 
-All rows of a batch size take a step in turn, so that a busy machine slows all of them down. Prints medians and minima,
-as they are and in units of hand-written PyTorch with a fused Adam. NumPyro runs in a process of its own, which takes its
-step while this one waits; `--numpyro` names the Python that has it, and without one the row is left out.
+All rows of a batch size take a step in turn, each round in another order, so that a busy machine slows all of them down;
+`--cpu-time` counts seconds of the processor in place of the clock's, for a machine that does other things as well. Prints
+medians and minima, as they are and in units of hand-written PyTorch with a fused Adam. NumPyro runs in a process of its
+own, which takes its step while this one waits; `--numpyro` names the Python that has it, and without one the row is left
+out. Other options: `--rounds 400 --threads 1 --batches 32 128 512 --no-validation`.
 
-    python tests/benchmarks/training_speed.py [--rounds 400] [--threads 1] [--batches 32 128 512] [--no-validation]
+    python tests/benchmarks/training_speed.py --cpu-time
 """
 
 import argparse
@@ -125,8 +127,8 @@ STEPS: dict[str, Callable[[torch.Tensor], Step]] = {
 class NumPyro:
     """NumPyro's jitted SVI in a process of its own: one step for each line that it is sent."""
 
-    def __init__(self, python: str, batch: int, threads: int) -> None:
-        command = [python, str(Path(__file__).with_name("numpyro_step.py")), str(batch), str(threads)]
+    def __init__(self, python: str, batch: int, threads: int, clock: str) -> None:
+        command = [python, str(Path(__file__).with_name("numpyro_step.py")), str(batch), str(threads), clock]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         assert self.process.stdout is not None
         self.versions = self.process.stdout.readline().strip()
@@ -147,23 +149,26 @@ def has_numpyro(python: str) -> bool:
     return subprocess.run([python, "-c", "import numpyro"], capture_output=True).returncode == 0
 
 
-def seconds_of(step: Step) -> float:
-    start = time.perf_counter()
+def seconds_of(step: Step, clock: Callable[[], float]) -> float:
+    start = clock()
     step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def measure(batch: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
     """Seconds of every step but the first tenth, by row, and NumPyro's versions."""
     x = (torch.rand(batch, X, generator=torch.Generator().manual_seed(1)) < 0.3).float()
-    timed: dict[str, Callable[[], float]] = {name: partial(seconds_of, make(x)) for name, make in STEPS.items()}
-    numpyro = NumPyro(options.numpyro, batch, options.threads) if options.numpyro else None
+    clock = getattr(time, options.clock)
+    timed: dict[str, Callable[[], float]] = {name: partial(seconds_of, make(x), clock) for name, make in STEPS.items()}
+    numpyro = NumPyro(options.numpyro, batch, options.threads, options.clock) if options.numpyro else None
     if numpyro:
         timed["NumPyro, jitted SVI + TraceMeanField_ELBO"] = numpyro.step
     times: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(options.rounds):
-        for name, take in timed.items():
-            times[name].append(take())
+    names = list(timed)
+    for number in range(options.rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(timed[name]())
     if numpyro:
         numpyro.stop()
     return {name: t[options.rounds // 10 :] for name, t in times.items()}, numpyro.versions if numpyro else ""
@@ -182,6 +187,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--no-validation", action="store_true", help="as people switch it off for long runs")
+    parser.add_argument("--cpu-time", dest="clock", action="store_const", const="process_time", default="perf_counter")
     parser.add_argument("--numpyro", default=sys.executable, help="a Python with numpyro")
     options = parser.parse_args()
     if not has_numpyro(options.numpyro):
@@ -193,7 +199,7 @@ def main() -> None:
         measured[batch], versions = measure(batch, options)
     validation = "off" if options.no_validation else "on"
     print(f"{cpu()}; Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__} {versions}")
-    print(f"validation {validation}, {options.threads} threads, {options.rounds} rounds, {X}-{H}-{D}")
+    print(f"validation {validation}, {options.threads} threads, {options.rounds} rounds, {X}-{H}-{D}, time.{options.clock}")
     print("median ms (ratio), minimum ms (ratio); ratios are to hand-written PyTorch")
     print(f"{'':54s}" + "".join(f"{f'batch {batch}':>31s}" for batch in options.batches))
     for name in measured[options.batches[0]]:
