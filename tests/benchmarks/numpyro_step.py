@@ -1,6 +1,8 @@
 """NumPyro's part of training_speed.py: takes a step of the same VAE for each line on standard input, prints its seconds.
 
-python tests/benchmarks/numpyro_step.py BATCH THREADS CLOCK
+    python tests/benchmarks/numpyro_step.py 32 1 perf_counter
+
+The batch size, the number of threads, and a clock of Python's module time.
 """
 
 import os

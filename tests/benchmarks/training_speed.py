@@ -12,6 +12,7 @@ out. Other options: `--rounds 400 --threads 1 --batches 32 128 512 --no-validati
 import argparse
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -164,10 +165,10 @@ def measure(batch: int, options: argparse.Namespace) -> tuple[dict[str, list[flo
     if numpyro:
         timed["NumPyro, jitted SVI + TraceMeanField_ELBO"] = numpyro.step
     times: dict[str, list[float]] = {name: [] for name in timed}
-    names = list(timed)
-    for number in range(options.rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+    names, order = list(timed), random.Random(0)
+    for _ in range(options.rounds):
+        order.shuffle(names)
+        for name in names:
             times[name].append(timed[name]())
     if numpyro:
         numpyro.stop()
