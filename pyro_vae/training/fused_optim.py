@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..errors import OptionError
 from .optimiser_options import Options, check_kinds, checked_clips, clip_gradients, refused, split_scheduler, with_fused
-from .param_groups import ParamGroup, check_names
+from .param_groups import ParamGroup, check_names, checked_name
 
 
 class FusedOptim(PyroOptim):
@@ -110,19 +110,13 @@ class FusedOptim(PyroOptim):
                 "by FusedOptim(torch.optim.lr_scheduler.StepLR, {'optimizer': ..., 'optim_args': ..., 'step_size': 10})"
             )
         for group in self._groups:
-            assert group.scheduler is not None
-            group.scheduler.step(*args, **kwargs)
+            group.scheduler.step(*args, **kwargs)  # type: ignore[union-attr]
 
     def get_state(self) -> dict[str, Any]:
         """A copy of the state by name of the parameter, in Pyro's format; also of loaded ones that have not moved yet."""
         states = dict(self._state_waiting_to_be_consumed)
         for param, group in self._group_of.items():
-            name = self._names[param]
-            if name is None:
-                raise OptionError(
-                    f"a parameter of shape {tuple(param.shape)} has no name in Pyro's store, so its state cannot be saved "
-                    "by name: train with pyro.settings.set(module_local_params=False), or under a torch optimiser"
-                )
+            name = checked_name(self._names[param], param)
             states[name] = group.state_of(self.optimizer.state.get(param) if self.optimizer else None)
         return copy.deepcopy(states)
 

@@ -86,6 +86,15 @@ def check_names(names: Iterable[str | None], saved: Mapping[str, Any]) -> None:
         )
 
 
+def checked_name(name: str | None, param: Tensor) -> str:
+    if name is None:
+        raise OptionError(
+            f"a parameter of shape {tuple(param.shape)} has no name in Pyro's store, so its state cannot be saved by name: "
+            "train with pyro.settings.set(module_local_params=False), or under a torch optimiser"
+        )
+    return name
+
+
 def fits(value: Tensor, param: Tensor) -> bool:
     """Whether a tensor of the state can be one of this parameter; some are counts, some have axes of size one."""
     return value.dim() != param.dim() or all(a in (1, b) for a, b in zip(value.shape, param.shape, strict=True))

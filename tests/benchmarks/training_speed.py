@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -147,6 +148,8 @@ class NumPyro:
 
 
 def has_numpyro(python: str) -> bool:
+    if not shutil.which(python):
+        return False
     return subprocess.run([python, "-c", "import numpyro"], capture_output=True).returncode == 0
 
 
