@@ -31,7 +31,11 @@ ARROWS = arrows()
 ALONE = {"errors", "options", "ops", "noise", "exact"}
 # Distributions are data and may be built anywhere else; the rest of Pyro runs programs.
 KNOW_PYRO = {"arguments", "kernel", "densities", "objectives", "models"}
-TRAINS = {Path("latent/beta_sweep.py"), Path("training/aggressive_training.py")}  # by SVI, as users do
+TRAINS = {
+    Path("latent/beta_sweep.py"),
+    Path("training/aggressive_training.py"),
+    Path("training/fused_optim.py"),
+}  # by SVI, as users do
 NO_PYRO_AT_ALL = {
     "errors",
     "options",

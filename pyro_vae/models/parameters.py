@@ -11,6 +11,7 @@ import torch
 from pyro.params.param_store import ParamStoreDict, param_with_module_name
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK, apply_stack
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.parameter import is_lazy
@@ -58,8 +59,10 @@ def announce(program: Program) -> None:
     What `pyro.module` does, but that the store never decides which tensor it is. The messages carry the tensors
     themselves, so that the store is only looked at; frozen parameters are left out.
     """
-    if not any(map(listens, _PYRO_STACK)):
+    listeners = [messenger for messenger in _PYRO_STACK if listens(messenger)]
+    if not listeners:
         return
+    traces = [messenger for messenger in listeners if type(messenger) is TraceMessenger]
     store = pyro.get_param_store()
     found = list(trainable(program, param_with_module_name(program.store_name, "")))
     missing = {name: parameter for name, parameter in found if store._params.get(name) is not parameter}
@@ -69,7 +72,12 @@ def announce(program: Program) -> None:
         handle = vars(parameter).get("unconstrained")
         if handle is None or handle() is not parameter:  # a copy of a parameter brings the handle of the original
             parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-        apply_stack(param_message(name, parameter))
+        message = param_message(name, parameter)
+        if len(traces) < len(listeners):
+            apply_stack(message)
+            continue
+        for trace in traces:  # as under SVI: the rest of the stack would do nothing, at every step for every parameter
+            trace._pyro_post_param(message)
 
 
 def listens(messenger: Messenger) -> bool:

@@ -9,11 +9,13 @@ import sys
 import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pair_helpers import quiet
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
 from torch import nn
 from vae_helpers import LEARNING_RATE, ByHand, assert_all_moved, assert_same, small_data, small_vae, snapshot, svi_of
 
@@ -494,6 +496,21 @@ def test_handlers_can_hide_the_parameters():
     SVI(poutine.block(vae.model, hide_types=["param"]), vae.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(x)
     assert torch.equal(vae.decoder[0].weight, before["model.decoder.0.weight"])
     assert not torch.equal(vae.encoder[0].weight, before["guide.encoder.0.weight"])
+
+
+def test_handlers_that_turn_parameters_into_draws_reach_the_traces_around_them():
+    """As Pyro's lift does. Traces alone are told directly."""
+
+    class Lift(Messenger):
+        def _pyro_param(self, msg):
+            msg.update(type="sample", fn=dist.Delta(msg["value"], event_dim=msg["value"].dim()), args=(), kwargs={})
+
+    vae, x = small_vae(), small_data()
+    told = poutine.trace(vae.guide).get_trace(x)
+    names = [name for name, site in told.nodes.items() if site["type"] == "param"]
+    assert names == store_names(vae)
+    lifted = poutine.trace(Lift()(vae.guide)).get_trace(x)
+    assert [name for name, site in lifted.nodes.items() if site["type"] == "sample" and name in names] == names
 
 
 def test_evaluation_leaves_no_entry_and_runs_on_a_leading_axis():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -100,7 +101,7 @@ def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Be
     """Refuse different scales of log p(z) and log q(z): their difference would be no KL."""
     for name, theirs in guide_scales.items():
         ours = model_scales.get(name, theirs)
-        if ours is not theirs and not torch.allclose(as_double(ours), as_double(theirs), rtol=1e-6, atol=0.0):
+        if not same_scales(ours, theirs):
             raise StructureError(
                 f"site '{name}' has scale {ours} in the model and {theirs} in the guide: log p(z) and log q(z) would be "
                 f"weighed differently. Use poutine.scale and subsampling alike on both sides, or beta={{'{name}': ...}}"
@@ -112,7 +113,7 @@ def check_joint_scales(scales: Mapping[str, Beta], groups: Mapping[str, tuple[st
     for sites in (s for s in groups.values() if is_joint(s)):
         first = scales[sites[-1]]
         for name in sites[:-1]:
-            if not torch.allclose(as_double(scales[name]), as_double(first), rtol=1e-6, atol=0.0):
+            if not same_scales(scales[name], first):
                 raise StructureError(
                     f"site '{name}' has scale {scales[name]}, but the guide draws it jointly in '{sites[-1]}', whose log q "
                     f"has scale {first}: a joint draw knows no subsampled plates. Use AutoNormal, with create_plates= where "
@@ -120,8 +121,12 @@ def check_joint_scales(scales: Mapping[str, Beta], groups: Mapping[str, tuple[st
                 )
 
 
-def as_double(scale: Beta) -> Tensor:
-    return torch.as_tensor(scale, dtype=torch.double)
+def same_scales(one: Beta, other: Beta) -> bool:
+    """Plain numbers, the usual case, are compared without tensors: that is a tenth of what a step adds to plain torch."""
+    if one is other or not (isinstance(one, Tensor) or isinstance(other, Tensor)) and one == other:
+        return True
+    as_double = partial(torch.as_tensor, dtype=torch.double)
+    return torch.allclose(as_double(one), as_double(other), rtol=1e-6, atol=0.0)
 
 
 def kl_groups(guide_sites: Mapping[str, Any], latents: list[str]) -> dict[str, tuple[str, ...]]:
