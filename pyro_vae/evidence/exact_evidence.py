@@ -22,6 +22,7 @@ CHECKS = 300  # points from the prior and around the maximum at which a joint mu
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
 REACH = 15.0  # standard deviations of the prior on each side: logarithms of Gammas have long tails
 FEWEST, MOST = 2**6, {1: 2**16, 2: 2**10}  # points per axis
+MOST_LOOPED = {1: 2**12, 2: 2**7}  # where each point is a run of the program: a million of them take an hour
 TURNS = 8.0  # radians to each side of the centre of an angle, beyond which less than 1e-9 of its density lies
 COARSE, MOST_ZOOMS = {1: 2**10, 2: 2**6}, 20  # points per axis to look for the joint with
 NEGLIGIBLE = 40.0  # nats below the highest point
@@ -126,8 +127,8 @@ def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
     """(B,), by the trapezoid rule over a box per datum that holds its joint, on ever finer grids."""
     centre, half, highest = zoom(space, centre, REACH * spread)
     before = None
-    num_points = FEWEST
-    while num_points <= MOST[space.dim]:
+    num_points, most = FEWEST, (MOST_LOOPED if "model" in space.call.structure.looped else MOST)[space.dim]
+    while num_points <= most:
         log_evidence = trapezoid(space, centre, half, num_points)
         # Sums of large terms in float32 do not agree to 1e-6 of a nat.
         tolerance = TOLERANCE + 100 * torch.finfo(log_evidence.dtype).eps * log_evidence.abs()
@@ -141,13 +142,15 @@ def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
     shift, _ = movement(space.call)
     if shift is not None and bool((shift.abs() > tolerance).any()):
         raise NonFiniteError(
-            f"two grids of up to {MOST[space.dim]} points per axis do not agree to {float(tolerance.max()):.1g} nats: "
+            f"two grids of up to {most} points per axis do not agree to {float(tolerance.max()):.1g} nats: "
             f"rounding in float32 moves log p(x, z) by up to {float(shift.abs().max()):.2g} nats. Cast model and data to "
             "float64 (model.double(), x.double())"
         )
     raise NonFiniteError(
-        f"two grids of up to {MOST[space.dim]} points per axis do not agree to {TOLERANCE} nats: the density has heavy "
-        "tails or jumps, or kinks in two dimensions. Use AnnealedImportanceSampling"
+        f"two grids of up to {most} points per axis do not agree to {TOLERANCE} nats: the density has heavy "
+        "tails or jumps, or kinks in two dimensions"
+        + (", or needs more points than a model can be run at one by one" if most < MOST[space.dim] else "")
+        + ". Use AnnealedImportanceSampling"
     )
 
 
