@@ -55,3 +55,4 @@ sphinx_gallery_conf = {
 
 def setup(app):
     app.connect("source-read", listing.fill_in)
+    app.connect("env-get-outdated", listing.pages_to_read)

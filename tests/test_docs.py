@@ -81,7 +81,9 @@ def test_pages_list_classes_by_themselves(monkeypatch):
     source = [page]
     listing.fill_in(None, "api/anything", source)
     assert ".. autoclass::" in source[0] and "public::" not in source[0]
-    assert 'app.connect("source-read", listing.fill_in)' in (DOCS / "conf.py").read_text()
+    assert {"citing", "api/nn", "api/objectives", "api/estimators"} <= set(listing.pages_to_read(None, None))
+    for connected in ('"source-read", listing.fill_in', '"env-get-outdated", listing.pages_to_read'):
+        assert f"app.connect({connected})" in (DOCS / "conf.py").read_text()
 
 
 def test_papers_of_docstrings_are_listed_under_citing(monkeypatch):
