@@ -208,7 +208,7 @@ def test_example_of_a_docstring_runs(example, few):
     run([EXAMPLES[example]], example.split("::")[1])
 
 
-@pytest.mark.parametrize("module", ["ops", "exact.linear_gaussian", "exact.sums"])
+@pytest.mark.parametrize("module", ["ops", "exact.linear_gaussian", "exact.gaussians", "exact.principal_axes", "exact.sums"])
 def test_interactive_examples_print_what_they_say(module):
     names = {"torch": torch, "Normal": torch.distributions.Normal}
     failed, tried = doctest.testmod(importlib.import_module(f"pyro_vae.{module}"), extraglobs=names)
