@@ -50,7 +50,7 @@ OUTSIDE = {
     "noise": {"numpy"},
     "arguments": {"numpy"},
     "exact": {"numpy"},
-    "evaluate": {"tqdm"},
+    "batches": {"tqdm"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "samples": {"tqdm"},
