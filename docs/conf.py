@@ -14,7 +14,9 @@ author = "the pyro_vae authors"
 copyright = "2026, the pyro_vae authors"
 release = version = "0.1.0"
 
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and listing.py
+
+import listing  # noqa: E402
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["_build"]
@@ -49,3 +51,8 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "write_computation_times": False,
 }
+
+
+def setup(app):
+    app.connect("source-read", listing.fill_in)
+    app.connect("env-get-outdated", listing.pages_to_read)

@@ -6,11 +6,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
+from tqdm import tqdm
 
 from .errors import ArgumentError, EmptyBatchError
 from .noise import batch_noise, kept_random_state
 
 T = TypeVar("T")
+NO_BATCH = "the loader yielded no batch: pass one with at least one datum"
 # From a batch to the positional arguments of model and guide, or to a dict of their keyword arguments.
 ToArguments = Callable[[Any], tuple[Any, ...] | Mapping[str, Any]]
 
@@ -45,6 +47,14 @@ def check_loader(loader: Any) -> None:
         )
 
 
+def over_loader(
+    run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None, progress: bool, title: str
+) -> list[T]:
+    """`over_batches` of a checked loader, behind a progress bar with this title."""
+    check_loader(loader)
+    return over_batches(run, tqdm(loader, desc=title, unit="batch", disable=not progress), args, seed=seed)
+
+
 def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None) -> list[T]:
     """Call `run` on the arguments of every batch and return the results in order. Every batch has noise of its own.
 
@@ -63,5 +73,5 @@ def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments
                 positional, named = arguments_of(batch, args)
                 results.append(run(*positional, **named))
     if not results:
-        raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+        raise EmptyBatchError(NO_BATCH)
     return results

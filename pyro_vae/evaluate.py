@@ -1,13 +1,10 @@
 """Any estimator over a whole data set."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tqdm import tqdm
-
-from .batches import ToArguments, check_loader, first_element, over_batches
-from .records import CATEGORIES, warn_about
+from .batches import ToArguments, first_element, over_loader
+from .records import warn_about, without_warnings
 
 
 def evaluate(
@@ -37,21 +34,12 @@ def evaluate(
         result = pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), DataLoader(TensorDataset(x), 100), seed=0)
         print(result)
     """
-    check_loader(loader)
-    batches = tqdm(loader, desc=type(estimator).__name__, unit="batch", disable=not progress)
-    results = over_batches(quietly(estimator), batches, args, seed=seed)
+
+    def quietly(*arguments: Any, **named: Any) -> Any:
+        with without_warnings():  # the joined record speaks for all batches
+            return estimator(*arguments, **named)
+
+    results = over_loader(quietly, loader, args, seed=seed, progress=progress, title=type(estimator).__name__)
     joined = type(results[0]).cat(results)
     warn_about(joined, stacklevel=2)
     return joined
-
-
-def quietly(estimator: Callable[..., Any]) -> Callable[..., Any]:
-    """Hold back the warnings about single batches; the joined record speaks for all."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with warnings.catch_warnings():
-            for category in CATEGORIES:
-                warnings.simplefilter("ignore", category)
-            return estimator(*args, **kwargs)
-
-    return run

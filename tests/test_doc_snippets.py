@@ -9,6 +9,7 @@ import doctest
 import functools
 import importlib
 import importlib.util
+import inspect
 import re
 import textwrap
 import warnings
@@ -25,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
+from pyro_vae.evidence import Estimator
 
 ROOT = Path(__file__).parents[1]
 IN_TEST_DOCS = [block("python"), block("python", "Train")]  # of the README
@@ -32,10 +34,15 @@ ELSEWHERE = {  # the test that runs a page, or a folder of the package
     "docs/api/models.md": "tests/models/test_examples.py",
     "pyro_vae/models": "tests/models/test_examples.py",
 }
+SMALL = {"num_particles": 10, "num_gradients": 5, "num_steps": 3, "num_chains": 2}  # for every estimator that has them
+ESTIMATORS = {
+    name: made for name in pv.__all__ if inspect.isclass(made := getattr(pv, name)) and issubclass(made, Estimator)
+}
 FEW = {  # options that stand in the place of those printed, or of the defaults
+    name: {option: few for option, few in SMALL.items() if option in inspect.signature(made).parameters}
+    for name, made in ESTIMATORS.items()
+} | {
     "AdaptiveImportanceSampling": {"num_particles": 20, "num_gradients": 5},
-    "AnnealedImportanceSampling": {"num_steps": 3, "num_chains": 2},
-    "BidirectionalMonteCarlo": {"num_steps": 3, "num_chains": 2},
     "ImportanceSampling": {"num_particles": 100},
     "InferenceGaps": {"num_particles": 10},
     "RateDistortion": {"num_steps": 20, "num_chains": 2},
@@ -201,7 +208,7 @@ def test_example_of_a_docstring_runs(example, few):
     run([EXAMPLES[example]], example.split("::")[1])
 
 
-@pytest.mark.parametrize("module", ["ops", "exact.linear_gaussian", "exact.sums"])
+@pytest.mark.parametrize("module", ["ops", "exact.linear_gaussian", "exact.gaussians", "exact.principal_axes", "exact.sums"])
 def test_interactive_examples_print_what_they_say(module):
     names = {"torch": torch, "Normal": torch.distributions.Normal}
     failed, tried = doctest.testmod(importlib.import_module(f"pyro_vae.{module}"), extraglobs=names)

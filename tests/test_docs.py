@@ -2,9 +2,11 @@
 
 import configparser
 import contextlib
+import inspect
 import io
 import re
 import shlex
+import sys
 import warnings
 from pathlib import Path
 
@@ -15,7 +17,16 @@ import pyro_vae
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
-PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in DOCS.rglob("*.md") if "_build" not in path.parts}
+
+sys.path.insert(0, str(DOCS))
+import listing  # noqa: E402
+
+# As Sphinx renders them: with the classes and the papers that pages list by themselves.
+PAGES = {
+    name: listing.page(name.removesuffix(".md"), path.read_text())
+    for path in DOCS.rglob("*.md")
+    if "_build" not in (name := path.relative_to(DOCS).as_posix()).split("/")
+}
 API = "\n".join(text for name, text in PAGES.items() if name.startswith("api/"))
 PARTS = sorted(
     {path.relative_to(ROOT / "pyro_vae").parts[0].removesuffix(".py") for path in (ROOT / "pyro_vae").rglob("*.py")}
@@ -34,9 +45,55 @@ def mentions(text: str, name: str) -> bool:
     return re.search(rf"\bpyro_vae\.{name}\b", text) is not None
 
 
-@pytest.mark.parametrize("name", pyro_vae.__all__)
-def test_every_public_name_is_on_an_api_page(name):
+MODULES = {name for name in pyro_vae.__all__ if inspect.ismodule(getattr(pyro_vae, name))}
+DOCUMENTED = [*sorted(set(pyro_vae.__all__) - MODULES), *(f"nn.{name}" for name in pyro_vae.nn.__all__)]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_name_has_one_entry_on_an_api_page(name):
+    entries = re.findall(rf"^\.\. auto(?:class|function):: pyro_vae\.{name}$", API, re.M)
+    assert len(entries) == 1, f"a page in docs/api needs one entry of pyro_vae.{name}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_public_module_is_on_an_api_page(name):
     assert mentions(API, name), f"add pyro_vae.{name} to a page in docs/api"
+
+
+def test_pages_list_classes_by_themselves(monkeypatch):
+    """What is public is listed, once; what is not public, or has an entry of its own, is not."""
+    page = "Text\n\n.. public:: pyro_vae.objectives\n   :no-members:\n\nMore\n"
+    listed = listing.with_entries(page, named={"pyro_vae.Terms"})
+    assert ".. autoclass:: pyro_vae.InclusiveKL\n   :no-members:\n" in listed and listed.endswith("\n\nMore\n")
+    assert "Terms" not in listed and "out_of_order" not in listed  # an entry of its own; not public
+
+    class NewBound(pyro_vae.objectives.datum_elbo.DatumELBO):
+        pass
+
+    for module in (pyro_vae, pyro_vae.objectives):
+        monkeypatch.setattr(module, "NewBound", NewBound, raising=False)
+    monkeypatch.setattr(pyro_vae.objectives, "__all__", [*pyro_vae.objectives.__all__, "NewBound"])
+    assert "NewBound" not in listing.with_entries(page, named=set())
+    monkeypatch.setattr(pyro_vae, "__all__", [*pyro_vae.__all__, "NewBound"])
+    assert listing.with_entries(page, named=set()).count("pyro_vae.NewBound\n") == 1
+    heads = listing.with_entries(".. public:: pyro_vae.nn Head\n", named={"pyro_vae.nn.Head"})
+    assert "pyro_vae.nn.Binomial\n" in heads and "MLP" not in heads
+    source = [page]
+    listing.fill_in(None, "api/anything", source)
+    assert ".. autoclass::" in source[0] and "public::" not in source[0]
+    assert {"citing", "api/nn", "api/objectives", "api/estimators"} <= set(listing.pages_to_read(None, None))
+    for connected in ('"source-read", listing.fill_in', '"env-get-outdated", listing.pages_to_read'):
+        assert f"app.connect({connected})" in (DOCS / "conf.py").read_text()
+
+
+def test_papers_of_docstrings_are_listed_under_citing(monkeypatch):
+    rows = "| part | authors, year | title |\n|---|---|---|\n"
+    monkeypatch.setattr(
+        pyro_vae.VAE, "__doc__", 'A VAE. For more see: Neal et al. (2001),\n    "Annealing: A Title", https://a.b/c_d.'
+    )
+    assert "| `VAE` | For more see: Neal" not in (page := listing.with_papers(rows))
+    assert page.startswith(rows) and "| `VAE` | Neal et al. 2001 | [Annealing: A Title](https://a.b/c_d) |\n" in page
+    assert "https://a.b/c_d" not in listing.with_papers(rows + "| x | y | [z](https://a.b/c_d) |\n").splitlines()[-1]
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if not part.startswith("_")])

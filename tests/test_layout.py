@@ -54,7 +54,7 @@ OUTSIDE = {
     "noise": {"numpy"},
     "arguments": {"numpy"},
     "exact": {"numpy"},
-    "evaluate": {"tqdm"},
+    "batches": {"tqdm"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "samples": {"tqdm"},

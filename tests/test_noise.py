@@ -1,5 +1,6 @@
 """Noise blocks: no two uses within one call share a random state, and seeding costs neither time nor memory."""
 
+import inspect
 import sys
 from collections import defaultdict
 
@@ -10,6 +11,7 @@ import torch
 from pair_helpers import quiet
 
 import pyro_vae as pv
+from pyro_vae.evidence import Estimator
 from pyro_vae.kernel import Call
 from pyro_vae.noise import Noise, noise_seed, seed_torch
 
@@ -29,14 +31,20 @@ def guide(x):
 
 CHAINS = {"num_steps": 20, "num_chains": 4, "progress": False}
 LATENTS = {"z": torch.tensor([[0.5, 1.0], [0.1, 0.4], [1.6, 0.0]])}
-CALLS = {
-    "importance": lambda: pv.ImportanceSampling(model, guide, num_particles=250, seed=0)(X),
+SMALL = {"num_particles": 250, **CHAINS}
+PUBLIC = [made for name in pv.__all__ if inspect.isclass(made := getattr(pv, name))]
+ESTIMATORS = [made for made in PUBLIC if issubclass(made, Estimator) and made is not pv.BidirectionalMonteCarlo]
+
+
+def call_of(estimator):
+    options = {option: few for option, few in SMALL.items() if option in inspect.signature(estimator).parameters}
+    return lambda: estimator(model, guide, seed=0, **options)(X)
+
+
+CALLS = {made.__name__: call_of(made) for made in ESTIMATORS} | {
     "adaptive": lambda: pv.AdaptiveImportanceSampling(model, guide, num_particles=250, seed=0, check=True)(X),
-    "annealed": lambda: pv.AnnealedImportanceSampling(model, guide, seed=0, **CHAINS)(X),
     "annealed from the prior": lambda: pv.AnnealedImportanceSampling(model, guide, start="prior", seed=0, **CHAINS)(X),
     "bidirectional": lambda: pv.BidirectionalMonteCarlo(model, guide, latents=LATENTS, seed=0, **CHAINS)(X),
-    "exact": lambda: pv.ExactEvidence(model, guide, seed=0)(X),
-    "gaps": lambda: pv.InferenceGaps(model, guide, num_particles=250, seed=0)(X),
     "units": lambda: pv.ActiveUnits(model, guide, num_particles=3, seed=0)([X], args=lambda x: (x,), progress=False),
     "surgery": lambda: pv.ELBOSurgery(model, guide, seed=0)([X], args=lambda x: (x,), progress=False),
     "samples": lambda: pv.SampleCheck(model, guide, seed=0)([X], train=[X], args=lambda x: (x,), progress=False),

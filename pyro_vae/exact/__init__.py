@@ -6,7 +6,9 @@ data, ``D`` latent dimensions, ``X`` data dimensions, ``N`` quadrature nodes. No
 float64 where digits count.
 """
 
-from .linear_gaussian import LinearGaussian, LinearGaussianCurve, LinearGaussianGaps, collapsed, scalar_posterior
+from .gaussians import scalar_posterior
+from .linear_gaussian import LinearGaussian, LinearGaussianCurve, LinearGaussianGaps
+from .principal_axes import collapsed
 from .sums import enumerate_log_evidence, enumerate_log_joint, quadrature_log_evidence
 
 __all__ = [

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from torch.distributions import LowRankMultivariateNormal as LowRankNormal
 
+from .gaussians import mean_and_root
+from .principal_axes import noise_variance, principal_axes
+
 
 @dataclass(frozen=True)
 class LinearGaussianGaps:
@@ -89,8 +92,8 @@ class LinearGaussian:
         >>> model.weight.shape, round(model.variance.item(), 4)
         (torch.Size([3, 1]), 0.1667)
         """
-        eigenvalues, eigenvectors = _principal_axes(x)
-        noise = _noise_variance(eigenvalues, latent_dim, variance)
+        eigenvalues, eigenvectors = principal_axes(x)
+        noise = noise_variance(eigenvalues, latent_dim, variance)
         scale = (eigenvalues[:latent_dim] - noise).clamp(min=0.0).sqrt()
         return cls(eigenvectors[:, :latent_dim] * scale, x.mean(0), noise)
 
@@ -120,8 +123,8 @@ class LinearGaussian:
         >>> LinearGaussian.max_log_likelihood(torch.eye(3), latent_dim=1)
         tensor(-1.9158)
         """
-        eigenvalues = _principal_axes(x)[0]
-        noise = _noise_variance(eigenvalues, latent_dim, variance)
+        eigenvalues = principal_axes(x)[0]
+        noise = noise_variance(eigenvalues, latent_dim, variance)
         used = (torch.arange(len(eigenvalues), device=x.device) < latent_dim) & (eigenvalues > noise)
         terms = torch.where(used, 1 + eigenvalues.clamp(min=noise).log(), noise.log() + eigenvalues / noise)
         return -0.5 * (len(eigenvalues) * math.log(2 * math.pi) + terms.sum())
@@ -168,7 +171,7 @@ class LinearGaussian:
         :raises ValueError: if ``q`` is neither an ``Independent`` of ``Normal`` nor a (low-rank)
             ``MultivariateNormal`` over the ``D`` latent dimensions.
         """
-        mean, root = self._moments(q)
+        mean, root = mean_and_root(q, self.weight.shape[1])
         log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return 0.5 * (root.square().sum((-2, -1)) + mean.square().sum(-1) - mean.shape[-1] - log_det)
 
@@ -177,7 +180,7 @@ class LinearGaussian:
 
         ``q = N(m, S)`` as in `rate`.
         """
-        mean, root = self._moments(q)
+        mean, root = mean_and_root(q, self.weight.shape[1])
         error = (self._data(x) - self.bias - mean @ self.weight.mT).square().sum(-1)
         spread = (self.weight @ root).square().sum((-2, -1))
         return 0.5 * (x.shape[-1] * (2 * math.pi * self.variance).log() + (error + spread) / self.variance)
@@ -238,75 +241,3 @@ class LinearGaussian:
                 "Flatten each datum to one row."
             )
         return x
-
-    def _moments(self, q: Distribution) -> tuple[Tensor, Tensor]:
-        """Mean ``(..., D)`` and lower-triangular root of the covariance ``(..., D, D)``."""
-        latent_dim = self.weight.shape[1]
-        if tuple(q.event_shape) == (latent_dim,):
-            if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
-                return q.base_dist.loc, torch.diag_embed(q.base_dist.scale)
-            if isinstance(q, (MultivariateNormal, LowRankNormal)):
-                return q.loc, q.scale_tril
-        raise ValueError(
-            f"LinearGaussian expects a Gaussian guide of event shape {(latent_dim,)}, but got a "
-            f"{type(q).__name__} of {tuple(q.event_shape)}. Pass Independent(Normal(loc, scale), 1) or a "
-            "MultivariateNormal."
-        )
-
-
-def collapsed(x: Tensor, latent_dim: int, variance: float | Tensor, beta: float | Tensor = 1.0) -> Tensor:
-    r"""Which latent dimensions the best linear VAE of noise ``variance`` leaves unused: bool ``(D,)``.
-
-    Dimension ``j``, in order of falling eigenvalue ``l_j`` of the biased covariance of ``x`` ``(B, X)``, is
-    collapsed (``q(z_j|x) = p(z_j)``, zero weights) exactly where ``l_j <= beta variance``: in the beta-ELBO a
-    fixed noise acts like ``beta`` times itself, and the best weights are those of ``LinearGaussian.fit(x,
-    latent_dim, beta * variance)`` (Lucas et al. 2019, https://arxiv.org/abs/1911.02469).
-
-    :raises ValueError: as in `LinearGaussian.fit`.
-
-    >>> collapsed(torch.diag(torch.tensor([4.0, 2.0, 1.0])), latent_dim=2, variance=1.0)
-    tensor([False,  True])
-    """
-    eigenvalues = _principal_axes(x)[0]
-    return eigenvalues[:latent_dim] <= _noise_variance(eigenvalues, latent_dim, beta * variance)
-
-
-def scalar_posterior(x: Tensor, w: float | Tensor, s: float | Tensor) -> Normal:
-    r"""Posterior of ``z ~ N(0, 1)`` given ``x|z ~ N(w z, s^2)``, batched like ``x``.
-
-    ``N(w x / (w^2 + s^2), s^2 / (w^2 + s^2))``, the conjugate normal update (Bishop 2006, equation 2.116).
-
-    >>> scalar_posterior(torch.tensor(1.0), w=1.0, s=1.0).mean
-    tensor(0.5000)
-    """
-    total = torch.as_tensor(w**2 + s**2, dtype=x.dtype, device=x.device)
-    return Normal(w * x / total, s / total.sqrt())
-
-
-def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, falling, and eigenvectors (in columns) of the biased covariance of ``x`` ``(B, X)``."""
-    if x.dim() != 2 or len(x) == 0:
-        raise ValueError(f"expected data (B, X), but got {tuple(x.shape)}. Flatten each datum to one row.")
-    centred = x - x.mean(0)
-    eigenvalues, eigenvectors = torch.linalg.eigh(centred.mT @ centred / len(x))
-    return eigenvalues.flip(-1).clamp(min=0.0), eigenvectors.flip(-1)
-
-
-def _noise_variance(eigenvalues: Tensor, latent_dim: int, variance: float | Tensor | None) -> Tensor:
-    largest = len(eigenvalues) - (variance is None)
-    if not 1 <= latent_dim <= largest:
-        raise ValueError(
-            f"expected latent_dim in 1..{largest} for data (B, {len(eigenvalues)}), but got {latent_dim}. "
-            "A free variance needs one dimension left over: fix it with variance=, or use fewer latents."
-        )
-    if variance is None:
-        noise = eigenvalues[latent_dim:].mean()
-    else:
-        # The dtype is said outright: as_tensor alone would round a float to float32 first.
-        noise = torch.as_tensor(variance, dtype=eigenvalues.dtype, device=eigenvalues.device)
-    if not bool(noise > 0):
-        raise ValueError(
-            f"expected a positive noise variance, but got {float(noise)}. If it was estimated, the data lie "
-            "in a subspace of latent_dim dimensions: fix variance=, or use fewer latents."
-        )
-    return noise

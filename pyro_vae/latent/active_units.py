@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, first_element, over_loader
 from ..evidence import OfPair
 from ..options import real_number, whole_number
 from .per_unit import unit_terms
@@ -85,15 +84,13 @@ class ActiveUnits(OfPair):
 
     @torch.no_grad()
     def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> UnitActivity:
-        check_loader(loader)
         sums = UnitSums(self.epsilon)
 
         def add(*arguments: Any, **named: Any) -> None:
             with self._pair.open(arguments, named, self.seed) as call:
                 sums.add(unit_terms(call, self.num_particles))
 
-        batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
-        over_batches(add, batches, args, seed=self.seed)
+        over_loader(add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
         return sums.activity(threshold=self.threshold, delta=self.delta, num_particles=self.num_particles)
 
 

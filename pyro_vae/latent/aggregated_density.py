@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, StructureError
+from ..kernel import Pair, isolated
 from .draws import BatchDraws, LogQ, Rows
 
 LOST = 1e-30  # a sum this far below its largest possible term has lost terms to underflow, in single precision
@@ -19,8 +20,8 @@ class Mixture:
     """log q(z_i|x_i) and the log of the sum over j != i of q(z_i|x_j), for R rows: jointly, and by dimension if known.
 
     :param batches: of the data; the columns.
-    :param rows: the draws, those of one batch after those of another.
-    :param owners: the numbers of the data that the rows were drawn for, by batch, on the CPU.
+    :param chosen: the data of each batch whose draws are the rows, by their numbers within it, on the CPU.
+    :param by_dimension: whether each dimension has a density of its own.
     :param labels: F ways to tell the data into groups, numbers from 0, (N,) each and on the CPU: the sum over the others of
         the same group is taken beside that over all others.
     """
@@ -28,12 +29,12 @@ class Mixture:
     def __init__(
         self,
         batches: Sequence[BatchDraws],
-        rows: Rows,
-        owners: Sequence[Tensor],
+        chosen: Sequence[Tensor],
         by_dimension: bool,
         labels: Sequence[Tensor] = (),
     ) -> None:
-        self.batches, self.rows = batches, rows
+        self.batches, self.chosen, self.rows = batches, chosen, chosen_rows(batches, chosen)
+        owners = owners_of(batches, chosen)
         self.owners = torch.cat(list(owners))
         self.limits = [0, *itertools.accumulate(len(part) for part in owners)]  # the rows of each batch
         columns = 1 + by_dimension * len(batches[0].units)
@@ -44,8 +45,13 @@ class Mixture:
         self.alike = [self.own.clone() for _ in labels]  # of `others`, those with the label of the row's datum
         self.counts = torch.zeros(len(self.owners), 1, dtype=torch.double, device=device)
 
-    def run(self, *, within: bool, progress: bool) -> None:
-        """Add up all pairs of rows and columns, or only those `within` a batch."""
+    def run(self, pair: Pair, *, within: bool, progress: bool) -> None:
+        """Add up all pairs of rows and columns, or only those `within` a batch. The guide of the pair may run again."""
+        with isolated(pair.model, pair.guide, devices=[self.own.device]):
+            self._add_up(within, progress)
+        self._check()
+
+    def _add_up(self, within: bool, progress: bool) -> None:
         num_rows = len(self.owners)
         spans = list(itertools.pairwise(self.limits)) if within else [(0, num_rows)] * len(self.batches)
         num_pairs = sum(batch.size * (stop - start) for batch, (start, stop) in zip(self.batches, spans, strict=True))
@@ -58,7 +64,6 @@ class Mixture:
                             self._add(log_q, block, first, batch.size)
                             bar.update(batch.size * (block.stop - block.start))
                 first += batch.size
-        self._check()
 
     def _blocks(self, size: int, start: int, stop: int) -> list[slice]:
         row_bytes = size * sum(rows[0].numel() * rows.element_size() for rows in self.rows.values())
@@ -96,15 +101,16 @@ class Mixture:
                 "or for a scale that underflows to 0"
             )
 
+    def by_datum(self, values: Tensor) -> Tensor:
+        """Reorder rows, (R, ...), to particles and data, (K, n, ...)."""
+        num_particles = len(self.batches[0].log_prior)
+        parts = values.split([num_particles * len(data) for data in self.chosen])
+        return torch.cat([part.unflatten(0, (num_particles, -1)) for part in parts if len(part)], 1)
+
     def log_q(self, aggregate: str, num_data: int) -> Tensor:
         """log q(z) of each row, and of its dimensions: (R, 1 + D)."""
         if aggregate == "leave-one-out":
             return self.others - self.counts.log()
-        if bool((self.counts < 1).any()) and num_data > 1:
-            raise StructureError(
-                "a batch holds one datum, so there are no others in it to estimate the aggregated posterior from: pass "
-                "batches of at least 2 (drop_last=True in a DataLoader), or aggregate='full'"
-            )
         # Exact where the others are all others: their share is then 1/N each.
         share = math.log(max(num_data - 1, 1)) - self.counts.clamp(min=1.0).log()
         return torch.logaddexp(self.own, self.others + share) - math.log(num_data)
@@ -119,6 +125,49 @@ class Mixture:
             else:
                 found.append(torch.logaddexp(self.own, alike) - count.log())
         return torch.stack(found, 1)
+
+
+def check_batches(batches: Sequence[BatchDraws], aggregate: str) -> None:
+    num_data = sum(batch.size for batch in batches)
+    shapes = [{name: rows.shape[1:] for name, rows in batch.rows.items()} for batch in batches]
+    if any(shape != shapes[0] for shape in shapes):
+        raise StructureError(
+            f"the latents differ in their shapes from batch to batch ({shapes[0]} and others), so they share no aggregated "
+            "posterior: pass data of one shape"
+        )
+    if num_data < 2 and aggregate != "full":
+        raise StructureError(f"aggregate='{aggregate}' needs others than one datum: pass more data")
+    if aggregate == "minibatch" and any(batch.size < 2 for batch in batches):
+        raise StructureError(
+            "a batch holds one datum, so there are no others in it to estimate the aggregated posterior from: pass "
+            "batches of at least 2 (drop_last=True in a DataLoader), or aggregate='full'"
+        )
+
+
+def chosen_rows(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Rows:
+    """The draws for the chosen data, those of one batch after those of another, particle by particle in each."""
+    rows = {}
+    for name in batches[0].rows:
+        parts = []
+        for batch, data in zip(batches, chosen, strict=True):
+            part = batch.rows[name].unflatten(0, (-1, batch.size))
+            parts.append((part if len(data) == batch.size else part[:, data.to(part.device)]).flatten(0, 1))
+        rows[name] = torch.cat(parts)
+    return rows
+
+
+def owners_of(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> list[Tensor]:
+    """The numbers of the data that the rows were drawn for, by batch."""
+    owners, first = [], 0
+    for batch, data in zip(batches, chosen, strict=True):
+        owners.append((data + first).repeat(len(batch.log_prior)))
+        first += batch.size
+    return owners
+
+
+def mean_cost(batches: Sequence[BatchDraws]) -> float:
+    """Decoder evaluations per datum."""
+    return sum(batch.cost * batch.size for batch in batches) / sum(batch.size for batch in batches)
 
 
 def log_sum_exp(terms: Tensor) -> Tensor:

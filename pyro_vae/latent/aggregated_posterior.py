@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, first_element, over_loader
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
 from ..evidence import OfPair
 from ..kernel import Call, Record, Structure
@@ -73,7 +72,6 @@ class AggregatedPosterior(OfPair):
         progress: bool = True,
         labels: Callable[[Any], Tensor] | None = None,
     ) -> LatentSample:
-        check_loader(loader)
         found: list[Tensor] = []
         free: dict[int, tuple[Structure, frozenset[str]]] = {}  # by id, the structure kept so that the id is its own
 
@@ -92,8 +90,8 @@ class AggregatedPosterior(OfPair):
                     free[id(structure)] = structure, free_sites(call, guide)
                 return sample_of_batch(call, guide, free[id(structure)][1])
 
-        batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
-        return joined(over_batches(sample, batches, arguments, seed=self.seed), found)
+        batches = over_loader(sample, loader, arguments, seed=self.seed, progress=progress, title=type(self).__name__)
+        return joined(batches, found)
 
 
 def draw_guide(call: Call) -> Record:

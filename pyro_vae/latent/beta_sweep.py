@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,14 +16,14 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import ToArguments, arguments_of, check_loader, first_element, over_batches
+from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, over_batches
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
 from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
 from ..kernel import INFER, Pair, eval_mode, isolated_store
 from ..noise import kept_random_state
 from ..objectives import BetaTraceMeanField_ELBO
 from ..options import seed_or_none, whole_number
-from ..records import CATEGORIES, Estimate, warn_about
+from ..records import Estimate, warn_about, without_warnings
 from .rate_distortion import guide_terms, numbers_in
 from .rate_distortion_curve import BetaSweep
 
@@ -106,7 +106,7 @@ def beta_sweep(
             raise OptionError(f"{name} must be callable, to be used anew for every beta, got {type(value).__name__}")
     options: Any = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     estimator: Any = partial(AdaptiveImportanceSampling, **options) if evidence is None else evidence
-    measured, pairs, stores, records, num_updates = [], [], [], [], 0
+    points: list[Point] = []
     bar = tqdm(total=len(betas) * num_epochs, desc="beta_sweep", unit="epoch", disable=not progress)
     with bar, nullcontext() if seed is None else kept_random_state():
         for beta in betas:
@@ -119,16 +119,34 @@ def beta_sweep(
                 check_first_batch(pair, loader, args)
                 svi = SVI(model, guide, optimizer(), objective(beta))
                 num_updates = train(svi, loader, args, num_epochs, beta, bar)
-                stores.append(pyro.get_param_store().get_state())
-                check_own_parameters(stores)
+                store = pyro.get_param_store().get_state()
+                check_own_parameters(store, [point.store for point in points])
                 with eval_mode(model, guide):
-                    measured.append(measure(pair, estimator(model, guide), test_loader, args, seed))
-            pairs.append((model, guide))
-            records.append(measured[-1][1])
-    for record in records:
-        warn_about(record, stacklevel=2)
-    columns = [[*own, record.mean()] for own, record in measured]
+                    measured = measure(pair, estimator(model, guide), test_loader, args, seed)
+            points.append(Point((model, guide), store, num_updates, *measured))
+    for point in points:
+        warn_about(point.evidence, stacklevel=2)
+    return sweep_of(betas, points)
+
+
+@dataclass
+class Point:
+    """A pair that was trained at one beta, and what was measured of it.
+
+    :ivar own: rate, distortion and ELBO of the guide.
+    """
+
+    pair: ProgramPair
+    store: Any
+    num_updates: int
+    own: list[Estimate]
+    evidence: Evidence
+
+
+def sweep_of(betas: list[float], points: Sequence[Point]) -> BetaSweep:
+    columns = [[*point.own, point.evidence.mean()] for point in points]
     like = columns[0][0].value
+    records = [point.evidence for point in points]
 
     def table(field: str) -> dict[str, Tensor]:
         return {name: torch.stack([getattr(row[i], field).to(like) for row in columns]) for i, name in enumerate(NAMES)}
@@ -140,15 +158,15 @@ def beta_sweep(
         sampling_errors=table("sampling_error"),
         bound=records[0].bound,
         doubts=doubts_of(records),
-        pairs=tuple(pairs),
-        stores=tuple(stores),
+        pairs=tuple(point.pair for point in points),
+        stores=tuple(point.store for point in points),
         num_data=len(records[0]),
-        num_updates=num_updates,
+        num_updates=points[-1].num_updates,
     )
 
 
 def doubts_of(records: list[Evidence]) -> dict[str, Tensor]:
-    """How many data are in doubt, one number per record, by reason."""
+    """By reason, the number of data in doubt of each record."""
     reasons = dict.fromkeys(reason for record in records for reason in record.doubts)
     found = {reason: [r.doubts.get(reason, torch.zeros(1)).sum() for r in records] for reason in reasons}
     return {reason: torch.stack(counts).long() for reason, counts in found.items()}
@@ -163,7 +181,7 @@ def fresh_store() -> Iterator[None]:
 
 
 def train(svi: SVI, loader: Iterable[Any], args: ToArguments, num_epochs: int, beta: float, bar: Any) -> int:
-    """Returns the number of updates."""
+    """Train for all epochs, and return the number of updates."""
     num_updates = 0
     for epoch in range(num_epochs):
         for batch in loader:
@@ -182,15 +200,13 @@ def train(svi: SVI, loader: Iterable[Any], args: ToArguments, num_epochs: int, b
 def measure(
     pair: Pair, estimator: Callable[..., Evidence], loader: Iterable[Any], args: ToArguments, seed: int | None
 ) -> tuple[list[Estimate], Evidence]:
-    """(Rate, distortion and ELBO of the guide; log p(x)), over the whole loader."""
+    """Rate, distortion and ELBO of the guide, and the record of log p(x), over the whole loader."""
 
     def run(*arguments: Any, **named: Any) -> tuple[list[tuple[Tensor, Tensor]], Evidence]:
         with torch.no_grad(), pair.open(arguments, named, seed) as call:
             rate, distortion = guide_terms(call)
             call.check_finite(-rate - distortion)
-        with warnings.catch_warnings():
-            for category in CATEGORIES:  # the joined record speaks for all batches
-                warnings.simplefilter("ignore", category)
+        with without_warnings():  # the joined record speaks for all batches
             record = estimator(*arguments, **named)
         return [(terms.mean(0), mean_std_error(terms)) for terms in (rate, distortion, -(rate + distortion))], record
 
@@ -204,7 +220,7 @@ def check_first_batch(pair: Pair, loader: Iterable[Any], args: ToArguments) -> N
     with kept_random_state():
         batch = next(iter(loader), None)
         if batch is None:
-            raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+            raise EmptyBatchError(NO_BATCH)
         positional, named = arguments_of(batch, args)
         with suppress(LazyGuideError), eval_mode(pair.model, pair.guide), pair.open(positional, named, None):
             pass
@@ -216,14 +232,18 @@ def checked_pair(pair: Any) -> ProgramPair:
     return pair[0], pair[1]
 
 
-def check_own_parameters(stores: list[Any]) -> None:
+def check_own_parameters(store: Any, earlier: Iterable[Any]) -> None:
     """Refuse tensors shared in memory with an earlier pair: `pyro.param` trains a given initial value in place."""
-    *earlier, last = ({p.untyped_storage().data_ptr() for p in s["params"].values() if p.numel()} for s in stores)
-    if any(last & others for others in earlier):
+    if any(addresses(store) & addresses(other) for other in earlier):
         raise ArgumentError(
             "two pairs of make_pair share parameters, so that the second went on where the first had stopped: build all "
             "modules and initial values inside make_pair"
         )
+
+
+def addresses(store: Any) -> set[int]:
+    """Where the parameters of a store lie in memory."""
+    return {p.untyped_storage().data_ptr() for p in store["params"].values() if p.numel()}
 
 
 def check_again_and_again(loader: Iterable[Any]) -> None:

@@ -12,8 +12,8 @@ from ..aggregate import as_particles, check_draws, check_unmasked, joint_sites, 
 from ..densities import by_number
 from ..errors import NonFiniteError, StructureError, listed, quoted
 from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, close, first_dependent, read_by_prior
-from ..noise import Noise, batch_noise
-from .per_unit import unit_names
+from ..noise import batch_noise
+from .per_unit import one_particle, unit_names
 
 Rows = dict[str, Tensor]  # draws by site, (R, 1, *plates, *event) with one datum in its plate
 LogQ = Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]  # rows to log q under B data: (R, B), (R, B, D)
@@ -99,15 +99,10 @@ class Collector:
         priors, by_dimension = [], []
         first: Record | None = None
         for k in range(self.num_particles):
-            call.set_noise(Noise.GUIDE, k)
-            guide = call.draw_latents(1)
-            values = call.latent_values(guide)
-            model = call.score(values, 1)
-            guide = call.summed(guide, model, 1)
-            weights = call.weigh(guide, model, 1)
+            guide, model, weights = one_particle(call, k)
             if first is None:
                 first = guide
-                self._check(call, guide, model, values, weights)
+                self._check(call, guide, model, call.latent_values(guide), weights)
             log_prior = weights.log_marginal_prior[0]
             summed = call.structure.guide_enumerated
             log_q = torch.stack([q[0] for n, q in weights.log_guide_by_site.items() if n not in summed]).sum(0)

@@ -6,17 +6,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
-from ..errors import StructureError
+from ..batches import ToArguments, first_element, over_loader
 from ..evidence import OfPair
-from ..kernel import isolated
 from ..noise import Noise, batch_noise, checked_seed, noise_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
-from .aggregated_density import Mixture
-from .draws import BatchDraws, Collector, Distributions, Rows
+from .aggregated_density import Mixture, check_batches, mean_cost
+from .draws import BatchDraws, Collector, Distributions
 from .surgery import Surgery
 
 Aggregate = Literal["full", "leave-one-out", "minibatch"]
@@ -55,7 +52,7 @@ class ELBOSurgery(OfPair):
     a density: joint distributions, flows, latents drawn given other latents, discrete ones. The other two need dimensions
     that are independent given x and are NaN elsewhere; the record says so. A dimension is one number of one latent site. log
     p(z) enters as a whole; under a prior that couples dimensions `dimension_wise_kl` also holds what it couples, may be
-    negative, and does not fall apart (`dimension_wise` is NaN).
+    negative, and does not factorise (`dimension_wise` is NaN).
 
     :param model: any Pyro model whose data lie in one plate and share one prior.
     :param guide: its guide, which draws the latents themselves: no autoguide. What it enumerates beside them is summed out
@@ -103,28 +100,25 @@ class ELBOSurgery(OfPair):
 
     @torch.no_grad()
     def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> Surgery:
-        check_loader(loader)
         seed = checked_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
-        bar = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
-        over_batches(collector.add, bar, args, seed=self.seed)
+        over_loader(collector.add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         chosen = self._choose(batches, seed)
         by_dimension = all(isinstance(batch.columns, Distributions) for batch in batches)
-        mixture = Mixture(batches, chosen_rows(batches, chosen), owners_of(batches, chosen), by_dimension)
-        with isolated(self._pair.model, self._pair.guide, devices=[batches[0].log_prior.device]):
-            mixture.run(within=self.aggregate == "minibatch", progress=progress)
+        mixture = Mixture(batches, chosen, by_dimension)
+        mixture.run(self._pair, within=self.aggregate == "minibatch", progress=progress)
         num_data = sum(batch.size for batch in batches)
         surgery = Surgery.from_densities(
-            log_q=by_datum(mixture.own[:, 0], batches, chosen),
-            log_mixture=by_datum(mixture.log_q(self.aggregate, num_data), batches, chosen),
+            log_q=mixture.by_datum(mixture.own[:, 0]),
+            log_mixture=mixture.by_datum(mixture.log_q(self.aggregate, num_data)),
             log_prior=torch.cat([b.log_prior[:, c] for b, c in zip(batches, chosen, strict=True)], 1),
             log_prior_by_dimension=prior_by_dimension(batches, chosen),
             names=batches[0].units,
             num_data=num_data,
             aggregate=self.aggregate,
-            cost=sum(batch.cost * batch.size for batch in batches) / num_data,
+            cost=mean_cost(batches),
         )
         warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
         return surgery
@@ -140,51 +134,6 @@ class ELBOSurgery(OfPair):
         taken = torch.zeros(num_data, dtype=torch.bool)
         taken[torch.randperm(num_data, generator=generator)[: self.num_draws]] = True
         return [part.nonzero().squeeze(1) for part in taken.split(sizes)]
-
-
-def check_batches(batches: Sequence[BatchDraws], aggregate: str) -> None:
-    num_data = sum(batch.size for batch in batches)
-    shapes = [{name: rows.shape[1:] for name, rows in batch.rows.items()} for batch in batches]
-    if any(shape != shapes[0] for shape in shapes):
-        raise StructureError(
-            f"the latents differ in their shapes from batch to batch ({shapes[0]} and others), so they share no aggregated "
-            "posterior: pass data of one shape"
-        )
-    if num_data < 2 and aggregate != "full":
-        raise StructureError(f"aggregate='{aggregate}' needs others than one datum: pass more data")
-    if aggregate == "minibatch" and any(batch.size < 2 for batch in batches):
-        raise StructureError(
-            "a batch holds one datum, so there are no others in it to estimate the aggregated posterior from: pass "
-            "batches of at least 2 (drop_last=True in a DataLoader), or aggregate='full'"
-        )
-
-
-def chosen_rows(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Rows:
-    """The draws for the chosen data, those of one batch after those of another, particle by particle in each."""
-    rows = {}
-    for name in batches[0].rows:
-        parts = []
-        for batch, data in zip(batches, chosen, strict=True):
-            part = batch.rows[name].unflatten(0, (-1, batch.size))
-            parts.append((part if len(data) == batch.size else part[:, data.to(part.device)]).flatten(0, 1))
-        rows[name] = torch.cat(parts)
-    return rows
-
-
-def owners_of(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> list[Tensor]:
-    """The numbers of the data that the rows were drawn for, by batch."""
-    owners, first = [], 0
-    for batch, data in zip(batches, chosen, strict=True):
-        owners.append((data + first).repeat(len(batch.log_prior)))
-        first += batch.size
-    return owners
-
-
-def by_datum(values: Tensor, batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Tensor:
-    """Reorder rows, (R, ...), to particles and data, (K, n, ...)."""
-    num_particles = len(batches[0].log_prior)
-    parts = values.split([num_particles * len(data) for data in chosen])
-    return torch.cat([part.unflatten(0, (num_particles, -1)) for part in parts if len(part)], 1)
 
 
 def prior_by_dimension(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Tensor | None:

@@ -181,7 +181,6 @@ class FactorInformation:
         """Every field as plain Python, for JSON."""
         return {
             **to_plain(self),
-            "mig": to_plain(self.mig),
             "names": list(self.names),
             "num_values": list(self.num_values),
             "leave_one_out_mig": self.leave_one_out_mig,

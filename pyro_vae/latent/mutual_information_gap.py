@@ -11,13 +11,11 @@ from tqdm import tqdm
 from ..batches import ToArguments, check_loader, first_element, over_batches
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, listed, quoted
 from ..evidence import OfPair
-from ..kernel import isolated
 from ..noise import checked_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
-from .aggregated_density import Mixture
+from .aggregated_density import Mixture, check_batches, mean_cost
 from .draws import BatchDraws, Collector, Distributions
-from .elbo_surgery import by_datum, check_batches, chosen_rows, owners_of
 from .factor_information import FactorInformation
 
 Aggregate = Literal["full", "leave-one-out"]
@@ -134,11 +132,10 @@ class MutualInformationGap(OfPair):
         check_batches(batches, self.aggregate)
         labels, counts = labels_of(torch.cat(values), self.aggregate)
         everything = [torch.arange(batch.size) for batch in batches]
-        mixture = Mixture(batches, chosen_rows(batches, everything), owners_of(batches, everything), True, labels)
-        with isolated(self._pair.model, self._pair.guide, devices=[batches[0].log_prior.device]):
-            mixture.run(within=False, progress=progress)
-        left_out = terms_of(mixture, "leave-one-out", batches)
-        terms = left_out if self.aggregate == "leave-one-out" else terms_of(mixture, "full", batches)
+        mixture = Mixture(batches, everything, True, labels)
+        mixture.run(self._pair, within=False, progress=progress)
+        left_out = terms_of(mixture, "leave-one-out")
+        terms = left_out if self.aggregate == "leave-one-out" else terms_of(mixture, "full")
         check_overlap(terms, self.aggregate)
         found = FactorInformation.from_terms(
             terms,
@@ -148,17 +145,16 @@ class MutualInformationGap(OfPair):
             names=batches[0].units,
             aggregate=self.aggregate,
             dtype=batches[0].log_prior.dtype,
-            cost=sum(batch.cost * batch.size for batch in batches) / len(counts),
+            cost=mean_cost(batches),
         )
         warn_about(found, stacklevel=3)  # past torch.no_grad, to the caller
         return found
 
 
-def terms_of(mixture: Mixture, aggregate: str, batches: Sequence[BatchDraws]) -> Tensor:
+def terms_of(mixture: Mixture, aggregate: str) -> Tensor:
     """log q(z_d|v_f) - log q(z_d) at the draws, (K, N, F, D)."""
-    everything = [torch.arange(batch.size) for batch in batches]
-    alone = mixture.log_q(aggregate, sum(batch.size for batch in batches))[:, 1:]
-    return by_datum(mixture.log_q_alike(aggregate)[..., 1:] - alone.unsqueeze(1), batches, everything)
+    alone = mixture.log_q(aggregate, sum(batch.size for batch in mixture.batches))[:, 1:]
+    return mixture.by_datum(mixture.log_q_alike(aggregate)[..., 1:] - alone.unsqueeze(1))
 
 
 def checked_factors(values: Any) -> Tensor:

@@ -61,11 +61,7 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
     means, kls, site_kls = Mean(), Mean(), Mean()
     sampled: frozenset[str] | None = None
     for k in range(num_particles):
-        call.set_noise(Noise.GUIDE, k)
-        guide = call.draw_latents(1)
-        model = call.score(call.latent_values(guide), 1)
-        guide = call.summed(guide, model, 1)
-        weights = call.weigh(guide, model, 1)
+        guide, model, weights = one_particle(call, k)
         if sampled is None:
             sampled = sites_without_formula(call, guide, model)
         sites = [site_terms(name, guide, model, weights, call.layout, name not in sampled) for name in latents]
@@ -90,6 +86,15 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
         is_kl=torch.cat([torch.full_like(s.mask[0], s.is_kl) for s in sites]),
         cost=call.cost,
     )
+
+
+def one_particle(call: Call, number: int) -> tuple[Record, Record, LogDensities]:
+    """Draw a particle from the guide, score it under the model, and weigh both. Indicators of the guide are summed out."""
+    call.set_noise(Noise.GUIDE, number)
+    guide = call.draw_latents(1)
+    model = call.score(call.latent_values(guide), 1)
+    guide = call.summed(guide, model, 1)
+    return guide, model, call.weigh(guide, model, 1)
 
 
 class Mean:

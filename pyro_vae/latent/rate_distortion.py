@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, first_element, over_loader
 from ..errors import NonFiniteError, OptionError
 from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
@@ -108,15 +107,13 @@ class RateDistortion(OfPair):
     def __call__(
         self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True
     ) -> RateDistortionCurve:
-        check_loader(loader)
         sums = CurveSums()
 
         def add(*arguments: Any, **named: Any) -> None:
             with self._pair.open(arguments, named, self.seed) as call:
                 sums.add(self._terms(call))
 
-        batches = tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress)
-        over_batches(add, batches, args, seed=self.seed)
+        over_loader(add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
         columns = sums.estimates()
         num_points = len(self._reported)
         names = ("rate", "distortion", "bound", "excess")
@@ -196,7 +193,7 @@ class CurveSums:
         self.cost += terms.cost * len(terms.value)
 
     def estimates(self) -> Estimate:
-        """Of all columns at once."""
+        """The means of all columns with their errors, in one `Estimate` of tensors."""
         moments = self.moments
         parts = (moments.mean, moments.mean_std_error, moments.mean_sampling_error)
         return Estimate(*(part.to(self._dtype) for part in parts))

@@ -21,7 +21,7 @@ class RateDistortionCurve:
     :ivar rate: (P,) **upper bound** on the rate of the encoder at that beta, in expectation.
     :ivar distortion: (P,) its distortion. So (rate, distortion) lies on or above the true curve.
     :ivar bound: (P,) -(rate + distortion / beta): **lower bound** on log of the integral of p(z) p(x given z)^(1 / beta);
-        at beta 1 on log p(x). So far as it is below, the point is above the tangent of the curve, along the rate.
+        at beta 1 on log p(x). By as much as it is too low, the point lies above the tangent of the curve, along the rate.
     :ivar excess: (P,) rate + distortion / beta of the point minus that of the guide. No encoder is below the curve, the
         guide included: above 0 the chains are too short, and the point lies that much too high, or more.
     :ivar std_errors: **Monte Carlo** errors (P,) of `rate`, `distortion`, `bound` and `excess`, by name. That of `bound` is
@@ -86,12 +86,9 @@ class RateDistortionCurve:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON; the first beta, infinity, as `None`."""
-        estimates = ("guide_rate", "guide_distortion", "elbo", "log_evidence")
         return {
             **to_plain(self),
             "beta": [beta if math.isfinite(beta) else None for beta in self.beta.tolist()],
-            **{name: to_plain(getattr(self, name)) for name in estimates},
-            **errors_to_plain(self),
             "slope": self.slope.tolist(),
             "above_guide": self.above_guide.tolist(),
         }
@@ -153,8 +150,7 @@ class BetaSweep:
 
     def to_dict(self) -> dict[str, Any]:
         """Every number as plain Python, for JSON; the pairs and their stores stay out."""
-        kept = {name: value for name, value in to_plain(self).items() if name not in ("pairs", "stores")}
-        return {**kept, **errors_to_plain(self), "doubts": {r: counts.tolist() for r, counts in self.doubts.items()}}
+        return {name: value for name, value in to_plain(self).items() if name not in ("pairs", "stores")}
 
     def __str__(self) -> str:
         return "\n".join(
@@ -170,13 +166,6 @@ class BetaSweep:
                 ),
             ]
         )
-
-
-def errors_to_plain(record: Any) -> dict[str, Any]:
-    return {
-        kind: {name: error.tolist() for name, error in getattr(record, kind).items()}
-        for kind in ("std_errors", "sampling_errors")
-    }
 
 
 def table(record: Any, names: tuple[str, ...]) -> list[str]:

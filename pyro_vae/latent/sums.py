@@ -50,7 +50,7 @@ class Moments:
 
     @property
     def mean_std_error(self) -> Tensor:
-        """Monte Carlo."""
+        """Monte Carlo error of the mean."""
         return (self._mean_of_powers()[5] / self.count).sqrt()
 
     @property

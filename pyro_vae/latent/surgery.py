@@ -36,7 +36,7 @@ class Surgery:
     :ivar marginal_kl: KL(q(z) to p(z)) of the aggregated posterior.
     :ivar total_correlation: KL(q(z) to the product of its q(z_d)); NaN where the guide's dimensions are not independent.
     :ivar dimension_wise_kl: sum of KL(q(z_d) to p(z_d)), with it what a prior couples; NaN with `total_correlation`.
-    :ivar dimension_wise: (D,) KL(q(z_d) to p(z_d)); NaN where guide or prior do not fall apart into dimensions.
+    :ivar dimension_wise: (D,) KL(q(z_d) to p(z_d)); NaN where guide or prior do not factorise over dimensions.
     :ivar dimension_wise_std_error: its Monte Carlo errors, (D,).
     :ivar names: D names, `'z[3]'` for the fourth number of the latent site `'z'`.
     :ivar num_data: N, the data that q(z) is made of.
@@ -179,7 +179,6 @@ class Surgery:
         """Every field as plain Python, for JSON."""
         return {
             **to_plain(self),
-            **{name: to_plain(getattr(self, name)) for name in PARTS},
             "names": list(self.names),
             "log_num_data": self.log_num_data,
             "ceiling": self.ceiling,

@@ -135,5 +135,5 @@ def manifold(
 
 
 def evenly(num_steps: int) -> Tensor:
-    """Probabilities, (S,)."""
+    """Evenly spaced probabilities, (S,)."""
     return torch.linspace(LOWEST, 1 - LOWEST, whole_number("num_steps", num_steps, lowest=2))

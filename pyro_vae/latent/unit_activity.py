@@ -21,7 +21,7 @@ class UnitActivity:
     :ivar variance_of_means: (D,) variance over the data of the posterior mean E_q[z given x] (n - 1), less the Monte Carlo
         noise of that mean, so it may fall a little below zero. NaN for one datum, and where no mean is defined
         (Categorical).
-    :ivar kl: (D,) mean over the data of KL(q(z_d given x) to p(z_d)); NaN for a site whose q or p does not fall apart into
+    :ivar kl: (D,) mean over the data of KL(q(z_d given x) to p(z_d)); NaN for a site whose q or p does not factorise over
         units, see `site_kl`. Where the prior of a site depends on what the guide draws later and given it, this is the mean
         of log q - log p: a part of the KL of all latents that may be negative.
     :ivar fraction_at_prior: (D,) the share of the data whose KL in this unit is below `epsilon`; NaN where `kl` is NaN or
@@ -35,7 +35,7 @@ class UnitActivity:
     :ivar threshold: a unit is active above this variance of means.
     :ivar epsilon: and at the prior for a datum below this KL, nats.
     :ivar delta: a unit is collapsed if it is at the prior for a share of at least 1 - delta of the data.
-    :ivar num_particles: K, the draws of the guide per datum where a formula did not do.
+    :ivar num_particles: K, draws of the guide per datum; used where no formula is known.
     :ivar cost: decoder evaluations per datum.
     """
 
@@ -101,9 +101,6 @@ class UnitActivity:
         return {
             **to_plain(self),
             "names": list(self.names),
-            "std_errors": {name: error.tolist() for name, error in self.std_errors.items()},
-            "sampling_errors": {name: error.tolist() for name, error in self.sampling_errors.items()},
-            "site_kl": {name: to_plain(estimate) for name, estimate in self.site_kl.items()},
             "active": self.active.tolist(),
             "collapsed": self.collapsed.tolist(),
             "order": self.order.tolist(),

@@ -34,7 +34,7 @@ class Start:
 
     @property
     def row(self) -> Tensor:
-        """(1, D)"""
+        """The units of this datum, (1, D)."""
         return self.units_of(self.values)
 
     def units_of(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -55,7 +55,7 @@ class Start:
         return values
 
     def _of_datum(self, value: Tensor, name: str) -> Tensor:
-        """A view."""
+        """The part of a value that belongs to this datum, as a view."""
         layout = self.call.layout
         return value if layout.datum_dim is None else value.select(layout.datum_dim - layout.event_dims[name], self.datum)
 

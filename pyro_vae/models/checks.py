@@ -46,7 +46,7 @@ def distribution(role: str, fn: Any) -> TorchDistribution:
 
 
 def check_rows(fn: TorchDistribution, role: str, *batch_shapes: tuple[int, ...]) -> None:
-    """One independent event per row."""
+    """Refuse a distribution that does not have one independent event per row."""
     if fn.batch_shape not in batch_shapes:
         expected = " or ".join(str(tuple(shape)) for shape in batch_shapes)
         raise StructureError(

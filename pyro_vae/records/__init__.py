@@ -2,7 +2,6 @@
 
 from .doubts import (
     ANNEALED_CHAINS,
-    CATEGORIES,
     EXACT_VALUE,
     FEW,
     FITTED_PROPOSALS,
@@ -13,11 +12,10 @@ from .doubts import (
     remedy_for,
 )
 from .estimate import LEVEL, Estimate, normal_quantile, student_quantile
-from .joining import check_same, concatenated, mean_cost, to_plain, warn_about
+from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
 
 __all__ = [
     "ANNEALED_CHAINS",
-    "CATEGORIES",
     "EXACT_VALUE",
     "Estimate",
     "FEW",
@@ -35,4 +33,5 @@ __all__ = [
     "student_quantile",
     "to_plain",
     "warn_about",
+    "without_warnings",
 ]

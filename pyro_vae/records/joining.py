@@ -1,12 +1,15 @@
 """Join the records of several batches, warn about them, and turn them into plain Python."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .doubts import CATEGORIES
 
 
 def concatenated(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
@@ -22,10 +25,16 @@ def concatenated(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]
 
 
 def to_plain(record: Any) -> dict[str, Any]:
-    """Tensors as lists, for JSON."""
-    return {
-        f.name: value.tolist() if isinstance(value := getattr(record, f.name), Tensor) else value for f in fields(record)
-    }
+    """The fields of a record for JSON: tensors as lists, also inside mappings and inside records that it holds."""
+    return {field.name: plain_value(getattr(record, field.name)) for field in fields(record)}
+
+
+def plain_value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain_value(part) for key, part in value.items()}
+    return to_plain(value) if is_dataclass(value) else value
 
 
 def check_same(records: Sequence[Any], names: Sequence[str]) -> None:
@@ -40,6 +49,15 @@ def check_same(records: Sequence[Any], names: Sequence[str]) -> None:
 def mean_cost(records: Sequence[Any]) -> float:
     sizes = [len(record) for record in records]
     return sum(r.cost * n for r, n in zip(records, sizes, strict=True)) / sum(sizes)
+
+
+@contextmanager
+def without_warnings(*others: type[Warning]) -> Iterator[None]:
+    """Silence the warnings about doubts, and others, where something else states the doubts."""
+    with warnings.catch_warnings():
+        for category in (*CATEGORIES, *others):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def warn_about(record: Any, stacklevel: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import ToArguments, arguments_of
+from ..batches import NO_BATCH, ToArguments, arguments_of
 from ..errors import EmptyBatchError
 
 
@@ -25,7 +25,7 @@ def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate:
                 kept, stride = kept[::2], 2 * stride
         num_batches += 1
     if not kept:
-        raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+        raise EmptyBatchError(NO_BATCH)
     count = -(-len(kept) * num_data // max(sum(size for _, size in kept), 1))  # rounded up
     count = min(max(count, 1), len(kept))
     return [kept[place * len(kept) // count][0] for place in range(count)], num_batches

@@ -2,9 +2,8 @@
 
 import platform
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from ..kernel import INFER, Pair
 from ..latent import ActiveUnits, ELBOSurgery
 from ..noise import checked_seed, kept_random_state
 from ..options import whole_number
-from ..records import CATEGORIES
+from ..records import without_warnings
 from ..samples import SampleCheck
 from ..simulate import reconstruct, simulated_data
 from .batches import Stages, picked
@@ -100,77 +99,101 @@ def diagnose(
         page.to_html("diagnosis.html")
     """
     start = time.perf_counter()
-    for name, loader in (("train", train), ("test", test)):
-        check_loader(loader)
-        if isinstance(loader, Iterator):
-            raise ArgumentError(f"{name} can be gone through only once: pass a DataLoader or a list of batches")
-    num_data = whole_number("num_data", num_data)
-    seed = checked_seed(seed)
-    left_out: dict[str, str] = {}
-
-    def unless_refused(part: str, run: Callable[[], T]) -> T | None:
-        try:
-            return run()
-        except (StructureError, ArgumentError, OptionError, LatentsError, NonFiniteError) as error:
-            left_out[part] = str(error)
-            return None
-
+    check_loaders(train=train, test=test)
+    num_data, seed = whole_number("num_data", num_data), checked_seed(seed)
     shared: dict[str, Any] = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
-    gaps = InferenceGaps(model, guide, num_particles=num_particles, evidence=evidence, **shared)
-    trial = SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared)
-    active = ActiveUnits(model, guide, seed=seed, **shared)
-    parts = ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared)
-    looks = SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared)
-    with quiet_about_what_is_found(), kept_random_state():
+    run = Run(
+        gaps=InferenceGaps(model, guide, num_particles=num_particles, evidence=evidence, **shared),
+        trial=SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared),
+        units=ActiveUnits(model, guide, seed=seed, **shared),
+        surgery=ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared),
+        looks=SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared),
+        args=args,
+        seed=seed,
+    )
+    with without_warnings(SurgeryWarning), kept_random_state():  # the findings state the doubts
         torch.manual_seed(seed)  # a loader that shuffles draws from it
-        held_out, _ = picked(test, num_data, args, datum_plate)
-        known, num_batches = picked(train, num_data, args, datum_plate)
-        simulated, _ = picked(held_out, NUM_SIMULATED, args, datum_plate)
-        total = len(held_out) + len(known) + len(simulated) + 3 * num_batches
-        with Stages(total, progress) as stage:
-            options: dict[str, Any] = {"args": args, "progress": False}
-            of_test = evaluate(gaps, stage("gaps on test data", held_out), seed=seed, **options)
-            of_train = evaluate(gaps, stage("gaps on training data", known), seed=seed, **options)
-            self_check = unless_refused(
-                "self-check", lambda: evaluate(trial, stage("self-check", simulated), seed=seed, **options)
-            )
-            units = unless_refused("units", lambda: active(stage("latent units", train), **options))
-            surgery = unless_refused("surgery", lambda: parts(stage("surgery", train), **options))
-            samples = unless_refused(
-                "samples", lambda: looks(held_out, train=stage("samples", train), evidence=of_test.evidence, **options)
-            )
-            first, named = arguments_of(held_out[0], args)
-            drawn: dict[str, Any] = {"seed": seed, "datum_plate": datum_plate}
-            with torch.no_grad(), Pair(model, guide, **shared).open(first, named, seed) as call:
-                fixed = call.fixed
-            simulation = unless_refused("simulation", lambda: simulated_data(model, first, named, fixed=fixed, **drawn))
-            drawn_too = {**drawn, "prior_sites": prior_sites}
-            drawn_too |= named
-            reconstruction = unless_refused("reconstruction", lambda: reconstruct(model, guide, *first, **drawn_too))
+        measured = run.measure(train, test, num_data, progress)
     return Diagnosis(
-        test=of_test,
-        train=of_train,
-        units=units,
-        surgery=surgery,
-        self_check=self_check,
-        samples=samples,
-        simulation=simulation,
-        reconstruction=reconstruction,
-        left_out=left_out,
+        **measured,
+        left_out=run.left_out,
         settings={"seed": seed, "num_particles": num_particles, "num_data asked for": num_data},
         versions={"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
         seconds=time.perf_counter() - start,
     )
 
 
-@contextmanager
-def quiet_about_what_is_found() -> Iterator[None]:
-    """Silence warnings about doubts: the findings state them."""
-    with warnings.catch_warnings():
-        for category in (*CATEGORIES, SurgeryWarning):
-            warnings.simplefilter("ignore", category)
-        yield
+@dataclass
+class Run:
+    """The analyses behind one diagnosis, and why parts of it are missing."""
+
+    gaps: InferenceGaps
+    trial: SelfCheck
+    units: ActiveUnits
+    surgery: ELBOSurgery
+    looks: SampleCheck
+    args: ToArguments
+    seed: int
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def measure(self, train: Iterable[Any], test: Iterable[Any], num_data: int, progress: bool) -> dict[str, Any]:
+        """The fields of `Measured`: gaps on parts of both data sets, units, surgery and samples on all training data."""
+        plate = self.gaps.datum_plate
+        held_out, _ = picked(test, num_data, self.args, plate)
+        known, num_batches = picked(train, num_data, self.args, plate)
+        simulated, _ = picked(held_out, NUM_SIMULATED, self.args, plate)
+        total = len(held_out) + len(known) + len(simulated) + 3 * num_batches
+        options: Any = {"args": self.args, "progress": False}
+        with Stages(total, progress) as stage:
+            of_test = evaluate(self.gaps, stage("gaps on test data", held_out), seed=self.seed, **options)
+            of_train = evaluate(self.gaps, stage("gaps on training data", known), seed=self.seed, **options)
+            trial = partial(evaluate, self.trial, stage("self-check", simulated), seed=self.seed, **options)
+            units = partial(self.units, stage("latent units", train), **options)
+            surgery = partial(self.surgery, stage("surgery", train), **options)
+            looks = partial(self.looks, held_out, train=stage("samples", train), evidence=of_test.evidence, **options)
+            return {
+                "test": of_test,
+                "train": of_train,
+                "self_check": self.unless_refused("self-check", trial),
+                "units": self.unless_refused("units", units),
+                "surgery": self.unless_refused("surgery", surgery),
+                "samples": self.unless_refused("samples", looks),
+                **self.pictures(held_out[0]),
+            }
+
+    @torch.no_grad()
+    def pictures(self, batch: Any) -> dict[str, Any]:
+        """A draw from the model, and a batch as the model gives it back."""
+        gaps = self.gaps
+        positional, named = arguments_of(batch, self.args)
+        drawn: dict[str, Any] = {"seed": self.seed, "datum_plate": gaps.datum_plate}
+        shared: Any = {"prior_sites": gaps.prior_sites, "check_support": gaps.check_support}
+        with Pair(gaps.model, gaps.guide, datum_plate=gaps.datum_plate, **shared).open(positional, named, self.seed) as call:
+            fixed = call.fixed
+        simulation = partial(simulated_data, gaps.model, positional, named, fixed=fixed, **drawn)
+        # One dict, in which an argument of the model takes the place of an option of the same name.
+        options = {**drawn, "prior_sites": gaps.prior_sites, **named}
+        reconstruction = partial(reconstruct, gaps.model, gaps.guide, *positional, **options)
+        return {
+            "simulation": self.unless_refused("simulation", simulation),
+            "reconstruction": self.unless_refused("reconstruction", reconstruction),
+        }
+
+    def unless_refused(self, part: str, run: Callable[[], T]) -> T | None:
+        """The record of a part, or `None` with the reason in `left_out`."""
+        try:
+            return run()
+        except (StructureError, ArgumentError, OptionError, LatentsError, NonFiniteError) as error:
+            self.left_out[part] = str(error)
+            return None
+
+
+def check_loaders(**loaders: Any) -> None:
+    for name, loader in loaders.items():
+        check_loader(loader)
+        if isinstance(loader, Iterator):
+            raise ArgumentError(f"{name} can be gone through only once: pass a DataLoader or a list of batches")
 
 
 def version_of(package: str) -> str:

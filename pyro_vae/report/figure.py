@@ -29,7 +29,7 @@ class Panel:
 
 
 def panels_of(measured: Measured) -> list[Panel]:
-    """Those whose parts are there; images only where the data are images."""
+    """The pictures of all parts that were measured; images only where the data are images."""
     d = measured
     found = [
         Panel(

@@ -45,7 +45,7 @@ def findings_of(measured: Measured) -> tuple[Finding, ...]:
 
 
 def latents(measured: Measured) -> Finding | None:
-    """Are they used? By the mutual information where it is known, else by the KL: either says nothing below `SMALL`."""
+    """Whether the latents are used: by their mutual information with the data, or by the KL where that is not known."""
     surgery, units = measured.surgery, measured.units
     if surgery is None and units is None:
         return None
@@ -84,7 +84,7 @@ def collapsed(measured: Measured) -> bool:
 
 
 def estimate(measured: Measured) -> Finding:
-    """May log p(x) be believed? By the weights, the fits, and the trial on simulated data."""
+    """Whether log p(x) can be believed: by the weights, the fits, and the self-check on simulated data."""
     gaps, check = measured.test, measured.self_check
     doubted = int((~gaps.evidence.reliable).sum())
     numbers = f"data in doubt: {counted(gaps.doubts, gaps.unchecked)}"
@@ -167,9 +167,9 @@ def total(parts: list[Estimate]) -> Estimate:
 
 
 def upper_end(estimate: Estimate) -> float:
-    """Of the interval for the population, or for these data where there is one datum; of what cannot be negative.
+    """Upper end of the 95% interval for the population, or for these data where there is only one datum.
 
-    An estimate below zero is noise: its interval starts at zero, or it would claim more than it knows.
+    Of a quantity that is not negative. An estimate below zero is noise and counts as zero, or the end would be too low.
     """
     error = estimate.std_error if bool(estimate.sampling_error.isnan()) else estimate.sampling_error
     return max(float(estimate.value), 0.0) + normal_quantile(LEVEL) * float(error)

@@ -44,7 +44,7 @@ class Number:
 
 
 def numbers_of(measured: Measured) -> list[Number]:
-    """All of them, in the order of the page."""
+    """All numbers of a diagnosis, in the order of the page."""
     rows = [*of_gaps(measured.test, "test"), *of_gaps(measured.train, "train"), *held_out(measured)]
     if measured.surgery is not None:
         rows += of_surgery(measured.surgery)
@@ -76,7 +76,7 @@ def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """Of means over two independent sets of data."""
+    """The difference of means over two independent sets of data; their errors add in squares."""
     errors = zip((one.std_error, one.sampling_error), (other.std_error, other.sampling_error), strict=True)
     doubt = " and ".join(dict.fromkeys(side.doubt for side in (one, other) if side.doubt))
     return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors), doubt=doubt)
@@ -133,16 +133,14 @@ def of_self_check(check: SelfCheckResult) -> Iterator[Number]:
 
 def of_samples(samples: SampleCheckResult) -> Iterator[Number]:
     n, squared, plain = len(samples), "squared units of the data", "units of the data"
-    error = Statistic.mean_of(samples.reconstruction_error)
-    rows = [("reconstruction error", error.value, error.sampling_error, squared)]
-    statistics = {"rank correlation of log p(x) and minus the error": samples.rank_correlation()}
-    rows += [(name, s.value, s.sampling_error, "") for name, s in statistics.items()]
-    for name, mean in samples.mean_sharpness().items():
-        rows.append((f"sharpness, {name.replace('_', ' ')}", mean.value, mean.sampling_error, squared))
-    for name, distance in (("sample draws", samples.sample_distance), ("held-out data", samples.data_distance)):
-        mean = Statistic.mean_of(distance)
-        rows.append((f"distance to the nearest training datum, {name}", mean.value, mean.sampling_error, plain))
-    nearer = samples.probability_nearer()
-    rows.append(("P(sample nearer to the training data than held-out data)", nearer.value, nearer.sampling_error, ""))
-    for name, value, sampling_error, unit in rows:
-        yield Number("samples", "test", name, float(value), math.nan, float(sampling_error), unit, n)
+    rows = [
+        ("reconstruction error", Statistic.mean_of(samples.reconstruction_error), squared),
+        ("rank correlation of log p(x) and minus the error", samples.rank_correlation(), ""),
+        *((f"sharpness, {name.replace('_', ' ')}", mean, squared) for name, mean in samples.mean_sharpness().items()),
+        ("distance to the nearest training datum, sample draws", Statistic.mean_of(samples.sample_distance), plain),
+        ("distance to the nearest training datum, held-out data", Statistic.mean_of(samples.data_distance), plain),
+        ("P(sample nearer to the training data than held-out data)", samples.probability_nearer(), ""),
+    ]
+    for name, statistic, unit in rows:
+        errors = math.nan, float(statistic.sampling_error)
+        yield Number("samples", "test", name, float(statistic.value), *errors, unit, n)

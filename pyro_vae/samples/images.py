@@ -13,7 +13,7 @@ SMALLEST = 4  # pixels on a side: below, a Laplacian has one row that varies, or
 
 
 def laplacian_variance(rows: Tensor, image_shape: Sequence[int]) -> Tensor:
-    """Sharpness of images (B, X), (B,)."""
+    """The variance of the Laplacian of images (B, X), a measure of sharpness, (B,)."""
     images = rows.reshape(-1, *image_shape)
     if images.ndim == 4:
         images = images.mean(1)

@@ -41,7 +41,7 @@ class Looks:
         )
 
     def sharpness(self, image_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """(B,) of each."""
+        """The variance of the Laplacian of each kind of image, (B,) by name."""
         return {name: laplacian_variance(getattr(self, name), image_shape) for name in LOOKS}
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element, over_loader
 from ..errors import ArgumentError
 from ..evidence import Evidence, OfPair
 from ..noise import Noise
@@ -99,11 +98,10 @@ class SampleCheck(OfPair):
         evidence: Evidence | None = None,
         progress: bool = True,
     ) -> SampleCheckResult:
-        check_loader(loader)
         check_loader(train)
         name = type(self).__name__
-        bar = tqdm(loader, desc=f"{name}, held-out", unit="batch", disable=not progress)
-        looks = Looks.cat(over_batches(self._look, bar, args, seed=self.seed))
+        options: Any = {"seed": self.seed, "progress": progress}
+        looks = Looks.cat(over_loader(self._look, loader, args, title=f"{name}, held-out", **options))
         check_evidence(evidence, looks)
         image_shape = image_shape_of(looks.shapes, self.image_shape)
         num_data = len(looks.data)
@@ -115,8 +113,7 @@ class SampleCheck(OfPair):
                 check_shapes(shapes_of(values), looks.shapes)
                 neighbours.add(joined(values))
 
-        bar = tqdm(train, desc=f"{name}, training data", unit="batch", disable=not progress)
-        over_batches(compare, bar, args, seed=self.seed)
+        over_loader(compare, train, args, title=f"{name}, training data", **options)
         sample_distance, data_distance = neighbours.distance.to(looks.reconstruction_means.dtype).split(num_data)
         closest = sample_distance.argsort(stable=True)[:KEPT]
         return SampleCheckResult(

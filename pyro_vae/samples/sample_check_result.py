@@ -129,10 +129,8 @@ class SampleCheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, and what is computed from them, as plain Python, for JSON."""
-        sharpness = None if self.sharpness is None else {name: values.tolist() for name, values in self.sharpness.items()}
         return {
             **to_plain(self),
-            "sharpness": sharpness,
             "mean_sharpness": {name: to_plain(mean) for name, mean in self.mean_sharpness().items()},
             "rank_correlation": to_plain(self.rank_correlation()),
             "probability_nearer": to_plain(self.probability_nearer()),

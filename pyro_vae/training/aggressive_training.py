@@ -13,7 +13,7 @@ from pyro.poutine import unwrap
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from ..batches import ToArguments, arguments_of, first_element
+from ..batches import NO_BATCH, ToArguments, arguments_of, first_element
 from ..errors import EmptyBatchError, OptionError
 from ..kernel import eval_mode
 from ..noise import kept_random_state
@@ -124,7 +124,7 @@ class AggressiveTraining:
             for batch in self._batches:
                 return arguments_of(batch, self._args)
             self._batches = iter(self._loader)
-        raise EmptyBatchError("the loader yielded no batch: pass one with at least one datum")
+        raise EmptyBatchError(NO_BATCH)
 
 
 def parameters_of(program: Callable, args: tuple, kwargs: dict[str, Any]) -> set[Tensor]:

@@ -55,11 +55,7 @@ class TrainingHistory:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
-        plain = to_plain(self)
-        for name in ("kl", "beta"):
-            if isinstance(by_site := getattr(self, name), Mapping):
-                plain[name] = {site: values.tolist() for site, values in by_site.items()}
-        return plain
+        return to_plain(self)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one row per step.
