@@ -79,9 +79,12 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         gradient: Gradient = "standard",
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         one_of("gradient", gradient, Gradient)
-        super().__init__(beta=beta, num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)
+        super().__init__(
+            beta=beta, num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites, compile=compile
+        )
         self.gradient = gradient
 
     def _loss_and_surrogate(

@@ -67,11 +67,12 @@ class InclusiveKL(DatumELBO):
         sleep_args: Arguments | None = None,
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         sleep = real_number("sleep", sleep, highest=1.0)
         if proposal is not None and not callable(proposal):
             raise OptionError(f"proposal must be a guide, something callable, got {type(proposal).__name__}")
-        super().__init__(num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)
+        super().__init__(num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites, compile=compile)
         self.proposal, self.sleep, self.sleep_args = proposal, sleep, sleep_args
 
     def _loss_and_surrogate(

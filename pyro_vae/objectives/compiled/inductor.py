@@ -1,0 +1,32 @@
+"""From a graph to a function, by torch's inductor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .options import Options
+from .refusals import named_compiling
+
+
+def compiled_function(module: fx.GraphModule, inputs: Sequence[Tensor], options: Options) -> Callable[..., Any]:
+    if options.backend == "eager":
+        return module.forward
+    from torch import _inductor  # takes a second to import, so only where it is used
+
+    settings = {} if options.settings.get("mode") is None else _inductor.list_mode_options(options.settings["mode"])
+    # The draws of torch's own random state, so that the numbers are those without compiling.
+    settings = {**settings, **options.settings.get("options", {}), "fallback_random": True}
+    with torch.no_grad(), named_compiling():  # with gradients on, torch would differentiate the gradients again
+        function: Callable[..., Any] = _inductor.compile(module, list(inputs), options=settings)
+    if not settings.get("triton.cudagraphs"):
+        return function
+
+    def replay(*inputs: Tensor) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return function(*inputs)
+
+    return replay
