@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, config_enumerate
+from pyro.infer import SVI
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
 
@@ -59,7 +59,9 @@ class Case:
 
 def convolutional():
     encoder = nn.Sequential(nn.Unflatten(-1, (1, 2, 3)), nn.Conv2d(1, 2, 2, padding=1), nn.ReLU(), nn.Flatten(-3))
-    decoder = nn.Sequential(nn.Linear(D, 6), nn.Unflatten(-1, (1, 2, 3)), nn.ConvTranspose2d(1, 1, 3, padding=1), nn.Flatten(-3))
+    decoder = nn.Sequential(
+        nn.Linear(D, 6), nn.Unflatten(-1, (1, 2, 3)), nn.ConvTranspose2d(1, 1, 3, padding=1), nn.Flatten(-3)
+    )
     return pair_of(
         pv.VAE(
             nn.Sequential(*encoder, nn.Linear(24, 2 * D), pv.nn.Normal()),
@@ -204,7 +206,8 @@ CASES = {
     "score function, weights": Case(scored, lambda **o: pv.ImportanceWeightedELBO(num_particles=3, **o)),
     "three particles": Case(lambda: pair_of(vae()), lambda **o: pv.BetaTrace_ELBO(num_particles=3, **o)),
     "vectorised": Case(
-        lambda: pair_of(vae()), lambda **o: pv.BetaTraceMeanField_ELBO(num_particles=3, vectorize_particles=True, **o)
+        lambda: pair_of(vae()),
+        lambda **o: pv.BetaTraceMeanField_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1, **o),
     ),
     "free bits": Case(lambda: pair_of(vae()), lambda **o: pv.BetaTraceMeanField_ELBO(0.5, free_bits=0.3, **o)),
     "capacity": Case(lambda: pair_of(vae()), lambda **o: pv.BetaTraceMeanField_ELBO(capacity=0.3, **o)),
@@ -242,7 +245,9 @@ def assert_same(found, wanted, dtype):
     for name, gradient in wanted[1].items():
         assert (found[1][name] is None) == (gradient is None), name
         if gradient is not None:
-            torch.testing.assert_close(found[1][name], gradient, rtol=10 * tolerance, atol=10 * tolerance * largest, msg=name)
+            torch.testing.assert_close(
+                found[1][name], gradient, rtol=10 * tolerance, atol=10 * tolerance * largest, msg=name
+            )
     torch.testing.assert_close(found[0], wanted[0], rtol=tolerance, atol=tolerance)
     assert found[3] == wanted[3], "the random state is elsewhere"
     ours, theirs = found[2], wanted[2]
@@ -292,3 +297,423 @@ def test_the_traced_graph_gives_what_the_programs_give(name, dtype):
         found = run(objective, pair, args, number)
         assert_same(found, run(eager, pair, args, number), dtype)
     assert len(objective._compiled._graphs) == len({c[0].shape for c in case.calls})
+
+
+# Training
+
+
+def trained(pair, objective, batches, form):
+    """Train for some steps. The parameters by name and the losses."""
+    pyro.set_rng_seed(3)
+    if form == "svi":
+        svi = SVI(*pair, pyro.optim.Adam({"lr": 1e-2}), objective)
+        return [svi.step(*args) for args in batches]
+    loss = objective(*pair)
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
+    losses = []
+    for objective.num_updates, args in enumerate(batches):
+        optimizer.zero_grad()
+        value = loss(*args)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+TRAINED = [
+    "mean field",
+    "schedule",
+    "enum, guide",
+    "dreg",
+    "convolutions",
+    "batch norm",
+    "dropout",
+    "the store",
+    "autoguide",
+]
+
+
+@pytest.mark.parametrize("form", ["svi", "module"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_goes_the_same_way(name, form):
+    case = CASES[name]
+    if form == "module" and not isinstance(case.pair()[0], nn.Module):
+        pytest.skip("functions are no modules")
+    batches = [case.calls[0], *case.calls, case.calls[0]]
+    results = []
+    for options in ({}, {"compile": TRACED}):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        pair = case.pair()
+        losses = trained(pair, case.objective(**options), batches, form)
+        held = [m for program in pair for m in modules(program)]
+        state = [v.detach().clone() for m in held for v in m.state_dict().values()]
+        state += [v.detach().clone() for v in pyro.get_param_store()._params.values()]
+        results.append((losses, state))
+    (losses, state), (compiled_losses, compiled_state) = results
+    assert compiled_losses == pytest.approx(losses, rel=1e-5)
+    assert len(state) == len(compiled_state) > 0
+    for wanted, found in zip(state, compiled_state, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+INDUCTOR = ["mean field", "dreg", "enum, guide", "batch norm", "dropout", "the store"]
+
+
+@pytest.mark.parametrize("name", INDUCTOR)
+def test_inductor_gives_what_the_programs_give(name):
+    case = CASES[name]
+    pair, _ = built(case, torch.float32)
+    objective, eager = case.objective(compile=True), case.objective()
+    for number, args in enumerate([case.calls[0]] * 3):
+        if number == 0:
+            run(eager, pair, args, 0)
+            eager.num_updates = 0
+        found = run(objective, pair, args, number)
+        assert_same(found, run(eager, pair, args, number), torch.float32)
+    assert len(objective._compiled._graphs) == 1
+
+
+def test_statistics_of_norms_move_as_without_compiling():
+    case = CASES["batch norm"]
+    pairs = built(case, torch.float32)
+    for pair, options in zip(pairs, ({}, {"compile": TRACED}), strict=True):
+        objective = case.objective(**options)
+        for _ in range(3):
+            run(objective, pair, (batch(),), 0)
+    ours, theirs = ([b for program in pair for b in program.buffers()] for pair in pairs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(int(b) == 3 for b in ours if b.dtype == torch.int64)
+
+
+def test_gradients_add_up_and_are_scaled():
+    pair = pair_of(vae())
+    loss, eager = pv.BetaTrace_ELBO(compile=TRACED)(*pair), pv.BetaTrace_ELBO()(*pair)
+    x = batch()
+    grads = []
+    for module in (eager, loss):
+        module.zero_grad()
+        for seed in (0, 1):
+            pyro.set_rng_seed(seed)
+            (0.5 * module(x)).backward()
+        grads.append([p.grad.clone() for p in module.parameters()])
+    for wanted, found in zip(*grads, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    value = loss(x)
+    value.backward()
+    with pytest.raises(CompileError, match="backward"):
+        value.backward()
+
+
+def test_without_gradients_nothing_is_compiled():
+    pair = pair_of(vae())
+    objective = pv.BetaTrace_ELBO(compile=TRACED)
+    with torch.no_grad():
+        assert not objective(*pair)(batch()).requires_grad
+    objective.loss(*pair, batch())
+    assert objective._compiled._graphs == [] and objective.num_updates == 0
+
+
+# What is traced, and when
+
+
+def counted():
+    """A pair that counts the runs of its model."""
+    encoder, decoder = nn.Linear(X, 2 * D), nn.Linear(D, X)
+    runs = []
+
+    def model(x):
+        runs.append(len(x))
+        pyro.module("counted.decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("counted.encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide, runs
+
+
+def test_the_model_runs_while_it_is_traced_and_checked_and_never_else():
+    """A first run, one to be held against, one that is traced; then again at the second, tenth and hundredth call."""
+    model, guide, runs = counted()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), pv.BetaTraceMeanField_ELBO(compile=TRACED))
+    expected = {1: 3, 2: 1, 10: 1}
+    for call in range(1, 13):
+        runs.clear()
+        svi.step(batch())
+        assert len(runs) == expected.get(call, 0), call
+        assert svi.loss_and_grads.__self__.terms.plates == {"data": 8}
+        assert len(runs) == expected.get(call, 0), "terms took a second run"
+
+
+@pytest.mark.parametrize(
+    "change", ["mode", "frozen", "replaced", "attribute", "plain argument", "closure", "particles", "store"]
+)
+def test_a_change_is_traced_again(change):
+    """And what was before is not, where it comes back."""
+    model = vae(nn.Dropout(0.5))
+    pair, factor, x = pair_of(model), 1.0, batch()
+    if change == "closure":
+
+        def guided(x):
+            with poutine.scale(scale=factor):
+                model.guide(x)
+
+        def modelled(x):
+            with poutine.scale(scale=factor):
+                model.model(x)
+
+        pair = modelled, guided
+    objective, eager = pv.BetaTrace_ELBO(compile=TRACED), pv.BetaTrace_ELBO()
+    run(objective, pair, (x,), 0)
+    if change == "mode":
+        model.eval()
+    elif change == "frozen":
+        model.decoder[0].bias.requires_grad_(False)
+    elif change == "replaced":
+        model.decoder[0].bias = nn.Parameter(torch.ones(H))
+    elif change == "attribute":
+        model.decoder[1].p = 0.1
+    elif change == "closure":
+        factor = 2.0
+    elif change == "particles":
+        objective.num_particles = eager.num_particles = 2
+    elif change == "store":
+        pyro.clear_param_store()
+    for seed in (1, 2):
+        assert_same(run(objective, pair, (x,), seed), run(eager, pair, (x,), seed), torch.float32)
+    kept = change not in ("replaced", "store", "plain argument")
+    assert len(objective._compiled._graphs) == (1 + kept)
+
+
+def test_a_number_for_beta_changes_without_a_trace():
+    model, guide, runs = counted()
+    objective, eager = pv.BetaTrace_ELBO(0.5, compile=TRACED), pv.BetaTrace_ELBO()
+    for number, beta in enumerate([0.5, 0.25, torch.tensor(0.1), 2.0]):
+        objective.beta = eager.beta = beta
+        args = (model, guide), (batch(),), number
+        assert_same(run(objective, *args), run(eager, *args), torch.float32)
+    assert len(objective._compiled._graphs) == 1
+
+
+def test_keyword_arguments_and_trees():
+    def model(data, *, weight):
+        net = pyro.param("net", torch.zeros(D, X))
+        with pyro.plate("data", len(data["x"])):
+            z = pyro.sample("latent", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ net, weight).to_event(1), obs=data["x"])
+
+    def guide(data, *, weight):
+        loc = pyro.param("loc", torch.zeros(D))
+        with pyro.plate("data", len(data["x"])):
+            pyro.sample("latent", dist.Normal(loc, 1.0).to_event(1))
+
+    objective, eager = pv.BetaTrace_ELBO(compile=TRACED), pv.BetaTrace_ELBO()
+    for seed, weight in enumerate([1.0, 1.0, 2.0]):
+        args = model, guide, {"x": batch(seed=seed)}
+        pyro.set_rng_seed(seed)
+        found = objective.loss_and_grads(*args, weight=weight)
+        pyro.set_rng_seed(seed)
+        assert found == pytest.approx(eager.loss_and_grads(*args, weight=weight), rel=1e-6)
+    assert len(objective._compiled._graphs) == 2
+
+
+def test_copies_have_no_graphs_and_work():
+    pair = pair_of(vae())
+    objective = pv.TotalCorrelationELBO(dataset_size=20, compile=TRACED)
+    run(objective, pair, (batch(),), 0)
+    for copied in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+        assert copied._compiled._graphs == [] and copied.terms is None
+        assert copied._compiled.options == objective._compiled.options
+        assert_same(run(copied, pair, (batch(),), 1), run(objective, pair, (batch(),), 1), torch.float32)
+        assert copied.decomposition.total_correlation == objective.decomposition.total_correlation
+    module = copy.deepcopy(objective(*pair))
+    module(batch()).backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_nothing_is_left_behind():
+    """No fake tensors in modules, the random state moves as without, Pyro's settings stay."""
+    model = vae(nn.BatchNorm1d(H))
+    model.decoder[0].register_forward_hook(lambda module, args, output: vars(module).update(seen=output))
+    pair = pair_of(model)
+    objective = pv.BetaTrace_ELBO(compile=TRACED)
+    settings = pyro.settings.get()
+    run(objective, pair, (batch(),), 0)
+    seen = vars(model.decoder[0]).get("seen")
+    assert seen is None or type(seen) is torch.Tensor
+    assert all(type(t) in (torch.Tensor, nn.Parameter) for m in pair for t in m.state_dict(keep_vars=True).values())
+    assert pyro.settings.get() == settings
+
+
+# Refusals, and that their remedies work
+
+
+def step_with(model, guide=None, x=None, objective=pv.BetaTrace_ELBO, calls=1, **options):
+    guide = guide or counted()[1]
+    for _ in range(calls):
+        loss = objective(compile=options.get("compile", TRACED)).loss_and_grads if calls == 1 else None
+        result = loss(model, guide, batch() if x is None else x)
+    return result
+
+
+def reading(how):
+    decoder = nn.Linear(D, X)
+
+    def model(x):
+        pyro.module("reading.decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
+            logits = decoder(z)
+            if how == "if" and logits.sum() > 0:
+                logits = 2 * logits
+            elif how == "numpy":
+                logits = logits + float(x.detach().numpy().mean())
+            elif how == "list":
+                logits = logits + max(x[0].tolist())
+            elif how == "where":
+                logits = torch.where(logits.sum() > 0, 2 * logits, logits)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("how", "line"), [("if", "logits.sum\\(\\) > 0"), ("numpy", "numpy\\(\\)"), ("list", "tolist\\(\\)")]
+)
+def test_values_that_are_read(how, line):
+    with pytest.raises(CompileError, match=f"`.*{line}.*`.*test_compiled.py.*compile=False"):
+        step_with(reading(how))
+    step_with(reading("where"))
+    step_with(reading(how), compile=False)
+
+
+def test_random_numbers_of_python():
+    decoder = nn.Linear(D, X)
+
+    def model(x, noise=None):
+        pyro.module("random.decoder", decoder)
+        noise = random.random() if noise is None else noise
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z) + noise).to_event(1), obs=x)
+
+    guide = counted()[1]
+    with pytest.raises(CompileError, match="at call 1 .*random numbers of Python or NumPy.*compile=False"):
+        pv.BetaTrace_ELBO(compile=TRACED).loss_and_grads(model, guide, batch())
+    pv.BetaTrace_ELBO().loss_and_grads(model, guide, batch())
+    argument = pv.BetaTrace_ELBO(compile=TRACED)
+    argument.loss_and_grads(model, lambda x, noise: guide(x), batch(), torch.tensor(random.random()))
+
+
+def test_a_hidden_change_is_seen_at_a_later_call():
+    shift = {"now": 0.0}
+    decoder = nn.Linear(D, X)
+
+    def model(x):
+        pyro.module("shift.decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z) + shift["now"]).to_event(1), obs=x)
+
+    objective, guide = pv.BetaTrace_ELBO(compile=TRACED), counted()[1]
+    for _ in range(5):
+        objective.loss_and_grads(model, guide, batch())
+    shift["now"] = 1.0
+    with pytest.raises(CompileError, match="at call 10 "):
+        for _ in range(5):
+            objective.loss_and_grads(model, guide, batch())
+    assert objective._compiled._graphs == []
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.runs = nn.Linear(D, X), 0
+
+    def forward(self, x):
+        self.runs += 1
+        pyro.module("counter", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(D), 1.0 + self.runs).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+
+def test_attributes_that_change_in_a_run():
+    with pytest.raises(CompileError, match="Counter.runs changes.*compile=False"):
+        step_with(Counter())
+
+
+def test_handlers_around_a_step():
+    model, guide, _ = counted()
+    objective = pv.BetaTrace_ELBO(compile=TRACED)
+    with poutine.scale(scale=0.5), pytest.raises(CompileError, match="ScaleMessenger.*around the programs"):
+        objective.loss_and_grads(model, guide, batch())
+    scaled = poutine.scale(model, 0.5), poutine.scale(guide, 0.5)
+    found, eager = run(objective, scaled, (batch(),), 0), run(pv.BetaTrace_ELBO(), scaled, (batch(),), 0)
+    assert_same(found, eager, torch.float32)
+
+
+def test_arguments_that_cannot_be_inputs():
+    model, guide, _ = counted()
+    objective = pv.BetaTrace_ELBO(compile=TRACED)
+    x = batch().requires_grad_()
+    with pytest.raises(CompileError, match=r"x.detach\(\)"):
+        objective.loss_and_grads(model, guide, x)
+    objective.loss_and_grads(model, guide, x.detach())
+    with pytest.raises(CompileError, match=r"torch.as_tensor\(x\)"):
+        objective.loss_and_grads(model, guide, batch().numpy())
+
+
+def test_decaying_baselines():
+    decoder = nn.Linear(1, X)
+
+    def model(x):
+        pyro.module("decaying.decoder", decoder)
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(x.new_tensor(0.3)))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(b.unsqueeze(-1))).to_event(1), obs=x)
+
+    def guide(x):
+        q = pyro.param("q", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("b", dist.Bernoulli(logits=q), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+    with pytest.raises(CompileError, match="compile=False"):
+        step_with(model, guide, objective=pv.BetaTraceGraph_ELBO)
+    step_with(model, guide, objective=pv.BetaTraceGraph_ELBO, compile=False)
+
+
+def test_too_many_shapes():
+    model, guide, _ = counted()
+    objective = pv.BetaTrace_ELBO(compile={**TRACED, "max_graphs": 2})
+    for n in (3, 4, 3):
+        objective.loss_and_grads(model, guide, batch(n))
+    with pytest.raises(CompileError, match=r"2 compiled steps.*\(4, 6\).*max_graphs.*compile=False"):
+        objective.loss_and_grads(model, guide, batch(5))
+
+
+def test_no_compiler(monkeypatch):
+    from torch._inductor import exc
+
+    def nothing(*args, **kwargs):
+        raise exc.InvalidCxxCompiler()
+
+    monkeypatch.setattr("torch._inductor.compile", nothing)
+    with pytest.raises(CompileError, match=r"apt install g\+\+.*'backend': 'eager'.*compile=False"):
+        step_with(counted()[0], compile=True)
+    step_with(counted()[0], compile=TRACED)
+
+
+@pytest.mark.parametrize(
+    "compile", ["yes", 1, {"speed": 3}, {"backend": "aot"}, {"max_graphs": 0}, {"backend": "eager", "mode": "default"}]
+)
+def test_bad_options(compile):
+    with pytest.raises(OptionError, match="compile"):
+        pv.BetaTrace_ELBO(compile=compile)

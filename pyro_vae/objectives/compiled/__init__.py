@@ -73,16 +73,14 @@ class Compiled:
         graph = self._find(key)
         if graph is None:
             self._make_room()
-            graph = build(objective, model, guide, arguments, args, kwargs, weights, key, self.options)
+            graph, outputs = build(objective, model, guide, arguments, args, kwargs, weights, key, self.options)
             self._graphs.insert(0, graph)
-        try:
-            step = graph.due(objective, model, guide, args, kwargs)
-            outputs = graph.run(weights, arguments)
-            if step is not None:
-                graph.check(step, outputs)
-        except CompileError:
-            self._graphs.remove(graph)
-            raise
+        else:
+            try:
+                outputs = graph.call(objective, model, guide, arguments, args, kwargs, weights)
+            except CompileError:
+                self._graphs.remove(graph)
+                raise
         graph.tell(objective, weights, outputs)
         return graph, outputs
 
@@ -100,9 +98,9 @@ class Compiled:
         if len(self._graphs) >= self.options.max_graphs:
             shapes = [[tuple(shape) for shape, *_ in graph.key[3][0]] for graph in self._graphs]
             raise CompileError(
-                f"the objective has {len(shapes)} compiled steps already, for arguments of the shapes {shapes}. Each call with "
-                "other shapes, plain arguments or attributes of the programs compiles one more: pad batches to a few sizes, "
-                "pass numbers that change as tensors, or raise compile={'max_graphs': ...}. " + OTHERWISE
+                f"the objective has {len(shapes)} compiled steps already, for arguments of the shapes {shapes}. Each call "
+                "with other shapes, plain arguments or attributes of the programs compiles one more: pad batches to a few "
+                "sizes, pass numbers that change as tensors, or raise compile={'max_graphs': ...}. " + OTHERWISE
             )
 
 

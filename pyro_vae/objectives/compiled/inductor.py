@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,16 @@ from .refusals import named_compiling
 def compiled_function(module: fx.GraphModule, inputs: Sequence[Tensor], options: Options) -> Callable[..., Any]:
     if options.backend == "eager":
         return module.forward
-    from torch import _inductor  # takes a second to import, so only where it is used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        from torch import _inductor  # takes a second, so only where it is used
 
     settings = {} if options.settings.get("mode") is None else _inductor.list_mode_options(options.settings["mode"])
     # The draws of torch's own random state, so that the numbers are those without compiling.
     settings = {**settings, **options.settings.get("options", {}), "fallback_random": True}
-    with torch.no_grad(), named_compiling():  # with gradients on, torch would differentiate the gradients again
+    # Without gradients, or torch would differentiate the gradients again.
+    with torch.no_grad(), named_compiling(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
         function: Callable[..., Any] = _inductor.compile(module, list(inputs), options=settings)
     if not settings.get("triton.cudagraphs"):
         return function

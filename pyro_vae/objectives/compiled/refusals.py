@@ -78,8 +78,8 @@ def named_compiling() -> Iterator[None]:
             raise CompileError(
                 "compile= needs a C++ compiler (on GPUs also Triton), and none was found: install g++ (Debian and Ubuntu: "
                 "apt install g++; macOS: xcode-select --install; Windows: the C++ build tools of Visual Studio; GPUs: pip "
-                "install triton), or name yours in the environment variable CXX. compile={'backend': 'eager'} runs the traced "
-                f"graph without a compiler. {OTHERWISE}"
+                "install triton), or name yours in the environment variable CXX. compile={'backend': 'eager'} runs the "
+                f"traced graph without a compiler. {OTHERWISE}"
             ) from error
         raise CompileError(
             f"the step was traced, but torch cannot compile it: {type(error).__name__}: {first_line(error)}. {OTHERWISE}"

@@ -34,28 +34,28 @@ class Step(NamedTuple):
 
 
 def step_of(
-    objective: Objective,
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    leaves: list[Tensor] | None,
-) -> tuple[Step, list[Tensor]]:
-    """Run the pair once. Without `leaves`, the gradients are those of all tensors that autograd finds."""
+    objective: Objective, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], leaves: list[Tensor]
+) -> Step:
+    """Run the pair once."""
     with torch.enable_grad():
         loss, surrogate = objective._value_and_surrogate(model, guide, args, kwargs)
-        found = leaves_of(surrogate) if leaves is None else leaves
-        gradients: list[Any] = list(torch.autograd.grad(surrogate, found, allow_unused=True)) if found else []
+        return numbers_of(objective, loss, surrogate, leaves)
+
+
+def numbers_of(objective: Objective, loss: Tensor, surrogate: Tensor, leaves: list[Tensor]) -> Step:
+    gradients: list[Any] = [None] * len(leaves)
+    if leaves and surrogate.requires_grad:
+        gradients = list(torch.autograd.grad(surrogate, leaves, allow_unused=True))
     terms = objective.terms
     assert terms is not None
     of_terms = [terms.reconstruction, terms.kl_sum, terms.elbo, terms.loss, *terms.kl.values()]
-    return Step([loss.detach(), *of_terms, *objective._arrays()], gradients, terms), found
+    return Step([loss.detach(), *of_terms, *objective._arrays()], gradients, terms)
 
 
-def leaves_of(surrogate: Tensor) -> list[Tensor]:
+def leaves_of(loss: Tensor) -> list[Tensor]:
     """The tensors that a backward pass would give a gradient to."""
     found: dict[int, Tensor] = {}
-    seen, waiting = set(), [surrogate.grad_fn]
+    seen, waiting = set(), [loss.grad_fn]
     while waiting:
         node: Any = waiting.pop()
         if node is None or node in seen:
@@ -68,26 +68,30 @@ def leaves_of(surrogate: Tensor) -> list[Tensor]:
 
 
 class Eager(NamedTuple):
-    """:ivar params: what the programs ask of Pyro's parameters by name: the unconstrained tensor, and whether it is its own
-    constrained value."""
+    """:ivar params: by name, the unconstrained tensor of each parameter, and whether it is the value as well."""
 
     step: Step
-    leaves: list[Tensor]
     params: dict[str, tuple[Tensor, bool]]
 
 
 def eager_step(
-    objective: Objective, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], modules: list[nn.Module]
+    objective: Objective,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    leaves: list[Tensor],
+    modules: list[nn.Module],
 ) -> Eager:
     """A step without compiling, on the noise that comes next, which is put back: parameters and buffers stay as they were.
 
     Random numbers of Python and NumPy are not put back, so that a program which uses them is found out.
     """
     store = pyro.get_param_store()
-    with unseen_run(objective, model, guide, modules), torch.random.fork_rng(devices=devices_of(modules)):
+    with unseen_run(objective, model, guide, modules), kept_noise(modules):
         before = dict(store._params)
         with poutine.trace(param_only=True) as seen:
-            step, leaves = step_of(objective, model, guide, args, kwargs, None)
+            step = step_of(objective, model, guide, args, kwargs, leaves)
         if moved := [n for n, tensor in before.items() if store._params.get(n) is not tensor]:
             raise CompileError(
                 f"compile= expects parameters that only the optimiser changes, but the programs replace '{moved[0]}' in "
@@ -96,11 +100,15 @@ def eager_step(
             )
         values: dict[str, Any] = {name: site["value"] for name, site in seen.trace.nodes.items()}
         params = {name: (value.unconstrained(), value.unconstrained() is value) for name, value in values.items()}
-    return Eager(step, leaves, params)
+    return Eager(step, params)
 
 
-def devices_of(modules: Iterable[nn.Module]) -> list[torch.device]:
-    return list({p.device for m in modules for p in m._parameters.values() if p is not None and p.device.type == "cuda"})
+@contextmanager
+def kept_noise(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put the random state of torch back."""
+    tensors = [p for m in modules for p in m._parameters.values() if p is not None]
+    with torch.random.fork_rng(devices={p.device.index for p in tensors if p.device.type == "cuda"}):
+        yield
 
 
 @contextmanager
@@ -160,6 +168,6 @@ def kept_attributes(owners: Iterable[Any]) -> Iterator[None]:
     for owner, name in changed:
         raise CompileError(
             f"compile= expects programs that leave their attributes alone, but {type(owner).__name__}.{name} changes in a "
-            "run, and the code of a program is not run again once it is traced: pass it as an argument, or change it outside "
-            f"of the program. {OTHERWISE}"
+            "run, and the code of a program is not run again once it is traced: pass it as an argument, or change it "
+            f"outside of the program. {OTHERWISE}"
         )

@@ -9,10 +9,8 @@ from operator import itemgetter
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.nn.parameter import is_lazy
 
 from ...arguments import unwrapped
 from ...kernel import modules_of
@@ -26,35 +24,21 @@ OF_A_CALL = {"_num_updates", "_calls_since_update", "_complete", "_terms", "_pas
 
 @contextmanager
 def modules_inside(*programs: Callable) -> Iterator[list[nn.Module]]:
-    """Yields the modules of the programs, and those that ran inside, from a closure: all of them are there at the end.
-
-    Puts their buffers back, as the statistics of norms.
-    """
+    """Yields the modules of the programs, and those that ran inside, from a closure: all of them are there at the end."""
     found: dict[int, nn.Module] = {}
-    buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(module: nn.Module, inputs: Any = ()) -> None:
-        if found.setdefault(id(module), module) is module:
-            for buffer in module._buffers.values():
-                if buffer is not None and not is_lazy(buffer) and id(buffer) not in buffers:
-                    buffers[id(buffer)] = buffer, buffer.detach().clone()
-
-    def add_all() -> None:
-        for owner in modules_of(*programs):
-            for module in owner.modules():
-                add(module)
+        found.setdefault(id(module), module)
 
     listed: list[nn.Module] = []
-    add_all()
     hook = register_module_forward_pre_hook(add)
     try:
         yield listed
     finally:
         hook.remove()
-        with torch.no_grad():
-            for buffer, old in buffers.values():
-                buffer.copy_(old)
-        add_all()  # what came into being
+        for owner in modules_of(*programs):  # lazy ones are what they are by now
+            for module in owner.modules():
+                add(module)
         listed.extend(found.values())
 
 

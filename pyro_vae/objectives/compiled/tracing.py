@@ -54,7 +54,7 @@ def traced_step(
         nonlocal found
         args, kwargs = arguments.replaced(inputs[len(names) :])
         objective._given = {**weights, **dict(zip(names, inputs, strict=False))}
-        found, _ = step_of(objective, model, guide, args, kwargs, leaves)
+        found = step_of(objective, model, guide, args, kwargs, leaves)
         return [*found.parts, *(g for g in found.gradients if g is not None)]
 
     inputs = [*(weights[name] for name in names), *arguments.tensors]
