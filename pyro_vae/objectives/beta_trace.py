@@ -36,6 +36,10 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
 
     :param beta: a number >= 0, a tensor without dimensions, a schedule (any callable from the number of updates to one of
         these, such as `LinearAnnealing`), or a dict of these by latent site; sites that it does not name have beta 1.
+    :param compile: whether steps are compiled by `torch.compile`'s inductor: one graph of loss, terms and gradients for
+        arguments of each shape. True, or a dict: `mode` and `options` as for `torch.compile`; `max_graphs`, 8 unless given;
+        ``backend="eager"`` for the graph alone, without a C++ compiler. The first call runs as without, and takes some
+        seconds to compile. `loss`, and calls that record no gradients, are never compiled.
     :param options: those of Pyro's class: `num_particles` K, `max_plate_nesting`, `vectorize_particles`, ...
 
     :ivar terms: `Terms` of the last call: reconstruction, KL per site, the true ELBO, loss and beta; from the same run of
@@ -45,6 +49,8 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
         of the objective and of the module that ``objective(model, guide)`` returns.
     :raises OptionError: for a beta that is negative or not finite, or that names a site the pair does not have.
     :raises AuxiliarySiteError: for a beta by site where an autoguide draws several sites jointly.
+    :raises CompileError: for programs that cannot be compiled, and where a compiled step gives other numbers than the
+        programs do on the same noise, which is looked at in the calls 1, 2, 10 and 100.
     :raises StructureError: (and its kinds) for a latent that is missing in the guide, or is scaled on one side only.
 
     Example::

@@ -68,6 +68,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
     :param free_bits_per: "dimension", or "site" for the KL of whole sites, whose dimensions may depend on one another.
     :param capacity: C: a number >= 0, a tensor without dimensions or a schedule; without free bits and at beta = 1.
     :param capacity_weight: a number >= 0, a tensor without dimensions or a schedule.
+    :param compile: as in `BetaTrace_ELBO`.
     :raises OptionError: (beside the others) for free bits of a site the pair does not have; for capacity beside free bits or
         a beta.
     :raises StructureError: (beside the others) for draws of the guide that are not reparameterised; for free bits of a site
@@ -99,9 +100,10 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         free_bits_per: Per = "dimension",
         capacity: Weight | None = None,
         capacity_weight: Weight = 1000.0,
+        compile: bool | Mapping[str, Any] = False,
         **options: Any,
     ) -> None:
-        super().__init__(beta, **options)
+        super().__init__(beta, compile=compile, **options)
         self._target = target_of(free_bits, free_bits_per, capacity, capacity_weight)
         check_beta(self._target, self._beta)
         self._own_draws = OwnDraws()

@@ -46,6 +46,7 @@ class InclusiveKL(DatumELBO):
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
         whole call one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param compile: as in `BetaTrace_ELBO`.
 
     :ivar terms: `Terms` of the last call, of the guide's own draws.
     :raises OptionError: for `sleep` out of range, or if it is not known which argument holds the data.

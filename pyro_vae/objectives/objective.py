@@ -148,8 +148,10 @@ class Objective(ELBO):
 class BetaObjective(Objective):
     """An objective with a weight on the KL."""
 
-    def __init__(self, beta: Weight | Mapping[str, Weight] = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, beta: Weight | Mapping[str, Weight] = 1.0, *, compile: bool | Mapping[str, Any] = False, **options: Any
+    ) -> None:
+        super().__init__(compile=compile, **options)
         self.beta = beta
 
     @property

@@ -74,6 +74,7 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
     :param mutual_information: the weight of the index-code mutual information, likewise.
     :param dimension_wise: the weight of the dimension-wise KL, likewise.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites.
+    :param compile: as in `BetaTrace_ELBO`.
 
     :ivar decomposition: the `Decomposition` of the KL in the last call; `None` before the first.
     :ivar terms: `Terms` of the last call; their `elbo` is the ELBO, not ``-loss``, and their `beta` the weight of the total

@@ -18,7 +18,7 @@ from .calls import arguments_of, settings_now
 from .graphs import Graph, build
 from .options import Options, options_of
 from .refusals import OTHERWISE, refuse_handlers
-from .tracing import is_fixed, weights_of
+from .tracing import weights_of
 
 if TYPE_CHECKING:
     from ..objective import Objective
@@ -67,13 +67,13 @@ class Compiled:
         self, objective: Objective, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> tuple[Graph, list[Tensor]]:
         refuse_handlers()
-        arguments, weights = arguments_of(args, kwargs), weights_of(objective)
-        fixed = [(name, weight if is_fixed(weight) else None) for name, weight in objective._weights().items()]
-        key = (model, guide, fixed, arguments.signature(), settings_now())
+        arguments, (weights, inputs) = arguments_of(args, kwargs), weights_of(objective)
+        fixed = {name: weight for name, weight in weights.items() if name not in inputs}
+        key = (model, guide, fixed, inputs, arguments.signature(), settings_now())
         graph = self._find(key)
         if graph is None:
             self._make_room()
-            graph, outputs = build(objective, model, guide, arguments, args, kwargs, weights, key, self.options)
+            graph, outputs = build(objective, model, guide, arguments, args, kwargs, weights, inputs, key, self.options)
             self._graphs.insert(0, graph)
         else:
             try:
@@ -96,7 +96,7 @@ class Compiled:
         """Forget graphs of tensors that are no more; refuse one more than there may be."""
         self._graphs = [graph for graph in self._graphs if not graph.surroundings.replaced()]
         if len(self._graphs) >= self.options.max_graphs:
-            shapes = [[tuple(shape) for shape, *_ in graph.key[3][0]] for graph in self._graphs]
+            shapes = [[tuple(shape) for shape, *_ in graph.key[4][0]] for graph in self._graphs]
             raise CompileError(
                 f"the objective has {len(shapes)} compiled steps already, for arguments of the shapes {shapes}. Each call "
                 "with other shapes, plain arguments or attributes of the programs compiles one more: pad batches to a few "

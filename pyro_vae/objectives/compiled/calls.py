@@ -61,3 +61,8 @@ def settings_now() -> tuple:
     """Settings of torch that change what a step computes."""
     cast = tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES)
     return cast, torch.get_default_dtype()
+
+
+def is_rough() -> bool:
+    """Whether torch may compute in fewer digits than its tensors have."""
+    return any(map(torch.is_autocast_enabled, DEVICES)) or torch.get_float32_matmul_precision() != "highest"

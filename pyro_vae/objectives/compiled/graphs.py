@@ -15,16 +15,16 @@ from ..weights import snapshot
 from .calls import Arguments
 from .inductor import compiled_function
 from .options import Options
-from .refusals import OTHERWISE, refuse_arguments
+from .outputs import agree, lent
+from .refusals import OTHERWISE, named_compiling, refuse_arguments
 from .runs import Step, eager_step, kept_buffers, kept_noise, leaves_of, numbers_of
 from .surroundings import Surroundings, modules_inside
-from .tracing import Traced, as_input, is_fixed, traced_step
+from .tracing import Traced, as_input, traced_step
 
 if TYPE_CHECKING:
     from ..objective import Objective
 
 CHECKED_CALLS = (2, 10, 100)  # of each graph, beside the first
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of terms, relative to the largest; ten times that for gradients
 
 
 class Graph:
@@ -51,9 +51,16 @@ class Graph:
         self._of_arguments = [i - len(slots) for i in traced.given if i >= len(slots)]
         self._last: dict[str, Any] = {}  # the numbers that stand in the slots
         self._function: Callable = traced.module.forward
+        self._lent: list[int] = []  # outputs in memory that is not theirs alone
 
-    def compile(self, arguments: Arguments, options: Options) -> None:
-        self._function = compiled_function(self._traced.module, self._inputs(arguments), options)
+    def compile(self, weights: Mapping[str, Beta], arguments: Arguments, options: Options) -> list[Tensor]:
+        """Compile, and run once."""
+        inputs = self._inputs(arguments)
+        self._function = compiled_function(self._traced.module, inputs, options)
+        with named_compiling():
+            outputs = self.run(weights, arguments)
+        self._lent = lent(inputs, outputs, self._traced.num_parts, self.trained)
+        return outputs
 
     def _inputs(self, arguments: Arguments) -> list[Tensor]:
         return [*self._of_weights, *[arguments.tensors[i] for i in self._of_arguments], *self._traced.held]
@@ -68,8 +75,10 @@ class Graph:
                 elif self._last.get(name) != weight:
                     slot.fill_(weight)
                     self._last[name] = weight
-            outputs: list[Tensor] = self._function(*self._inputs(arguments))
-        return outputs
+            outputs = self._function(*self._inputs(arguments))
+            if not self._lent:
+                return list(outputs)
+            return [o.clone(memory_format=torch.contiguous_format) if i in self._lent else o for i, o in enumerate(outputs)]
 
     def call(
         self,
@@ -106,7 +115,7 @@ class Graph:
         """Give the objective what it would have after a run of its own."""
         objective._forget()
         _, reconstruction, kl_sum, elbo, loss, *rest = self.parts(outputs)
-        names = self._traced.terms.kl
+        names = self._traced.names
         objective._given = weights
         betas = snapshot(objective._betas_now())
         objective._given = None
@@ -117,7 +126,7 @@ class Graph:
             elbo=elbo,
             loss=loss,
             beta=betas,
-            plates=self._traced.terms.plates,
+            plates=self._traced.plates,
         )
         objective._set_arrays(tuple(rest[len(names) :]))
         objective._complete = True
@@ -125,28 +134,14 @@ class Graph:
     def check(self, step: Step, outputs: list[Tensor]) -> None:
         """Refuse a graph that gives other numbers than the programs on the same noise."""
         wanted, parts = self.outputs_of(step), self.parts(outputs)
-        if [w.shape for w in wanted] == [o.shape for o in outputs]:
-            tolerance = TOLERANCE.get(parts[0].dtype, 1e-2)
-            same = alike(parts, self.parts(wanted), tolerance)
-            if same and alike(self.gradients(outputs), self.gradients(wanted), 10 * tolerance):
-                return
+        if agree(outputs, wanted, self._traced.num_parts):
+            return
         raise CompileError(
             f"at call {self.num_calls} of a compiled step its loss is {float(parts[0]):.8g}, but that of the programs is "
             f"{float(step.parts[0]):.8g} on the same noise, or their gradients differ: a program uses what the graph cannot "
             "see, such as random numbers of Python or NumPy, a clock, or variables that changed. Draw by torch or Pyro, and "
             f"pass what changes as an argument, as a tensor. {OTHERWISE}"
         )
-
-
-def alike(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> bool:
-    """Whether all numbers agree, in units of the largest of them."""
-    if any(t.dtype not in TOLERANCE for t in (*found, *wanted)):
-        tolerance = max(tolerance, 1e-2)
-    largest = max((float(w.abs().nan_to_num(0.0, 0.0, 0.0).max()) for w in wanted if w.numel()), default=0.0)
-    return all(
-        torch.allclose(f.to(w.dtype), w, rtol=tolerance, atol=tolerance * largest, equal_nan=True)
-        for f, w in zip(found, wanted, strict=True)
-    )
 
 
 def build(
@@ -157,6 +152,7 @@ def build(
     args: tuple,
     kwargs: Mapping[str, Any],
     weights: Mapping[str, Beta],
+    inputs: list[str],
     key: tuple,
     options: Options,
 ) -> tuple[Graph, list[Tensor]]:
@@ -170,14 +166,13 @@ def build(
         loss = objective._differentiable_loss(model, guide, args, kwargs)
     leaves = leaves_of(loss)
     first = numbers_of(objective, loss.detach(), loss, leaves)
-    slots = {name: as_input(w, first.parts[0]) for name, w in weights.items() if not is_fixed(objective._weights()[name])}
+    slots = {name: as_input(weights[name], first.parts[0]) for name in inputs}
     eager = eager_step(objective, model, guide, args, kwargs, leaves, modules)
     traced = traced_step(objective, model, guide, arguments, {**weights, **slots}, leaves, modules)
     surroundings = Surroundings(modules, (model, guide), eager.params, [*traced.held, *leaves], objective)
     graph = Graph(key, traced, slots, eager.params, modules, leaves, surroundings)
-    graph.compile(arguments, options)
     with kept_noise(modules), kept_buffers(modules):
-        graph.check(eager.step, graph.run(weights, arguments))
+        graph.check(eager.step, graph.compile(weights, arguments, options))
     # Beside parameters, the first run may have had gradients at draws that were leaves.
     gradients: dict[int, Any] = {id(leaf): gradient for leaf, gradient in zip(leaves, first.gradients, strict=True)}
-    return graph, [*first.parts, *(gradients[id(leaf)] for leaf in graph.trained)]
+    return graph, [*first.parts, *(torch.empty_like(leaf).copy_(gradients[id(leaf)]) for leaf in graph.trained)]

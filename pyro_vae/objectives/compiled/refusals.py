@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor
 from ...errors import CompileError
 
 OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+STANDARD = sysconfig.get_paths()["stdlib"]
 LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (*torch.__path__, *pyro.__path__, OURS))
 READS = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 OTHERWISE = "Or train with compile=False"
@@ -39,7 +41,7 @@ def refuse_arguments(leaves: list[Any]) -> None:
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.requires_grad:
             raise CompileError(
-                "compile= gives gradients of parameters, but an argument requires a gradient: pass it detached "
+                "compile= gives gradients of parameters, but an argument, or a beta, requires one too: pass it detached "
                 f"(x.detach()). {OTHERWISE}"
             )
         if type(leaf).__module__ == "numpy":
@@ -60,8 +62,15 @@ def named_tracing() -> Iterator[None]:
         kind, text = type(error).__name__, first_line(error)
         if kind in READS or "numpy()" in text or "data dependent" in text.lower() or "data-dependent" in text.lower():
             raise CompileError(
-                f"compile= expects programs whose course does not depend on the values of tensors, but {place(error)} reads "
-                f"one: keep it a tensor (torch.where for an `if`, no .item(), .numpy() or boolean index). {OTHERWISE}"
+                f"compile= expects programs whose course does not depend on the values of tensors, but {place(error)}, or "
+                "what it calls, reads one: keep it a tensor (torch.where for an `if`; no .item(), .numpy(), boolean index). "
+                f"{OTHERWISE}"
+            ) from error
+        if "ProvenanceTensor" in text:
+            raise CompileError(
+                "compile= cannot trace how draws that are not reparameterised are followed through the model, which is how "
+                "BetaTraceGraph_ELBO finds what each of them costs: use BetaTrace_ELBO or ImportanceWeightedELBO. "
+                f"{OTHERWISE}"
             ) from error
         raise CompileError(
             f"compile= could not trace {place(error)}: {kind}: {text}. Take that out of the program. {OTHERWISE}"
@@ -95,7 +104,8 @@ def place(error: BaseException) -> str:
     """The last frame of the user's, outside of torch, Pyro and this package: its file, line and text."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
-        if os.path.isabs(file) and not file.startswith(LIBRARIES) or file.startswith("<ipython"):
+        known = file.startswith(LIBRARIES) or os.path.dirname(file) == STANDARD
+        if not known and (os.path.isabs(file) or file.startswith("<ipython")):
             source = linecache.getline(file, line).strip()
             return f"`{source}` ({file}, line {line}, in {frame.f_code.co_name})"
     return "the program"

@@ -92,7 +92,7 @@ def eager_step(
         before = dict(store._params)
         with poutine.trace(param_only=True) as seen:
             step = step_of(objective, model, guide, args, kwargs, leaves)
-        if moved := [n for n, tensor in before.items() if store._params.get(n) is not tensor]:
+        if moved := [n for n, tensor in before.items() if store._params.get(n, tensor) is not tensor]:
             raise CompileError(
                 f"compile= expects parameters that only the optimiser changes, but the programs replace '{moved[0]}' in "
                 "Pyro's store, as a baseline with use_decaying_avg_baseline does: take that out of the programs. "
@@ -114,7 +114,8 @@ def kept_noise(modules: Iterable[nn.Module]) -> Iterator[None]:
 @contextmanager
 def unseen_run(objective: Objective, model: Callable, guide: Callable, modules: list[nn.Module]) -> Iterator[None]:
     """Hide a run from handlers around it, and put back what it changes: attributes, buffers, store, settings."""
-    programs = [p for p in (model, guide) if hasattr(p, "__dict__") and not isinstance(p, nn.Module)]
+    objects = [getattr(p, "__self__", p) for p in (model, guide)]
+    programs = [p for p in objects if hasattr(p, "__dict__") and not isinstance(p, nn.Module)]
     checks = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
     try:
         with (

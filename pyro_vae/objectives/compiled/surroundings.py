@@ -65,7 +65,7 @@ class Surroundings:
         self._owned = [(table, [*map(id, table.values())]) for table in tables]
         store: dict[str, Tensor] = pyro.get_param_store()._params
         self._entries = [(name, store[name]) for name in names if name in store]
-        self._tensors = list(tensors)
+        self._tensors = list({id(tensor): tensor for tensor in tensors}.values())
         self._kinds = [*map(kind, self._tensors)]
 
     def hold(self) -> bool:

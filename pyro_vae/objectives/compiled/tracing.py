@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..terms import Terms
 from ..traces.matching import Beta
 from .calls import Arguments
 from .refusals import named_tracing
@@ -24,7 +24,7 @@ class Traced(NamedTuple):
     :ivar module: from the inputs to a list, the parts of the step and then its gradients.
     :ivar given: of the inputs that come with a call, weights and then arguments, the places of those that the graph reads.
     :ivar held: the other inputs: parameters, buffers, whatever else the programs know.
-    :ivar terms: as they came out of the trace: their names and plates are right, their tensors are none.
+    :ivar names: of the KLs; `plates` are those of the terms.
     :ivar num_parts: how many of the outputs are no gradients.
     :ivar trained: the leaves whose gradients come next.
     """
@@ -32,7 +32,8 @@ class Traced(NamedTuple):
     module: fx.GraphModule
     given: list[int]
     held: list[Tensor]
-    terms: Terms
+    names: list[str]
+    plates: Mapping[str, int]
     num_parts: int
     trained: list[Tensor]
 
@@ -58,12 +59,23 @@ def traced_step(
         return [*found.parts, *(g for g in found.gradients if g is not None)]
 
     inputs = [*(weights[name] for name in names), *arguments.tensors]
-    with unseen_run(objective, model, guide, modules), named_tracing():
+    with unseen_run(objective, model, guide, modules), without_mkldnn(), named_tracing():
         module = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     module.graph.eliminate_dead_code()
     given, held = lift(module, len(inputs))
     trained = [leaf for leaf, gradient in zip(leaves, found.gradients, strict=True) if gradient is not None]
-    return Traced(module, given, held, found.terms, len(found.parts), trained)
+    return Traced(module, given, held, list(found.terms.kl), found.terms.plates, len(found.parts), trained)
+
+
+@contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Its kernels for recurrent layers cannot be traced: without them such a layer becomes its steps."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def lift(module: fx.GraphModule, num_given: int) -> tuple[list[int], list[Tensor]]:
@@ -96,14 +108,14 @@ def lift(module: fx.GraphModule, num_given: int) -> tuple[list[int], list[Tensor
     return given, [tensor for tensor, _ in inputs.values()]
 
 
-def weights_of(objective: Objective) -> dict[str, Beta]:
-    """The weights of this call by name."""
-    return {name: objective._value(name) for name in objective._weights()}
+def weights_of(objective: Objective) -> tuple[dict[str, Beta], list[str]]:
+    """The weights of this call by name, and the names of those that are inputs of a graph.
 
-
-def is_fixed(weight: Any) -> bool:
-    """Whether a weight is part of a graph: one and zero, by which objectives decide what they compute."""
-    return not isinstance(weight, Tensor) and not callable(weight) and weight in (0, 1)
+    The numbers one and zero are none: by them objectives decide what they compute.
+    """
+    given = objective._weights()
+    inputs = [name for name, weight in given.items() if not (type(weight) in (int, float) and weight in (0, 1))]
+    return {name: objective._value(name) for name in given}, inputs
 
 
 def as_input(weight: Beta, like: Tensor) -> Tensor:
