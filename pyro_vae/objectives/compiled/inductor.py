@@ -20,9 +20,13 @@ def compiled_function(module: fx.GraphModule, inputs: Sequence[Tensor], options:
         warnings.simplefilter("ignore")  # of torch about itself
         from torch import _inductor  # takes a second, so only where it is used
 
-    settings = {} if options.settings.get("mode") is None else _inductor.list_mode_options(options.settings["mode"])
+    settings: dict[str, Any] = {}
+    if all(t.device.type == "cpu" for t in inputs):
+        settings["layout_optimization"] = False  # channels last made small convolutions slower on processors
+    if options.settings.get("mode") is not None:
+        settings |= _inductor.list_mode_options(options.settings["mode"])
     # The draws of torch's own random state, so that the numbers are those without compiling.
-    settings = {**settings, **options.settings.get("options", {}), "fallback_random": True}
+    settings |= {**options.settings.get("options", {}), "fallback_random": True}
     # Without gradients, or torch would differentiate the gradients again.
     with torch.no_grad(), named_compiling(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
