@@ -9,6 +9,7 @@ __all__ = [
     "AuxiliarySiteError",
     "BatchCouplingError",
     "CollapseWarning",
+    "CompileError",
     "ConvergenceWarning",
     "DatumPlateError",
     "EmptyBatchError",
@@ -124,6 +125,10 @@ class LazyGuideError(RuntimeError):
 
 class HiddenRandomnessError(RuntimeError):
     """A program whose densities differ between two runs at the same values, as under active dropout."""
+
+
+class CompileError(RuntimeError):
+    """An objective with `compile=` cannot be traced or compiled for these programs, or gives other numbers than without."""
 
 
 class NonFiniteError(RuntimeError):

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 from ..noise import kept_random_state
 from .masks import hidden_places
@@ -44,6 +44,8 @@ def inside(fn: Any, value: Tensor) -> Tensor:
             return transform(value.new_zeros(torch.Size(transform.inverse_shape(base.batch_shape + base.event_shape))))
         except NotImplementedError:  # a support without a transform: take a draw
             return drawn(base, value.device)
+    if support in (constraints.boolean, constraints.nonnegative_integer):  # seen without reading a tensor
+        return value.new_zeros(base.batch_shape + base.event_shape)
     for number in (0, 1):
         constant = value.new_full(base.batch_shape + base.event_shape, number)
         with torch._C.DisableTorchFunction():  # our own look at the support is not the program's

@@ -36,7 +36,7 @@ from .checks.reads import LostProvenance
 from .checks.structure import IMPUTED, Structure, is_imputed
 from .checks.subsamples import check_subsample, same_indices
 from .indicators import Summed
-from .isolation import eval_mode, isolated, isolated_store
+from .isolation import eval_mode, isolated, isolated_store, kept_traces, modules_of
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
 from .pairs import Pair, simulation
@@ -67,6 +67,8 @@ __all__ = [
     "is_imputed",
     "isolated",
     "isolated_store",
+    "kept_traces",
+    "modules_of",
     "movement",
     "narrow_record",
     "padded",

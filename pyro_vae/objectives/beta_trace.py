@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
+import torch
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from pyro.infer.trace_elbo import _compute_log_r
 from pyro.infer.util import MultiFrameTensor
 from pyro.poutine import Trace
 from torch import Tensor
@@ -32,6 +36,10 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
 
     :param beta: a number >= 0, a tensor without dimensions, a schedule (any callable from the number of updates to one of
         these, such as `LinearAnnealing`), or a dict of these by latent site; sites that it does not name have beta 1.
+    :param compile: whether steps are compiled by `torch.compile`'s inductor: one graph of loss, terms and gradients for
+        arguments of each shape. True, or a dict: `mode` and `options` as for `torch.compile`; `max_graphs`, 8 unless given;
+        ``backend="eager"`` for the graph alone, without a C++ compiler. The first call runs as without, and takes some
+        seconds to compile. `loss`, and calls that record no gradients, are never compiled.
     :param options: those of Pyro's class: `num_particles` K, `max_plate_nesting`, `vectorize_particles`, ...
 
     :ivar terms: `Terms` of the last call: reconstruction, KL per site, the true ELBO, loss and beta; from the same run of
@@ -41,6 +49,8 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
         of the objective and of the module that ``objective(model, guide)`` returns.
     :raises OptionError: for a beta that is negative or not finite, or that names a site the pair does not have.
     :raises AuxiliarySiteError: for a beta by site where an autoguide draws several sites jointly.
+    :raises CompileError: for programs that cannot be compiled, and where a compiled step gives other numbers than the
+        programs do on the same noise, which is looked at in the calls 1, 2, 10 and 100.
     :raises StructureError: (and its kinds) for a latent that is missing in the guide, or is scaled on one side only.
 
     Example::
@@ -66,6 +76,13 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         return loss, surrogate - score_of_auxiliaries(model_trace, guide_trace)
 
+    def _value_and_surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        pairs = [value_and_surrogate(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
+        loss, surrogate = (reduce(operator.add, side) / self.num_particles for side in zip(*pairs, strict=True))
+        return loss, surrogate
+
 
 class BetaTraceGraph_ELBO(BetaELBO, TraceGraph_ELBO):
     """Pyro's `TraceGraph_ELBO` with a weight on the KL: fewer terms, and baselines, in the score-function gradient.
@@ -80,10 +97,32 @@ class BetaTraceGraph_ELBO(BetaELBO, TraceGraph_ELBO):
         svi = SVI(model, guide, optimizer, pv.BetaTraceGraph_ELBO(beta=0.5))
     """
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        loss, surrogate = self._value_and_surrogate(model, guide, args, kwargs)
+        return loss + (surrogate - surrogate.detach())
+
+    def _value_and_surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         elbo, surrogate = self._loss_and_surrogate_loss(model, guide, args, kwargs)
-        self._warn_if_schedule_stands_still()
-        return -elbo.detach() + (surrogate - surrogate.detach())
+        return -elbo.detach(), surrogate
+
+
+def value_and_surrogate(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+    """Minus the ELBO of one particle, detached, and its surrogate: what Pyro's Trace_ELBO has, but that no value is read."""
+    model, guide = ([s for s in t.nodes.values() if s["type"] == "sample"] for t in (model_trace, guide_trace))
+    log_p, log_q = ([s["log_prob_sum"] for s in side] for side in (model, guide))
+    terms = [s["score_parts"].entropy_term for s in guide]
+    entropies = [term.sum() for term in terms if not is_identically_zero(term)]
+    scored = [s for s in guide if not is_identically_zero(s["score_parts"].score_function)]
+    scores = []
+    if scored:
+        log_r = _compute_log_r(model_trace, guide_trace)
+        scores = [(log_r.sum_to(s["cond_indep_stack"]) * s["score_parts"].score_function).sum() for s in scored]
+    zero = torch.zeros(())
+    loss = reduce(operator.add, log_q, zero) - reduce(operator.add, log_p, zero)
+    surrogate = reduce(operator.add, entropies, zero) - reduce(operator.add, [*log_p, *scores], zero)
+    return loss.detach(), surrogate - score_of_auxiliaries(model_trace, guide_trace)
 
 
 def score_of_auxiliaries(model_trace: Trace, guide_trace: Trace) -> Tensor | float:

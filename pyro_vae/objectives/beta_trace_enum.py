@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from ..errors import EnumerationError, MaskError, quoted
 from .terms import Pass, Summable, places_of
 from .traces.beta_elbo import BetaELBO
 from .traces.beta_messenger import WeighedTraces
+from .traces.dice import WholeDice, dice_elbo
 from .traces.matching import Beta
 from .traces.pyro_failures import named_failures
 from .traces.shared_plates import check_plate_names
@@ -44,13 +47,20 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
         with named_failures(model, guide, args, kwargs):
             return float(super().loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float | Tensor:
         with named_failures(model, guide, args, kwargs):
-            return super().loss_and_grads(model, guide, *args, **kwargs)
+            return super()._loss_and_grads(model, guide, args, kwargs)
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         with named_failures(model, guide, args, kwargs):
-            return super().differentiable_loss(model, guide, *args, **kwargs)
+            return super()._differentiable_loss(model, guide, args, kwargs)
+
+    def _value_and_surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        elbos = [dice_elbo(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
+        loss = -reduce(operator.add, elbos) / self.num_particles
+        return loss.detach(), loss
 
     def _measure(self, traces: WeighedTraces) -> Pass:
         check_plate_names(traces.model_sites, traces.guide_sites)
@@ -62,7 +72,7 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
         summed = weigh_what_the_model_sums_out(traces)
         ordering, sum_dims = _compute_model_factors(traces.model, traces.guide)[2:4]
         check_readers(traces, ordering)
-        dice = Dice(traces.guide, ordering)
+        dice = WholeDice(traces.guide, ordering)
         for terms in dice.log_probs.values():
             terms[:] = map(detached, terms)
 

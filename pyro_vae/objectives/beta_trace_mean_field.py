@@ -68,6 +68,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
     :param free_bits_per: "dimension", or "site" for the KL of whole sites, whose dimensions may depend on one another.
     :param capacity: C: a number >= 0, a tensor without dimensions or a schedule; without free bits and at beta = 1.
     :param capacity_weight: a number >= 0, a tensor without dimensions or a schedule.
+    :param compile: as in `BetaTrace_ELBO`.
     :raises OptionError: (beside the others) for free bits of a site the pair does not have; for capacity beside free bits or
         a beta.
     :raises StructureError: (beside the others) for draws of the guide that are not reparameterised; for free bits of a site
@@ -99,26 +100,29 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         free_bits_per: Per = "dimension",
         capacity: Weight | None = None,
         capacity_weight: Weight = 1000.0,
+        compile: bool | Mapping[str, Any] = False,
         **options: Any,
     ) -> None:
-        super().__init__(beta, **options)
+        super().__init__(beta, compile=compile, **options)
         self._target = target_of(free_bits, free_bits_per, capacity, capacity_weight)
         check_beta(self._target, self._beta)
         self._own_draws = OwnDraws()
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         # Without a score function the loss is its own surrogate: no scalar has to be read off the device.
+        return self._all_particles(model, guide, args, kwargs)
+
+    def _value_and_surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         loss = self._all_particles(model, guide, args, kwargs)
-        self._warn_if_schedule_stands_still()
-        return loss
+        return loss.detach(), loss
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         return self._as_float(model, guide, args, kwargs, backward=False)
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        loss = self._as_float(model, guide, args, kwargs, backward=True)
-        self.num_updates += 1
-        return loss
+    def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:
+        return self._as_float(model, guide, args, kwargs, backward=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_costs": [], "_gains": [], "_rates": {}, "_call": ()}
@@ -141,7 +145,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
 
     def _all_particles(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Tensor:
         check_beta(self._target, self._beta)
-        now: Any = self._target and self._target.now(self.num_updates)
+        now: Any = self._target and self._target.now(self._value)
         losses, runs = [], []
         for _ in self._get_traces(model, guide, args, kwargs):
             losses.append(self._particle_loss())

@@ -49,18 +49,21 @@ class DatumELBO(Objective):
         with torch.no_grad():
             return float(self._run(model, guide, args, kwargs)[0])
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:
         loss, surrogate = self._run(model, guide, args, kwargs)
         if surrogate.requires_grad:
             surrogate.backward()
-        self.num_updates += 1
         value = float(loss)
         warn_if_nan(value, "loss")  # type: ignore[call-overload]
         return value
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def _value_and_surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        return self._run(model, guide, args, kwargs)
+
+    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         loss, surrogate = self._run(model, guide, args, kwargs)
-        self._warn_if_schedule_stands_still()
         return loss + (surrogate - surrogate.detach()).nan_to_num(0.0)  # of an infinite loss
 
     def __getstate__(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
         whole call one datum, and so allows latents that all data share.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param compile: as in `BetaTrace_ELBO`.
 
     :ivar terms: `Terms` of the last call; their `elbo` is the ELBO, not the bound, which is ``-loss``.
     :ivar num_updates: the number handed to a schedule, as in `BetaTrace_ELBO`.
@@ -79,9 +80,12 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         gradient: Gradient = "standard",
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         one_of("gradient", gradient, Gradient)
-        super().__init__(beta=beta, num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)
+        super().__init__(
+            beta=beta, num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites, compile=compile
+        )
         self.gradient = gradient
 
     def _loss_and_surrogate(

@@ -46,6 +46,7 @@ class InclusiveKL(DatumELBO):
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
         whole call one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param compile: as in `BetaTrace_ELBO`.
 
     :ivar terms: `Terms` of the last call, of the guide's own draws.
     :raises OptionError: for `sleep` out of range, or if it is not known which argument holds the data.
@@ -67,11 +68,12 @@ class InclusiveKL(DatumELBO):
         sleep_args: Arguments | None = None,
         datum_plate: str | None = INFER,
         prior_sites: Collection[str] = (),
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         sleep = real_number("sleep", sleep, highest=1.0)
         if proposal is not None and not callable(proposal):
             raise OptionError(f"proposal must be a guide, something callable, got {type(proposal).__name__}")
-        super().__init__(num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites)
+        super().__init__(num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites, compile=compile)
         self.proposal, self.sleep, self.sleep_args = proposal, sleep, sleep_args
 
     def _loss_and_surrogate(

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import OptionError, ScheduleWarning
 from ..options import whole_number
+from .compiled import Compiled, compiled_or_none
 from .terms import Terms
-from .traces.matching import Betas
+from .traces.matching import Beta, Betas
 from .weights import Schedule, Weight, checked_weights, value_of
 
 CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
@@ -26,9 +27,11 @@ class Objective(ELBO):
 
     _complete: bool
     _terms: Terms | None
+    _given: Mapping[str, Beta] | None = None  # weights that are inputs of a graph, by name
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, compile: bool | Mapping[str, Any] = False, **options: Any) -> None:
         super().__init__(**options)
+        self._compiled: Compiled | None = compiled_or_none(compile)
         self.num_particles = whole_number("num_particles", self.num_particles)
         self.num_updates = 0
         self._calls_since_update = 0
@@ -51,14 +54,39 @@ class Objective(ELBO):
         return self._terms
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        loss: float = super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
+        if self._compiled is None:
+            loss = float(self._loss_and_grads(model, guide, args, kwargs))
+        else:
+            loss = self._compiled.loss_and_grads(self, model, guide, args, kwargs)
         self.num_updates += 1
         return loss
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[misc]
+        if self._compiled is None or not torch.is_grad_enabled():
+            loss = self._differentiable_loss(model, guide, args, kwargs)
+        else:
+            loss = self._compiled.differentiable_loss(self, model, guide, args, kwargs)
         self._warn_if_schedule_stands_still()
         return loss
+
+    def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float | Tensor:
+        return super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
+
+    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        return super().differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[misc]
+
+    def _value_and_surrogate(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, detached, and what it is the gradient of: tensors, none of which is read, so that it can be traced."""
+        raise NotImplementedError
+
+    def _arrays(self) -> tuple[Tensor, ...]:
+        """What the last call computed beside its terms."""
+        return ()
+
+    def _set_arrays(self, arrays: tuple[Tensor, ...]) -> None:
+        pass
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ObjectiveModule:
         for program in (model, guide):
@@ -94,6 +122,15 @@ class Objective(ELBO):
     def _weights(self) -> dict[str, Weight]:
         return {}
 
+    def _value(self, name: str) -> Beta:
+        """The weight of this name at this update."""
+        if self._given is not None:
+            return self._given[name]
+        return value_of(self._weights()[name], self.num_updates, "beta" if name.startswith("beta of ") else name)
+
+    def _betas_now(self) -> Betas:
+        return 1.0
+
     def _warn_if_schedule_stands_still(self) -> None:
         if not torch.is_grad_enabled() or not self.schedules:
             return
@@ -111,8 +148,10 @@ class Objective(ELBO):
 class BetaObjective(Objective):
     """An objective with a weight on the KL."""
 
-    def __init__(self, beta: Weight | Mapping[str, Weight] = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, beta: Weight | Mapping[str, Weight] = 1.0, *, compile: bool | Mapping[str, Any] = False, **options: Any
+    ) -> None:
+        super().__init__(compile=compile, **options)
         self.beta = beta
 
     @property
@@ -130,8 +169,8 @@ class BetaObjective(Objective):
 
     def _betas_now(self) -> Betas:
         if isinstance(self._beta, Mapping):
-            return {name: value_of(weight, self.num_updates) for name, weight in self._beta.items()}
-        return value_of(self._beta, self.num_updates)
+            return {name: self._value(f"beta of '{name}'") for name in self._beta}
+        return self._value("beta")
 
 
 class ObjectiveModule(ELBOModule):

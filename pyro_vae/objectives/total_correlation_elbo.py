@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .datum_elbo import DatumELBO, plates_of
 from .gradients import scored_sites
 from .objective import BetaObjective
 from .traces.matching import Beta
-from .weights import Weight, checked_weight, value_of
+from .weights import Weight, checked_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,7 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
     :param mutual_information: the weight of the index-code mutual information, likewise.
     :param dimension_wise: the weight of the dimension-wise KL, likewise.
     :param datum_plate: the plate of the data; found by itself where only one is common to all sites.
+    :param compile: as in `BetaTrace_ELBO`.
 
     :ivar decomposition: the `Decomposition` of the KL in the last call; `None` before the first.
     :ivar terms: `Terms` of the last call; their `elbo` is the ELBO, not ``-loss``, and their `beta` the weight of the total
@@ -105,11 +106,12 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         mutual_information: Weight = 1.0,
         dimension_wise: Weight = 1.0,
         datum_plate: str | None = INFER,
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         dataset_size = whole_number("dataset_size", dataset_size, lowest=2, why="it is the number of all data")
         mutual_information = checked_weight(mutual_information, "mutual_information")
         dimension_wise = checked_weight(dimension_wise, "dimension_wise")
-        super().__init__(beta=beta, num_particles=1, datum_plate=datum_plate)
+        super().__init__(beta=beta, num_particles=1, datum_plate=datum_plate, compile=compile)
         self.dataset_size = dataset_size
         self.mutual_information, self.dimension_wise = mutual_information, dimension_wise
         self._separate: list[Structure] = []  # in which no latent of the guide depends on another
@@ -126,6 +128,12 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         super()._forget()
         self._parts = ()
 
+    def _arrays(self) -> tuple[Tensor, ...]:
+        return self._parts
+
+    def _set_arrays(self, arrays: tuple[Tensor, ...]) -> None:
+        self._parts = arrays
+
     def _weights(self) -> dict[str, Weight]:
         own = {"mutual_information": self.mutual_information, "dimension_wise": self.dimension_wise}
         return super()._weights() | own
@@ -136,9 +144,7 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
 
     def _weights_now(self) -> list[Beta]:
         self._check_beta()
-        first = value_of(self.mutual_information, self.num_updates, "mutual_information")
-        last = value_of(self.dimension_wise, self.num_updates, "dimension_wise")
-        return [first, value_of(cast(Weight, self.beta), self.num_updates), last]
+        return [self._value("mutual_information"), self._value("beta"), self._value("dimension_wise")]
 
     def _loss_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]

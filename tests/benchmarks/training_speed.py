@@ -1,10 +1,12 @@
 """One training step of a 784-400-50 VAE: ours against hand-written PyTorch, Pyro as in its tutorial, and NumPyro.
 
-All rows of a batch size take a step in turn, each round in another order, so that a busy machine slows all of them down;
-`--cpu-time` counts seconds of the processor in place of the clock's, for a machine that does other things as well. Prints
+All rows of a batch size take some steps in turn, each round in another order, so that a busy machine slows all of them down;
+the first step of a turn, whose caches hold another row's numbers, is not counted, nor are the seconds in which a first step
+compiles. `--cpu-time` counts seconds of the processor in place of the clock's, for a machine that does other things as well. Prints
 medians and minima, as they are and in units of hand-written PyTorch with a fused Adam. NumPyro runs in a process of its
 own, which takes its step while this one waits; `--numpyro` names the Python that has it, and without one the row is left
-out. Other options: `--rounds 400 --threads 1 --batches 32 128 512 --no-validation`.
+out. `--conv` has convolutions on 28 x 28 images in the place of linear layers. Other options: `--rounds 40 --threads 1
+--batches 32 128 512 --no-validation`.
 
     python tests/benchmarks/training_speed.py --cpu-time
 """
@@ -36,11 +38,19 @@ X, H, D = 784, 400, 50
 LEARNING_RATE = 1e-3
 ADAM = {"lr": LEARNING_RATE}
 BY_HAND = "hand-written PyTorch, fused Adam"
+CONV = False
+TURN = 10  # steps
 Step = Callable[[], object]
 
 
 def networks() -> tuple[nn.Sequential, nn.Sequential]:
     torch.manual_seed(0)
+    if CONV:
+        down = nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()
+        up = nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1)
+        encoder = nn.Sequential(nn.Unflatten(-1, (1, 28, 28)), *down, nn.Flatten(1), nn.Linear(1568, 2 * D))
+        decoder = nn.Sequential(nn.Linear(D, 1568), nn.ReLU(), nn.Unflatten(-1, (32, 7, 7)), *up, nn.Flatten(1))
+        return encoder, decoder
     encoder = nn.Sequential(nn.Linear(X, H), nn.ReLU(), nn.Linear(H, 2 * D))
     decoder = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, X))
     return encoder, decoder
@@ -57,12 +67,12 @@ def by_hand(x: torch.Tensor) -> Step:
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], LEARNING_RATE, fused=True)
 
     def step() -> None:
+        optimizer.zero_grad()
         loc, log_scale = encoder(x).chunk(2, -1)
         scale = log_scale.exp()
         z = loc + scale * torch.randn_like(loc)
         distortion = F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
         loss = distortion + 0.5 * (loc**2 + scale**2 - 2 * log_scale - 1).sum()
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
@@ -75,9 +85,8 @@ def as_module(objective: ELBO, x: torch.Tensor) -> Step:
     optimizer = torch.optim.Adam(loss.parameters(), LEARNING_RATE, fused=True)
 
     def step() -> None:
-        value = loss(x)
         optimizer.zero_grad()
-        value.backward()
+        loss(x).backward()
         optimizer.step()
 
     return step
@@ -110,16 +119,18 @@ def as_in_the_tutorial(optim: PyroOptim, x: torch.Tensor) -> Step:
     return lambda: svi.step(x)
 
 
-def mean_field() -> ELBO:
-    return pv.BetaTraceMeanField_ELBO(beta=0.5)
+def mean_field(compile: bool = False) -> ELBO:
+    return pv.BetaTraceMeanField_ELBO(beta=0.5, compile=compile)
 
 
 STEPS: dict[str, Callable[[torch.Tensor], Step]] = {
     BY_HAND: by_hand,
     "BetaTraceMeanField_ELBO as a module, fused Adam": lambda x: as_module(mean_field(), x),
+    "the same, compiled": lambda x: as_module(mean_field(compile=True), x),
     "SVI + BetaTraceMeanField_ELBO + pv.FusedOptim": lambda x: under_svi(
         mean_field(), pv.FusedOptim(torch.optim.Adam, ADAM), x
     ),
+    "the same SVI, compiled": lambda x: under_svi(mean_field(compile=True), pv.FusedOptim(torch.optim.Adam, ADAM), x),
     "SVI + BetaTraceMeanField_ELBO + pyro.optim.Adam": lambda x: under_svi(mean_field(), pyro.optim.Adam(ADAM), x),
     "SVI + Trace_ELBO + pyro.optim.Adam, Pyro's tutorial": lambda x: as_in_the_tutorial(pyro.optim.Adam(ADAM), x),
     "SVI + Trace_ELBO + pv.FusedOptim": lambda x: as_in_the_tutorial(pv.FusedOptim(torch.optim.Adam, ADAM), x),
@@ -160,7 +171,7 @@ def seconds_of(step: Step, clock: Callable[[], float]) -> float:
 
 
 def measure(batch: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
-    """Seconds of every step but the first tenth, by row, and NumPyro's versions."""
+    """Seconds of each step that counts, by row, and NumPyro's versions."""
     x = (torch.rand(batch, X, generator=torch.Generator().manual_seed(1)) < 0.3).float()
     clock = getattr(time, options.clock)
     timed: dict[str, Callable[[], float]] = {name: partial(seconds_of, make(x), clock) for name, make in STEPS.items()}
@@ -169,13 +180,14 @@ def measure(batch: int, options: argparse.Namespace) -> tuple[dict[str, list[flo
         timed["NumPyro, jitted SVI + TraceMeanField_ELBO"] = numpyro.step
     times: dict[str, list[float]] = {name: [] for name in timed}
     names, order = list(timed), random.Random(0)
-    for _ in range(options.rounds):
+    for number in range(options.rounds + 1):
         order.shuffle(names)
         for name in names:
-            times[name].append(timed[name]())
+            turn = [timed[name]() for _ in range(TURN)]
+            times[name] += turn[1:] if number else []
     if numpyro:
         numpyro.stop()
-    return {name: t[options.rounds // 10 :] for name, t in times.items()}, numpyro.versions if numpyro else ""
+    return times, numpyro.versions if numpyro else ""
 
 
 def cpu() -> str:
@@ -187,23 +199,29 @@ def cpu() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--no-validation", action="store_true", help="as people switch it off for long runs")
     parser.add_argument("--cpu-time", dest="clock", action="store_const", const="process_time", default="perf_counter")
     parser.add_argument("--numpyro", default=sys.executable, help="a Python with numpyro")
+    parser.add_argument("--conv", action="store_true", help="convolutions in the place of linear layers")
     options = parser.parse_args()
-    if not has_numpyro(options.numpyro):
+    global CONV
+    CONV = options.conv
+    if CONV or not has_numpyro(options.numpyro):
         options.numpyro = None
     torch.set_num_threads(options.threads)
     pyro.enable_validation(not options.no_validation)
     measured, versions = {}, ""
     for batch in options.batches:
         measured[batch], versions = measure(batch, options)
+    nets = "convolutions" if CONV else f"{X}-{H}-{D}"
     validation = "off" if options.no_validation else "on"
     print(f"{cpu()}; Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__} {versions}")
-    print(f"validation {validation}, {options.threads} threads, {options.rounds} rounds, {X}-{H}-{D}, time.{options.clock}")
+    print(
+        f"validation {validation}, {options.threads} threads, {options.rounds} rounds of {TURN} steps, {nets}, time.{options.clock}"
+    )
     print("median ms (ratio), minimum ms (ratio); ratios are to hand-written PyTorch")
     print(f"{'':54s}" + "".join(f"{f'batch {batch}':>31s}" for batch in options.batches))
     for name in measured[options.batches[0]]:

@@ -54,6 +54,7 @@ class BetaMessenger(Messenger):
         self.scales: dict[str, Beta] = {}
         self.indices: dict[str, Tensor] = {}  # of the plates, by name
         self.full_sizes: dict[str, int] = {}
+        self._weighed: dict[tuple[float, int], Beta] = {}
 
     def __enter__(self) -> BetaMessenger:
         # Scales around the whole call come after ours, so that the messages do not have them yet.
@@ -74,7 +75,13 @@ class BetaMessenger(Messenger):
         name = msg["name"]
         latent = name.removesuffix(UNCONSTRAINED) if msg["infer"].get("is_auxiliary") else name
         self.scales[name] = msg["scale"] * self.outside
-        msg["scale"] = msg["scale"] * beta_at(self.betas, latent)
+        msg["scale"] = self._weigh(msg["scale"], beta_at(self.betas, latent))
+
+    def _weigh(self, scale: Beta, beta: Beta) -> Beta:
+        """The product; one tensor for all sites of one scale, so that they are seen to be alike without reading it."""
+        if isinstance(scale, Tensor):
+            return scale * beta
+        return self._weighed.setdefault((scale, id(beta)), scale * beta)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         """Mark imputed values that are not reparameterised: see `check_imputed`."""

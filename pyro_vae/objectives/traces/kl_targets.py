@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import OptionError, StructureError, quoted
 from ...options import one_of
 from ..terms import like
-from ..weights import Weight, checked_weight, checked_weights, value_of
+from ..weights import Weight, checked_weight, checked_weights
 from .beta_messenger import WeighedTraces, beta_at
 from .matching import Beta, Betas
 from .rates import Rate, Rates, data_dims, datum_plate, kl_of_site, rate_by_dimension, weight_of_data
@@ -39,10 +39,10 @@ class FreeBits:
             return {f"free_bits of '{name}'": weight for name, weight in self.nats.items()}
         return {"free_bits": self.nats}
 
-    def now(self, num_updates: int) -> Betas:
+    def now(self, value: Callable[[str], Beta]) -> Betas:
         if isinstance(self.nats, Mapping):
-            return {name: value_of(weight, num_updates, f"free_bits of '{name}'") for name, weight in self.nats.items()}
-        return value_of(self.nats, num_updates, "free_bits")
+            return {name: value(f"free_bits of '{name}'") for name in self.nats}
+        return value("free_bits")
 
     def measure(self, traces: WeighedTraces, analytic: Mapping[str, Tensor]) -> Rates:
         if isinstance(self.nats, Mapping) and (unknown := [n for n in self.nats if n not in traces.groups]):
@@ -95,8 +95,8 @@ class Capacity:
     def weights(self) -> dict[str, Weight]:
         return {"capacity": self.nats, "capacity_weight": self.weight}
 
-    def now(self, num_updates: int) -> tuple[Beta, Beta]:
-        return value_of(self.nats, num_updates, "capacity"), value_of(self.weight, num_updates, "capacity_weight")
+    def now(self, value: Callable[[str], Beta]) -> tuple[Beta, Beta]:
+        return value("capacity"), value("capacity_weight")
 
     def measure(self, traces: WeighedTraces, analytic: Mapping[str, Tensor]) -> Rates:
         check_latents(traces)

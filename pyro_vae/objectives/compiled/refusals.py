@@ -1,0 +1,111 @@
+"""Why a step cannot be compiled, in words of ours."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor
+
+from ...errors import CompileError
+
+OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+STANDARD = sysconfig.get_paths()["stdlib"]
+LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (*torch.__path__, *pyro.__path__, OURS))
+READS = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
+OTHERWISE = "Or train with compile=False"
+
+
+def refuse_handlers() -> None:
+    """Refuse handlers around the call: the graph would not have what they do at later calls."""
+    for messenger in _PYRO_STACK:
+        if isinstance(messenger, BlockMessenger) or (isinstance(messenger, TraceMessenger) and messenger.param_only):
+            continue
+        raise CompileError(
+            f"compile= expects no handler of Pyro around a step, but it runs inside of a {type(messenger).__name__}: put it "
+            f"around the programs instead, as poutine.scale(model, 0.5). {OTHERWISE}"
+        )
+
+
+def refuse_arguments(leaves: list[Any]) -> None:
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise CompileError(
+                "compile= gives gradients of parameters, but an argument, or a beta, requires one too: pass it detached "
+                f"(x.detach()). {OTHERWISE}"
+            )
+        if type(leaf).__module__ == "numpy":
+            raise CompileError(
+                f"compile= expects data as tensors, but an argument is a {type(leaf).__name__} of NumPy, whose numbers the "
+                f"graph would keep for ever: pass torch.as_tensor(x). {OTHERWISE}"
+            )
+
+
+@contextmanager
+def named_tracing() -> Iterator[None]:
+    """The programs ran a moment ago: what fails now fails because it is traced."""
+    try:
+        yield
+    except CompileError:
+        raise
+    except Exception as error:
+        kind, text = type(error).__name__, first_line(error)
+        if kind in READS or "numpy()" in text or "data dependent" in text.lower() or "data-dependent" in text.lower():
+            raise CompileError(
+                f"compile= expects programs whose course does not depend on the values of tensors, but {place(error)}, or "
+                "what it calls, reads one: keep it a tensor (torch.where for an `if`; no .item(), .numpy(), boolean index). "
+                f"{OTHERWISE}"
+            ) from error
+        if "ProvenanceTensor" in text:
+            raise CompileError(
+                "compile= cannot trace how draws that are not reparameterised are followed through the model, which is how "
+                "BetaTraceGraph_ELBO finds what each of them costs: use BetaTrace_ELBO or ImportanceWeightedELBO. "
+                f"{OTHERWISE}"
+            ) from error
+        raise CompileError(
+            f"compile= could not trace {place(error)}: {kind}: {text}. Take that out of the program. {OTHERWISE}"
+        ) from error
+
+
+@contextmanager
+def named_compiling() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        chain = [error, error.__cause__, getattr(error, "inner_exception", None)]
+        if any(type(e).__name__ in ("InvalidCxxCompiler", "TritonMissing") for e in chain):
+            raise CompileError(
+                "compile= needs a C++ compiler (on GPUs also Triton), and none was found: install g++ (Debian and Ubuntu: "
+                "apt install g++; macOS: xcode-select --install; Windows: the C++ build tools of Visual Studio; GPUs: pip "
+                "install triton), or name yours in the environment variable CXX. compile={'backend': 'eager'} runs the "
+                f"traced graph without a compiler. {OTHERWISE}"
+            ) from error
+        raise CompileError(
+            f"the step was traced, but torch cannot compile it: {type(error).__name__}: {first_line(error)}. {OTHERWISE}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0][:300].rstrip(". ") if lines else "no message"
+
+
+def place(error: BaseException) -> str:
+    """The last frame of the user's, outside of torch, Pyro and this package: its file, line and text."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = frame.f_code.co_filename
+        known = file.startswith(LIBRARIES) or os.path.dirname(file) == STANDARD
+        if not known and (os.path.isabs(file) or file.startswith("<ipython")):
+            source = linecache.getline(file, line).strip()
+            return f"`{source}` ({file}, line {line}, in {frame.f_code.co_name})"
+    return "the program"

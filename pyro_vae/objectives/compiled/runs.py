@@ -1,0 +1,174 @@
+"""Runs of the pair that leave nothing behind: the eager step that a graph is held against, and the run that is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ...errors import CompileError
+from ...kernel import isolated_store, kept_traces
+from ..terms import Terms
+from .refusals import OTHERWISE
+from .surroundings import PLAIN
+
+if TYPE_CHECKING:
+    from ..objective import Objective
+
+
+class Step(NamedTuple):
+    """The numbers of one step.
+
+    :ivar parts: the loss, the tensors of `terms` and whatever else the objective keeps.
+    :ivar gradients: by leaf; None where the loss does not depend on one.
+    """
+
+    parts: list[Tensor]
+    gradients: list[Tensor | None]
+    terms: Terms
+
+
+def step_of(
+    objective: Objective, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], leaves: list[Tensor]
+) -> Step:
+    """Run the pair once."""
+    with torch.enable_grad():
+        loss, surrogate = objective._value_and_surrogate(model, guide, args, kwargs)
+        return numbers_of(objective, loss, surrogate, leaves)
+
+
+def numbers_of(objective: Objective, loss: Tensor, surrogate: Tensor, leaves: list[Tensor]) -> Step:
+    gradients: list[Any] = [None] * len(leaves)
+    if leaves and surrogate.requires_grad:
+        gradients = list(torch.autograd.grad(surrogate, leaves, allow_unused=True))
+    terms = objective.terms
+    assert terms is not None
+    of_terms = [terms.reconstruction, terms.kl_sum, terms.elbo, terms.loss, *terms.kl.values()]
+    return Step([loss.detach(), *of_terms, *objective._arrays()], gradients, terms)
+
+
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """The tensors that a backward pass would give a gradient to."""
+    found: dict[int, Tensor] = {}
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.setdefault(id(node.variable), node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return list(found.values())
+
+
+class Eager(NamedTuple):
+    """:ivar params: by name, the unconstrained tensor of each parameter, and whether it is the value as well."""
+
+    step: Step
+    params: dict[str, tuple[Tensor, bool]]
+
+
+def eager_step(
+    objective: Objective,
+    model: Callable,
+    guide: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    leaves: list[Tensor],
+    modules: list[nn.Module],
+) -> Eager:
+    """A step without compiling, on the noise that comes next, which is put back: parameters and buffers stay as they were.
+
+    Random numbers of Python and NumPy are not put back, so that a program which uses them is found out.
+    """
+    store = pyro.get_param_store()
+    with unseen_run(objective, model, guide, modules), kept_noise(modules):
+        before = dict(store._params)
+        with poutine.trace(param_only=True) as seen:
+            step = step_of(objective, model, guide, args, kwargs, leaves)
+        if moved := [n for n, tensor in before.items() if store._params.get(n, tensor) is not tensor]:
+            raise CompileError(
+                f"compile= expects parameters that only the optimiser changes, but the programs replace '{moved[0]}' in "
+                "Pyro's store, as a baseline with use_decaying_avg_baseline does: take that out of the programs. "
+                f"{OTHERWISE}"
+            )
+        values: dict[str, Any] = {name: site["value"] for name, site in seen.trace.nodes.items()}
+        params = {name: (value.unconstrained(), value.unconstrained() is value) for name, value in values.items()}
+    return Eager(step, params)
+
+
+@contextmanager
+def kept_noise(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put the random state of torch back."""
+    tensors = [p for m in modules for p in m._parameters.values() if p is not None]
+    with torch.random.fork_rng(devices={p.device.index for p in tensors if p.device.type == "cuda"}):
+        yield
+
+
+@contextmanager
+def unseen_run(objective: Objective, model: Callable, guide: Callable, modules: list[nn.Module]) -> Iterator[None]:
+    """Hide a run from handlers around it, and put back what it changes: attributes, buffers, store, settings."""
+    objects = [getattr(p, "__self__", p) for p in (model, guide)]
+    programs = [p for p in objects if hasattr(p, "__dict__") and not isinstance(p, nn.Module)]
+    checks = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
+    try:
+        with (
+            poutine.block(),
+            isolated_store(),
+            kept_traces(model, guide),
+            kept_buffers(modules),
+            kept_attributes([objective, *programs, *modules]),
+            pyro.validation_enabled(False),
+        ):
+            yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(checks)
+
+
+@contextmanager
+def kept_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}.values()
+    saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, old in saved:
+                if not torch.equal(buffer, old):
+                    buffer.copy_(old)
+
+
+@contextmanager
+def kept_attributes(owners: Iterable[Any]) -> Iterator[None]:
+    """Put back the attributes of objects: tensors of a trace that a program keeps are of no use afterwards.
+
+    :raises CompileError: where a module changes a plain attribute, as a counter, which a graph would not do.
+    """
+    saved = []
+    for owner in owners:
+        tables = [vars(owner)[t] for t in ("_parameters", "_buffers", "_modules") if isinstance(owner, nn.Module)]
+        saved.append((owner, dict(vars(owner)), [(table, dict(table)) for table in tables]))
+    changed = []
+    try:
+        yield
+    finally:
+        for owner, attributes, tables_before in saved:
+            if isinstance(owner, nn.Module):
+                changed += [(owner, n) for n, v in vars(owner).items() if type(v) in PLAIN and v != attributes.get(n, v)]
+            vars(owner).clear()
+            vars(owner).update(attributes)
+            for table, content in tables_before:
+                table.clear()
+                table.update(content)
+    for owner, name in changed:
+        raise CompileError(
+            f"compile= expects programs that leave their attributes alone, but {type(owner).__name__}.{name} changes in a "
+            "run, and the code of a program is not run again once it is traced: pass it as an argument, or change it "
+            f"outside of the program. {OTHERWISE}"
+        )
