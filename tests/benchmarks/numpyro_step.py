@@ -13,6 +13,7 @@ BATCH, THREADS = map(int, sys.argv[1:3])
 CLOCK = getattr(time, sys.argv[3])
 if THREADS == 1:  # read when jax is imported
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # newer versions of XLA take two cores all the same
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
