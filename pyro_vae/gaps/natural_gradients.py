@@ -44,8 +44,9 @@ def best_gaussian(
     :param start: a member of the family.
     :param tolerance: rounds end when nearly all data have no more nats left to gain, and none has `AT_MOST` times as many.
     :param effort: so many times eight rounds at most.
-    :return: q, and an estimate of the nats that are left to gain, (B,): twice the noise of the average, shrunk to what the
-        rounds have gained, what the last target still promises, and what the last step has brought, both beyond their noise.
+    :return: q, and an estimate of the nats that are left to gain, (B,): one and a half times the noise of the average,
+        shrunk to what the rounds have gained; what the last target still promises; and what the last step has brought, both
+        beyond their noise.
     """
     q = kept = start
     kept_elbo, kept_error = torch.full_like(start.loc[:, 0], -torch.inf), torch.zeros_like(start.loc[:, 0])
@@ -70,7 +71,7 @@ def best_gaussian(
         count = torch.where(far, 1.0, torch.where(fell, count, count + 1))
         short = noise / (count - 1).clamp(min=1).square()
         gained = gain_between(start, q, quadratic)
-        shrunk = torch.where(short > 0, 2 * gained * short / (gained + short), 0.0)
+        shrunk = torch.where(short > 0, 1.5 * gained * short / (gained + short), 0.0)
         left = torch.where(fell | far, torch.inf, shrunk + left_of_gain + progress)
         if bool((left <= tolerance).float().mean() >= NEARLY_ALL) and bool((left <= AT_MOST * tolerance).all()):
             break

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..evidence import Fitted
-from ..kernel import Adjust, Call, Record
+from ..kernel import Call, Record
 from ..noise import Noise
 from ..proposals import GaussianProposal
 from .adam import fit_offsets
@@ -108,7 +110,7 @@ def controlled_terms(
     family: GaussianFamily,
     q: GaussianProposal,
     quadratic: Quadratic,
-    adjust: Adjust | None = None,
+    adjust: Callable[[str, Any], tuple[Any, Any]] | None = None,
 ) -> tuple[Tensor, float]:
     """Terms (K, B) of mean L[q] with Q - log q as control variate, and the share of their variance that it leaves."""
     controls = []

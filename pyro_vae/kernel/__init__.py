@@ -21,8 +21,8 @@ simulation
 first_dependent, read_by_prior, LostProvenance
 : which draws depend on which.
 
-isolated, isolated_store, eval_mode, rehearsed
-: what a run must not change is restored.
+rehearsed
+: the first look at a pair in training, after which all is as before.
 
 Cut, IMPUTED, is_imputed, check_subsample, same_indices, close
 : for objectives: draws that were cut out of a graph, what `obs_mask` imputes, subsamples that must be the same.
@@ -36,16 +36,14 @@ from .checks.reads import LostProvenance
 from .checks.structure import IMPUTED, Structure, is_imputed
 from .checks.subsamples import check_subsample, same_indices
 from .indicators import Summed
-from .isolation import eval_mode, isolated, isolated_store, kept_traces, modules_of
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
 from .pairs import Pair, simulation
 from .provenance import first_dependent, read_by_prior
-from .recorder import Adjust, Cut, Layout
+from .recorder import Cut, Layout
 from .records import Record, SiteRecord, close, narrow_record, padded
 
 __all__ = [
-    "Adjust",
     "Call",
     "Cut",
     "IMPUTED",
@@ -61,14 +59,9 @@ __all__ = [
     "Summed",
     "check_subsample",
     "close",
-    "eval_mode",
     "first_dependent",
     "first_particle",
     "is_imputed",
-    "isolated",
-    "isolated_store",
-    "kept_traces",
-    "modules_of",
     "movement",
     "narrow_record",
     "padded",

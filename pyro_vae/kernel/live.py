@@ -10,9 +10,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from .. import isolation
 from ..arguments import check_signature, devices_of, signature_of
 from ..errors import BatchCouplingError
-from . import isolation
 from .calls import Call
 from .checks.autoguides import refuse_guide
 from .checks.plates import INFER

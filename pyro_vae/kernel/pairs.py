@@ -9,11 +9,11 @@ import pyro
 import torch
 from torch import Tensor
 
+from .. import isolation
 from ..arguments import check_signature, devices_of, signature_of
 from ..densities import bounds_of, support_of
 from ..errors import ArgumentError, AuxiliarySiteError, EmptyBatchError, StructureError, quoted
 from ..noise import Noise, checked_seed, noise_seed, seed_torch
-from . import isolation
 from .calls import Call, check_data
 from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, StructureError
-from ..kernel import Pair, isolated
+from ..isolation import isolated
+from ..kernel import Pair
 from .draws import BatchDraws, LogQ, Rows
 
 LOST = 1e-30  # a sum this far below its largest possible term has lost terms to underflow, in single precision

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, over_batches
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
 from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
-from ..kernel import INFER, Pair, eval_mode, isolated_store
+from ..isolation import eval_mode, isolated_store
+from ..kernel import INFER, Pair
 from ..noise import kept_random_state
 from ..objectives import BetaTraceMeanField_ELBO
 from ..options import seed_or_none, whole_number

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CollapseWarning, StructureError
-from ..kernel import INFER, Pair, eval_mode
+from ..isolation import eval_mode
+from ..kernel import INFER, Pair
 from ..noise import batch_noise
 from ..options import real_number, whole_number
 from .active_units import checked_options

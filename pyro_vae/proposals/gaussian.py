@@ -94,8 +94,10 @@ def fit_with_points(
     """
     proposal = start = source = GaussianProposal(loc, torch.diag_embed(scale))
     last = num_gradients // 2
-    pair = 2 * max(1, round((num_gradients - last) / 120))
-    sizes = [pair] * ((num_gradients - last) // pair) + [last + (num_gradients - last) % pair]
+    first = num_gradients - last
+    # Two pairs to a round where there are many gradients: the linear algebra of a round takes longer than they do.
+    step = 2 * max(2 if first >= 60 else 1, round(first / 120))
+    sizes = [step] * (first // step) + [last + first % step]
     points = gradients = ages = None
     for round_, size in enumerate(sizes):
         space.call.set_noise(Noise.FIT, first_block + round_)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..batches import NO_BATCH, ToArguments, arguments_of, first_element
 from ..errors import EmptyBatchError, OptionError
-from ..kernel import eval_mode
+from ..isolation import eval_mode
 from ..noise import kept_random_state
 from ..options import whole_number
 

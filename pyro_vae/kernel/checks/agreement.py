@@ -12,8 +12,8 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
 
 from ...errors import BatchCouplingError, HiddenRandomnessError, StructureError
+from ...isolation import LayerWatch
 from ...noise import NOISE_BLOCK
-from ..isolation import LayerWatch
 from ..log_densities import masked_sum
 from ..programs import Execution, Program, Values, ancestral, draw, score
 from ..records import Record, close, narrow_record

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...arguments import tensors_in
 from ...errors import ArgumentError, ProgramError
-from ..isolation import modules_of
+from ...isolation import modules_of
 from ..programs import Program
 
 OF_TORCH = (RuntimeError, TypeError, IndexError, ValueError)

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ...errors import CompileError
-from ...kernel import isolated_store, kept_traces
+from ...isolation import isolated_store, kept_traces
 from ..terms import Terms
 from .refusals import OTHERWISE
 from .surroundings import PLAIN

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ...arguments import unwrapped
-from ...kernel import modules_of
+from ...isolation import modules_of
 
 PLAIN = (bool, int, float, str, type(None))
 OF_EVERY_MODULE = set(vars(nn.Module())) - {"training"}

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from ..arguments import unwrapped
-from ..errors import ArgumentError, BatchCouplingError, quoted
-from ..noise import kept_random_state
+from .arguments import unwrapped
+from .errors import ArgumentError, BatchCouplingError, quoted
+from .noise import kept_random_state
 
 STORE = ("_params", "_param_to_name", "_constraints")  # the dictionaries of Pyro's parameter store
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
