@@ -166,10 +166,11 @@ class Call:
 
     def weigh(self, guide: Record, model: Record, num_particles: int) -> LogDensities:
         weights = LogDensities(self.structure, guide, model, num_particles)
+        scored = self._scored
         if not self.masks_checked:
             self.masks_checked = True
             check_masked_latents(self, guide, model, weights, noise=(Noise.PROBE, 1))
-        if model is self._scored:  # draws of the prior may lie anywhere
+        if model is scored:  # draws of the prior may lie anywhere
             self.weighed = weights
         return weights
 

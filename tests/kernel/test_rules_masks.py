@@ -566,3 +566,22 @@ def test_a_saturating_function_does_not_hide_that_it_reads_a_masked_latent(seed)
 
     with pytest.raises(MaskError, match=r"'z' of data \[1\]"):
         pv.ImportanceSampling(model, guide, num_particles=10, seed=seed)(x)
+
+
+def test_a_narrow_guide_does_not_hide_that_a_masked_latent_is_read():
+    """Where all draws of the guide are nearly the same, draws of the prior tell."""
+    x = torch.tensor([0.3, -0.5])
+
+    def model(x, read):
+        with pyro.plate("data", 2):
+            with poutine.mask(mask=torch.tensor([True, False])):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+            pyro.sample("x", dist.Normal(z if read else torch.where(torch.tensor([True, False]), z, 0.0), 1.0), obs=x)
+
+    def guide(x, read):
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(torch.full((2,), 1.0), 1e-7))
+
+    with pytest.raises(MaskError, match=r"'z' of data \[1\]"):
+        pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x, True)
+    assert len(pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x, False)) == 2

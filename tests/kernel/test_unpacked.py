@@ -133,11 +133,12 @@ def test_the_jacobian_counts():
     truth = torch.lgamma(2 + k) - torch.lgamma(k + 1) - (2 + k) * math.log(2)
     with quiet():
         found = pv.AdaptiveImportanceSampling(gamma_poisson, in_unconstrained_space, num_particles=2000, seed=0)(COUNTS)
-        gaps = pv.InferenceGaps(gamma_poisson, in_unconstrained_space, num_particles=300, seed=0)(COUNTS)
-        same = pv.InferenceGaps(gamma_poisson, as_a_distribution, num_particles=300, seed=0)(COUNTS)
+        gaps = pv.InferenceGaps(gamma_poisson, in_unconstrained_space, num_particles=2000, seed=0)(COUNTS)
+        same = pv.InferenceGaps(gamma_poisson, as_a_distribution, num_particles=2000, seed=0)(COUNTS)
     assert ((found.log_evidence - truth).abs() < 5 * found.std_error).all() and found.std_error.max() < 0.03
-    assert_close(gaps.elbo, same.elbo, atol=1e-8)
-    assert ((gaps.optimal_elbo - same.optimal_elbo).abs() < 0.01).all()
+    for name in ("elbo", "optimal_elbo"):  # the second has a control variate
+        errors = (gaps.std_errors[name].square() + same.std_errors[name].square()).sqrt()
+        assert ((getattr(gaps, name) - getattr(same, name)).abs() < 4.5 * errors + 0.01).all() and errors.max() < 0.1
 
 
 def test_an_objective_trains_it_as_the_distribution():

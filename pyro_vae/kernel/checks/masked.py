@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from ...densities import is_discrete, support_values
 from ...errors import MaskError, listed, quoted
 from ..log_densities import LogDensities, reduce_to_datum
 from ..programs import score
-from ..records import Record, SiteRecord, padded, select_particle
+from ..records import Record, padded, select_particle
 from .discrete import another_value
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ TOLERANCE = 1e-4
 
 
 def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogDensities, *, noise: tuple[int, int]) -> None:
-    """Move continuous latents to other draws of the guide and discrete ones to every value. Enumerated ones need no move.
+    """Move continuous latents to draws of the guide and of the prior, discrete ones to every value.
+
+    Enumerated ones need no move. A guide alone would not do: its draws may lie so near to one another that nothing changes.
 
     :param noise: stream and block of the draw.
     """
@@ -79,10 +81,13 @@ def varies_when_moved(call: Call, kept: Mapping[str, Tensor], guide: Record, mod
     layout, first = call.layout, call.first_particle(model)
     moved = [n for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated]
     values = {n: first[n].value for n in moved}
-    drawn, plain = call.draw(MOVES), call.draw(1)
+    drawn, plain, prior = call.draw(MOVES), call.draw(1), call.draw_prior(MOVES)[0]
     before = LogDensities(call.structure, call.first_particle(guide), first, 1)
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
-    moves = {name: moves_of(drawn[name], plain[name].fns[0], layout.num_plates + layout.event_dims[name]) for name in kept}
+    moves = {}
+    for name in kept:
+        width = layout.num_plates + layout.event_dims[name]
+        moves[name] = moves_of([drawn[name].value, prior[name]], plain[name].fns[0], width)
     for step in range(max(map(len, moves.values()))):
         swapped = dict(values)
         for name, mask in kept.items():
@@ -101,13 +106,14 @@ def varies_when_moved(call: Call, kept: Mapping[str, Tensor], guide: Record, mod
     return changed
 
 
-def moves_of(site: SiteRecord, fn: Any, width: int) -> list[Tensor]:
+def moves_of(drawn: Sequence[Tensor], fn: Any, width: int) -> list[Tensor]:
     """Other values for a latent, canonical for one particle, whose axis lies `width` dimensions from the right.
 
+    :param drawn: draws, of several origins.
     :param fn: its distribution in a run for one particle.
     """
     axis = -(width + 1)
-    draws = [site.value.narrow(axis, k if site.value.shape[axis] > 1 else 0, 1) for k in range(MOVES)]
+    draws = [value.narrow(axis, k if value.shape[axis] > 1 else 0, 1) for value in drawn for k in range(MOVES)]
     value = draws[0]
     if not is_discrete(fn):
         return draws
