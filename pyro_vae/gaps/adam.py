@@ -25,7 +25,7 @@ def fit_offsets(call: Call, *, start: Callable[[GuideOffsets], None] | None = No
     the gain is measured per datum on common noise: a datum that lost more than 0.05 nats (and three errors) is put back,
     one that gained less than 0.05 nats (and two errors) has converged. Once most data gain under half a nat, rounds have
     twice the particles and a rate lower by the root of two. Stops when all have converged in such a round, or after seven.
-    Still more particles would cost as much again for 0.01 nats.
+    More particles would cost as much again for 0.02 nats.
 
     :param start: puts the offsets somewhere first; the guide as it is by default.
     :param effort: so many times seven rounds at most.

@@ -138,7 +138,7 @@ def test_the_jacobian_counts():
     assert ((found.log_evidence - truth).abs() < 5 * found.std_error).all() and found.std_error.max() < 0.03
     for name in ("elbo", "optimal_elbo"):  # the second has a control variate
         errors = (gaps.std_errors[name].square() + same.std_errors[name].square()).sqrt()
-        assert ((getattr(gaps, name) - getattr(same, name)).abs() < 4.5 * errors + 0.01).all() and errors.max() < 0.1
+        assert ((getattr(gaps, name) - getattr(same, name)).abs() < 4.5 * errors + 0.01).all() and errors.max() < 0.15
 
 
 def test_an_objective_trains_it_as_the_distribution():

@@ -32,7 +32,7 @@ DATA = {  # by example, what stands for the user's data
 
 def run(code, **names):
     code = re.sub(r"range\(\d+\)", "range(2)", code)
-    code = code.replace("seed=0)", "seed=0, num_steps=2, num_particles=10)")
+    code = code.replace("seed=0)", "seed=0, num_particles=10)")
     names |= {"pv": pv, "nn": nn, "torch": torch, "pyro": pyro, "SVI": SVI, "Trace_ELBO": Trace_ELBO}
     with quiet():
         exec(code, {**names, "TraceMeanField_ELBO": TraceMeanField_ELBO})
