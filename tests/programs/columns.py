@@ -127,7 +127,6 @@ def diagnose(program: Program) -> str:
         test=[program],
         args=arguments,
         num_particles=200,
-        num_steps=10,
         progress=False,
         **options(program),
     )
