@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..errors import LocalFitError
+from ..errors import LocalFitError, NonFiniteError
 from ..evidence import (
     Evidence,
     Fitted,
@@ -41,5 +41,5 @@ def proposals_of(call: Call, num_particles: int) -> Fitted | None:
         guide, model, weights = guide_draws(call)
         guide, model = summed_draws(call, guide, model)
         return fit_proposals(call, guide, model, weights.elbo, num_particles, None, "auto")
-    except LocalFitError:
+    except (LocalFitError, NonFiniteError):  # the fit goes where the guide does not
         return None

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from ..kernel import Call, LogDensities
+from ..kernel import Call, LogDensities, Record
 from ..noise import Noise
 from ..proposals import GaussianProposal, LatentSpace
 from .offsets import UNCONSTRAINED, GuideOffsets
 
 SCALES = {"Normal": "scale", "MultivariateNormal": "scale_tril"}
+POINTS = (-20.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 20.0)  # at which transforms are compared
 CHECKED, ROUNDING = 10, 0.05  # draws whose log q must be that of the Gaussian, up to so many nats of rounding
 
 
@@ -35,7 +38,8 @@ class GaussianFamily:
     def place(self, call: Call, q: GaussianProposal) -> bool:
         """Set the offsets so that the guide is q.
 
-        :return: whether it is: a latent whose spread was next to nothing may move others once it is wider.
+        :return: whether it is: a latent whose spread was next to nothing may move others once it is wider, and a transform
+            may be another one where q lies.
         """
         locs, scales = (self.space.split(t.unsqueeze(0)) for t in (q.loc, q.tril.diagonal(dim1=-2, dim2=-1)))
         start = 0
@@ -49,7 +53,8 @@ class GaussianFamily:
             else:
                 self.offsets.put((site, "scale_tril"), transform_to(constraints.lower_cholesky).inv(block))
         call.set_noise(Noise.OFFSETS, 1)
-        return not self.offsets.draw(call, CHECKED)[1]
+        drawn, depends = self.offsets.draw(call, CHECKED)
+        return not depends and is_density_of(call, self.space, drawn, q)
 
 
 def gaussian_family(call: Call, space: LatentSpace, offsets: GuideOffsets) -> GaussianFamily | None:
@@ -65,14 +70,30 @@ def gaussian_family(call: Call, space: LatentSpace, offsets: GuideOffsets) -> Ga
     sites = {latent: latent if latent in offsets.sites else latent + UNCONSTRAINED for latent in space.sites}
     if set(sites.values()) != set(offsets.sites) or any(offsets.families[site] not in SCALES for site in sites.values()):
         return None
-    guide = own_gaussian(space, offsets, sites)
-    if guide is None:
+    if not all(same_transform(space, latent, offsets.transforms[site]) for latent, site in sites.items() if latent == site):
         return None
-    u, log_det = space.pack(call.latent_values(drawn))
-    log_q = LogDensities(call.structure, drawn, drawn, CHECKED).log_marginal_guide + log_det
-    if not bool(((log_q - guide[0].log_prob(u)).abs() < ROUNDING).all()):
+    guide = own_gaussian(space, offsets, sites)
+    if guide is None or not is_density_of(call, space, drawn, guide[0]):
         return None
     return GaussianFamily(space, offsets, sites, *guide)
+
+
+def same_transform(space: LatentSpace, latent: str, transforms: Sequence[Any]) -> bool:
+    """Whether the guide makes values of a latent from its Gaussian draws as the space does from u, far and near."""
+    for number in POINTS:
+        value = own = torch.full(space.sites[latent], number, dtype=space.dtype, device=space.call.device)
+        for transform in transforms:
+            own = transform(own)
+        if not torch.allclose(own, space.transforms[latent](value), rtol=1e-5, atol=0.0, equal_nan=True):
+            return False
+    return True
+
+
+def is_density_of(call: Call, space: LatentSpace, drawn: Record, q: GaussianProposal) -> bool:
+    """Whether log q of draws of the guide is that of the Gaussian."""
+    u, log_det = space.pack(call.latent_values(drawn))
+    log_q = LogDensities(call.structure, drawn, drawn, CHECKED).log_marginal_guide + log_det
+    return bool(((log_q - q.log_prob(u)).abs() < ROUNDING).all())
 
 
 def own_gaussian(space: LatentSpace, offsets: GuideOffsets, sites: dict[str, str]) -> tuple[GaussianProposal, Tensor] | None:

@@ -27,21 +27,20 @@ class InferenceGaps(Estimator):
         approximation gap  log p(x) - L[q*]    what the family cannot reach
 
     q* maximises the ELBO of each datum over offsets added to the guide's own parameters: its family contains the guide. It
-    is looked for near the guide, and again at another mode where the proposals behind log p(x) have found a better one (not
-    with an `evidence` of your own). L[q] and L[q*] are measured on fresh draws that share their noise, so that their
-    difference is paired. log p(x) is estimated from below: the approximation and inference gaps are therefore biased low,
-    by as much as log p(x) is.
+    is looked for near the guide, and again at another mode where fitted proposals have found a better one. L[q] and L[q*]
+    are measured on fresh draws that share their noise, so that their difference is paired. log p(x) is estimated from below:
+    the approximation and inference gaps are therefore biased low, by as much as log p(x) is.
 
     For a guide whose latents are Gaussian once they are unconstrained, each site with a mean and a scale (or a full
-    covariance) that other latents do not move, q* is found by natural gradients, and L[q] and L[q*] are measured with fewer
-    draws: the quadratic of the fitted proposals is a control variate for both. Other guides are fitted by Adam. Either fit
+    covariance) that other latents do not move, q* is found by natural gradients, and L[q] and L[q*] have smaller errors: the
+    quadratic of the fitted proposals is a control variate for both. Other guides are fitted by Adam. Either fit
     ends a little below its optimum, which moves that much from the amortization to the approximation gap: `tolerance` says
     how much.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param num_particles: K, the budget: weights behind log p(x), draws behind L[q] and L[q*] (or as many as with a control
-        variate give the same errors, at least 50), and for K > 500 K / 500 times as many rounds of the fits of q*.
+    :param num_particles: K, the budget: weights behind log p(x), draws behind L[q] and behind L[q*], and for K > 500 K / 500
+        times as many rounds of the fits of q*.
     :param tolerance: nats that q* may be short of its optimum: nearly all data less, the others up to 2.5 times as much by
         the estimate of their fit, or they are in doubt as "not converged". Adam stops where a round gains under 0.05 nats.
     :param evidence: maps (model, guide) to an estimator of log p(x), e.g.

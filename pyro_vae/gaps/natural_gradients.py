@@ -124,7 +124,7 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
     # 2. The mean curvature of log p: that of Q, and Stein's identity E[slope] = E[gradient e'] for the rest.
     beyond = -0.5 * (odd @ e.mT + e @ odd.mT) * blocks / NUM_PAIRS
     factors, axes, _ = eigh(curvature * blocks + beyond)
-    factors = factors.clamp(*PRECISION_RANGE)
+    whole, factors = factors.clamp(min=1e-6), factors.clamp(*PRECISION_RANGE)
     precision = axes @ (factors.unsqueeze(-1) * axes.mT)
     # 3. The mean: a Newton step. The metric has the correlations of Q and, in its blocks, the precision of q, which is one
     #    here: it is the mean curvature of all rounds before, and knows nothing of the noise of this one.
@@ -136,7 +136,7 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
     step = torch.cholesky_solve(mean_gradient, root)
     length = (root.mT @ step).norm(dim=1, keepdim=True)
     # 4. What both would gain were log p quadratic, and what their noise costs: half its variance in the metric of each.
-    gain = 0.5 * length.flatten().square() + 0.5 * (factors - 1 - factors.log()).sum(-1)
+    gain = 0.5 * length.flatten().square() + 0.5 * (whole - 1 - whole.log()).sum(-1)
     whitened = torch.linalg.solve_triangular(root, even - even.mean(-1, keepdim=True), upper=False)
     squares = 0.5 * (odd.square() * (blocks.to(e) @ e.square()) + (odd * e) * (blocks.to(e) @ (odd * e))).sum(1)
     of_mean = 0.5 * whitened.square().sum((1, 2)) / (NUM_PAIRS - 1)

@@ -29,7 +29,7 @@ class GuideOffsets:
         self._tensors: dict[tuple[str, str], Tensor] = {}
         self._units: dict[tuple[str, str], Tensor | None] = {}  # offsets of locations count in the guide's own sd
         self._origins: dict[tuple[str, str], Tensor] = {}  # the parameters of the guide as it is, on the real line
-        self._transforms: dict[str, list[Any]] = {}  # from where the location is to the values of the site
+        self.transforms: dict[str, list[Any]] = {}  # from where the location is to the values of the site
         self._event_dims: dict[tuple[str, str], int] = {}
         self.families: dict[str, str] = {}  # the innermost distribution of each site
         self._spread: dict[tuple[str, str], float] | None = None  # of parameters over particles, while it is looked at
@@ -60,7 +60,7 @@ class GuideOffsets:
                 f"the guide's site '{name}' ({family_of(fn)}) has no reparameterised draws, so it cannot be fitted per "
                 "datum: enumerate it if it is discrete, or use ImportanceSampling, which needs no fit"
             )
-        self._transforms[name], self.families[name] = transforms_of(fn), family_of(fn)
+        self.transforms[name], self.families[name] = transforms_of(fn), family_of(fn)
         moving = rebuilt(fn, partial(self._shifted, name, False), fn.batch_shape)
         if is_one_way(moving):  # log q is known at its own draws alone, and with it the whole gradient
             return moving, moving
@@ -127,9 +127,9 @@ class GuideOffsets:
             site = key[0]
             latent = site.removesuffix(UNCONSTRAINED)
             value = (values if latent == site else unconstrained).get(latent)
-            if key[1] != "loc" or value is None or unit is None or any(lacks_inverse(t) for t in self._transforms[site]):
+            if key[1] != "loc" or value is None or unit is None or any(lacks_inverse(t) for t in self.transforms[site]):
                 continue
-            for transform in reversed(self._transforms[site]):
+            for transform in reversed(self.transforms[site]):
                 value = transform.inv(value)
             if value.numel() == self._origins[key].numel() and bool(value.isfinite().all()):
                 self.put(key, value)

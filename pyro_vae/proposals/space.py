@@ -21,6 +21,7 @@ class LatentSpace:
     alone, but keeps the space proper.
 
     :ivar sites: the shape of each latent site in the space, (*plates, *event), in the order of the numbers of u.
+    :ivar transforms: from the space to the values of each site.
     :ivar dim: D.
     :ivar centre: (B, D), where the turns of an angle are counted from, NaN for other latents; `None` where none is an angle.
     :ivar num_values: (D,), of a discrete latent how many values it has, u being the number of the value from 0 on; zero for
@@ -39,7 +40,7 @@ class LatentSpace:
         self.call, self.layout = call, call.layout
         self._guide, self._model = call.first_particle(guide), call.first_particle(model)
         values = call.latent_values(guide)
-        self._transforms = find_transforms(call, discrete)
+        self.transforms = find_transforms(call, discrete)
         self.sites: dict[str, torch.Size] = {}
         ends: list[tuple[float, float]] = []  # of each dimension
         counts: list[int] = []
@@ -47,13 +48,14 @@ class LatentSpace:
             width = self.layout.num_plates + self.layout.event_dims[name]
             if value.ndim != width + 1:
                 raise LocalFitError(f"the latent site '{name}' depends on an enumerated site. {REMEDY}")
-            self.sites[name] = self._transforms[name].inv(value).shape[1:]
+            self.sites[name] = self.transforms[name].inv(value).shape[1:]
             size = self.sites[name].numel() // self.layout.batch_size
-            ends += [limits(self._transforms[name], value.dtype)] * size
-            counts += [num_values(self._transforms[name])] * size
+            ends += [limits(self.transforms[name], value.dtype)] * size
+            counts += [num_values(self.transforms[name])] * size
         self.dim = len(ends)
         bounded = any(low > -math.inf for low, _ in ends)
         dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.get_default_dtype())
+        self.dtype = dtype
         self._limits = torch.tensor(ends, dtype=dtype, device=call.device).T if bounded else None
         self.num_values = torch.tensor(counts, device=call.device) if any(counts) else None
         self._kept: dict[str, Tensor] = {}  # where a site is not masked, broadcastable to its values
@@ -67,7 +69,7 @@ class LatentSpace:
         """Values by site to (u, log |d values / d u|), shapes (K, B, D) and (K, B)."""
         vectors, log_det = [], torch.zeros((), device=self.call.device)
         for name in self.sites:
-            u = self._transforms[name].inv(values[name])
+            u = self.transforms[name].inv(values[name])
             log_det = log_det + self._log_det(name, u, values[name])
             vectors.append(self.flat(u))
         return torch.cat(vectors, -1), log_det
@@ -76,8 +78,8 @@ class LatentSpace:
         """Whether the values lie inside their supports, (K, B): the inverse of a bijection may clamp silently."""
         outside = torch.zeros((), dtype=torch.long, device=self.call.device)
         for name, value in values.items():
-            if self._transforms[name] != identity_transform:
-                wrong = (~self._transforms[name].codomain.check(value)).long()
+            if self.transforms[name] != identity_transform:
+                wrong = (~self.transforms[name].codomain.check(value)).long()
                 extra = wrong.ndim - 1 - self.layout.num_plates
                 outside = outside + reduce_to_datum(wrong.flatten(-extra).sum(-1) if extra else wrong, self.layout)
         return (outside == 0).expand(1, self.layout.batch_size)
@@ -85,7 +87,7 @@ class LatentSpace:
     def unpack(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The inverse of `pack`, with the same log-Jacobian."""
         parts = self.split(u)
-        values = {name: self._transforms[name](part) for name, part in parts.items()}
+        values = {name: self.transforms[name](part) for name, part in parts.items()}
         log_det = torch.zeros((), device=self.call.device)
         for name, part in parts.items():
             log_det = log_det + self._log_det(name, part, values[name])
@@ -104,7 +106,7 @@ class LatentSpace:
     def by_site(self, u: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One u for each datum, (B, D), as values and as unconstrained values by site, (*plates, *event)."""
         parts = self.split(u.unsqueeze(0))
-        return {n: self._transforms[n](part)[0] for n, part in parts.items()}, {n: part[0] for n, part in parts.items()}
+        return {n: self.transforms[n](part)[0] for n, part in parts.items()}, {n: part[0] for n, part in parts.items()}
 
     def log_joint(self, u: Tensor) -> Tensor:
         """log p(x, u), shape (K, B), the Jacobian included."""
@@ -233,14 +235,14 @@ class LatentSpace:
 
     def _directions(self, values: Mapping[str, Tensor], weights: LogDensities) -> Tensor | None:
         """(B, D), the mean direction of the guide's draws of angles, by weight, NaN for other latents; `None` without."""
-        if Wrapped() not in self._transforms.values():
+        if Wrapped() not in self.transforms.values():
             return None
-        u = torch.cat([self.flat(self._transforms[name].inv(value)) for name, value in values.items()], -1)
+        u = torch.cat([self.flat(self.transforms[name].inv(value)) for name, value in values.items()], -1)
         known = all(weights.model[name].value.shape == value.shape for name, value in values.items())
         log_weight = weights.log_weight if known else torch.zeros_like(u[..., 0])
         shares = log_weight.detach().softmax(0).unsqueeze(-1).nan_to_num().to(u.dtype).expand(u.shape)
         angles = [
-            torch.full((size,), self._transforms[name] == Wrapped(), device=u.device)
+            torch.full((size,), self.transforms[name] == Wrapped(), device=u.device)
             for name, shape in self.sites.items()
             for size in [shape.numel() // self.layout.batch_size]
         ]
@@ -261,7 +263,7 @@ class LatentSpace:
         return part.reshape(len(part), *moved).movedim(1, 1 + axis)
 
     def _log_det(self, name: str, u: Tensor, value: Tensor) -> Tensor:
-        transform = self._transforms[name]
+        transform = self.transforms[name]
         if transform in (identity_transform, Wrapped()) or num_values(transform):
             return torch.zeros((), dtype=u.dtype, device=u.device)
         while isinstance(transform, IndependentTransform):

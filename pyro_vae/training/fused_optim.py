@@ -32,7 +32,8 @@ class FusedOptim(PyroOptim):
     :param clip_args: a dict with `clip_norm`, `clip_value` or both, or a function (module name, parameter name) to such a
         dict. As in Pyro, each parameter is clipped on its own.
     :ivar optimizer: the torch optimiser, with the param groups of the last step; None before the first step.
-    :ivar optim_objs: as in Pyro, by parameter: an object whose `param_groups[0]` are its options. Writing them works.
+    :ivar optim_objs: by the first parameter of each group, an object whose `param_groups[0]` are the options of all of the
+        group. Writing them works, as in ``for one in optim.optim_objs.values(): one.param_groups[0]["lr"] *= 0.5``.
     :raises OptionError: for a class, options or a state that do not fit each other; for a closure.
 
     **Schedulers** as in Pyro: `optim_args` has "optimizer", "optim_args", and the scheduler's own options. Call `step()`
@@ -177,7 +178,8 @@ class FusedOptim(PyroOptim):
         group = alike or group
         group.members.append(param)
         self._group_of[param], self._names[param] = group, name
-        self.optim_objs[param] = group.scheduler or group.host
+        if alike is None:  # once for a group: who writes to all of them would otherwise write several times
+            self.optim_objs[param] = group.scheduler or group.host
 
     def _make_group(self, param: Tensor, label: str) -> ParamGroup:
         host = self._make_host(param, label)

@@ -148,14 +148,14 @@ def test_few_particles_and_one_datum(name, num_data):
     assert bool(error.isfinite().all()) and bool(gaps.optimal_elbo.isfinite().all())
 
 
-def test_the_same_draws_cost_a_tenth():
-    """The errors are those of 500 draws of the guide, for fewer draws."""
+def test_the_control_makes_errors_smaller():
+    """Against the same number of draws without it."""
     counts = COUNTS.float()
     gaps = pv.InferenceGaps(whole, diagonal, seed=0)(counts)
-    assert gaps.cost < 2100
+    assert gaps.cost < 3000
     with quiet():
         plain = pv.ImportanceSampling(whole, diagonal, num_particles=500, check=False, seed=1)(counts)
-    assert float((gaps.std_errors["elbo"] / plain.elbo_std_error).square().mean()) < 1.5
+    assert float((gaps.std_errors["elbo"] / plain.elbo_std_error).square().mean()) < 0.5
     errors = (gaps.std_errors["elbo"].square() + plain.elbo_std_error.square()).sqrt()
     assert bool(((gaps.elbo - plain.elbo).abs() < 4.5 * errors).all())
 

@@ -789,3 +789,144 @@ def test_no_compiler(monkeypatch):
 def test_bad_options(compile):
     with pytest.raises(OptionError, match="compile"):
         pv.BetaTrace_ELBO(compile=compile)
+
+
+# What an attack found: state that a graph would not move, values that it would keep for ever.
+
+
+class Stateful(nn.Module):
+    """A model with something beside its parameters; `change` is called with it and the data in each run."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.decoder = nn.Linear(2, 4)
+        self.register_buffer("ema", torch.zeros(4))
+        self.register_buffer("count", torch.tensor(1.0))
+        self.other, self.calls, self.change = torch.zeros(4), 0, change
+
+    def model(self, x):
+        pyro.module("stateful", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            shift = self.change(self, x)
+            pyro.sample("x", dist.Normal(self.decoder(z) + shift, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 0.5).to_event(1))
+
+
+def reassigned(self, x):
+    self.ema = 0.9 * self.ema + 0.1 * x.mean(0)
+    return self.ema
+
+
+def other_memory(self, x):
+    self.ema.data = 0.9 * self.ema + 0.1 * x.mean(0)
+    return self.ema
+
+
+def counting(self, x):
+    self.calls += 1
+    return float(self.calls)
+
+
+def not_registered(self, x):
+    self.other.mul_(0.9).add_(0.1 * x.mean(0))
+    return self.other
+
+
+def read(self, x):
+    return self.count.item()
+
+
+def as_float(self, x):
+    return float(self.count)
+
+
+STATE = {
+    "a buffer replaced": (reassigned, "M?.*ema changes in a run"),
+    "other memory": (other_memory, r"buffer\.copy_"),
+    "a counter": (counting, "calls changes in a run"),
+    "no buffer": (not_registered, "register it as a buffer"),
+    "item": (read, r"reads one.*no \.item\(\)"),
+    "float": (as_float, "reads one"),
+}
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_state_that_a_graph_would_not_move_is_refused(name):
+    change, message = STATE[name]
+    pyro.clear_param_store()
+    pair = Stateful(change)
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({}), pv.BetaTrace_ELBO(compile={"backend": "eager"}))
+    with pytest.raises(CompileError, match=message):
+        svi.step(torch.ones(3, 4))
+    assert pair.ema.device.type == "cpu" and bool(pair.ema.isfinite().all())
+
+
+def test_the_remedy_a_buffer_changed_in_place():
+    def in_place(self, x):
+        self.ema.mul_(0.9).add_(0.1 * x.mean(0))
+        return self.ema
+
+    ends = []
+    for compiled in (False, {"backend": "eager"}):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        pair = Stateful(in_place)
+        svi = SVI(pair.model, pair.guide, pyro.optim.Adam({}), pv.BetaTrace_ELBO(compile=compiled))
+        for _ in range(12):
+            svi.step(torch.ones(3, 4))
+        ends.append(pair.ema.clone())
+    assert torch.allclose(*ends)
+
+
+def test_a_call_without_gradients_has_a_graph_of_its_own():
+    pyro.clear_param_store()
+    pair = Stateful(lambda self, x: 0.0)
+    objective = pv.BetaTrace_ELBO(compile={"backend": "eager"})
+    with torch.no_grad():
+        objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+    assert pair.decoder.weight.grad is None
+    objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+    assert pair.decoder.weight.grad is not None
+
+
+def test_hooks_on_parameters_are_refused_also_later():
+    pyro.clear_param_store()
+    pair = Stateful(lambda self, x: 0.0)
+    objective = pv.BetaTrace_ELBO(compile={"backend": "eager"})
+    objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+    handle = pair.decoder.weight.register_hook(lambda gradient: 0 * gradient)
+    with pytest.raises(CompileError, match="has one: remove it"):
+        objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+    handle.remove()
+    objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+
+
+def test_what_changes_unseen_is_found_within_a_hundred_calls():
+    """A variable that only a helper reads changes after the last of the first checks."""
+    pyro.clear_param_store()
+    config = {"shift": 0.0}
+    pair = Stateful(lambda self, x: config["shift"])
+    objective = pv.BetaTrace_ELBO(compile={"backend": "eager"})
+    with pytest.raises(CompileError, match="at call 200 of a compiled step"):
+        for i in range(250):
+            config["shift"] = 0.0 if i < 120 else 1.0
+            objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+
+
+def test_a_layer_that_comes_later_trains():
+    pyro.clear_param_store()
+
+    def layers(self, x):
+        return sum((layer(x) for layer in self.more), torch.zeros(4))
+
+    pair = Stateful(layers)
+    pair.more = nn.ModuleList()
+    objective = pv.BetaTrace_ELBO(compile={"backend": "eager"})
+    objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+    pair.more.append(nn.Linear(4, 4))
+    objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
+    assert pair.more[0].weight.grad is not None

@@ -17,7 +17,7 @@ from ...errors import CompileError
 from .calls import arguments_of, settings_now
 from .graphs import Graph, build
 from .options import Options, options_of
-from .refusals import OTHERWISE, refuse_handlers
+from .refusals import OTHERWISE, refuse_arguments, refuse_handlers
 from .tracing import weights_of
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Compiled:
         self, objective: Objective, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> tuple[Graph, list[Tensor]]:
         refuse_handlers()
+        refuse_arguments([*objective._weights().values()])
         arguments, (weights, inputs) = arguments_of(args, kwargs), weights_of(objective)
         fixed = {name: weight for name, weight in weights.items() if name not in inputs}
         key = (model, guide, fixed, inputs, arguments.signature(), settings_now())

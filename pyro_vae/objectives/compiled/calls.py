@@ -60,7 +60,7 @@ def arguments_of(args: tuple, kwargs: Mapping[str, Any]) -> Arguments:
 def settings_now() -> tuple:
     """Settings of torch that change what a step computes."""
     cast = tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES)
-    return cast, torch.get_default_dtype()
+    return cast, torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def is_rough() -> bool:

@@ -16,7 +16,7 @@ from .calls import Arguments
 from .inductor import compiled_function
 from .options import Options
 from .outputs import agree, lent
-from .refusals import OTHERWISE, named_compiling, refuse_arguments
+from .refusals import OTHERWISE, named_compiling, refuse_arguments, refuse_hooks, refuse_moved
 from .runs import Step, eager_step, kept_buffers, kept_noise, leaves_of, numbers_of
 from .surroundings import Surroundings, modules_inside
 from .tracing import Traced, as_input, traced_step
@@ -24,7 +24,7 @@ from .tracing import Traced, as_input, traced_step
 if TYPE_CHECKING:
     from ..objective import Objective
 
-CHECKED_CALLS = (2, 10, 100)  # of each graph, beside the first
+CHECKED_CALLS, CHECKED_EVERY = (2, 10), 100  # of each graph, beside the first
 
 
 class Graph:
@@ -93,7 +93,7 @@ class Graph:
         """Run, at some calls beside the programs."""
         self.num_calls += 1
         step = None
-        if self.num_calls in CHECKED_CALLS:
+        if self.num_calls in CHECKED_CALLS or self.num_calls % CHECKED_EVERY == 0:
             step = eager_step(objective, model, guide, args, kwargs, self.leaves, self.modules).step
         outputs = self.run(weights, arguments)
         if step is not None:
@@ -165,13 +165,14 @@ def build(
     with modules_inside(model, guide) as modules:
         loss = objective._differentiable_loss(model, guide, args, kwargs)
     leaves = leaves_of(loss)
+    refuse_hooks(leaves)
     first = numbers_of(objective, loss.detach(), loss, leaves)
     slots = {name: as_input(weights[name], first.parts[0]) for name in inputs}
     eager = eager_step(objective, model, guide, args, kwargs, leaves, modules)
     traced = traced_step(objective, model, guide, arguments, {**weights, **slots}, leaves, modules)
     surroundings = Surroundings(modules, (model, guide), eager.params, [*traced.held, *leaves], objective)
     graph = Graph(key, traced, slots, eager.params, modules, leaves, surroundings)
-    with kept_noise(modules), kept_buffers(modules):
+    with kept_noise(modules), kept_buffers(modules), refuse_moved(traced.held, modules):
         graph.check(eager.step, graph.compile(weights, arguments, options))
     # Beside parameters, the first run may have had gradients at draws that were leaves.
     gradients: dict[int, Any] = {id(leaf): gradient for leaf, gradient in zip(leaves, first.gradients, strict=True)}

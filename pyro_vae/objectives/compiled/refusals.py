@@ -15,9 +15,12 @@ import torch
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 
 from ...errors import CompileError
+from .surroundings import has_hooks
 
 OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STANDARD = sysconfig.get_paths()["stdlib"]
@@ -49,6 +52,61 @@ def refuse_arguments(leaves: list[Any]) -> None:
                 f"compile= expects data as tensors, but an argument is a {type(leaf).__name__} of NumPy, whose numbers the "
                 f"graph would keep for ever: pass torch.as_tensor(x). {OTHERWISE}"
             )
+
+
+def refuse_hooks(leaves: list[Tensor]) -> None:
+    if any(has_hooks(leaf) for leaf in leaves):
+        raise CompileError(
+            "compile= writes gradients of parameters directly, so that hooks on them would not run, or twice, but a "
+            f"parameter has one: remove it (handle.remove()), and clip gradients in the optimiser. {OTHERWISE}"
+        )
+
+
+@contextmanager
+def refuse_moved(held: list[Tensor], modules: list[nn.Module]) -> Iterator[None]:
+    """Refuse programs that change tensors in place which are no buffers: a check runs them once more than training does."""
+    buffers = {id(buffer) for module in modules for buffer in module._buffers.values()}
+    others = [(tensor, tensor._version) for tensor in held if id(tensor) not in buffers and not tensor.is_inference()]
+    try:
+        yield
+    finally:
+        if any(tensor._version != version for tensor, version in others):
+            raise CompileError(
+                "compile= expects that programs change no tensors but buffers of modules, and that in place, but one of "
+                f"another kind changes in a run: register it as a buffer (module.register_buffer). {OTHERWISE}"
+            )
+
+
+READERS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
+
+
+class RefuseReads(TorchFunctionMode):
+    """Refuses reading the value of a parameter or buffer while a step is traced: the graph would keep it for ever."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in READERS and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
+            frame = traceback.extract_stack()[:-1]
+            inside = [f for f in frame if not f.filename.startswith(LIBRARIES) and os.path.dirname(f.filename) != STANDARD]
+            if args[0].numel() and read_by_program(frame):
+                where = f"`{inside[-1].line}` ({inside[-1].filename}, line {inside[-1].lineno})" if inside else "a program"
+                raise CompileError(
+                    "compile= expects programs whose course does not depend on the values of tensors, but "
+                    f"{where}, or what it calls, reads one: keep it a tensor (torch.where for an `if`; no .item(), "
+                    f".numpy(), float()). {OTHERWISE}"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def read_by_program(frames: list[traceback.FrameSummary]) -> bool:
+    """Whether the last caller outside of torch's internals is a program or a layer, and not Pyro or this package."""
+    ours = (*(f"{folder}{os.sep}" for folder in pyro.__path__), f"{OURS}{os.sep}")
+    for frame in reversed(frames):
+        if frame.filename.startswith(ours):
+            return False
+        if not frame.filename.startswith(LIBRARIES) or f"{os.sep}nn{os.sep}modules{os.sep}" in frame.filename:
+            return True
+    return False
 
 
 @contextmanager

@@ -100,6 +100,11 @@ def eager_step(
             )
         values: dict[str, Any] = {name: site["value"] for name, site in seen.trace.nodes.items()}
         params = {name: (value.unconstrained(), value.unconstrained() is value) for name, value in values.items()}
+        if local := [name for name, (_, is_value) in params.items() if not is_value and name not in store]:
+            raise CompileError(
+                f"compile= finds constrained parameters in Pyro's store, but '{local[0]}' belongs to its module alone: train "
+                f"with pyro.settings.set(module_local_params=False). {OTHERWISE}"
+            )
     return Eager(step, params)
 
 
@@ -123,7 +128,7 @@ def unseen_run(objective: Objective, model: Callable, guide: Callable, modules: 
             isolated_store(),
             kept_traces(model, guide),
             kept_buffers(modules),
-            kept_attributes([objective, *programs, *modules]),
+            kept_attributes([objective, *programs, *modules], ignored=objective),
             pyro.validation_enabled(False),
         ):
             yield
@@ -134,21 +139,30 @@ def unseen_run(objective: Objective, model: Callable, guide: Callable, modules: 
 @contextmanager
 def kept_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}.values()
-    saved = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    saved = [(buffer, buffer.data, buffer.detach().clone()) for buffer in buffers]
+    replaced = False
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, old in saved:
+            for buffer, data, old in saved:
+                if buffer.data_ptr() != data.data_ptr():
+                    buffer.data, replaced = data, True
                 if not torch.equal(buffer, old):
                     buffer.copy_(old)
+    if replaced:
+        raise CompileError(
+            "compile= expects programs that change buffers in place, but one gives a buffer other memory (buffer.data = "
+            f"...), which a graph would not do: write buffer.copy_(...). {OTHERWISE}"
+        )
 
 
 @contextmanager
-def kept_attributes(owners: Iterable[Any]) -> Iterator[None]:
+def kept_attributes(owners: Iterable[Any], ignored: Any = None) -> Iterator[None]:
     """Put back the attributes of objects: tensors of a trace that a program keeps are of no use afterwards.
 
-    :raises CompileError: where a module changes a plain attribute, as a counter, which a graph would not do.
+    :raises CompileError: where a program changes a plain attribute, as a counter, or puts another tensor in the place of a
+        buffer or parameter, which a graph would not do.
     """
     saved = []
     for owner in owners:
@@ -159,8 +173,10 @@ def kept_attributes(owners: Iterable[Any]) -> Iterator[None]:
         yield
     finally:
         for owner, attributes, tables_before in saved:
-            if isinstance(owner, nn.Module):
+            if owner is not ignored:
                 changed += [(owner, n) for n, v in vars(owner).items() if type(v) in PLAIN and v != attributes.get(n, v)]
+                for table, content in tables_before:
+                    changed += [(owner, n) for n, v in table.items() if v is not content.get(n, v)]
             vars(owner).clear()
             vars(owner).update(attributes)
             for table, content in tables_before:
@@ -169,6 +185,6 @@ def kept_attributes(owners: Iterable[Any]) -> Iterator[None]:
     for owner, name in changed:
         raise CompileError(
             f"compile= expects programs that leave their attributes alone, but {type(owner).__name__}.{name} changes in a "
-            "run, and the code of a program is not run again once it is traced: pass it as an argument, or change it "
-            f"outside of the program. {OTHERWISE}"
+            "run, and the code of a program is not run again once it is traced: pass it as an argument, change it outside "
+            f"of the program, or change a buffer in place (buffer.copy_). {OTHERWISE}"
         )

@@ -61,7 +61,8 @@ class Surroundings:
         self._values += [taken(scope, set(), names) for program in programs for scope, names in scopes(program)]
         self._values.append(taken(vars(objective), {*OF_A_CALL, *objective._weights()}))
         self._values = [known for known in self._values if known is not None]
-        tables = [table for m in modules for table in (m._parameters, m._buffers, m._modules) if table]
+        self._sizes = [(vars(m), len(vars(m))) for m in modules]  # an attribute that comes later
+        tables = [table for m in modules for table in (m._parameters, m._buffers, m._modules)]
         self._owned = [(table, [*map(id, table.values())]) for table in tables]
         store: dict[str, Tensor] = pyro.get_param_store()._params
         self._entries = [(name, store[name]) for name in names if name in store]
@@ -72,6 +73,8 @@ class Surroundings:
         try:
             same_values = all(get(scope) == values for scope, get, values in self._values)
         except KeyError:  # an attribute is gone
+            return False
+        if any(len(attributes) != size for attributes, size in self._sizes):
             return False
         return same_values and not self.replaced() and [*map(kind, self._tensors)] == self._kinds
 
@@ -84,7 +87,11 @@ class Surroundings:
 
 
 def kind(tensor: Tensor) -> tuple:
-    return tensor.requires_grad, tensor.dtype, tensor.shape, tensor.device
+    return tensor.requires_grad, tensor.dtype, tensor.shape, tensor.stride(), tensor.device, has_hooks(tensor)
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
 
 
 def taken(scope: dict[str, Any], without: set[str], names: Iterable[str] | None = None) -> Any:

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..traces.matching import Beta
 from .calls import Arguments
-from .refusals import named_tracing
+from .refusals import RefuseReads, named_tracing
 from .runs import step_of, unseen_run
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def traced_step(
         return [*found.parts, *(g for g in found.gradients if g is not None)]
 
     inputs = [*(weights[name] for name in names), *arguments.tensors]
-    with unseen_run(objective, model, guide, modules), without_mkldnn(), named_tracing():
+    with unseen_run(objective, model, guide, modules), without_mkldnn(), named_tracing(), RefuseReads():
         module = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     module.graph.eliminate_dead_code()
     given, held = lift(module, len(inputs))
