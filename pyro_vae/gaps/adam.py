@@ -23,9 +23,9 @@ def fit_offsets(call: Call, *, start: Callable[[GuideOffsets], None] | None = No
     Rounds of Adam steps with sticking-the-landing gradients (Roeder, Wu and Duvenaud, 2017,
     https://arxiv.org/abs/1703.09194); a round ends at the average of the iterates of its second half. After each round
     the gain is measured per datum on common noise: a datum that lost more than 0.05 nats (and three errors) is put back,
-    one that gained less than 0.05 nats (and two errors) has converged. Once most data gain under half a nat, rounds have
-    twice the particles and a rate lower by the root of two. Stops when all have converged in such a round, or after seven.
-    More particles would cost as much again for 0.02 nats.
+    one that gained less than 0.05 nats (and two errors of at most 0.05) has converged. Once most data gain under half a
+    nat, rounds have twice the particles and a rate lower by the root of two. Stops when all have converged in such a round,
+    or after seven. More particles would cost as much again for 0.02 nats.
 
     :param start: puts the offsets somewhere first; the guide as it is by default.
     :param effort: so many times seven rounds at most.
@@ -47,7 +47,7 @@ def fit_offsets(call: Call, *, start: Callable[[GuideOffsets], None] | None = No
         noise = (new_terms - terms).std(0) / CHECK_PARTICLES**0.5
         lost = ~(gain >= -TOLERANCE - 3 * noise)  # ~ rather than <, so that NaN is put back too
         offsets.restore(before, lost)
-        offsets.converged = ~lost & (gain <= TOLERANCE + 2 * noise) & offsets.usable
+        offsets.converged = ~lost & (gain <= TOLERANCE + 2 * noise) & (noise <= TOLERANCE) & offsets.usable
         terms = torch.where(lost, terms, new_terms)
         if level == LAST_LEVEL and bool(offsets.converged.all()):
             break

@@ -17,11 +17,13 @@ from ..proposals import GaussianProposal, LatentSpace, eigh, values_and_gradient
 from .controls import Quadratic, entropy
 
 NUM_PAIRS = 32  # of antithetic draws in a round
-MAX_ROUNDS = 8
+MAX_ROUNDS = 8  # in which no datum is far away
+WALKS = 3  # times as many with those
 LONGEST_STEP = 2.0  # of the mean in one round, in standard deviations
 PRECISION_RANGE = (0.2, 5.0)  # factor by which a precision may change in one round
 NEARLY_ALL, AT_MOST = 0.95, 2.5  # share of data below the tolerance, and how many tolerances the others may be short of q*
 FAR = 0.5  # nats beyond noise to a target, from where on earlier rounds do not count
+NOISY = 0.2  # nats, of the error of the ELBO in a round, from where on its heavy tails hide what is left
 SIGMAS, FALL = 3.0, 0.02  # errors and nats by which the ELBO may fall before a step is undone
 
 
@@ -36,15 +38,16 @@ def best_gaussian(
     """Maximise E_q[log p(x, u) - log q(u)] over Gaussians whose covariance is zero outside of `blocks`, (D, D) bool.
 
     Each round draws from q and gives a target: the mean that would be best if log p had the curvature of Q, and the mean
-    curvature of log p under q. The next q is the average of all targets and of the start, which counts as one more. So the
-    noise of the rounds averages out. Where the targets agree with q, the mean gradient is zero and the precision is the mean
-    curvature, as at the optimum. A target that is far away is gone to, and is the start from then on. A step that made q
-    clearly lower is undone, and the datum goes on without the correlations of Q.
+    curvature of log p under q. The next q is an average of all targets, with weights that grow from round to round: early
+    targets are drawn from a q that is not good yet. So the noise of the rounds averages out. Where the targets agree with q,
+    the mean gradient is zero and the precision is the mean curvature, as at the optimum. A target that is far away is gone
+    to, and is the start from then on. A step that made q clearly lower is undone, and the datum goes on without the
+    correlations of Q.
 
     :param start: a member of the family.
     :param tolerance: rounds end when nearly all data have no more nats left to gain, and none has `AT_MOST` times as many.
-    :param effort: so many times eight rounds at most.
-    :return: q, and an estimate of the nats that are left to gain, (B,): one and a half times the noise of the average,
+    :param effort: so many times eight rounds at most, beside those in which a target is far away.
+    :return: q, and an estimate of the nats that are left to gain, (B,): a little more than the noise of the average,
         shrunk to what the rounds have gained; what the last target still promises; and what the last step has brought, both
         beyond their noise.
     """
@@ -53,27 +56,32 @@ def best_gaussian(
     damped = torch.zeros_like(kept_elbo, dtype=torch.bool)
     count, noise = torch.ones_like(kept_elbo), torch.zeros_like(kept_elbo)  # targets so far and the start; sum over targets
     left = torch.full_like(kept_elbo, torch.inf)
-    for round_ in range(round(MAX_ROUNDS * effort)):
+    rounds_left = round(MAX_ROUNDS * effort)
+    for round_ in range(WALKS * rounds_left):
         space.call.set_noise(Noise.OPTIMUM, round_)
         target = target_of(space, q, quadratic, blocks, damped)
         errors = (target.error.square() + kept_error.square()).sqrt()
         fell = ~(target.elbo > kept_elbo - SIGMAS * errors - FALL)  # ~ rather than <, so that NaN is undone too
         damped = damped | fell
         beyond_noise = (target.gain - 2 * target.noise).clamp(min=0)
-        far = ~fell & (beyond_noise > FAR)  # what came before says nothing: the target is a new start
-        moved = target.approached(q, torch.where(far, 1.0, 1 / (count + 1)))
+        far = ~fell & ((beyond_noise > FAR) | target.narrow)  # what came before says nothing: the target is a new start
+        weight = torch.where(far, 1.0, 2 / (count + 2))
+        moved = target.approached(q, weight)
         q, kept = kept.where(fell, moved), kept.where(fell, q)
         start = moved.where(far, start)
         progress = (target.elbo - kept_elbo - SIGMAS * errors).clamp(min=0)  # of the last step; infinite in the first round
         kept_elbo, kept_error = torch.where(fell, kept_elbo, target.elbo), torch.where(fell, kept_error, target.error)
-        left_of_gain = (count / (count + 1)).square() * beyond_noise
+        left_of_gain = (1 - weight).square() * beyond_noise
         noise = torch.where(far, 0.0, torch.where(fell, noise, noise + target.noise))
         count = torch.where(far, 1.0, torch.where(fell, count, count + 1))
-        short = noise / (count - 1).clamp(min=1).square()
+        short = 4 / 3 * noise / (count - 1).clamp(min=1).square()  # the squares of such weights add up to 4 / 3 n
         gained = gain_between(start, q, quadratic)
-        shrunk = torch.where(short > 0, 1.5 * gained * short / (gained + short), 0.0)
-        left = torch.where(fell | far, torch.inf, shrunk + left_of_gain + progress)
-        if bool((left <= tolerance).float().mean() >= NEARLY_ALL) and bool((left <= AT_MOST * tolerance).all()):
+        shrunk = torch.where(short > 0, 1.2 * gained * short / (gained + short), 0.0)
+        unknown = fell | far | (target.error > NOISY)
+        left = torch.where(unknown, torch.inf, shrunk + left_of_gain + progress)
+        rounds_left -= not bool(far.any())
+        nearly_all = bool((left <= tolerance).float().mean() >= NEARLY_ALL)
+        if (nearly_all and bool((left <= AT_MOST * tolerance).all())) or not rounds_left:
             break
     return q, left
 
@@ -87,6 +95,7 @@ class Target:
     :ivar elbo: of q, (B,), and `error`, its standard error.
     :ivar gain: (B,), nats from q to the target, were log p quadratic.
     :ivar noise: (B,), nats by which the target falls short of the optimum because of its noise.
+    :ivar narrow: (B,), whether q is far too narrow in a direction, by more than one round may mend.
     """
 
     step: Tensor
@@ -95,6 +104,7 @@ class Target:
     error: Tensor
     gain: Tensor
     noise: Tensor
+    narrow: Tensor
 
     def approached(self, q: GaussianProposal, weight: Tensor) -> GaussianProposal:
         """The average of q, of weight 1 - w, and of the target, of weight w: of their means, and of their precisions."""
@@ -124,7 +134,7 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
     # 2. The mean curvature of log p: that of Q, and Stein's identity E[slope] = E[gradient e'] for the rest.
     beyond = -0.5 * (odd @ e.mT + e @ odd.mT) * blocks / NUM_PAIRS
     factors, axes, _ = eigh(curvature * blocks + beyond)
-    whole, factors = factors.clamp(min=1e-6), factors.clamp(*PRECISION_RANGE)
+    lowest, factors = factors.amin(-1), factors.clamp(*PRECISION_RANGE)
     precision = axes @ (factors.unsqueeze(-1) * axes.mT)
     # 3. The mean: a Newton step. The metric has the correlations of Q and, in its blocks, the precision of q, which is one
     #    here: it is the mean curvature of all rounds before, and knows nothing of the noise of this one.
@@ -136,7 +146,7 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
     step = torch.cholesky_solve(mean_gradient, root)
     length = (root.mT @ step).norm(dim=1, keepdim=True)
     # 4. What both would gain were log p quadratic, and what their noise costs: half its variance in the metric of each.
-    gain = 0.5 * length.flatten().square() + 0.5 * (whole - 1 - whole.log()).sum(-1)
+    gain = 0.5 * length.flatten().square() + 0.5 * (factors - 1 - factors.log()).sum(-1)
     whitened = torch.linalg.solve_triangular(root, even - even.mean(-1, keepdim=True), upper=False)
     squares = 0.5 * (odd.square() * (blocks.to(e) @ e.square()) + (odd * e) * (blocks.to(e) @ (odd * e))).sum(1)
     of_mean = 0.5 * whitened.square().sum((1, 2)) / (NUM_PAIRS - 1)
@@ -149,6 +159,7 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
         error=error,
         gain=gain,
         noise=(of_mean + of_precision) / NUM_PAIRS,
+        narrow=lowest + 4 * (of_precision / NUM_PAIRS).sqrt() < PRECISION_RANGE[0],  # two standard errors
     )
 
 

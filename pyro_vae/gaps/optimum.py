@@ -13,7 +13,7 @@ from ..evidence import Fitted
 from ..kernel import Call, Record
 from ..noise import Noise
 from ..proposals import GaussianProposal
-from .adam import check_terms, fit_offsets
+from .adam import TOLERANCE, check_terms, fit_offsets
 from .controls import Quadratic, controlled, entropy
 from .gaussian_family import GaussianFamily, gaussian_family
 from .natural_gradients import AT_MOST, NEARLY_ALL, antithetic, best_gaussian, cholesky, elbo_of
@@ -21,6 +21,7 @@ from .offsets import GuideOffsets
 from .restart import restarted
 
 COMPARED = 16  # pairs of draws by which components are compared
+HOPELESS = 25  # tolerances that a fit may have left for Adam to finish it
 SIGMAS, WORSE = 3.0, 0.02  # errors and nats below L[q] from where on what was found is no optimum
 
 
@@ -55,13 +56,16 @@ def gaussian_optimum(call: Call, fitted: Fitted, family: GaussianFamily, toleran
     if not family.place(call, q):
         return None
     family.offsets.converged = left <= AT_MOST * tolerance
-    if bool(family.offsets.converged.float().mean() < NEARLY_ALL):
-        return Optimum(by_adam(call, family.offsets, effort))
+    if bool(family.offsets.converged.float().mean() < NEARLY_ALL) and AT_MOST * tolerance >= TOLERANCE:
+        return Optimum(by_adam(call, family.offsets, left <= HOPELESS * tolerance, effort))
     return Optimum(family.offsets, (family, q, quadratic))
 
 
-def by_adam(call: Call, found: GuideOffsets, effort: float) -> GuideOffsets:
-    """Go on by Adam for the data that have not converged, from the better of q* so far and the guide."""
+def by_adam(call: Call, found: GuideOffsets, near: Tensor, effort: float) -> GuideOffsets:
+    """Go on by Adam for the data that have not converged, from the better of q* so far and the guide.
+
+    :param near: (B,), where it may say that it has converged. Adam hardly moves in units of a guide that is far too narrow.
+    """
 
     def start(offsets: GuideOffsets) -> None:
         guide, own = offsets.state(), check_terms(call, offsets).mean(0)
@@ -70,7 +74,7 @@ def by_adam(call: Call, found: GuideOffsets, effort: float) -> GuideOffsets:
 
     offsets = fit_offsets(call, start=start, effort=effort)
     offsets.restore(found.state(), found.converged)
-    offsets.converged = offsets.converged | found.converged
+    offsets.converged = offsets.converged & near | found.converged
     return offsets
 
 

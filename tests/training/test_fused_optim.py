@@ -483,3 +483,18 @@ def test_parameters_without_a_name_move_but_cannot_be_saved():
 
 def test_no_parameters_is_no_step():
     pv.FusedOptim(*ADAM)(set())
+
+
+def test_halving_all_rates_through_optim_objs_halves_them_once():
+    pyro.clear_param_store()
+    for name in ("a", "b", "c"):
+        pyro.param(name, torch.ones(2))
+    params = [pyro.param(name).unconstrained() for name in ("a", "b", "c")]
+    optim = pv.FusedOptim(torch.optim.Adam, {"lr": 0.1})
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optim(set(params))
+    for one in optim.optim_objs.values():
+        one.param_groups[0]["lr"] *= 0.5
+    assert optim.optimizer is not None
+    assert [group["lr"] for group in optim.optimizer.param_groups] == [0.05]

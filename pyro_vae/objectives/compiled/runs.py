@@ -102,8 +102,8 @@ def eager_step(
         params = {name: (value.unconstrained(), value.unconstrained() is value) for name, value in values.items()}
         if local := [name for name, (_, is_value) in params.items() if not is_value and name not in store]:
             raise CompileError(
-                f"compile= finds constrained parameters in Pyro's store, but '{local[0]}' belongs to its module alone: train "
-                f"with pyro.settings.set(module_local_params=False). {OTHERWISE}"
+                f"compile= finds constrained parameters in Pyro's store, but '{local[0]}' belongs to its module alone: "
+                f"train with pyro.settings.set(module_local_params=False). {OTHERWISE}"
             )
     return Eager(step, params)
 
