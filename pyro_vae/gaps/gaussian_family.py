@@ -82,9 +82,13 @@ def same_transform(space: LatentSpace, latent: str, transforms: Sequence[Any]) -
     """Whether the guide makes values of a latent from its Gaussian draws as the space does from u, far and near."""
     for number in POINTS:
         value = own = torch.full(space.sites[latent], number, dtype=space.dtype, device=space.call.device)
-        for transform in transforms:
-            own = transform(own)
-        if not torch.allclose(own, space.transforms[latent](value), rtol=1e-5, atol=0.0, equal_nan=True):
+        theirs = space.transforms[latent](value)
+        try:
+            for transform in transforms:
+                own = transform(own)
+        except (RuntimeError, ValueError):  # made for draws of another shape
+            return False
+        if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=1e-5, atol=0.0, equal_nan=True):
             return False
     return True
 

@@ -419,3 +419,23 @@ def test_a_rare_region_is_drawn_from():
     error = float(gaps.elbo.std()) / len(x) ** 0.5
     assert error < 0.02
     assert abs(float(gaps.elbo.mean() - truth)) < 4.5 * error
+
+
+def test_a_transform_of_draws_of_another_shape():
+    """Four numbers that are reshaped to a latent of two by two are fitted by Adam."""
+    x = torch.tensor([[0.3, -0.5, 1.0, 0.2], [1.5, 0.1, -0.4, 0.7]], dtype=F64)
+
+    def square(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2, 2), 1.0).to_event(2))
+            pyro.sample("x", dist.Normal(z.flatten(-2), 0.5).to_event(1), obs=x)
+
+    def reshaped(x):
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(0.5 * x, 0.7).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [dist.transforms.ReshapeTransform((4,), (2, 2))]))
+
+    with quiet():
+        gaps = pv.InferenceGaps(square, reshaped, seed=0)(x)
+    truth = dist.Normal(0.0, 1.25**0.5).log_prob(x).sum(-1)
+    assert bool(((gaps.optimal_elbo - truth).abs() < 4.5 * gaps.std_errors["optimal_elbo"] + 0.05).all())

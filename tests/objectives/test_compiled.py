@@ -930,3 +930,61 @@ def test_a_layer_that_comes_later_trains():
     pair.more.append(nn.Linear(4, 4))
     objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
     assert pair.more[0].weight.grad is not None
+
+
+def stateless(scale=1.0):
+    return Stateful(lambda self, x: scale)
+
+
+def eager_and_compiled(pair, beta, calls):
+    """Losses of the same calls on the same noise; `calls` are functions of the objective."""
+    found = []
+    for compiled in (False, {"backend": "eager"}):
+        pyro.clear_param_store()
+        objective = pv.BetaTrace_ELBO(beta=beta, compile=compiled)
+        pyro.set_rng_seed(0)
+        found.append([call(objective, *pair) for call in calls])
+    return found
+
+
+def loss_at(beta):
+    def call(objective, model, guide):
+        objective.beta = beta
+        return objective.loss_and_grads(model, guide, torch.ones(3, 4))
+
+    return call
+
+
+@pytest.mark.parametrize("betas", [(0.5, torch.tensor(0.1), 0.5), (1.0, 0.0, 1.0, 0.5), (0, 1, 0)])
+def test_a_beta_that_comes_back_is_not_the_one_in_between(betas):
+    pair = stateless()
+    eager, compiled = eager_and_compiled((pair.model, pair.guide), 0.3, [loss_at(beta) for beta in betas])
+    assert compiled == pytest.approx(eager, rel=1e-5)
+
+
+def test_each_pair_has_a_graph_of_its_own():
+    one, other = stateless(0.0), stateless(3.0)
+
+    def of(model, guide):
+        return lambda objective, *pair: objective.loss_and_grads(model, guide, torch.ones(3, 4))
+
+    calls = [of(one.model, one.guide), of(other.model, one.guide), of(one.model, other.guide), of(one.model, one.guide)]
+    eager, compiled = eager_and_compiled((None, None), 1.0, calls)
+    assert compiled == pytest.approx(eager, rel=1e-5)
+
+
+def test_parameters_of_the_store_that_come_into_being_again():
+    def model(x):
+        shift = pyro.param("shift", lambda: torch.zeros(4))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(shift, 1.0).to_event(1), obs=x)
+
+    guide = stateless().guide
+    objective = pv.BetaTrace_ELBO(compile={"backend": "eager"})
+    for _ in range(2):
+        pyro.clear_param_store()
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), objective)
+        for _ in range(5):
+            svi.step(torch.ones(3, 4))
+        assert bool((pyro.param("shift") > 0.3).all())
