@@ -968,7 +968,11 @@ def test_each_pair_has_a_graph_of_its_own():
     def of(model, guide):
         return lambda objective, *pair: objective.loss_and_grads(model, guide, torch.ones(3, 4))
 
-    calls = [of(one.model, one.guide), of(other.model, one.guide), of(one.model, other.guide), of(one.model, one.guide)]
+    def wide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 2.0).to_event(1))
+
+    calls = [of(one.model, one.guide), of(other.model, one.guide), of(one.model, wide), of(one.model, one.guide)]
     eager, compiled = eager_and_compiled((None, None), 1.0, calls)
     assert compiled == pytest.approx(eager, rel=1e-5)
 
