@@ -5,6 +5,7 @@ from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,
+    AutoEvidence,
     BidirectionalMonteCarlo,
     Evidence,
     ExactEvidence,
@@ -69,6 +70,7 @@ __all__ = [
     "AggregatedPosterior",
     "AggressiveTraining",
     "AnnealedImportanceSampling",
+    "AutoEvidence",
     "BetaSweep",
     "BetaTraceEnum_ELBO",
     "BetaTraceGraph_ELBO",

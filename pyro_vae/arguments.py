@@ -78,17 +78,37 @@ def signature_of(tree: Any, floats: bool = True) -> Any:
 
 
 def repeated(tree: Any, size: int, times: int) -> Any:
-    """Arguments with K copies of their data along the first axis of that size, the first axis if it is."""
+    """Arguments with K copies of their data."""
+
+    def copies(array: Any, axis: int) -> Any:
+        times_per_axis = [times if i == axis else 1 for i in range(array.ndim)]
+        return array.repeat(times_per_axis) if isinstance(array, Tensor) else numpy.tile(array, times_per_axis)
+
+    return along_data(tree, size, copies, lambda items: items * times)
+
+
+def selected(tree: Any, size: int, kept: Tensor) -> Any:
+    """Arguments with the data of these indices."""
+
+    def some(array: Any, axis: int) -> Any:
+        return (
+            array.index_select(axis, kept.to(array.device))
+            if isinstance(array, Tensor)
+            else array.take(kept.cpu().numpy(), axis)
+        )
+
+    return along_data(tree, size, some, lambda items: type(items)(items[i] for i in kept.tolist()))
+
+
+def along_data(tree: Any, size: int, of_array: Callable[[Any, int], Any], of_items: Callable[[Any], Any]) -> Any:
+    """Change every argument along its data: arrays along their first axis of that size, and lists of plain items."""
     if isinstance(tree, (Tensor, numpy.ndarray)):
         axes = [axis for axis, length in enumerate(tree.shape) if length == size]
-        if not axes:
-            return tree
-        times_per_axis = [times if axis == axes[0] else 1 for axis in range(tree.ndim)]
-        return tree.repeat(times_per_axis) if isinstance(tree, Tensor) else numpy.tile(tree, times_per_axis)
+        return of_array(tree, axes[0]) if axes else tree
     if isinstance(tree, Mapping):
-        return {key: repeated(value, size, times) for key, value in tree.items()}
+        return {key: along_data(value, size, of_array, of_items) for key, value in tree.items()}
     if type(tree) in (list, tuple):
         if len(tree) == size and not any(isinstance(item, (Tensor, numpy.ndarray, list, tuple, Mapping)) for item in tree):
-            return tree * times  # lengths, one per datum
-        return type(tree)(repeated(item, size, times) for item in tree)
+            return of_items(tree)  # lengths, one per datum
+        return type(tree)(along_data(item, size, of_array, of_items) for item in tree)
     return tree

@@ -3,6 +3,7 @@
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .annealed_importance_sampling import AnnealedImportanceSampling
 from .annealing import AnnealedChains, Annealing
+from .auto_evidence import AutoEvidence
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
@@ -15,12 +16,14 @@ from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
 from .summary import guide_draws, mean_std_error, summarise, summed_draws
+from .to_tolerance import to_tolerance
 
 __all__ = [
     "AdaptiveImportanceSampling",
     "AnnealedChains",
     "AnnealedImportanceSampling",
     "Annealing",
+    "AutoEvidence",
     "BidirectionalMonteCarlo",
     "Estimator",
     "Evidence",
@@ -40,6 +43,7 @@ __all__ = [
     "mean_std_error",
     "summarise",
     "summed_draws",
+    "to_tolerance",
     "well_known",
     "with_search",
 ]

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import ConvergenceWarning
 from ..ops import pareto_k_threshold
 from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, normal_quantile, student_quantile, to_plain
 from ..records import doubts as table
 from .k_curve import KCurve
 
 Bound = Literal["lower", "upper", "exact", "consistent"]
+RAISE = "Raise max_cost, or the tolerance"
 JUDGED = 100  # weights from which on a tail index is fitted
 
 PER_DATUM = (
@@ -27,6 +29,7 @@ PER_DATUM = (
     "acceptance",
     "second",
     "second_std_error",
+    "particles",
     "index",
 )
 
@@ -43,12 +46,14 @@ class Evidence:
     :ivar pareto_k: (B,) tail index of the weights; nan below 100 particles.
     :ivar smoothed: (B,) the same estimate with Pareto-smoothed weights; only the upper end of the interval reads it.
     :ivar bound: "lower" (at most log p(x) in expectation), "upper", "exact" or "consistent".
-    :ivar num_particles: K, the weights behind each value.
+    :ivar num_particles: K, the weights behind each value; the fewest, where data have different numbers of them.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
     :ivar acceptance: (B,) mean acceptance of the transitions of annealed chains, or `None`.
     :ivar second: (B,) log p(x) once more, from the posterior's side, or `None`: see `ImportanceSampling`. Only the upper end
         of the intervals reads it. It saw the same particles, so it is no bound and no better estimate.
     :ivar second_std_error: (B,) its Monte Carlo error.
+    :ivar particles: (B,) K of each datum, where they differ; otherwise `None`.
+    :ivar tolerance: the error that `AutoEvidence` was asked for; otherwise `None`.
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
@@ -76,6 +81,8 @@ class Evidence:
     acceptance: Tensor | None = None
     second: Tensor | None = None
     second_std_error: Tensor | None = None
+    particles: Tensor | None = None
+    tolerance: float | None = None
     curve: KCurve | None = None
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
@@ -94,13 +101,15 @@ class Evidence:
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        check_same(records, ("bound", "num_particles", "given", "left_out", "support_checked", "method"))
+        same = ["bound", "tolerance", "given", "left_out", "support_checked", "method"]
+        check_same(records, same if records and records[0].particles is not None else ["num_particles", *same])
         curves = [r.curve for r in records if r.curve is not None]
         return cls(
             **concatenated(records, PER_DATUM),
             curve=KCurve.cat(curves) if len(curves) == len(records) else None,
             bound=records[0].bound,
-            num_particles=records[0].num_particles,
+            num_particles=min(r.num_particles for r in records),
+            tolerance=records[0].tolerance,
             cost=mean_cost(records),
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             given=records[0].given,
@@ -134,7 +143,7 @@ class Evidence:
         """
         if self.bound == "exact" or "tails" in self.unchecked:
             return dict(self.checks)
-        tails = (self.pareto_k > pareto_k_threshold(self.num_particles)) | (self.log_evidence == -math.inf)
+        tails = (self.pareto_k > self._threshold()) | (self.log_evidence == -math.inf)
         return {"tails": tails, **self.checks}
 
     @property
@@ -201,6 +210,17 @@ class Evidence:
         """The larger of the raw and the Pareto-smoothed estimate."""
         return torch.fmax(self.log_evidence, self.smoothed)
 
+    def _threshold(self) -> float | Tensor:
+        """The largest good Pareto k, by the number of weights."""
+        if self.particles is None:
+            return pareto_k_threshold(self.num_particles)
+        return self.log_evidence.new_tensor([pareto_k_threshold(k) for k in self.particles.tolist()])
+
+    @property
+    def _above(self) -> Tensor:
+        """(B,) where the error is larger than the one that was asked for."""
+        return self.std_error > math.inf if self.tolerance is None else self.std_error > self.tolerance
+
     def _widening(self) -> Tensor:
         """1 / (1 - k), at most 20: beyond that the tail is not known from these weights."""
         return 1 / (1 - self.pareto_k.nan_to_num(nan=0.0).clamp(0.0, 0.95))
@@ -209,7 +229,13 @@ class Evidence:
         """What is in doubt about these estimates; estimators raise it, `evaluate` once for all batches."""
         off = "high" if self.bound == "upper" else "low"
         threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
-        return table.warnings_about(self.doubts, self.method, off=off, threshold=threshold)
+        found = table.warnings_about(self.doubts, self.method, off=off, threshold=threshold)
+        if bool(self._above.any()):
+            found.append(ConvergenceWarning(f"{self._too_large()}. {RAISE}"))
+        return found
+
+    def _too_large(self) -> str:
+        return f"the error of {table.count(self._above)} is above the tolerance of {self.tolerance:g}"
 
     def _said_of_mean(self, doubted: Tensor) -> str:
         """As `said_of_mean`; an exact value has no error, so that there a single doubt is one too many."""
@@ -237,7 +263,8 @@ class Evidence:
         name = "log p(x)" if self.support_checked else "score (not log p(x): values outside the support)"
         exact = self.bound == "exact"
         bound = f"{self.bound}, up to rounding" if exact and bool(rounded.any()) else self.bound
-        weights = "" if exact else f", K = {self.num_particles}"
+        most = "" if self.particles is None else f" to {int(self.particles.max())}"
+        weights = "" if exact else f", K = {self.num_particles}{most}"
         lines = [
             f"Evidence of {len(self)} data{weights}, cost {self.cost:g} decoder evaluations per datum",
             f"  {name:<10} {self.mean()}, bound: {bound}",
@@ -246,9 +273,10 @@ class Evidence:
         if not exact:
             lines.append(f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}")
         if self.acceptance is not None:
-            lines.append(
-                f"  acceptance of the chains {float(self.acceptance.mean()):.2f}, lowest {float(self.acceptance.min()):.2f}"
-            )
+            known = self.acceptance[self.acceptance.isfinite()]
+            lines.append(f"  acceptance of the chains {float(known.mean()):.2f}, lowest {float(known.min()):.2f}")
+        if bool(self._above.any()):
+            lines.append(f"  {self._too_large()}: {RAISE[0].lower()}{RAISE[1:]}")
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method)]
         if self.given:
             lines.append(f"  given: {', '.join(self.given)}")

@@ -51,6 +51,19 @@ class Fitted:
     witnesses: Witnesses | None = None
     why_not: str = ""
 
+    def for_part(self, part: Call, kept: Tensor) -> "Fitted":
+        """The proposals of the data with these indices, in a call for them."""
+        guide = part.draw_latents(1)
+        space = LatentSpace(part, guide, part.score(part.latent_values(guide), 1))
+        if self.space.centre is not None:
+            space.centre_at(self.space.centre[kept])
+        space.cut, space.bent = self.space.cut[kept], self.space.bent[kept]
+        mean, scale = self.moments
+        witnesses = None if self.witnesses is None else self.witnesses.select(kept)
+        return replace(
+            self, space=space, proposal=self.proposal.select(kept), moments=(mean[kept], scale[kept]), witnesses=witnesses
+        )
+
 
 def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
     """The record with what the fits have found about themselves; `None` where no proposal was needed."""

@@ -1,8 +1,11 @@
 """One call of a (model, guide) pair: checks the data, fixes noise and subsample, counts the cost."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +21,10 @@ from .log_densities import LogDensities
 from .programs import Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout, Site
 from .records import Record, leading_record, looped_record, narrow_record
+from .selection import call_for
+
+if TYPE_CHECKING:
+    from .pairs import Pair
 
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of the largest site: small enough for the caches of a processor
 
@@ -29,7 +36,14 @@ class Call:
     """A model and guide bound to one set of arguments. Subsample indices and seed are fixed for its lifetime."""
 
     def __init__(
-        self, guide: Program, model: Program, structure: Structure, seed: int, device: torch.device, check_support: bool
+        self,
+        guide: Program,
+        model: Program,
+        structure: Structure,
+        seed: int,
+        device: torch.device,
+        check_support: bool,
+        pair: Pair,
     ) -> None:
         self.guide, self.model, self.structure, self.seed = guide, model, structure, seed
         self.device = device
@@ -37,6 +51,9 @@ class Call:
         self.batch_size = structure.layout.batch_size
         self.check_support = check_support
         self.data_checked = self.masks_checked = False
+        self.pair = pair
+        self.num_parts = 0  # opened so far
+        self.compared: tuple[dict[str, Tensor], Tensor] | None = None  # latents and log p(x, z), by which parts are checked
         self.cost = 0  # decoder evaluations per datum so far
         self.weighed: LogDensities | None = None  # the last particles at given values, for the check of their precision
         self._scored: Record | None = None
@@ -54,6 +71,15 @@ class Call:
 
     def set_noise(self, stream: int, block: int) -> None:
         seed_torch(noise_seed(self.seed, stream, block))
+
+    def part(self, kept: Tensor) -> AbstractContextManager[Call | None]:
+        """Open a call for the data with these indices, with noise of its own; `None` where the arguments cannot be cut."""
+        self.num_parts += 1
+        return call_for(self, kept, self.num_parts)
+
+    def again(self, seed: int) -> Call:
+        """The same call with other noise."""
+        return Call(self.guide, self.model, self.structure, seed, self.device, self.check_support, self.pair)
 
     def one_by_one(self, *, model_too: bool = True) -> None:
         """From now on, run the programs plainly for one particle at a time: distributions keep the shapes they came in.

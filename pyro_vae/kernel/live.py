@@ -52,7 +52,7 @@ class LivePair(Pair):
         if model.execution == "vmap" and any(norm.training for norm in self._norms[key]):
             model.execution = "loop"  # torch.vmap does not move their statistics
         guide.layout = model.layout = structure.layout
-        call = Call(guide, model, structure, 0, devices[0], check_support=False)
+        call = Call(guide, model, structure, 0, devices[0], check_support=False, pair=self)
         call.data_checked = call.masks_checked = True
         return call
 
@@ -73,7 +73,7 @@ class LivePair(Pair):
             with moved_parameters() as norms:
                 found = self._find_out(guide, model, seed=0)
             structure, guide.names, model.names, guide.execution, model.execution = found
-            call = Call(guide, model, structure, 0, devices[0], check_support=False)
+            call = Call(guide, model, structure, 0, devices[0], check_support=False, pair=self)
             call.data_checked = True
             once = call.draw(1)
             call.weigh(once, call.score(call.latent_values(once), 1), 1)  # looks at the masks

@@ -84,7 +84,7 @@ class Pair:
             guide.layout = model.layout = structure.layout
             if structure.layout.fixed:
                 guide.run()  # gives the latents outside the data their values
-            yield Call(guide, model, structure, seed, devices[0], self.check_support)
+            yield Call(guide, model, structure, seed, devices[0], self.check_support, self)
 
     def _programs(
         self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor], draw_indices: Callable[[str, Any], Tensor]

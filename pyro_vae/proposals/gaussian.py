@@ -56,6 +56,10 @@ class GaussianProposal:
         """(K, B)."""
         return -0.5 * self.squared_distance(u) - self.log_det() - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
+    def select(self, kept: Tensor) -> "GaussianProposal":
+        """Those of some of the data, by their indices."""
+        return GaussianProposal(self.loc[kept], self.tril[kept])
+
     def where(self, chosen: Tensor, other: "GaussianProposal") -> "GaussianProposal":
         """This one for the data where `chosen`, (B,), is true, the other elsewhere."""
         return GaussianProposal(

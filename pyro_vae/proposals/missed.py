@@ -27,6 +27,10 @@ class Witnesses:
     log_joint: Tensor
     log_mass: Tensor
 
+    def select(self, kept: Tensor) -> "Witnesses":
+        """Those of some of the data, by their indices."""
+        return Witnesses(self.u[:, kept], self.log_joint[:, kept], self.log_mass[:, kept])
+
 
 def witnesses(
     space: LatentSpace,

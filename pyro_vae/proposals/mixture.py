@@ -40,6 +40,11 @@ class MixtureProposal:
         mixture_weights = torch.ones_like(component.loc[:, :1])
         return cls((component,), mixture_weights, torch.full_like(mixture_weights[:, 0], student, dtype=torch.bool))
 
+    def select(self, kept: Tensor) -> "MixtureProposal":
+        """Those of some of the data, by their indices."""
+        components = tuple(component.select(kept) for component in self.components)
+        return replace(self, components=components, mixture_weights=self.mixture_weights[kept], student=self.student[kept])
+
     def as_fitted(self) -> "MixtureProposal":
         """The components as they were fitted, for chains: weights need tails that are too wide, chains do not."""
         return replace(self, student=torch.zeros_like(self.student), widened=False)

@@ -16,6 +16,7 @@ FEW = 0.05  # share of data in doubt up to which the mean over them, and its err
 GUIDE_ITSELF = "importance sampling"
 FITTED_PROPOSALS = "fitted proposals"
 ANNEALED_CHAINS, REVERSE_CHAINS = "annealed chains", "reverse chains"
+TO_TOLERANCE = "to a tolerance"
 EXACT_VALUE = "exact"
 ELSEWHERE = "(evidence= of InferenceGaps and diagnose)"
 REMEDIES = {
@@ -23,6 +24,7 @@ REMEDIES = {
     FITTED_PROPOSALS: f"Raise num_particles, or use AnnealedImportanceSampling {ELSEWHERE}",
     ANNEALED_CHAINS: "Raise num_steps and num_chains",
     REVERSE_CHAINS: "Raise num_steps and num_chains",
+    TO_TOLERANCE: "Raise max_cost",
 }
 OTHERWISE = "Raise the particles or steps of the estimator"
 SEVERAL_MODES = "or give a guide with several modes"
@@ -30,6 +32,7 @@ MORE_MODES = {
     GUIDE_ITSELF: f"Use AdaptiveImportanceSampling {ELSEWHERE}, which looks for modes, {SEVERAL_MODES}",
     FITTED_PROPOSALS: f"Raise num_particles, use AnnealedImportanceSampling {ELSEWHERE}, {SEVERAL_MODES}",
     ANNEALED_CHAINS: f"Raise num_steps and num_chains, {SEVERAL_MODES}",
+    TO_TOLERANCE: f"Raise max_cost, {SEVERAL_MODES}",
 }
 
 

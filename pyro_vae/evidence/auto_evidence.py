@@ -1,0 +1,68 @@
+"""log p(x) to a requested error, with work only where a datum needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernel import Call
+from ..options import real_number, whole_number
+from .estimator import Estimator
+from .evidence import Evidence
+from .to_tolerance import to_tolerance
+
+
+@dataclass(repr=False, eq=False, kw_only=True)
+class AutoEvidence(Estimator):
+    r"""log p(x) to a requested Monte Carlo error, each datum at the cost that it needs.
+
+    Proposals are fitted as in `AdaptiveImportanceSampling`, and a pilot run of 400 weights shows how good they are. It tells
+    how many weights each datum needs::
+
+        K_n = 400 (s_n / (0.65 tolerance))^2,   s_n the error of the pilot
+
+    Data that need many, and those in doubt, get a longer pilot. Where more weights would not help (a Pareto k above one, a
+    mode that was missed), chains are annealed, from proposals fitted anew with more starts of the search. The number of
+    their steps and chains follows from a pilot too.
+
+    The estimate is made of fresh draws alone. Pilots have decided by which method they are drawn, and how many. So stopping
+    early does not bias it: p(x) is estimated without bias, log p(x) from below.
+
+    Data of one batch that need about the same are weighed together. For that the arguments of the model are cut along their
+    first axis that is as long as the batch, and log p(x, z) is compared with that of the whole batch. Where they cannot be
+    cut, as in a model that holds its data itself, the whole batch gets what its hardest datum needs.
+
+    :param model: any Pyro model whose data lie in one plate.
+    :param guide: its guide, with the same latent sites; the start of the fits, and what `elbo` is about.
+    :param tolerance: nats, the largest Monte Carlo error of log p(x) of a datum.
+    :param max_cost: decoder evaluations per datum for the final draws, a gradient counting as three; fits and pilots come on
+        top. The record and a warning say for how many data the error is above the tolerance all the same.
+
+    Latents that cannot be fitted (discrete ones, masks that depend on draws) are weighed by draws of the guide, as in
+    `ImportanceSampling`; nothing is annealed then.
+
+    Called with the model's own arguments; returns `Evidence` for the B data of the call. `particles` (B,) says how many
+    weights each datum got.
+
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises InvalidDataError: for NaN, values outside the support, an empty batch.
+    :raises OptionError: for a tolerance that is not positive, and for too small a `max_cost`.
+
+    References: a pilot that decides the number of fresh draws, Ghurye and Robbins, 1954,
+    https://doi.org/10.2307/2333016; Pareto k, Vehtari et al., 2024, https://arxiv.org/abs/1507.02646.
+
+    Example::
+
+        evidence = pv.AutoEvidence(model, guide, tolerance=0.05)(x)
+        print(evidence)
+        evidence.std_error, evidence.particles      # (B,) each
+    """
+
+    tolerance: float = 0.05
+    max_cost: int = 10_000
+
+    def check_options(self) -> None:
+        self.tolerance = real_number("tolerance", self.tolerance, ends="(]")
+        self.max_cost = whole_number("max_cost", self.max_cost, lowest=1000)
+
+    def estimate(self, call: Call) -> Evidence:
+        return to_tolerance(call, self.tolerance, self.max_cost)[0]

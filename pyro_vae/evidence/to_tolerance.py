@@ -1,0 +1,194 @@
+"""The plan behind `AutoEvidence`: pilots decide per datum, fresh draws of parts of the batch are the estimate."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LocalFitError
+from ..kernel import Call
+from ..ops import MIN_PARTICLES_FOR_K
+from ..proposals import proposal_log_weights
+from ..records import FITTED_PROPOSALS, TO_TOLERANCE
+from ..records.doubts import without_doubt
+from .annealed_importance_sampling import AnnealedImportanceSampling
+from .evidence import Evidence
+from .fitted import Fitted, fit_proposals, with_search
+from .importance_sampling import ImportanceSampling
+from .summary import guide_draws, summarise, summed_draws
+
+PILOT, LONGER_PILOT = 400, 1000  # weights
+PILOT_OF_GUIDE = 1000  # weights of the guide's own draws: the check from the posterior's side is made from here on
+FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with so many particles
+MARGIN, MARGIN_OF_CHAINS = 0.65, 0.8  # of the tolerance, because pilots underrate the errors of weights with heavy tails
+UNSURE_K, HOPELESS_K = 0.5, 1.0  # Pareto k of a pilot above which a longer one, or annealing, follows
+SHORT_PILOT = 4  # times the pilot: data that need more weights get a longer pilot
+NOISE_OF_K, HIGHEST_K, MANY = 0.05, 0.69, 8000  # of a pilot; the highest k that is good at any number of weights; beyond it
+CLASS = 1.5  # the numbers of weights are powers of it, so that few parts of the batch are weighed
+CHAIN_PILOT = (20, 32)  # steps and chains
+LONG_CHAINS, MOST_VARIANCE = 80, 1.0  # steps where the log-weights of the pilot have a larger variance
+
+MISSED = ("search", "below the ELBO")  # doubts that no number of weights ends
+# Some of the data, by their indices, with the record of them.
+Part = tuple[Tensor, Evidence]
+# From a call for some of the data, and their indices.
+Estimate = Callable[[Call, Tensor], Evidence]
+
+
+def to_tolerance(call: Call, tolerance: float, max_cost: int) -> tuple[Evidence, Fitted | None]:
+    """The record, and the proposals behind it where there are any."""
+    plan = Plan(call, tolerance, max_cost)
+    return plan.run(), plan.fitted
+
+
+class Plan:
+    """One call of `AutoEvidence`."""
+
+    def __init__(self, call: Call, tolerance: float, max_cost: int) -> None:
+        self.call, self.tolerance, self.max_cost = call, tolerance, max_cost
+        self.target = MARGIN * tolerance
+        self.fitted: Fitted | None = None
+        self.elbo: Tensor
+        self.extra = 0.0  # decoder evaluations of parts, summed over data, that the records of the parts do not count
+        self.can_cut = True
+
+    def run(self) -> Evidence:
+        call, before = self.call, self.call.cost
+        guide, model, weights = guide_draws(call)
+        self.elbo = weights.elbo
+        if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself
+            return summarise(call, weights.log_weight, self.elbo, call.cost - before, FITTED_PROPOSALS)
+        everything = torch.arange(call.batch_size, device=call.device)
+        try:
+            guide, model = summed_draws(call, guide, model)
+            self.fitted = fit_proposals(call, guide, model, self.elbo, FIT_PARTICLES, None, "auto")
+            parts = self.by_proposals(everything, self.weigh(call, everything, self.fitted, PILOT))
+        except LocalFitError:  # discrete latents, masks that depend on draws
+            self.fitted = None
+            parts = self.by_guide(everything)
+        return self.joined(parts, call.cost - before)
+
+    def by_proposals(self, everything: Tensor, pilot: Evidence) -> list[Part]:
+        """Longer pilots where they are needed, then fresh draws."""
+        number = weights_for(pilot, self.target)
+        hard = missed_a_mode(pilot) | (pilot.pareto_k > UNSURE_K) | (number > SHORT_PILOT * PILOT)
+        annealed = torch.zeros_like(hard)
+        if bool(hard.any()):
+            for kept, longer in self.on(everything[hard], self.weigher(LONGER_PILOT)):
+                self.extra += longer.cost * len(kept)
+                number[kept] = weights_for(longer, self.target)
+                annealed[kept] = missed_a_mode(longer) | ~(longer.pareto_k <= HOPELESS_K)
+        found = self.in_classes(everything[~annealed], number, self.weigher, self.max_cost)
+        return found + self.by_chains(everything[annealed])
+
+    def by_guide(self, everything: Tensor) -> list[Part]:
+        pilot = self.on(everything, self.sampler(PILOT_OF_GUIDE))
+        number = torch.full((len(everything),), math.inf, device=everything.device)
+        for kept, record in pilot:
+            self.extra += record.cost * len(kept)
+            number[kept] = weights_for(record, self.target).to(number)
+        return self.in_classes(everything, number.clamp(min=PILOT_OF_GUIDE), self.sampler, self.max_cost)
+
+    def in_classes(self, kept: Tensor, number: Tensor, estimate: Callable[[int], Estimate], most: int) -> list[Part]:
+        """Weigh data that need about as many weights together; `number` is of all data."""
+        classes = (number[kept].clamp(MIN_PARTICLES_FOR_K, most).log() / math.log(CLASS)).ceil()
+        if not self.can_cut and len(kept):
+            classes = classes.amax().expand_as(classes)
+        found: list[Part] = []
+        for power in classes.unique():
+            found += self.on(kept[classes == power], estimate(min(round(CLASS ** float(power)), most)))
+        return found
+
+    def on(self, kept: Tensor, estimate: Estimate) -> list[Part]:
+        """The estimate for some of the data; for all, of which these are taken, where the arguments cannot be cut."""
+        if not len(kept):
+            return []
+        if self.can_cut:
+            with self.call.part(kept) as part:
+                if part is not None:
+                    return [(kept, estimate(part, kept))]
+            self.can_cut = False
+        everything = torch.arange(self.call.batch_size, device=self.call.device)
+        with self.call.part(everything) as part:
+            assert part is not None
+            record = estimate(part, everything)
+        # The others were weighed too, for nothing.
+        return [(kept, replace(record.select(kept), cost=record.cost * len(everything) / len(kept)))]
+
+    def weigher(self, num_particles: int) -> Estimate:
+        """Weights of the fitted proposals."""
+
+        def estimate(part: Call, kept: Tensor) -> Evidence:
+            assert self.fitted is not None
+            return self.weigh(part, kept, self.fitted.for_part(part, kept), num_particles)
+
+        return estimate
+
+    def weigh(self, part: Call, kept: Tensor, fitted: Fitted, num_particles: int) -> Evidence:
+        log_weight = proposal_log_weights(fitted.space, fitted.proposal, num_particles)
+        return with_search(summarise(part, log_weight, self.elbo[:, kept], part.cost, FITTED_PROPOSALS), fitted)
+
+    def sampler(self, num_particles: int) -> Estimate:
+        """Weights of the guide's own draws."""
+
+        def estimate(part: Call, kept: Tensor) -> Evidence:
+            sampling: Any = ImportanceSampling(part.model.fn, part.guide.fn, num_particles=num_particles)
+            return replace(sampling.estimate(part), curve=None)
+
+        return estimate
+
+    def by_chains(self, kept: Tensor) -> list[Part]:
+        """Annealed chains, whose number and length follow from a few short ones."""
+        variance, steps = torch.zeros_like(self.elbo[0]), CHAIN_PILOT[0]
+        for some, pilot in self.on(kept, self.annealer(steps, CHAIN_PILOT[1])):
+            self.extra += pilot.cost * len(some)
+            # Of log-normal weights, from the error of their mean. It falls as one over the number of steps.
+            variance[some] = (CHAIN_PILOT[1] * pilot.std_error.square()).log1p().nan_to_num(nan=math.inf)
+        long = variance[kept] > MOST_VARIANCE
+        found: list[Part] = []
+        for chosen, length in ((kept[~long], steps), (kept[long], LONG_CHAINS)):
+            number = (variance * steps / length).expm1() / (MARGIN_OF_CHAINS * self.tolerance) ** 2
+            most = max(MIN_PARTICLES_FOR_K, self.max_cost // (3 * length))
+            found += self.in_classes(chosen, number, functools.partial(self.annealer, length), most)
+        return found
+
+    def annealer(self, num_steps: int, num_chains: int) -> Estimate:
+        """Annealed chains, from proposals fitted anew."""
+
+        def estimate(part: Call, kept: Tensor) -> Evidence:
+            options: Any = {"num_steps": num_steps, "num_chains": num_chains, "progress": False}
+            sampling: Any = AnnealedImportanceSampling(part.model.fn, part.guide.fn, **options)
+            return sampling.estimate(part)
+
+        return estimate
+
+    def joined(self, parts: list[Part], own_cost: float) -> Evidence:
+        """The record of all data in their order."""
+        records = [
+            replace(
+                record, method=TO_TOLERANCE, tolerance=self.tolerance, particles=torch.full_like(kept, record.num_particles)
+            )
+            for kept, record in parts
+        ]
+        order = torch.cat([kept for kept, _ in parts]).argsort()
+        record = Evidence.cat(records).select(order)
+        return replace(record, cost=record.cost + own_cost + self.extra / len(order), index=self.call.index)
+
+
+def missed_a_mode(record: Evidence) -> Tensor:
+    """(B,)"""
+    return ~without_doubt({reason: flags for reason, flags in record.checks.items() if reason in MISSED}, record.elbo)
+
+
+def weights_for(pilot: Evidence, target: float) -> Tensor:
+    """(B,) weights after which the error is the target, and enough for the Pareto k of the pilot to be no doubt."""
+    number = (pilot.num_particles * (pilot.std_error / target).square()).nan_to_num(nan=math.inf)
+    k = (pilot.pareto_k + NOISE_OF_K).nan_to_num(nan=0.0)
+    judged = torch.where(k < HIGHEST_K, 10 ** (1 / (1 - k.clamp(max=HIGHEST_K))), MANY)
+    return torch.maximum(number, judged.to(number))
