@@ -263,8 +263,8 @@ class Evidence:
         name = "log p(x)" if self.support_checked else "score (not log p(x): values outside the support)"
         exact = self.bound == "exact"
         bound = f"{self.bound}, up to rounding" if exact and bool(rounded.any()) else self.bound
-        most = "" if self.particles is None else f" to {int(self.particles.max())}"
-        weights = "" if exact else f", K = {self.num_particles}{most}"
+        most = self.num_particles if self.particles is None else int(self.particles.max())
+        weights = "" if exact else f", K = {self.num_particles}" + (f" to {most}" if most > self.num_particles else "")
         lines = [
             f"Evidence of {len(self)} data{weights}, cost {self.cost:g} decoder evaluations per datum",
             f"  {name:<10} {self.mean()}, bound: {bound}",

@@ -21,18 +21,19 @@ from .annealed_importance_sampling import AnnealedImportanceSampling
 from .evidence import Evidence
 from .fitted import Fitted, fit_proposals, with_search
 from .importance_sampling import ImportanceSampling
+from .paths import Start
 from .summary import guide_draws, summarise, summed_draws
 
-PILOT, LONGER_PILOT = 400, 1000  # weights
+PILOT, LONGER_PILOT, FEWEST = 400, 1000, 300  # weights; below the last, the noise of Pareto k is taken for tails too often
 PILOT_OF_GUIDE = 1000  # weights of the guide's own draws: the check from the posterior's side is made from here on
 FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with so many particles
 MARGIN, MARGIN_OF_CHAINS = 0.65, 0.8  # of the tolerance, because pilots underrate the errors of weights with heavy tails
 UNSURE_K, HOPELESS_K = 0.5, 1.0  # Pareto k of a pilot above which a longer one, or annealing, follows
 SHORT_PILOT = 4  # times the pilot: data that need more weights get a longer pilot
-NOISE_OF_K, HIGHEST_K, MANY = 0.05, 0.69, 8000  # of a pilot; the highest k that is good at any number of weights; beyond it
+HIGHEST_K, MANY = 0.69, 3000  # Pareto k that is good at any number of weights; weights beyond it
 CLASS = 1.5  # the numbers of weights are powers of it, so that few parts of the batch are weighed
-CHAIN_PILOT = (20, 32)  # steps and chains
-LONG_CHAINS, MOST_VARIANCE = 80, 1.0  # steps where the log-weights of the pilot have a larger variance
+CHAIN_STEPS: dict[Start, tuple[int, int]] = {"fitted": (20, 80), "prior": (30, 240)}  # the second where weights vary more
+PILOT_CHAINS, MOST_VARIANCE = 32, 1.0  # of log-weights of short chains
 
 MISSED = ("search", "below the ELBO")  # doubts that no number of weights ends
 # Some of the data, by their indices, with the record of them.
@@ -77,15 +78,18 @@ class Plan:
     def by_proposals(self, everything: Tensor, pilot: Evidence) -> list[Part]:
         """Longer pilots where they are needed, then fresh draws."""
         number = weights_for(pilot, self.target)
-        hard = missed_a_mode(pilot) | (pilot.pareto_k > UNSURE_K) | (number > SHORT_PILOT * PILOT)
-        annealed = torch.zeros_like(hard)
+        hard = ~without_doubt(pilot.checks, pilot.elbo) | (pilot.pareto_k > UNSURE_K) | (number > SHORT_PILOT * PILOT)
+        bad = torch.zeros_like(hard)
         if bool(hard.any()):
             for kept, longer in self.on(everything[hard], self.weigher(LONGER_PILOT)):
                 self.extra += longer.cost * len(kept)
                 number[kept] = weights_for(longer, self.target)
-                annealed[kept] = missed_a_mode(longer) | ~(longer.pareto_k <= HOPELESS_K)
-        found = self.in_classes(everything[~annealed], number, self.weigher, self.max_cost)
-        return found + self.by_chains(everything[annealed])
+                missed = {reason: flags for reason, flags in longer.checks.items() if reason in MISSED}
+                bad[kept] = ~(longer.pareto_k <= HOPELESS_K) | ~without_doubt(missed, longer.elbo)
+        found = self.in_classes(everything[~bad], number, self.weigher, self.max_cost)
+        assert self.fitted is not None
+        # Few latents have been searched for modes already: then only the prior knows others.
+        return found + self.by_chains(everything[bad], "fitted" if self.fitted.witnesses is None else "prior")
 
     def by_guide(self, everything: Tensor) -> list[Part]:
         pilot = self.on(everything, self.sampler(PILOT_OF_GUIDE))
@@ -97,7 +101,8 @@ class Plan:
 
     def in_classes(self, kept: Tensor, number: Tensor, estimate: Callable[[int], Estimate], most: int) -> list[Part]:
         """Weigh data that need about as many weights together; `number` is of all data."""
-        classes = (number[kept].clamp(MIN_PARTICLES_FOR_K, most).log() / math.log(CLASS)).ceil()
+        fewest = min(FEWEST, most)
+        classes = (number[kept].clamp(fewest, most).log() / math.log(CLASS)).ceil()
         if not self.can_cut and len(kept):
             classes = classes.amax().expand_as(classes)
         found: list[Part] = []
@@ -143,28 +148,36 @@ class Plan:
 
         return estimate
 
-    def by_chains(self, kept: Tensor) -> list[Part]:
+    def by_chains(self, kept: Tensor, start: Start) -> list[Part]:
         """Annealed chains, whose number and length follow from a few short ones."""
-        variance, steps = torch.zeros_like(self.elbo[0]), CHAIN_PILOT[0]
-        for some, pilot in self.on(kept, self.annealer(steps, CHAIN_PILOT[1])):
+        steps, long_steps = CHAIN_STEPS[start]
+        long_steps = max(steps, min(long_steps, self.max_cost // (3 * MIN_PARTICLES_FOR_K)))
+        variance = torch.zeros_like(self.elbo[0])
+        for some, pilot in self.on(kept, self.annealer(start, steps, PILOT_CHAINS)):
             self.extra += pilot.cost * len(some)
             # Of log-normal weights, from the error of their mean. It falls as one over the number of steps.
-            variance[some] = (CHAIN_PILOT[1] * pilot.std_error.square()).log1p().nan_to_num(nan=math.inf)
+            variance[some] = (PILOT_CHAINS * pilot.std_error.square()).log1p().nan_to_num(nan=math.inf)
         long = variance[kept] > MOST_VARIANCE
         found: list[Part] = []
-        for chosen, length in ((kept[~long], steps), (kept[long], LONG_CHAINS)):
+        for chosen, length in ((kept[~long], steps), (kept[long], long_steps)):
             number = (variance * steps / length).expm1() / (MARGIN_OF_CHAINS * self.tolerance) ** 2
             most = max(MIN_PARTICLES_FOR_K, self.max_cost // (3 * length))
-            found += self.in_classes(chosen, number, functools.partial(self.annealer, length), most)
+            found += self.in_classes(chosen, number, functools.partial(self.annealer, start, length), most)
         return found
 
-    def annealer(self, num_steps: int, num_chains: int) -> Estimate:
-        """Annealed chains, from proposals fitted anew."""
+    def annealer(self, start: Start, num_steps: int, num_chains: int) -> Estimate:
+        """Annealed chains, from proposals fitted anew or from the prior."""
 
         def estimate(part: Call, kept: Tensor) -> Evidence:
-            options: Any = {"num_steps": num_steps, "num_chains": num_chains, "progress": False}
+            options: Any = {"num_steps": num_steps, "num_chains": num_chains, "start": start, "progress": False}
             sampling: Any = AnnealedImportanceSampling(part.model.fn, part.guide.fn, **options)
-            return sampling.estimate(part)
+            record = sampling.estimate(part)
+            if start == "fitted":
+                return record
+            # The prior covers all modes. Chains that have not found them in the same proportions differ a lot.
+            unchecked = {reason: why for reason, why in record.unchecked.items() if reason != "search"}
+            checks = {**record.checks, "search": ~(record.std_error <= self.tolerance)}
+            return replace(record, checks=checks, unchecked=unchecked)
 
         return estimate
 
@@ -181,14 +194,10 @@ class Plan:
         return replace(record, cost=record.cost + own_cost + self.extra / len(order), index=self.call.index)
 
 
-def missed_a_mode(record: Evidence) -> Tensor:
-    """(B,)"""
-    return ~without_doubt({reason: flags for reason, flags in record.checks.items() if reason in MISSED}, record.elbo)
-
-
 def weights_for(pilot: Evidence, target: float) -> Tensor:
     """(B,) weights after which the error is the target, and enough for the Pareto k of the pilot to be no doubt."""
     number = (pilot.num_particles * (pilot.std_error / target).square()).nan_to_num(nan=math.inf)
-    k = (pilot.pareto_k + NOISE_OF_K).nan_to_num(nan=0.0)
+    noise = (1 + pilot.pareto_k) / math.sqrt(3 * math.sqrt(pilot.num_particles))  # of k, from so many weights in the tail
+    k = (pilot.pareto_k + noise).nan_to_num(nan=0.0)
     judged = torch.where(k < HIGHEST_K, 10 ** (1 / (1 - k.clamp(max=HIGHEST_K))), MANY)
     return torch.maximum(number, judged.to(number))
