@@ -37,7 +37,7 @@ class Noise(IntEnum):
     WITNESSES = 12  # whether another mode holds a better q*
     OPTIMUM = 13  # gradients for a Gaussian q*
     GAPS = 14  # draws by which L[q] and L[q*] are measured: others than those that fits have started from
-    PART = 18  # seeds of calls for some of the data
+    PART = 15  # seeds of calls for some of the data
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:

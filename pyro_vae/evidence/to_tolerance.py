@@ -24,7 +24,7 @@ from .importance_sampling import ImportanceSampling
 from .paths import Start
 from .summary import guide_draws, summarise, summed_draws
 
-PILOT, LONGER_PILOT, FEWEST = 400, 1000, 300  # weights; below the last, the noise of Pareto k is taken for tails too often
+PILOT, LONGER_PILOT, FEWEST = 400, 1000, 300  # weights; among fewer the noise of Pareto k is taken for tails too often
 PILOT_OF_GUIDE = 1000  # weights of the guide's own draws: the check from the posterior's side is made from here on
 FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with so many particles
 MARGIN, MARGIN_OF_CHAINS = 0.65, 0.8  # of the tolerance, because pilots underrate the errors of weights with heavy tails
@@ -86,7 +86,7 @@ class Plan:
                 number[kept] = weights_for(longer, self.target)
                 missed = {reason: flags for reason, flags in longer.checks.items() if reason in MISSED}
                 bad[kept] = ~(longer.pareto_k <= HOPELESS_K) | ~without_doubt(missed, longer.elbo)
-        found = self.in_classes(everything[~bad], number, self.weigher, self.max_cost)
+        found = self.in_classes(everything[~bad], number.clamp(FEWEST, self.max_cost), self.weigher)
         assert self.fitted is not None
         # Few latents have been searched for modes already: then only the prior knows others.
         return found + self.by_chains(everything[bad], "fitted" if self.fitted.witnesses is None else "prior")
@@ -97,17 +97,18 @@ class Plan:
         for kept, record in pilot:
             self.extra += record.cost * len(kept)
             number[kept] = weights_for(record, self.target).to(number)
-        return self.in_classes(everything, number.clamp(min=PILOT_OF_GUIDE), self.sampler, self.max_cost)
+        return self.in_classes(everything, number.clamp(PILOT_OF_GUIDE, max(PILOT_OF_GUIDE, self.max_cost)), self.sampler)
 
-    def in_classes(self, kept: Tensor, number: Tensor, estimate: Callable[[int], Estimate], most: int) -> list[Part]:
-        """Weigh data that need about as many weights together; `number` is of all data."""
-        fewest = min(FEWEST, most)
-        classes = (number[kept].clamp(fewest, most).log() / math.log(CLASS)).ceil()
+    def in_classes(self, kept: Tensor, number: Tensor, estimate: Callable[[int], Estimate]) -> list[Part]:
+        """Weigh data that need about as many weights together; `number` (B,) is of all data."""
+        classes = (number[kept].log() / math.log(CLASS)).ceil()
         if not self.can_cut and len(kept):
             classes = classes.amax().expand_as(classes)
         found: list[Part] = []
         for power in classes.unique():
-            found += self.on(kept[classes == power], estimate(min(round(CLASS ** float(power)), most)))
+            chosen = classes == power
+            size = min(round(CLASS ** float(power)), math.ceil(float(number[kept].max())))
+            found += self.on(kept[chosen], estimate(size))
         return found
 
     def on(self, kept: Tensor, estimate: Estimate) -> list[Part]:
@@ -161,8 +162,8 @@ class Plan:
         found: list[Part] = []
         for chosen, length in ((kept[~long], steps), (kept[long], long_steps)):
             number = (variance * steps / length).expm1() / (MARGIN_OF_CHAINS * self.tolerance) ** 2
-            most = max(MIN_PARTICLES_FOR_K, self.max_cost // (3 * length))
-            found += self.in_classes(chosen, number, functools.partial(self.annealer, start, length), most)
+            number = number.clamp(MIN_PARTICLES_FOR_K, max(MIN_PARTICLES_FOR_K, self.max_cost // (3 * length)))
+            found += self.in_classes(chosen, number, functools.partial(self.annealer, start, length))
         return found
 
     def annealer(self, start: Start, num_steps: int, num_chains: int) -> Estimate:
