@@ -48,7 +48,7 @@ class AutoEvidence(Estimator):
     :raises OptionError: for a tolerance that is not positive, and for too small a `max_cost`.
 
     References: a pilot that decides the number of fresh draws, Ghurye and Robbins, 1954,
-    https://doi.org/10.2307/2333016; Pareto k, Vehtari et al., 2024, https://arxiv.org/abs/1507.02646.
+    https://doi.org/10.2307/2333016; Pareto k, Vehtari et al., 2024, https://jmlr.org/papers/v25/19-556.html.
 
     Example::
 

@@ -9,10 +9,11 @@ import time
 import warnings
 from pathlib import Path
 
-import pyro_vae as pv
 from evidence_bdmc import load
 from gaps import ConvVAE, readme_pair
 from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae as pv
 
 
 def main() -> None:
