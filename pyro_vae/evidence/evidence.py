@@ -28,6 +28,7 @@ PER_DATUM = (
     "second",
     "second_std_error",
     "index",
+    "fingerprint",
 )
 
 
@@ -51,6 +52,9 @@ class Evidence:
     :ivar second_std_error: (B,) its Monte Carlo error.
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
+    :ivar fingerprint: (B,) int64, of the observed data: equal for the same datum, whatever the model. `None` where it is not
+        known, as in a record of your own. `compare` goes by it.
+    :ivar measure: what p(x) is: a "probability" of discrete data, a "density" or "mixed"; empty where it is not known.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar given: the sites outside the data that have one value: everything here is given them.
     :ivar left_out: observations and factors of the guide that are no part of log q.
@@ -78,6 +82,8 @@ class Evidence:
     second_std_error: Tensor | None = None
     curve: KCurve | None = None
     index: Tensor | None = None
+    fingerprint: Tensor | None = None
+    measure: str = ""
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     given: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -94,7 +100,7 @@ class Evidence:
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        check_same(records, ("bound", "num_particles", "given", "left_out", "support_checked", "method"))
+        check_same(records, ("bound", "num_particles", "given", "left_out", "support_checked", "method", "measure"))
         curves = [r.curve for r in records if r.curve is not None]
         return cls(
             **concatenated(records, PER_DATUM),
@@ -102,6 +108,7 @@ class Evidence:
             bound=records[0].bound,
             num_particles=records[0].num_particles,
             cost=mean_cost(records),
+            measure=records[0].measure,
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             given=records[0].given,
             left_out=records[0].left_out,
