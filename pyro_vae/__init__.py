@@ -1,6 +1,7 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
 from . import errors, exact, nn, ops, plots
+from .comparison import Comparison, PairedDifference, compare
 from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
@@ -77,6 +78,7 @@ __all__ = [
     "BidirectionalMonteCarlo",
     "CollapseHistory",
     "CollapseMonitor",
+    "Comparison",
     "ConditionalVAE",
     "CosineAnnealing",
     "CyclicalAnnealing",
@@ -100,6 +102,7 @@ __all__ = [
     "Manifold",
     "Monitor",
     "MutualInformationGap",
+    "PairedDifference",
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",
@@ -118,6 +121,7 @@ __all__ = [
     "UnitActivity",
     "VAE",
     "beta_sweep",
+    "compare",
     "conv_vae",
     "diagnose",
     "errors",

@@ -9,6 +9,7 @@ __all__ = [
     "AuxiliarySiteError",
     "BatchCouplingError",
     "CollapseWarning",
+    "ComparisonError",
     "CompileError",
     "ConvergenceWarning",
     "DatumPlateError",
@@ -57,6 +58,10 @@ class ProgramError(RuntimeError):
 
 class OptionError(ValueError):
     """An option of an estimator, an objective or a part of a model is out of range or of the wrong kind."""
+
+
+class ComparisonError(ValueError):
+    """Records that cannot be compared: of other data or another order, or of log p(x) of other kinds."""
 
 
 class InvalidDataError(ValueError):

@@ -11,7 +11,7 @@ from .doubts import (
     counted,
     remedy_for,
 )
-from .estimate import LEVEL, Estimate, normal_quantile, student_quantile
+from .estimate import LEVEL, Estimate, normal_quantile, student_quantile, student_tail
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "normal_quantile",
     "remedy_for",
     "student_quantile",
+    "student_tail",
     "to_plain",
     "warn_about",
     "without_warnings",

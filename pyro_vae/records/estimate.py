@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 LEVEL = 0.95
+MANY = 100_000  # degrees of freedom, from which on Student's t is normal to five digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,3 +84,18 @@ def student_quantile(level: float, df: int) -> float:
             df + 2
         ) + 1 / y
     return math.sqrt(df * y)
+
+
+def student_tail(t: float, df: int) -> float:
+    """P(|T| > t) of Student's t for whole degrees of freedom: the finite sums of Abramowitz and Stegun (1964, 26.7.3-4)."""
+    if df > MANY:
+        return math.erfc(t / math.sqrt(2))
+    angle = math.atan2(t, math.sqrt(df))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = df % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(2 + odd, df + 1, 2):
+        total += term
+        term *= (k - 1) / k * cosine**2
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return max(1 - inside, 0.0)
