@@ -64,6 +64,8 @@ from .training import (
     schedules,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ActiveUnits",
     "AdaptiveImportanceSampling",

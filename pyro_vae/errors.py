@@ -22,6 +22,7 @@ __all__ = [
     "LazyGuideError",
     "LocalFitError",
     "MaskError",
+    "MissingPackageError",
     "NonFiniteError",
     "ObservedInGuideError",
     "OptionError",
@@ -134,6 +135,10 @@ class HiddenRandomnessError(RuntimeError):
 
 class CompileError(RuntimeError):
     """An objective with `compile=` cannot be traced or compiled for these programs, or gives other numbers than without."""
+
+
+class MissingPackageError(ImportError):
+    """An optional package is not installed."""
 
 
 class NonFiniteError(RuntimeError):

@@ -57,6 +57,7 @@ OUTSIDE = {
     "batches": {"tqdm"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
+    "records": {"pandas"},
     "samples": {"tqdm"},
     "plots": {"numpy", "matplotlib"},
     "training": {"numpy", "matplotlib", "tqdm"},

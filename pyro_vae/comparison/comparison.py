@@ -14,7 +14,7 @@ from ..errors import UnreliableEvidenceWarning, quoted
 from ..evidence import Evidence
 from ..gaps import Gaps
 from ..plots import plot_comparison
-from ..records import remedy_for
+from ..records import Result, remedy_for
 from .paired_difference import PairedDifference
 from .sides import any_of, doubts_of, evidence_of
 from .verdicts import verdict_of
@@ -26,8 +26,8 @@ ROWS = 12  # pairs printed; beyond, those of the best model alone
 WIDTH, PAGE = 24, 120  # of a name, and of a sentence
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Which of M models has the higher log p(x) on N data, and whether these can tell, as `compare` returned it. Nats.
 
     :ivar records: the `Evidence` or `Gaps` that were compared, by name.
@@ -140,6 +140,25 @@ class Comparison:
             "unchecked": self.unchecked,
             "reliable": self.reliable.tolist(),
         }
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """A row for each datum: the numbers of each model, and the differences of each pair."""
+        columns = {}
+        for name, record in self.records.items():
+            evidence = evidence_of(record)
+            columns[f"log_evidence[{name}]"] = evidence.log_evidence.tolist()
+            columns[f"std_error[{name}]"] = evidence.std_error.tolist()
+            columns[f"elbo[{name}]"] = record.elbo.tolist()
+            columns[f"reliable[{name}]"] = evidence.reliable.tolist()
+        for kind, pairs in (("log_evidence", self.pairs), ("elbo", self.elbo_pairs)):
+            columns |= {f"{kind}[{pair.first} - {pair.second}]": pair.difference.tolist() for pair in pairs}
+        return columns
+
+    def _in_short(self) -> str:
+        claims = [pair.claim for pair in self.pairs]
+        return (
+            f"{len(self.records)} models, {len(self)} data, {claims.count('told apart')} of {len(claims)} pairs told apart"
+        )
 
     def __str__(self) -> str:
         top = "log p(x)" if evidence_of(next(iter(self.records.values()))).support_checked else "score"

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..records import FEW, Estimate, normal_quantile, student_quantile, to_plain
+from ..records import FEW, Estimate, Result, normal_quantile, student_quantile, to_plain
 from .sides import Side
 from .told_apart import monte_carlo, p_value_of
 
 Claim = Literal["told apart", "cannot be told apart", "not to be trusted"]
 
 
-@dataclass(frozen=True, eq=False)
-class PairedDifference:
+@dataclass(frozen=True, eq=False, repr=False)
+class PairedDifference(Result):
     """Differences per datum of two models, the one with the higher mean first. N data; nats.
 
     :ivar first: the model that is ahead on these data.
@@ -31,6 +31,8 @@ class PairedDifference:
     :ivar corrected: the same, corrected for the number of pairs by Holm (1979).
     :ivar level: of claims and intervals.
     """
+
+    _derived = ("known", "influence")
 
     first: str
     second: str
@@ -124,6 +126,9 @@ class PairedDifference:
             "deciding": self.deciding,
             "few_decide": self.few_decide,
         }
+
+    def _in_short(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         mean, unit = self.mean(), "nats per datum"

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from ..ops import pareto_k_threshold
-from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, normal_quantile, student_quantile, to_plain
+from ..records import (
+    LEVEL,
+    Estimate,
+    Result,
+    check_same,
+    concatenated,
+    mean_cost,
+    normal_quantile,
+    student_quantile,
+    to_plain,
+)
 from ..records import doubts as table
 from .k_curve import KCurve
 
@@ -32,8 +42,8 @@ PER_DATUM = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(Result):
     """log p(x) per datum, as an estimator returned it. B data; nats; larger is better.
 
     :ivar log_evidence: (B,) estimate of log p(x).
@@ -66,6 +76,9 @@ class Evidence:
     :ivar checks: (B,) bool by reason: what a check of the estimator's own has found, true where it doubts the number.
     :ivar unchecked: why a reason was not judged, by its name.
     """
+
+    _derived = ("doubts", "reliable")
+    _hidden = ("checks", "curve")
 
     log_evidence: Tensor
     std_error: Tensor
@@ -237,6 +250,11 @@ class Evidence:
             "doubts": table.plain(self.doubts),
             "reliable": self.reliable.tolist(),
         }
+
+    def _in_short(self) -> str:
+        doubted = int((~self.reliable).sum())
+        mean = self.mean().with_error(unit=" nats")
+        return f"{len(self)} data, log p(x) {mean}, bound '{self.bound}', {doubted} in doubt"
 
     def __str__(self) -> str:
         rounded = self.doubts.get("precision", torch.zeros_like(self.reliable))

@@ -13,6 +13,7 @@ from .doubts import (
 )
 from .estimate import LEVEL, Estimate, normal_quantile, student_quantile, student_tail
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
+from .result import Result
 
 __all__ = [
     "ANNEALED_CHAINS",
@@ -23,6 +24,7 @@ __all__ = [
     "GUIDE_ITSELF",
     "LEVEL",
     "REVERSE_CHAINS",
+    "Result",
     "are_many",
     "check_same",
     "concatenated",

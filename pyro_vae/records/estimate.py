@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .result import Result
+
 LEVEL = 0.95
 MANY = 100_000  # degrees of freedom, from which on Student's t is normal to five digits
 
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Result):
     """A mean over data with its two errors, which answer different questions.
 
     :ivar value: the mean, 0-d tensor, nats.
@@ -44,6 +46,9 @@ class Estimate:
             return f"{float(self.value):.{digits}f}{unit} (error not to be trusted)"
         error = self.sampling_error if sampling else self.std_error
         return f"{float(self.value):.{digits}f} +- {float(error):.{digits}f}{unit}"
+
+    def _in_short(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         if self.doubt:
