@@ -70,7 +70,7 @@ class Result:
         count = min(size, max((len(column) for column in columns.values()), default=0), SHOWN)
         rows = [[str(row), *(shown(column[row]) for column in columns.values())] for row in range(count)]
         return (
-            f'{text}<details><summary>{escape(repr(self))}: the first rows</summary><div style="{STYLE}">'
+            f'{text}<details><summary>{count} of {size} rows</summary><div style="{STYLE}">'
             f"<table><thead>{html_row(['', *columns], 'th')}</thead>"
             f"<tbody>{''.join(html_row(row, 'td') for row in rows)}</tbody></table></div></details>"
         )
