@@ -195,7 +195,7 @@ class Comparison(Result):
         for pair in shown:
             mean = pair.mean()
             numbers = f"{float(mean.std_error):>13.3f}{float(mean.sampling_error):>10.3f}{shown_p(pair):>12}  {pair.claim}"
-            if mean.doubt and not pair.told_apart:
+            if mean.doubt:
                 numbers = f"{'':>35}  {pair.claim}: {mean.doubt}"
             yield f"  {shortened(f'{pair.first} - {pair.second}'):<{WIDTH}}{float(mean.value):>12.3f}{numbers}"
         if len(shown) < len(pairs):

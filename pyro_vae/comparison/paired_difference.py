@@ -55,12 +55,11 @@ class PairedDifference(Result):
 
     def mean(self) -> Estimate:
         """The mean difference, with its Monte Carlo error (these data) and its sampling error (other data, paired)."""
-        known = self.known
+        known, doubted = self.known, self.doubted | ~self.known
         if not bool(known.any()):
             nan = torch.tensor(math.nan, dtype=self.difference.dtype)
             return Estimate(nan, nan, nan, doubt="no datum with finite numbers")
-        doubted = self.doubted | ~known
-        doubt = f"{int(doubted.sum())} of {len(self)} data in doubt" if too_many(doubted) else ""
+        doubt = f"{int(doubted.sum())} of {len(self)} data in doubt" if self.claim == "not to be trusted" else ""
         return Estimate.over_data(self.difference[known], self.std_error[known], doubt=doubt)
 
     @property
@@ -133,9 +132,10 @@ class PairedDifference(Result):
     def __str__(self) -> str:
         mean, unit = self.mean(), "nats per datum"
         ahead = f"'{self.first}' is ahead of '{self.second}' by"
-        if self.claim == "not to be trusted":
+        if mean.doubt:
             return f"{ahead} {float(mean.value):.3g} {unit}, which is not to be trusted ({mean.doubt})"
-        least = " at least" if mean.doubt else ""  # the doubts make it smaller
+        smaller = bool(self.doubted.any()) and not bool((self.unsafe | ~self.known).any())  # by all doubts there are
+        least = " at least" if smaller else ""
         return (
             f"{ahead}{least} {float(mean.value):.3g} +- {float(mean.sampling_error):.2g} {unit} (sampling error): the two "
             f"{'are told apart' if self.told_apart else 'cannot be told apart'} ({shown_p(self.corrected)})"

@@ -233,7 +233,8 @@ def test_doubts_matter_in_one_direction(bound, loser, claim):
     with quiet():
         pair = pv.compare({"a": base(**first), "b": shifted(1.0, **second)}).pairs[0]
     assert pair.first == "b" and pair.claim == claim
-    assert int(pair.doubted.sum()) == 20 and bool(pair.mean().doubt)
+    assert int(pair.doubted.sum()) == 20 and bool(pair.mean().doubt) == (claim == "not to be trusted")
+    assert ("at least" in str(pair)) == (claim == "told apart")
 
 
 def test_few_doubts_must_not_make_the_difference():
