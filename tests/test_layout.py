@@ -55,6 +55,7 @@ OUTSIDE = {
     "arguments": {"numpy"},
     "exact": {"numpy"},
     "batches": {"tqdm"},
+    "comparison": {"matplotlib"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "records": {"pandas"},
