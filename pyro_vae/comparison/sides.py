@@ -42,10 +42,9 @@ def evidence_of(record: Evidence | Gaps) -> Evidence:
 
 
 def doubts_of(record: Evidence | Gaps) -> dict[str, Tensor]:
-    """(N,) bool by reason, for reasons that concern log p(x)."""
-    if isinstance(record, Gaps):
-        return {reason: flags.cpu() for reason, flags in record.doubts.items() if reason in OF_LOG_EVIDENCE}
-    return {reason: flags.cpu() for reason, flags in record.doubts.items()}
+    """(N,) bool by reason, for reasons that concern log p(x): of gaps there are others."""
+    known = {*evidence_of(record).doubts, *OF_LOG_EVIDENCE}
+    return {reason: flags.cpu() for reason, flags in record.doubts.items() if reason in known}
 
 
 def side_of_log_evidence(name: str, record: Evidence | Gaps, level: float) -> Side:

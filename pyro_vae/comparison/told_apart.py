@@ -11,8 +11,8 @@ from ..records import student_tail
 def p_value_of(differences: Tensor, std_errors: Tensor, slack: float) -> float:
     """Two-sided p that the population's mean of (N,) differences is at most `slack`, given that their mean is above it.
 
-    Student's t, and for differences that are skewed that of Hall (1992), "On the Removal of Skewness by Transformation",
-    https://doi.org/10.1111/j.2517-6161.1992.tb01876.x, with n data and the skewness g::
+    Student's t, and for differences that are skewed that of Hall (1992, "On the Removal of Skewness by Transformation",
+    Journal of the Royal Statistical Society B 54, 221-228), with n data and the skewness g::
 
         h = sqrt(n) (T + g T^2 / 3 + g^2 T^3 / 27 + g / (6 n)),   T = t / sqrt(n)
 

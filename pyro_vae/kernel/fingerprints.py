@@ -14,7 +14,7 @@ from .records import Record, SiteRecord, padded
 
 # Steele, Lea and Flood (2014): the steps of SplitMix64, in which every bit of the input moves every bit of the output.
 GOLDEN, FIRST, SECOND = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-CHUNK = 2**20  # numbers at a time: each needs a few int64 of memory
+CHUNK = 2**16  # numbers at a time, so that the few int64 that each needs stay in the caches
 
 
 class Observed(NamedTuple):
