@@ -7,12 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-import pyro_vae  # noqa: F401  (a tree that cannot be imported must stop the build, not empty its pages)
+import pyro_vae  # (a tree that cannot be imported must stop the build, not empty its pages)
 
 project = "pyro_vae"
 author = "the pyro_vae authors"
 copyright = "2026, the pyro_vae authors"
-release = version = "0.1.0"
+release = version = pyro_vae.__version__
 
 sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and listing.py
 

@@ -1,6 +1,7 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
 from . import errors, exact, nn, ops, plots
+from .comparison import Comparison, PairedDifference, compare
 from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
@@ -64,6 +65,8 @@ from .training import (
     schedules,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ActiveUnits",
     "AdaptiveImportanceSampling",
@@ -79,6 +82,7 @@ __all__ = [
     "BidirectionalMonteCarlo",
     "CollapseHistory",
     "CollapseMonitor",
+    "Comparison",
     "ConditionalVAE",
     "CosineAnnealing",
     "CyclicalAnnealing",
@@ -102,6 +106,7 @@ __all__ = [
     "Manifold",
     "Monitor",
     "MutualInformationGap",
+    "PairedDifference",
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",
@@ -120,6 +125,7 @@ __all__ = [
     "UnitActivity",
     "VAE",
     "beta_sweep",
+    "compare",
     "conv_vae",
     "diagnose",
     "errors",

@@ -9,6 +9,7 @@ __all__ = [
     "AuxiliarySiteError",
     "BatchCouplingError",
     "CollapseWarning",
+    "ComparisonError",
     "CompileError",
     "ConvergenceWarning",
     "DatumPlateError",
@@ -21,6 +22,7 @@ __all__ = [
     "LazyGuideError",
     "LocalFitError",
     "MaskError",
+    "MissingPackageError",
     "NonFiniteError",
     "ObservedInGuideError",
     "OptionError",
@@ -57,6 +59,10 @@ class ProgramError(RuntimeError):
 
 class OptionError(ValueError):
     """An option of an estimator, an objective or a part of a model is out of range or of the wrong kind."""
+
+
+class ComparisonError(ValueError):
+    """Records that cannot be compared: of other data or another order, or of log p(x) of other kinds."""
 
 
 class InvalidDataError(ValueError):
@@ -129,6 +135,10 @@ class HiddenRandomnessError(RuntimeError):
 
 class CompileError(RuntimeError):
     """An objective with `compile=` cannot be traced or compiled for these programs, or gives other numbers than without."""
+
+
+class MissingPackageError(ImportError):
+    """An optional package is not installed."""
 
 
 class NonFiniteError(RuntimeError):

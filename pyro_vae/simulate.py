@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .kernel import INFER, Pair, simulation
 from .noise import Noise
+from .records import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Simulation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Simulation(Result):
     """One joint draw from a model. B data, event shapes X and D.
 
     :ivar observed: drawn values of the observed sites by name, (B, X).
@@ -24,9 +25,12 @@ class Simulation:
     latents: dict[str, Tensor]
     means: dict[str, Tensor]
 
+    def _num_rows(self) -> int:
+        return num_data(self.observed)
 
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Reconstruction(Result):
     """Data and what the model makes of one posterior draw for each. B data, event shape X.
 
     :ivar observed: the data by observed site, (B, X).
@@ -35,6 +39,14 @@ class Reconstruction:
 
     observed: dict[str, Tensor]
     means: dict[str, Tensor]
+
+    def _num_rows(self) -> int:
+        return num_data(self.observed)
+
+
+def num_data(observed: Mapping[str, Tensor]) -> int:
+    """B, of values (B, X) by site."""
+    return max((len(value) for value in observed.values() if value.ndim), default=0)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
 from ..errors import MaskError
-from .supports import WRAPPERS
+from .supports import WRAPPERS, innermost
 
 
 def find_masks(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -29,8 +29,8 @@ def find_masks(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> tuple
                 whole = flat.all(-1)
                 with torch._C.DisableTorchFunction():  # our own look at the mask is not the program's
                     same = torch.equal(whole, flat.any(-1))
-                if not same:
-                    event_mask = inner
+                if not same:  # one value for all that `to_event` added below the mask
+                    event_mask = inner.reshape(inner.shape + (1,) * (fn.event_dim - innermost(fn).event_dim))
                 else:
                     mask = whole if mask is None else mask & whole
             elif inner is not None:

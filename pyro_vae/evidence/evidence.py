@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ..errors import ConvergenceWarning
 from ..ops import pareto_k_threshold
-from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, normal_quantile, student_quantile, to_plain
+from ..records import (
+    LEVEL,
+    Estimate,
+    Result,
+    check_same,
+    concatenated,
+    mean_cost,
+    normal_quantile,
+    student_quantile,
+    to_plain,
+)
 from ..records import doubts as table
 from .k_curve import KCurve
 
@@ -31,11 +41,12 @@ PER_DATUM = (
     "second_std_error",
     "particles",
     "index",
+    "fingerprint",
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(Result):
     """log p(x) per datum, as an estimator returned it. B data; nats; larger is better.
 
     :ivar log_evidence: (B,) estimate of log p(x).
@@ -56,6 +67,9 @@ class Evidence:
     :ivar tolerance: the error that `AutoEvidence` was asked for; otherwise `None`.
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
+    :ivar fingerprint: (B,) int64, of the observed data: equal for the same datum, whatever the model. `None` where it is not
+        known, as in a record of your own. `compare` goes by it.
+    :ivar measure: what p(x) is: a "probability" of discrete data, a "density" or "mixed"; empty where it is not known.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar given: the sites outside the data that have one value: everything here is given them.
     :ivar left_out: observations and factors of the guide that are no part of log q.
@@ -67,6 +81,9 @@ class Evidence:
     :ivar checks: (B,) bool by reason: what a check of the estimator's own has found, true where it doubts the number.
     :ivar unchecked: why a reason was not judged, by its name.
     """
+
+    _derived = ("doubts", "reliable")
+    _hidden = ("checks", "curve")
 
     log_evidence: Tensor
     std_error: Tensor
@@ -85,6 +102,8 @@ class Evidence:
     tolerance: float | None = None
     curve: KCurve | None = None
     index: Tensor | None = None
+    fingerprint: Tensor | None = None
+    measure: str = ""
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     given: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -101,7 +120,7 @@ class Evidence:
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
-        same = ["bound", "tolerance", "given", "left_out", "support_checked", "method"]
+        same = ["bound", "tolerance", "given", "left_out", "support_checked", "method", "measure"]
         check_same(records, same if records and records[0].particles is not None else ["num_particles", *same])
         curves = [r.curve for r in records if r.curve is not None]
         return cls(
@@ -111,6 +130,7 @@ class Evidence:
             num_particles=min(r.num_particles for r in records),
             tolerance=records[0].tolerance,
             cost=mean_cost(records),
+            measure=records[0].measure,
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             given=records[0].given,
             left_out=records[0].left_out,
@@ -256,6 +276,11 @@ class Evidence:
             "doubts": table.plain(self.doubts),
             "reliable": self.reliable.tolist(),
         }
+
+    def _in_short(self) -> str:
+        doubted = int((~self.reliable).sum())
+        mean = self.mean().with_error(unit=" nats")
+        return f"{len(self)} data, log p(x) {mean}, bound '{self.bound}', {doubted} in doubt"
 
     def __str__(self) -> str:
         rounded = self.doubts.get("precision", torch.zeros_like(self.reliable))

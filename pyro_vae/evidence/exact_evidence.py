@@ -211,6 +211,8 @@ def exact_record(call: Call, log_evidence: Tensor, elbo: Tensor) -> Evidence:
         num_particles=1,
         cost=call.cost,
         index=call.index,
+        fingerprint=call.fingerprint(),
+        measure=call.measure(),
         stripped_scales=call.structure.stripped_scales,
         given=call.structure.given,
         left_out=call.structure.left_out,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..ops import log_mean_exp, log_mean_exp_std_error
-from ..records import Estimate, check_same, to_plain
+from ..records import Estimate, Result, check_same, to_plain
 
 
-@dataclass(frozen=True, eq=False)
-class KCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class KCurve(Result):
     """The estimate with K, K/2, K/4, ..., 1 weights, from the K independent weights of one run. B data, J sizes; nats.
 
     Smaller sizes average over disjoint blocks of the weights (a remainder is left out), so that every value is unbiased
@@ -70,6 +70,14 @@ class KCurve:
             nothing = torch.full_like(self.std_error[0], torch.nan)
             return Estimate.over_data(nothing, nothing)
         return Estimate.over_data(self.log_evidence[-1] - self.log_evidence[-2], self.std_error[-1].square() / 2**0.5)
+
+    def _columns(self) -> dict[str, list[Any]]:
+        sides = ("log_evidence", "std_error")
+        return {
+            f"{side}[{k}]": values.tolist()
+            for side in sides
+            for k, values in zip(self.num_particles, getattr(self, side), strict=True)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""

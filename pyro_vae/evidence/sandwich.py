@@ -6,19 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import Estimate
+from ..records import Estimate, Result
 from ..records import doubts as table
 from .evidence import Evidence
 
 
-@dataclass(frozen=True, eq=False)
-class Sandwich:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sandwich(Result):
     """log p(x) of simulated data between two bounds, as `BidirectionalMonteCarlo` returned it. B data, nats.
 
     :ivar lower: `Evidence` with bound "lower", from chains that start before the data are known.
     :ivar upper: `Evidence` with bound "upper", from chains that start at the latents behind the data. Its `std_error` is
         that of the chains, given those latents.
     """
+
+    _derived = ("width", "doubts", "reliable")
 
     lower: Evidence
     upper: Evidence

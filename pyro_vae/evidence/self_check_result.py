@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
-from ..records import LEVEL
+from ..records import LEVEL, Result
 from ..records import doubts as table
 from .evidence import Evidence
 from .sandwich import Sandwich
@@ -17,13 +17,15 @@ ALARM = 3.0  # standard errors: one false alarm in 700
 NEAR = 0.1  # nats between the bounds, on average, within which a bias would not matter
 
 
-@dataclass(frozen=True, eq=False)
-class SelfCheckResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class SelfCheckResult(Result):
     """What `SelfCheck` found on B data simulated from the user's own model. Nats.
 
     :ivar evidence: the `Evidence` of the estimator on trial.
     :ivar sandwich: the `Sandwich` of the same data.
     """
+
+    _derived = ("doubts", "reliable")
 
     evidence: Evidence
     sandwich: Sandwich

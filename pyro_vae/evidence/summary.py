@@ -51,6 +51,8 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method:
         num_particles=len(log_weight),
         cost=cost,
         index=call.index,
+        fingerprint=call.fingerprint(),
+        measure=call.measure(),
         stripped_scales=call.structure.stripped_scales,
         given=call.structure.given,
         left_out=call.structure.left_out,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..evidence import Evidence, well_known
-from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, to_plain
+from ..records import LEVEL, Estimate, Result, check_same, concatenated, mean_cost, to_plain
 from ..records import doubts as table
 
 PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
@@ -28,8 +28,8 @@ REASONS = {  # that concern each number
 Part = Literal["encoder", "family", "undecided"]
 
 
-@dataclass(frozen=True, eq=False)
-class Gaps:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gaps(Result):
     """The gaps between ELBO and log p(x) per datum, as `InferenceGaps` returned them. B data, nats.
 
     :ivar elbo: (B,) L[q] of the user's guide.
@@ -46,6 +46,8 @@ class Gaps:
     :ivar num_particles: K behind L[q] and L[q*].
     :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
     """
+
+    _derived = (*GAPS, "doubts", "reliable")
 
     elbo: Tensor
     optimal_elbo: Tensor
@@ -226,6 +228,11 @@ class Gaps:
             "unchecked": self.unchecked,
             "reliable": self.reliable.tolist(),
         }
+
+    def _in_short(self) -> str:
+        summary = self.summary()
+        gaps = ", ".join(f"{name} {summary[name].with_error()}" for name in GAPS if name in summary)
+        return f"{len(self)} data, {gaps} nats, {int((~self.reliable).sum())} in doubt"
 
     def __str__(self) -> str:
         lines = [f"{f'Gaps of {len(self)} data, nats per datum':<40}{'mean':>10}{'Monte Carlo':>14}{'sampling':>12}"]

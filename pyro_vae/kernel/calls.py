@@ -16,6 +16,7 @@ from .checks.agreement import values_for_model, values_of
 from .checks.data import check_not_shared, check_observed
 from .checks.masked import check_masked_latents
 from .checks.structure import Structure
+from .fingerprints import Observed, fingerprint_of, measure_of, observed_in
 from .indicators import summed_over, summed_site
 from .log_densities import LogDensities
 from .programs import Program, ancestral, draw, score
@@ -57,6 +58,7 @@ class Call:
         self.cost = 0  # decoder evaluations per datum so far
         self.weighed: LogDensities | None = None  # the last particles at given values, for the check of their precision
         self._scored: Record | None = None
+        self._observed: list[Observed] | None = None
 
     @property
     def index(self) -> Tensor | None:
@@ -68,6 +70,18 @@ class Call:
     def fixed(self) -> dict[str, Tensor]:
         """The values of latents outside the data, by name."""
         return dict(self.guide.fixed)
+
+    def fingerprint(self) -> Tensor | None:
+        """(B,) int64, of the observed values of each datum: equal for the same data, whatever the model.
+
+        From the first run of the model in this call. `None` before it, where nothing is observed, and where an observed
+        value is computed from draws.
+        """
+        return fingerprint_of(self._observed or ())
+
+    def measure(self) -> str:
+        """What p(x) is: a "probability" of discrete data, a "density", or "mixed"; empty where `fingerprint` is `None`."""
+        return measure_of(self._observed or ())
 
     def set_noise(self, stream: int, block: int) -> None:
         seed_torch(noise_seed(self.seed, stream, block))
@@ -239,6 +253,7 @@ class Call:
         if not self.data_checked:
             self.data_checked = True
             check_data(record, self.layout, self.check_support, self.structure.observed_with_moving_support)
+            self._observed = observed_in(record, self.layout)
         return record
 
     def check_finite(self, log_weight: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SurgeryWarning
-from ..records import Estimate, to_plain
+from ..records import Estimate, Result, to_plain
 from .surgery import mean_and_errors
 
 ROWS = 20  # factors shown when printed
@@ -27,8 +27,8 @@ class Ratio(Estimate):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class FactorInformation:
+@dataclass(frozen=True, eq=False, repr=False)
+class FactorInformation(Result):
     """What D dimensions of the latents say about F factors of N data, as `MutualInformationGap` returned it.
 
     Information and entropy are in nats; a gap is a share of an entropy and has no unit. Errors are paired: a gap is the mean
@@ -188,6 +188,28 @@ class FactorInformation:
             "doubts": self.doubts,
             "reliable": self.reliable,
         }
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """A row for each factor, and a column for what each dimension says about it."""
+        by_factor = ("gap", "gap_std_error", "gap_sampling_error", "entropy")
+        by_dimension = ("information", "information_std_error", "information_sampling_error", "leave_one_out")
+        return {
+            "num_values": list(self.num_values),
+            **{name: getattr(self, name).tolist() for name in by_factor},
+            **{
+                f"{name}[{dim}]": values.tolist()
+                for name in by_dimension
+                for dim, values in zip(self.names, getattr(self, name), strict=True)
+            },
+        }
+
+    def _num_rows(self) -> int:
+        return len(self.gap)
+
+    def _in_short(self) -> str:
+        return (
+            f"{self.num_data} data, {len(self.gap)} factors, {len(self.names)} dimensions, MIG {float(self.mig.value):.3f}"
+        )
 
     def __str__(self) -> str:
         width = max(len("most in"), *(len(name) for name in self.names))

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ..errors import quoted
-from ..records import to_plain
+from ..records import Result, to_plain
 
 ROWS = 20  # units shown when printed
 COLUMNS = ("mean", "std", "prior_mean", "prior_std", "std_of_means")
 
 
-@dataclass(frozen=True, eq=False)
-class LatentSample:
+@dataclass(frozen=True, eq=False, repr=False)
+class LatentSample(Result):
     """The latents of N data and as many of the prior, as `AggregatedPosterior` returned them. D units (single numbers of a
     latent), each on the scale of its latent.
 
@@ -29,6 +29,8 @@ class LatentSample:
     :ivar labels: (N,) what `labels` said of the data, or `None`.
     """
 
+    _hidden = ("names", "analytic")
+
     draws: Tensor
     means: Tensor
     prior: Tensor
@@ -40,6 +42,9 @@ class LatentSample:
     def num_data(self) -> int:
         """N."""
         return len(self.draws)
+
+    def _num_rows(self) -> int:
+        return self.num_data
 
     def summary(self) -> dict[str, Tensor]:
         """(D,) each, means and standard deviations (n - 1): `mean` and `std` of q(z_d), `prior_mean` and `prior_std`, and

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConvergenceWarning
-from ..records import FEW, Estimate, to_plain
+from ..records import FEW, Estimate, Result, to_plain
 
 SIGMAS, TOLERANCE = 4.0, 0.05  # errors and nats by which a point may be above the guide: all P points are looked at
 
 
-@dataclass(frozen=True, eq=False)
-class RateDistortionCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class RateDistortionCurve(Result):
     """The rate-distortion curve of one model, as `RateDistortion` returned it. P betas; nats; means over N data.
 
     :ivar beta: (P,) falling, from infinity (the prior) on; 1 is among them.
@@ -38,6 +38,9 @@ class RateDistortionCurve:
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
     :ivar support_checked: `False` when values outside the likelihood's support were let through: no log p(x) then.
     """
+
+    _rows_are = "betas"
+    _derived = ("above_guide",)
 
     beta: Tensor
     rate: Tensor
@@ -110,8 +113,8 @@ class RateDistortionCurve:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class BetaSweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class BetaSweep(Result):
     """What `beta_sweep` trained and measured, P betas in their order; nats; means over the data.
 
     :ivar beta: (P,) weights of the KL in training.
@@ -130,6 +133,9 @@ class BetaSweep:
     :ivar num_data: N.
     :ivar num_updates: steps of the optimiser for each beta.
     """
+
+    _rows_are = "betas"
+    _hidden = ("pairs", "stores")
 
     beta: Tensor
     rate: Tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SurgeryWarning
-from ..records import Estimate, to_plain
+from ..records import Estimate, Result, to_plain
 
 PARTS = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
 NEAR = 0.1  # nats below log N within which the number of data is what holds the mutual information down
@@ -22,8 +22,8 @@ AGGREGATES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Surgery:
+@dataclass(frozen=True, eq=False, repr=False)
+class Surgery(Result):
     """A mean KL(q(z|x) to p(z)) over N data and its parts, as `ELBOSurgery` returned them. D dimensions; nats per datum.
 
     The parts share their draws: kl = mutual_information + marginal_kl and marginal_kl = total_correlation +
@@ -186,6 +186,23 @@ class Surgery:
             "doubts": self.doubts,
             "reliable": self.reliable,
         }
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """A row for each part, and one for each dimension."""
+        estimates = [getattr(self, part) for part in PARTS]
+        missing = [math.nan] * len(self.names)
+        return {
+            "part": [*PARTS, *(f"dimension_wise[{name}]" for name in self.names)],
+            "value": [*(float(e.value) for e in estimates), *self.dimension_wise.tolist()],
+            "std_error": [*(float(e.std_error) for e in estimates), *self.dimension_wise_std_error.tolist()],
+            "sampling_error": [*(float(e.sampling_error) for e in estimates), *missing],
+        }
+
+    def _num_rows(self) -> int:
+        return len(PARTS) + len(self.names)
+
+    def _in_short(self) -> str:
+        return f"{self.num_data} data, KL {self.kl.with_error(unit=' nats')}, {len(self.names)} dimensions"
 
     def __str__(self) -> str:
         titles = {

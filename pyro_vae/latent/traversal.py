@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import to_plain
+from ..records import Result, to_plain
 
 
-@dataclass(frozen=True, eq=False)
-class Traversal:
+@dataclass(frozen=True, eq=False, repr=False)
+class Traversal(Result):
     """What becomes of one datum as one unit of its latents after the other moves, as `traverse` returned it. U units, S
     steps, data event X.
 
@@ -34,6 +34,20 @@ class Traversal:
         """Every field as plain Python, for JSON."""
         return {**to_plain(self), "names": list(self.names)}
 
+    def _columns(self) -> dict[str, list[Any]]:
+        """A row for each unit and step."""
+        return {
+            "unit": [name for name in self.names for _ in self.levels],
+            "level": self.levels.tolist() * len(self.names),
+            "value": self.values.flatten().tolist(),
+        }
+
+    def _num_rows(self) -> int:
+        return self.values.numel()
+
+    def _in_short(self) -> str:
+        return f"{len(self.names)} units, {len(self.levels)} steps"
+
     def __str__(self) -> str:
         width = max(len(name) for name in self.names)
         rows = [
@@ -45,8 +59,8 @@ class Traversal:
         return "\n".join([f"Traversal from the {self.start} of one datum, means of '{self.site}' {shape}, {steps}", *rows])
 
 
-@dataclass(frozen=True, eq=False)
-class Manifold:
+@dataclass(frozen=True, eq=False, repr=False)
+class Manifold(Result):
     """What one datum becomes over a grid of two units of its latents, as `manifold` returned it. S steps, data event X.
 
     :ivar means: (S, S, X) the mean of the likelihood with the first unit at `values[0, i]` and the second at `values[1, j]`.
@@ -67,6 +81,17 @@ class Manifold:
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
         return {**to_plain(self), "names": list(self.names)}
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """A row for each step."""
+        units = dict(zip(self.names, self.values.tolist(), strict=True))
+        return {"level": self.levels.tolist(), **{f"values[{name}]": values for name, values in units.items()}}
+
+    def _num_rows(self) -> int:
+        return len(self.levels)
+
+    def _in_short(self) -> str:
+        return f"{len(self.levels)} x {len(self.levels)} steps of {self.names[0]} and {self.names[1]}"
 
     def __str__(self) -> str:
         ranges = ", ".join(

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Estimate, to_plain
+from ..records import Estimate, Result, to_plain
 
 ROWS = 20  # units shown when printed
 
 
-@dataclass(frozen=True, eq=False)
-class UnitActivity:
+@dataclass(frozen=True, eq=False, repr=False)
+class UnitActivity(Result):
     """Which units of the latents the data use, as `ActiveUnits` returned it. D units (single numbers of a latent); nats.
 
     :ivar names: D names, `'z[3]'` for the fourth number of the latent site `'z'` (plates inside a datum and event dimensions
@@ -38,6 +38,9 @@ class UnitActivity:
     :ivar num_particles: K, draws of the guide per datum; used where no formula is known.
     :ivar cost: decoder evaluations per datum.
     """
+
+    _rows_are = "units"
+    _derived = ("active", "collapsed")
 
     names: tuple[str, ...]
     variance_of_means: Tensor
@@ -134,8 +137,8 @@ class UnitActivity:
         return f"{self.names[d]:<{width}}{kl:>20}{variance:>22}{float(self.fraction_at_prior[d]):>14.3f}"
 
 
-@dataclass(frozen=True, eq=False)
-class CollapseHistory:
+@dataclass(frozen=True, eq=False, repr=False)
+class CollapseHistory(Result):
     """What a `CollapseMonitor` saw, T looks at D units; float64, on the CPU, nats.
 
     :ivar names: the D units.
@@ -146,6 +149,9 @@ class CollapseHistory:
     :ivar fraction_at_prior: (T, D) the share of the batch whose KL is below epsilon.
     :ivar variance_of_means: (T, D).
     """
+
+    _rows_are = "looks"
+    _hidden = ("names",)
 
     names: tuple[str, ...]
     step: Tensor

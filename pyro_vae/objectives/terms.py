@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ..errors import DatumPlateError, quoted
+from ..records import Result
 from .traces.beta_messenger import beta_at
 from .traces.matching import Beta, Betas
 
@@ -20,8 +21,8 @@ Place = tuple[tuple[Any, ...], torch.Size]
 PARTICLES = "num_particles_vectorized"  # what Pyro calls the plate of vectorised particles
 
 
-@dataclass(frozen=True, eq=False)
-class Terms:
+@dataclass(frozen=True, eq=False, repr=False)
+class Terms(Result):
     r"""The parts of one loss, detached tensors without dimensions, in nats.
 
     ``loss = -reconstruction + sum over sites of beta * kl``, ``elbo = reconstruction - kl_sum``: the true ELBO,
@@ -36,6 +37,8 @@ class Terms:
     :ivar loss: what the objective returned.
     :ivar beta: the weight of the KL in this call, or the weights by site.
     """
+
+    _hidden = ("plates",)
 
     reconstruction: Tensor
     kl: Mapping[str, Tensor]

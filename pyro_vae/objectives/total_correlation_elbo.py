@@ -17,6 +17,7 @@ from ..errors import OptionError, StructureError, quoted
 from ..kernel import INFER, Call, LogDensities, Record, Structure
 from ..ops import index_code_information
 from ..options import whole_number
+from ..records import Result
 from .datum_elbo import DatumELBO, plates_of
 from .gradients import scored_sites
 from .objective import BetaObjective
@@ -24,8 +25,8 @@ from .traces.matching import Beta
 from .weights import Weight, checked_weight
 
 
-@dataclass(frozen=True, eq=False)
-class Decomposition:
+@dataclass(frozen=True, eq=False, repr=False)
+class Decomposition(Result):
     """The parts of the mean KL(q(z|x) || p(z)) of a batch: detached tensors without dimensions, in nats per datum.
 
     Means over the data of the batch, from one draw each, without the scale of their plate; their sum is the sampled KL.

@@ -12,8 +12,9 @@ from .doubts import (
     counted,
     remedy_for,
 )
-from .estimate import LEVEL, Estimate, normal_quantile, student_quantile
+from .estimate import LEVEL, Estimate, normal_quantile, student_quantile, student_tail
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
+from .result import Result
 
 __all__ = [
     "ANNEALED_CHAINS",
@@ -25,6 +26,7 @@ __all__ = [
     "LEVEL",
     "REVERSE_CHAINS",
     "TO_TOLERANCE",
+    "Result",
     "are_many",
     "check_same",
     "concatenated",
@@ -33,6 +35,7 @@ __all__ = [
     "normal_quantile",
     "remedy_for",
     "student_quantile",
+    "student_tail",
     "to_plain",
     "warn_about",
     "without_warnings",

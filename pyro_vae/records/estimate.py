@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .result import Result
+
 LEVEL = 0.95
+MANY = 100_000  # degrees of freedom, from which on Student's t is normal to five digits
 
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Result):
     """A mean over data with its two errors, which answer different questions.
 
     :ivar value: the mean, 0-d tensor, nats.
@@ -43,6 +46,9 @@ class Estimate:
             return f"{float(self.value):.{digits}f}{unit} (error not to be trusted)"
         error = self.sampling_error if sampling else self.std_error
         return f"{float(self.value):.{digits}f} +- {float(error):.{digits}f}{unit}"
+
+    def _in_short(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         if self.doubt:
@@ -83,3 +89,18 @@ def student_quantile(level: float, df: int) -> float:
             df + 2
         ) + 1 / y
     return math.sqrt(df * y)
+
+
+def student_tail(t: float, df: int) -> float:
+    """P(|T| > t) of Student's t for whole degrees of freedom: the finite sums of Abramowitz and Stegun (1964, 26.7.3-4)."""
+    if df > MANY:
+        return math.erfc(t / math.sqrt(2))
+    angle = math.atan2(t, math.sqrt(df))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = df % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(2 + odd, df + 1, 2):
+        total += term
+        term *= (k - 1) / k * cosine**2
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return max(1 - inside, 0.0)

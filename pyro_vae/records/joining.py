@@ -13,11 +13,16 @@ from .doubts import CATEGORIES
 
 
 def concatenated(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Join the per-datum fields of records of several batches, in their order; NaN where only some batches have one."""
+    """Join the per-datum fields of records of several batches, in their order.
+
+    NaN where only some batches have a field; whole numbers, which know no NaN, are then `None` for all.
+    """
     joined: dict[str, Any] = {}
     for name in names:
         parts = [getattr(record, name) for record in records]
         like = next((part for part in parts if part is not None), None)
+        if like is not None and not like.is_floating_point() and any(part is None for part in parts):
+            like = None
         if like is not None:
             parts = [like.new_full((len(r),), torch.nan) if p is None else p for r, p in zip(records, parts, strict=True)]
         joined[name] = None if like is None else torch.cat(parts)

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ..gaps import GAPS
-from ..records import Estimate
+from ..records import Estimate, Result
 from .culprits import advice_of, culprit_of, headline_of
 from .figure import draw
 from .findings import Finding, findings_of
@@ -28,8 +28,8 @@ WIDTH = 120
 MARKS = {"fine": "ok", "fault": "!!", "undecided": "??"}
 
 
-@dataclass(frozen=True, eq=False)
-class Diagnosis(Measured):
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis(Result, Measured):
     """What is wrong with a VAE, as `diagnose` found it: print it, `plot` it, write it with `to_html`, `to_json`, `to_csv`.
 
     :ivar test: the `Gaps` of held-out data.
@@ -45,6 +45,8 @@ class Diagnosis(Measured):
     :ivar versions: of the packages behind the numbers.
     :ivar seconds: the time it took.
     """
+
+    _rows_are = "numbers"
 
     left_out: Mapping[str, str]
     settings: Mapping[str, Any]
@@ -117,6 +119,16 @@ class Diagnosis(Measured):
             writer = csv.DictWriter(file, [f.name for f in fields(Number)] + list(provenance))
             writer.writeheader()
             writer.writerows({**asdict(row), **provenance} for row in self.numbers)
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """A row for each of `numbers`."""
+        return {field.name: [getattr(row, field.name) for row in self.numbers] for field in fields(Number)}
+
+    def _num_rows(self) -> int:
+        return len(self.numbers)
+
+    def _in_short(self) -> str:
+        return f"{self.culprit}: {len(self.test)} test and {len(self.train)} training data"
 
     def __str__(self) -> str:
         lines = wrapped(f"Diagnosis: {self.headline}") + wrapped(f"First: {self.advice}") + [""]

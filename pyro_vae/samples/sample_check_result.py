@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import to_plain
+from ..records import Result, to_plain
 from .ranks import Statistic, probability_below, rank_correlation
 
 
-@dataclass(frozen=True, eq=False)
-class SampleCheckResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class SampleCheckResult(Result):
     """Looks and likelihood of N held-out data and N samples, as `SampleCheck` returned them. X numbers per datum.
 
     :ivar reconstruction_error: (N,) mean squared difference between a datum and the mean of the likelihood at one draw of
@@ -32,6 +32,8 @@ class SampleCheckResult:
     :ivar support_checked: `False` when values outside the likelihood's support were let through: `log_evidence` is then a
         score.
     """
+
+    _hidden = ("closest", "closest_samples", "closest_train", "image_shape")
 
     reconstruction_error: Tensor
     log_evidence: Tensor | None

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import to_plain
+from ..records import Result, to_plain
 
 WINDOW = 100  # steps of the mean at the end
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingHistory:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingHistory(Result):
     """What a `Monitor` recorded: one value per recorded call of the objective. S calls; tensors in float64 on the CPU.
 
     In nats per datum; where no plate says what a datum is, totals over the batch in nats, and `per_datum` is `False`.
@@ -30,6 +30,8 @@ class TrainingHistory:
     :ivar beta: (S,) weight of the rate in the loss, or such weights by site.
     :ivar per_datum: whether the values are per datum.
     """
+
+    _rows_are = "steps"
 
     step: Tensor
     loss: Tensor
@@ -67,9 +69,12 @@ class TrainingHistory:
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+            writer.writerows(zip(*columns.values(), strict=True))
 
-    def _columns(self) -> dict[str, Tensor]:
+    def _columns(self) -> dict[str, list[Any]]:
+        return {name: values.tolist() for name, values in self._series().items()}
+
+    def _series(self) -> dict[str, Tensor]:
         total = "" if self.per_datum else "_total"
         columns = {"step": self.step}
         columns |= {f"{name}{total}": getattr(self, name) for name in ("loss", "elbo", "distortion", "rate")}

@@ -585,3 +585,25 @@ def test_a_narrow_guide_does_not_hide_that_a_masked_latent_is_read():
     with pytest.raises(MaskError, match=r"'z' of data \[1\]"):
         pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x, True)
     assert len(pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x, False)) == 2
+
+
+def test_a_mask_between_two_to_events_is_one_of_whole_rows():
+    """`.to_event(1).mask(m).to_event(1)`: the steps of a sequence; the same as a mask of each number."""
+    x = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(0))
+    kept = torch.arange(4) < torch.tensor([1, 2, 3, 4, 2, 4]).unsqueeze(-1)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    def log_evidence(masked):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+                pyro.sample("x", masked(dist.Normal(z.reshape(z.shape + (1, 1)), 1.0).expand(z.shape + (4, 2))), obs=x)
+
+        return ExactEvidence(model, guide, seed=0)(x).log_evidence
+
+    by_row = log_evidence(lambda fn: fn.to_event(1).mask(kept).to_event(1))
+    by_number = log_evidence(lambda fn: fn.mask(kept.unsqueeze(-1)).to_event(2))
+    assert torch.allclose(by_row, by_number, atol=1e-5)

@@ -1,0 +1,111 @@
+"""What every public record has: its rows as a DataFrame, one line of text, a small table in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from html import escape
+from numbers import Number
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from ..errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SHOWN = 5  # rows in a notebook
+STYLE = "max-width: 100%; overflow-x: auto"
+
+
+class Result:
+    """The base of all public records, which are dataclasses with `frozen=True, eq=False, repr=False`.
+
+    A row is a datum where a record has numbers per datum; otherwise a unit, a beta, a step, or the record itself. The
+    columns are the fields with a number per row, and the properties named in `_derived`, without the fields in `_hidden`.
+    """
+
+    _rows_are: ClassVar[str] = "data"  # what rows are called
+    _derived: ClassVar[tuple[str, ...]] = ()
+    _hidden: ClassVar[tuple[str, ...]] = ()
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per datum (or unit, beta, step: whatever the record has numbers of) as a pandas `DataFrame`.
+
+        A mapping by name becomes columns `std_errors[elbo]`, a record within this one `evidence.ess`, and numbers with
+        further axes `draws[z[0]]`, or `observed[x][0]`, `observed[x][1]` and so on in the order of memory.
+
+        :raises MissingPackageError: without pandas, which is not installed along.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingPackageError("to_dataframe() needs pandas, which is not installed: pip install pandas") from error
+        return pandas.DataFrame(self._columns())
+
+    def _num_rows(self) -> int:
+        return len(self) if hasattr(self, "__len__") else 1
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        names = [f.name for f in fields(self) if f.name not in self._hidden]  # type: ignore[arg-type]
+        about = self._num_rows(), tuple(getattr(self, "names", ())), not hasattr(self, "__len__")
+        return dict(c for name in (*names, *self._derived) for c in columns_of(name, getattr(self, name), *about))
+
+    def _in_short(self) -> str:
+        """What stands in the brackets of the line."""
+        if self._num_rows() != 1 or hasattr(self, "__len__"):
+            return f"{self._num_rows()} {self._rows_are}"
+        return ", ".join(f"{name}={shown(column[0])}" for name, column in self._columns().items())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._in_short()})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the printed record, and its first rows behind a click. Needs nothing from outside."""
+        columns, size = self._columns(), self._num_rows()
+        text = f"<pre>{escape(str(self))}</pre>"
+        if not columns or not size:
+            return text
+        count = min(size, max((len(column) for column in columns.values()), default=0), SHOWN)
+        rows = [[str(row), *(shown(column[row]) for column in columns.values())] for row in range(count)]
+        return (
+            f'{text}<details><summary>{count} of {size} rows</summary><div style="{STYLE}">'
+            f"<table><thead>{html_row(['', *columns], 'th')}</thead>"
+            f"<tbody>{''.join(html_row(row, 'td') for row in rows)}</tbody></table></div></details>"
+        )
+
+
+def columns_of(name: str, value: Any, size: int, names: Sequence[str], single: bool) -> Iterator[tuple[str, list[Any]]]:
+    """The columns that a value has for `size` rows, none where it is not about them.
+
+    :param names: of the last axis of numbers with two of them, where it is as long.
+    :param single: whether the record is one row by itself, so that plain numbers are columns.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim == 0 and single:
+            yield name, [value.item()]
+        elif value.ndim == 1 and len(value) == size:
+            yield name, value.tolist()
+        elif value.ndim > 1 and len(value) == size:
+            flat = value.flatten(1)
+            labels = names if len(names) == flat.shape[1] else range(flat.shape[1])
+            yield from ((f"{name}[{label}]", column.tolist()) for label, column in zip(labels, flat.T, strict=True))
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from columns_of(f"{name}[{key}]", part, size, names, single)
+    elif isinstance(value, Result):
+        if hasattr(value, "__len__") and len(value) == size:
+            yield from ((f"{name}.{part}", list(column)) for part, column in value._columns().items())
+    elif isinstance(value, tuple) and len(value) == size and all(isinstance(part, (str, Number)) for part in value):
+        yield name, list(value)
+    elif single and isinstance(value, (str, Number)):
+        yield name, [value]
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def html_row(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
