@@ -10,6 +10,7 @@ from .doubts import (
     are_many,
     counted,
     remedy_for,
+    without_doubt,
 )
 from .estimate import LEVEL, Estimate, normal_quantile, student_quantile
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
@@ -33,5 +34,6 @@ __all__ = [
     "student_quantile",
     "to_plain",
     "warn_about",
+    "without_doubt",
     "without_warnings",
 ]
