@@ -31,7 +31,7 @@ class Outside:
     :ivar full_size: of that plate, which may be subsampled.
     :ivar latents: latent sites of the model outside of it.
     :ivar observed: observed sites of the model outside of it.
-    :ivar drawn: what the guide draws outside of it, auxiliary draws included.
+    :ivar drawn: what the guide draws outside of it, auxiliary draws included that hold nothing of the data.
     :ivar inside: latent sites of the data that the guide has, too.
     """
 
@@ -43,7 +43,7 @@ class Outside:
     inside: tuple[str, ...]
 
     @classmethod
-    def of(cls, call: Call, datum_plate: str | None) -> "Outside":
+    def of(cls, call: Call, datum_plate: str | None) -> Outside:
         """From one plain run of guide and model. `datum_plate` is a name, or `INFER` for that of the observed sites."""
         guide = {n: s for n, s in call.guide.run().items() if not s.is_observed}
         model = call.model.run(values={n: s.value for n, s in guide.items()})
@@ -55,12 +55,15 @@ class Outside:
                 f"no observed site lies in the plate '{plate}': name the plate of the data, datum_plate='...'"
             )
         frames = [plates_of(s)[plate] for n, s in model.items() if n in inside]
+        # The joint draw of AutoDiagonalNormal holds latents of both kinds, which it draws independently.
+        diagonal = isinstance(unwrap(call.guide.fn), AutoDiagonalNormal)
+        split = [n for n in guide if diagonal and n.startswith("_") and n.endswith("_latent")]
         outside = cls(
             plate=plate,
             full_size=max(int(f.full_size if f.full_size is not None else f.size) for f in frames),
             latents=tuple(n for n, s in model.items() if not s.is_observed and n not in inside),
             observed=tuple(n for n, s in model.items() if s.is_observed and n not in inside),
-            drawn=tuple(n for n in guide if n not in inside),
+            drawn=tuple(n for n in guide if n not in inside and n not in split),
             inside=tuple(n for n, s in model.items() if not s.is_observed and n in inside and n in guide),
         )
         if not outside.latents:
@@ -83,13 +86,12 @@ class Outside:
         return outside
 
     def values(self, record: Record) -> dict[str, Tensor]:
-        """What was drawn outside the plate, (K, *plates, *event) by site, split draws of autoguides included."""
-        split = [f"{n}_unconstrained" for n in self.latents]
-        return {n: record[n].value for n in dict.fromkeys((*self.drawn, *split)) if n in record}
+        """What was drawn outside the plate, (K, *plates, *event) by site."""
+        return {n: record[n].value for n in self.drawn if n in record}
 
     def plain_values(self, call: Call, values: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
         """The values of particle `k` in the shapes of a plain run, for `Pair.open(known=...)`."""
-        sites = {**call.model.run(values={**call.guide.plain_values(values, k)}), **call.guide.run()}
+        sites = {**call.model.run(values=call.guide.plain_values(values, k)), **call.guide.run()}
         return {n: plain_value(sites[n], v, k, call.layout.num_plates) for n, v in values.items() if n in sites}
 
     def log_densities(self, weights: LogDensities) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,7 +67,7 @@ class Pair:
         """
         for name, program in (("model", self.model), ("guide", self.guide)):
             check_signature(name, program, args, kwargs)
-        refuse_guide(self.guide, self.datum_plate)
+        refuse_guide(self.guide, self.datum_plate, known or ())
         seed = checked_seed(seed)
         modules = isolation.modules_of(self.model, self.guide)
         devices = devices_of((args, kwargs), modules)

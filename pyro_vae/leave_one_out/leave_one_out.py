@@ -105,8 +105,8 @@ class LeaveOneOut(OfPair):
             with pair.open(args, kwargs, seed, known=known) as given:
                 with batch_noise(0):  # the same draws for all batches
                     sample, why_not = self._draws(joint, given, outside)
-                record = self._record(given, outside, sample, why_not, joint.cost / given.batch_size)
-        warn_about(record, stacklevel=2)
+                record = self._record(given, outside, sample, why_not, joint.cost)
+        warn_about(record, stacklevel=3)  # past torch.no_grad, to the caller
         return record
 
     def _pair_given(self, outside: Outside) -> Pair:
@@ -150,7 +150,9 @@ class LeaveOneOut(OfPair):
         guide, model, _ = guide_draws(joint)
         inside = values_inside(joint.first_particle(model), outside)
         space = MarginalSpace(joint, outside, guide, model, inside, given.at_draws)
-        return from_proposal(joint, outside, space, fit_outside(space, space.call), inside, self.num_draws)
+        sample = from_proposal(joint, outside, space, fit_outside(space, space.call), inside, self.num_draws)
+        joint.cost += space.spent
+        return sample
 
     def _record(self, given: Call, outside: Outside, sample: OutsideSample, why_not: str, cost: float) -> LeaveOneOutResult:
         rows, doubted = [], []

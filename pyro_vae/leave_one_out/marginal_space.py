@@ -34,6 +34,8 @@ class MarginalSpace(LatentSpace):
         )
         kept = {n: site for n, site in guide.items() if n not in outside.inside}
         super().__init__(alone, kept, model)
+        self._first_cost = call.cost
+        self._spent = 0  # decoder evaluations per datum of the calls given theta
         self._outside, self._inside, self._at, self._calls = outside, inside, at, 0
 
     def log_joint_and_prior(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +60,14 @@ class MarginalSpace(LatentSpace):
             log_density = found.proposal.log_prob(z)
         space = copy(found.space)
         space.call = self._at(values, num_draws, seed)
-        return log_mean_exp(space.log_joint(z) - log_density, 0).reshape(num_draws, -1)
+        log_weight = space.log_joint(z) - log_density
+        self._spent += (call.cost + space.call.cost) * num_draws
+        return log_mean_exp(log_weight, 0).reshape(num_draws, -1)
+
+    @property
+    def spent(self) -> int:
+        """Decoder evaluations per datum so far."""
+        return self.call.cost - self._first_cost + self._spent
 
 
 def fit_outside(space: MarginalSpace, call: Call) -> MixtureProposal:

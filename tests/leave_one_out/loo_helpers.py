@@ -62,3 +62,68 @@ def gaussian_scores(covariance, y, groups):
         rest = MultivariateNormal(y.new_zeros(int(kept.sum())), covariance[kept][:, kept]).log_prob(y[kept])
         found.append(whole - rest)
     return torch.stack(found)
+
+
+# Groups with replicates: mu ~ N(0, 3^2), theta_j ~ N(mu, tau^2), y_ij ~ N(theta_j, 1). A datum is a group.
+SPREAD, REPLICATES = 3.0, 4
+
+
+def groups_data(num_groups=8, tau=1.5, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    theta = 1.0 + tau * torch.randn(num_groups, generator=generator, dtype=dtype)
+    return theta + torch.randn(REPLICATES, num_groups, generator=generator, dtype=dtype)
+
+
+def known_spread(y):
+    """(replicates, groups); tau = 1.5."""
+    mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), SPREAD))
+    with pyro.plate("groups", y.shape[1], dim=-1):
+        theta = pyro.sample("theta", dist.Normal(mu, 1.5))
+        with pyro.plate("replicates", len(y), dim=-2):
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def unknown_spread(y):
+    """log tau ~ N(0, 1)."""
+    mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), SPREAD))
+    tau = pyro.sample("tau", dist.LogNormal(y.new_tensor(0.0), 1.0))
+    with pyro.plate("groups", y.shape[1], dim=-1):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        with pyro.plate("replicates", len(y), dim=-2):
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def groups_guide(y):
+    """theta given mu; by hand and not exact."""
+    mu = pyro.sample("mu", dist.Normal(y.mean(), 0.7))
+    with pyro.plate("groups", y.shape[1], dim=-1):
+        pyro.sample("theta", dist.Normal(0.9 * y.mean(0) + 0.1 * mu, 0.6))
+
+
+def groups_guide_with_tau(y):
+    mu = pyro.sample("mu", dist.Normal(y.mean(), 0.9))
+    pyro.sample("tau", dist.LogNormal(y.mean(0).std().log(), 0.4))
+    with pyro.plate("groups", y.shape[1], dim=-1):
+        pyro.sample("theta", dist.Normal(0.9 * y.mean(0) + 0.1 * mu, 0.6))
+
+
+def groups_covariance(num_groups, tau, dtype=torch.float64):
+    """Of y, group by group: REPLICATES numbers each."""
+    same = torch.kron(torch.eye(num_groups, dtype=dtype), torch.ones(REPLICATES, REPLICATES, dtype=dtype))
+    return SPREAD**2 + tau**2 * same + torch.eye(num_groups * REPLICATES, dtype=dtype)
+
+
+def group_scores(y, log_tau=None):
+    """log p(y_j | y_-j) of each group: tau = 1.5, or integrated over a grid of log tau ~ N(0, 1)."""
+    number = y.shape[1]
+    flat, groups = y.T.reshape(-1), torch.arange(number).repeat_interleave(REPLICATES)
+    if log_tau is None:
+        return gaussian_scores(groups_covariance(number, 1.5), flat, groups)
+    whole, rest = [], []
+    for t in log_tau:
+        covariance = groups_covariance(number, t.exp())
+        log_prior = Normal(0.0, 1.0).log_prob(t)
+        log_all = MultivariateNormal(flat.new_zeros(len(flat)), covariance).log_prob(flat)
+        whole.append(log_prior + log_all)
+        rest.append(log_prior + log_all - gaussian_scores(covariance, flat, groups))
+    return torch.stack(whole).logsumexp(0) - torch.stack(rest).logsumexp(0)

@@ -31,10 +31,11 @@ def check_fixed_densities(model: Program, values: Mapping[str, Tensor], structur
         return
     first, second = (model.run(values=model.plain_values(values, k)) for k in (0, 1))
     for name in structure.given:
-        known = name in structure.layout.known
-        if (known or first[name].is_observed) and not close(first[name].log_prob(), second[name].log_prob()):
+        kind = "latent" if name in structure.layout.known else "observed"
+        judged = kind == "latent" or first[name].is_observed
+        if judged and not close(first[name].log_prob(), second[name].log_prob()):
             raise DatumPlateError(
-                f"the {'latent' if known else 'observed'} site '{name}' lies outside the datum plate '{structure.layout.datum_plate}' and depends on "
+                f"the {kind} site '{name}' lies outside the datum plate '{structure.layout.datum_plate}' and depends on "
                 "its latents, so it belongs to no one datum: put it into the plate, or pass datum_plate=None to weigh the "
                 "whole call as one datum"
             )

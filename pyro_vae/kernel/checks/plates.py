@@ -49,7 +49,7 @@ def find_layout(
     if datum_plate is None:
         return Layout(num_plates=max((len(batch_shape(s)) for s in sites), default=0))
     # The one joint draw of AutoDiagonalNormal lies outside all plates; it is split per site and datum instead.
-    auto_draws = {name for name in auto_sites(guide) if name.startswith("_")}
+    auto_draws = {name for name in auto_sites(guide) if name.startswith("_")} - set(known)
     members = [s for s in sites if s.name not in auto_draws]
     pinned = {*known, *pinned_sites(guide, guide_sites, model_sites)}
     name = datum_plate if datum_plate != INFER else plate_of_data(members, pinned)
