@@ -87,14 +87,14 @@ def joined(tensor: Tensor, layout: Layout, num_draws: int, width: int) -> Tensor
 
 
 def together(record: Record, layout: Layout, num_draws: int) -> Record:
-    """A record of N data at K S particles as one of S N data at K particles. Observed values keep their shape."""
+    """A record of N data at K S particles as one of S N data at K particles. Observed and enumerated values stay as they are."""
     wide: Record = {}
     for name, site in record.items():
         join = partial(joined, layout=layout, num_draws=num_draws)
         moved = wide[name] = copy(site)
         moved.__dict__.pop("log_prob", None)
         moved._log_prob = lambda site=site, join=join: join(site.log_prob, width=0)  # type: ignore[misc]
-        if not site.is_observed:
+        if not (site.is_observed or name in layout.enumerated):
             moved.value = join(site.value, width=site.event_dim)
         if site.mask is not None:
             moved.mask = join(site.mask, width=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import noise
 from ..errors import LocalFitError, NonFiniteError, OptionError, quoted
-from ..evidence import AdaptiveImportanceSampling, Estimator, OfPair, guide_draws
+from ..evidence import AdaptiveImportanceSampling, Estimator, ImportanceSampling, OfPair, guide_draws
 from ..kernel import Call, Outside, Pair, movement
 from ..noise import Noise, batch_noise, checked_seed, noise_seed
 from ..options import one_of, whole_number
@@ -21,6 +21,8 @@ from .marginal_space import MarginalSpace, fit_outside
 
 MOST_FITTED = 200  # latents outside the plate, of which a full covariance is fitted
 MOST_PAIRS = 20_000  # of a draw and a datum, that are looked at together
+FITTED_TO_DATA = functools.partial(AdaptiveImportanceSampling, num_particles=100)
+DRAWN_BY_GUIDE = functools.partial(ImportanceSampling, num_particles=300, check=False)
 LOOKED_AT = 20  # draws at which rounding is looked at
 Proposal = Literal["auto", "fitted", "guide"]
 
@@ -54,7 +56,8 @@ class LeaveOneOut(OfPair):
         with tails wider than that, and a fiftieth of the prior. "guide": the guide itself. "auto": fitted where all theta
         are continuous and no more than 200 numbers, otherwise the guide; the result's `unchecked` says why.
     :param evidence: how p(x_n | theta_s) is estimated where data have latents of their own: a callable (model, guide) that
-        gives an estimator of log p(x), unbiased for p(x).
+        gives an estimator of log p(x), unbiased for p(x). `None`: proposals fitted to each datum and draw, 100 weights; where
+        these latents cannot be fitted, 300 draws of the guide.
 
     Called with the model's own arguments, which hold all data; returns a `LeaveOneOutResult`, nats, with numbers (B,) for the
     B data. Costs S decoder evaluations, times those of `evidence` where data have latents, and a tenth of it for the fit.
@@ -75,7 +78,7 @@ class LeaveOneOut(OfPair):
 
     num_draws: int = 1000
     proposal: Proposal = "auto"
-    evidence: Callable[[Callable, Callable], Estimator] = functools.partial(AdaptiveImportanceSampling, num_particles=100)
+    evidence: Callable[[Callable, Callable], Estimator] | None = None
 
     def check_options(self) -> None:
         self.num_draws = whole_number("num_draws", self.num_draws)
@@ -85,13 +88,13 @@ class LeaveOneOut(OfPair):
         of_all: Any = {"prior_sites": self.prior_sites, "check_support": self.check_support, "takes_subsamples": True}
         self._joint = Pair(self.model, self.guide, datum_plate=None, **of_all)
         self._given: dict[tuple[str, bool], Pair] = {}
-        made = self.evidence(self.model, self.guide) if callable(self.evidence) else None
-        if not isinstance(made, Estimator):
+        makers = (FITTED_TO_DATA, DRAWN_BY_GUIDE) if self.evidence is None else (self.evidence,)
+        self._estimators = [make(self.model, self.guide) if callable(make) else None for make in makers]
+        if not all(isinstance(made, Estimator) for made in self._estimators):
             raise OptionError(
                 "evidence must be an estimator to be built, as functools.partial(pv.ImportanceSampling, num_particles=100), "
                 f"got {self.evidence!r}"
             )
-        self._local = made
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> LeaveOneOutResult:
@@ -103,6 +106,7 @@ class LeaveOneOut(OfPair):
             known = outside.plain_values(joint, outside.values(first), 0)
             pair = self._pair_given(outside)
             with pair.open(args, kwargs, seed, known=known) as given:
+                self._refuse_part(given, outside)
                 with batch_noise(0):  # the same draws for all batches
                     sample, why_not = self._draws(joint, given, outside)
                 record = self._record(given, outside, sample, why_not, joint.cost)
@@ -127,15 +131,19 @@ class LeaveOneOut(OfPair):
             )
         return self._given[key]
 
+    def _refuse_part(self, given: Call, outside: Outside) -> None:
+        """Proposals are fitted to the posterior given all data."""
+        part = given.structure.subsampled or noise.batch_number > 0
+        if self.proposal != "guide" and part:
+            raise OptionError(
+                f"proposal='{self.proposal}' fits to all data, and this call has a part of them, a subsampled plate or one "
+                "batch of several: use proposal='guide', or call it with all data"
+            )
+
     def _draws(self, joint: Call, given: Call, outside: Outside) -> tuple[OutsideSample, str]:
         """Draws of theta, and why they are the guide's own where a fit was left to "auto"."""
         if self.proposal == "guide":
             return from_guide(joint, outside, self.num_draws), ""
-        if noise.batch_number > 0:
-            raise OptionError(
-                "a fitted proposal needs all data in one call, and this is one batch of several: use proposal='guide', or "
-                "call it with all data"
-            )
         try:
             return self._fitted(joint, given, outside), ""
         except (LocalFitError, NonFiniteError) as error:
@@ -155,12 +163,20 @@ class LeaveOneOut(OfPair):
         return sample
 
     def _record(self, given: Call, outside: Outside, sample: OutsideSample, why_not: str, cost: float) -> LeaveOneOutResult:
-        rows, doubted = [], []
+        rows, doubted, unchecked = [], [], {}
+        estimators = list(self._estimators)
         for number, (first, length) in enumerate(pieces(given, len(sample), bool(outside.inside))):
             values = narrowed(sample.values, first, length)
             call = given.at_draws(values, length, noise_seed(given.seed, Noise.LEAVE_ONE_OUT, number))
             if outside.inside:
-                evidence = self._local.estimate(call)
+                try:
+                    evidence = estimators[0].estimate(call)
+                except LocalFitError as error:  # at the first draws, as it depends on the kind of latents alone
+                    if len(estimators) == 1:
+                        raise
+                    del estimators[0]
+                    unchecked["fits of the data's own latents"] = str(error)
+                    evidence = estimators[0].estimate(call)
                 row, bad = evidence.log_evidence, ~evidence.reliable
             else:
                 drawn = call.draw(1)
@@ -169,7 +185,10 @@ class LeaveOneOut(OfPair):
             rows.append(row.reshape(length, -1))
             doubted.append(bad.reshape(length, -1))
             cost += call.cost * length
-        rounding, unchecked = (None, {}) if outside.inside else self._rounding(given, sample)
+        rounding = None
+        if not outside.inside:
+            rounding, why_not_known = self._rounding(given, sample)
+            unchecked |= why_not_known
         if why_not:
             unchecked["fitted proposal"] = why_not
         log_likelihood = torch.cat(rows)
@@ -188,7 +207,7 @@ class LeaveOneOut(OfPair):
             index=given.index,
             seen=given.index,
             stripped_scales=given.structure.stripped_scales,
-            local=type(self._local).__name__ if outside.inside else "",
+            local=type(estimators[0]).__name__ if outside.inside else "",
             unchecked=unchecked,
         )
 
