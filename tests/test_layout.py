@@ -57,6 +57,7 @@ OUTSIDE = {
     "batches": {"tqdm"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
+    "leave_one_out": {"arviz"},
     "samples": {"tqdm"},
     "plots": {"numpy", "matplotlib"},
     "training": {"numpy", "matplotlib", "tqdm"},

@@ -8,7 +8,7 @@ Pair, Call
   default of `datum_plate=`.
 
 Outside
-: latents outside the plate of the data: which, their draws and densities. `Call.at_draws` is about the data given many draws.
+: latents outside the plate of the data: which, their draws, their densities. `Call.at_draws` is about data given many draws.
 
 Record, SiteRecord, LogDensities
 : what a run gives back, by site: values and distributions, and log-densities per particle and datum. `narrow_record` takes

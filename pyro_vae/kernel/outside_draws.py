@@ -87,7 +87,7 @@ def joined(tensor: Tensor, layout: Layout, num_draws: int, width: int) -> Tensor
 
 
 def together(record: Record, layout: Layout, num_draws: int) -> Record:
-    """A record of N data at K S particles as one of S N data at K particles. Observed and enumerated values stay as they are."""
+    """A record of N data at K S particles as one of S N data at K. Observed and enumerated values stay as they are."""
     wide: Record = {}
     for name, site in record.items():
         join = partial(joined, layout=layout, num_draws=num_draws)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import noise
 from ..errors import LocalFitError, NonFiniteError, OptionError, quoted
-from ..evidence import AdaptiveImportanceSampling, Estimator, ImportanceSampling, OfPair, guide_draws
+from ..evidence import AdaptiveImportanceSampling, Estimator, Evidence, ImportanceSampling, OfPair, guide_draws
 from ..kernel import Call, Outside, Pair, movement
 from ..noise import Noise, batch_noise, checked_seed, noise_seed
 from ..options import one_of, whole_number
@@ -39,10 +39,8 @@ class LeaveOneOut(OfPair):
         w_sn = p(theta_s) / q(theta_s)  prod over m != n of p(x_m | theta_s),   theta_s ~ q
 
     theta are the latents outside the plate of the data: the weights of a Bayesian regression or network, the parameters of
-    a hierarchy. The weights are exact for any proposal q, the guide or a fitted one: that q is not the posterior is
-    corrected (Magnusson et al., 2019, "Bayesian leave-one-out cross-validation for large data",
-    https://arxiv.org/abs/1904.10679). Their tails are Pareto-smoothed (Vehtari, Gelman and Gabry, 2017,
-    https://doi.org/10.1007/s11222-016-9696-4), and the tail index k of each datum says whether its number may be believed.
+    a hierarchy. The weights are right for any proposal q, the guide or a fitted one: that q is not the posterior is
+    corrected. Their tails are Pareto-smoothed, and the tail index k of each datum says whether its number may be believed.
 
     Where a datum has latents z_n of its own, log p(x_n | theta_s) is an estimate of log p(x) given theta_s, by `evidence`.
     It is unbiased for p(x_n | theta_s), so the sums above stay right, and its noise is part of the stated errors.
@@ -56,17 +54,23 @@ class LeaveOneOut(OfPair):
         with tails wider than that, and a fiftieth of the prior. "guide": the guide itself. "auto": fitted where all theta
         are continuous and no more than 200 numbers, otherwise the guide; the result's `unchecked` says why.
     :param evidence: how p(x_n | theta_s) is estimated where data have latents of their own: a callable (model, guide) that
-        gives an estimator of log p(x), unbiased for p(x). `None`: proposals fitted to each datum and draw, 100 weights; where
+        gives an estimator of log p(x), unbiased for p(x). `None`: proposals fitted to each datum and draw, 100 weights; if
         these latents cannot be fitted, 300 draws of the guide.
 
-    Called with the model's own arguments, which hold all data; returns a `LeaveOneOutResult`, nats, with numbers (B,) for the
-    B data. Costs S decoder evaluations, times those of `evidence` where data have latents, and a tenth of it for the fit.
+    Called with the model's own arguments, which hold all data; returns a `LeaveOneOutResult`, nats, with numbers (B,) for
+    the B data. Costs S decoder evaluations, times those of `evidence` where data have latents, and a tenth of it for the fit.
     For data in batches use `pv.evaluate` with ``proposal="guide"`` and a seed, so that all batches see the same draws.
 
     :raises StructureError: if no latent lies outside the plate; if the guide draws theta given latents of the data, or both
         in one draw (and its kinds, see `pyro_vae.errors`).
     :raises LocalFitError: for ``proposal="fitted"`` with discrete theta, or latents without a fit.
     :raises OptionError: for `num_draws` below 1, another `proposal`, or a fitted proposal for data in batches.
+
+    References:
+    Vehtari, Gelman and Gabry (2017), "Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC",
+    https://doi.org/10.1007/s11222-016-9696-4.
+    Magnusson, Andersen, Jonasson and Vehtari (2019), "Bayesian leave-one-out cross-validation for large data",
+    https://arxiv.org/abs/1904.10679.
 
     Example::
 
@@ -177,6 +181,7 @@ class LeaveOneOut(OfPair):
                     del estimators[0]
                     unchecked["fits of the data's own latents"] = str(error)
                     evidence = estimators[0].estimate(call)
+                check_unbiased(evidence)
                 row, bad = evidence.log_evidence, ~evidence.reliable
             else:
                 drawn = call.draw(1)
@@ -218,6 +223,16 @@ class LeaveOneOut(OfPair):
         call.weigh(call.draw(1), call.score({}, 1), 1)
         shift, why = movement(call)
         return (None, {"precision": why}) if shift is None else (shift.reshape(few, -1), {})
+
+
+def check_unbiased(evidence: Any) -> None:
+    """Sums over draws average the noise of p(x_n given theta) away, and its bias not."""
+    bound = getattr(evidence, "bound", None)
+    if not isinstance(evidence, Evidence) or bound not in ("lower", "exact"):
+        raise OptionError(
+            f"evidence must give an unbiased estimate of p(x), bound 'lower' or 'exact', got {type(evidence).__name__} with "
+            f"bound {bound!r}: use AdaptiveImportanceSampling, ImportanceSampling without jackknife, or ExactEvidence"
+        )
 
 
 def pieces(call: Call, num_draws: int, has_latents: bool) -> Iterator[tuple[int, int]]:

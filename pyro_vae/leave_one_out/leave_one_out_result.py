@@ -34,7 +34,7 @@ UNSEEN, SCATTER = 5e-4, 3.0  # rounding that is no fault: nats, and units of the
 REMEDIES = {
     GUIDE: "Use proposal='fitted', a guide nearer to the posterior (AutoMultivariateNormal knows correlations), or raise "
     "num_draws",
-    FITTED: "Raise num_draws",
+    FITTED: "Raise num_draws, or use proposal='guide' with a guide as wide as the posterior",
 }
 
 
@@ -203,7 +203,7 @@ class LeaveOneOutResult:
         return float((log_predictive(self._log_posterior_weights, self.log_likelihood) - self.elpd).sum())
 
     def sum(self) -> Estimate:
-        """elpd of all data: the sum with its Monte Carlo error, all draws being shared, and its sampling error sqrt(N) sd."""
+        """elpd of all data: the sum with its Monte Carlo error (data share the draws) and its sampling error sqrt(N) sd."""
         error, number = self._scores.influence.square().sum().sqrt(), len(self)
         sampling = self.elpd.std() * math.sqrt(number) if number > 1 else torch.full_like(error, math.nan)
         return Estimate(self.elpd.sum(), error if self.num_draws > 1 else error * math.nan, sampling, doubt=self._doubt())
@@ -218,7 +218,7 @@ class LeaveOneOutResult:
         return f"{int(bad.sum())} of {len(bad)} data in doubt" if are_many(bad) else ""
 
     def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
-        """Monte Carlo interval of `elpd`, two tensors (B,), wider by 1 / (1 - k) on both sides where tails are heavy (k > 0)."""
+        """Monte Carlo interval of `elpd`, two tensors (B,): its error times 1 / (1 - k) where tails are heavy (k > 0)."""
         few = self.num_draws < MIN_PARTICLES_FOR_K
         quantile = student_quantile(level, max(self.num_draws - 1, 1)) if few else normal_quantile(level)
         half = quantile * self.std_error / (1 - self.pareto_k.nan_to_num(nan=0.0).clamp(0.0, 0.95))
@@ -243,7 +243,7 @@ class LeaveOneOutResult:
         return found
 
     def _rounded(self) -> Tensor:
-        """(B,): rounding of the datum itself, or of the sum over all data, whose spread over draws is noise in the weights."""
+        """(B,): of the datum itself, or of the sum over all data, whose spread over draws is noise in the weights."""
         assert self.rounding is not None
         usual = UNSEEN + SCATTER * torch.finfo(self.log_likelihood.dtype).eps * self.elpd.abs()
         own = self.rounding.abs().mean(0) > torch.fmax(0.1 * self.std_error, usual)
@@ -277,8 +277,8 @@ class LeaveOneOutResult:
             )
         if reason == "tails":
             return (
-                f"the weights without {data} have a Pareto k above {limit}: these data are so influential that their elpd is "
-                "likely off by more than the stated error"
+                f"the weights without {data} have a Pareto k above {limit}: these data are so influential that their elpd "
+                "is likely off by more than the stated error"
             )
         if reason == "precision":
             return f"elpd of {data} moves by more than a tenth of its error in float64"
@@ -297,7 +297,7 @@ class LeaveOneOutResult:
     def to_arviz(self, *, resample: bool = True, seed: int = 0) -> Any:
         """For ArviZ, an optional extra: groups `posterior` (theta) and `log_likelihood`, one chain of S draws.
 
-        ArviZ's `loo` takes draws for those of the posterior. Where the weights p(theta | x) / q(theta) differ, S of the draws
+        ArviZ's `loo` takes draws for those of the posterior. Where the weights p(theta | x) / q(theta) differ, S of them
         are therefore chosen by weight (systematic resampling); `loo` is then right, with a noise of its own beside that of
         this record. Where they are equal, as with an exact guide, it gives the numbers of this record.
 
@@ -324,12 +324,14 @@ class LeaveOneOutResult:
         if not self._is_complete and self.seen is not None:
             return f"LeaveOneOutResult of {len(self.seen)} of {self.full_size} data: join all batches to read scores"
         how = f", log p(x_n given theta) by {self.local}" if self.local else ""
+        own = self.pareto_k
         lines = [
-            f"LeaveOneOutResult of {len(self)} data, S = {self.num_draws} draws of {', '.join(self.draws)} ({self.method}){how}",
+            f"LeaveOneOutResult of {len(self)} data, S = {self.num_draws} draws of {', '.join(self.draws)} "
+            f"({self.method}){how}",
             f"  elpd  {self.sum()}",
             f"  per datum {self.mean()}",
             f"  effective number of parameters {self.p_loo:.1f}",
-            f"  Pareto k without a datum: median {float(self.pareto_k.median()):.2f}, highest {float(self.pareto_k.max()):.2f}; "
+            f"  Pareto k without a datum: median {float(own.median()):.2f}, highest {float(own.max()):.2f}; "
             f"of the posterior {self.posterior_k:.2f} (ESS {self.posterior_ess:.0f})",
         ]
         counts = [f"{reason} {int(flags.sum())} of {len(flags)}" for reason, flags in self.doubts.items()]

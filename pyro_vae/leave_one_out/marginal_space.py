@@ -21,7 +21,7 @@ AtDraws = Callable[[dict[str, Tensor], int, int], Call]  # values, their number,
 
 
 class MarginalSpace(LatentSpace):
-    """The unconstrained space of the latents theta outside the plate, with log p(x, theta) in the place of log p(x, z, theta).
+    """The unconstrained space of the latents theta outside the plate, with log p(x, theta) for log p(x, z, theta).
 
     log p(x_n given theta) of each datum is a mean of weights from a Gaussian fitted to its latents given theta; its gradient
     follows theta through the weights, the draws being held.
