@@ -58,7 +58,7 @@ class LeaveOneOut(OfPair):
         these latents cannot be fitted, 300 draws of the guide.
 
     Called with the model's own arguments, which hold all data; returns a `LeaveOneOutResult`, nats, with numbers (B,) for
-    the B data. Costs S decoder evaluations, times those of `evidence` where data have latents, and a tenth of it for the fit.
+    the B data. Costs S decoder evaluations, times those of `evidence` where data have latents, and some for the fit.
     For data in batches use `pv.evaluate` with ``proposal="guide"`` and a seed, so that all batches see the same draws.
 
     :raises StructureError: if no latent lies outside the plate; if the guide draws theta given latents of the data, or both
@@ -112,7 +112,7 @@ class LeaveOneOut(OfPair):
             with pair.open(args, kwargs, seed, known=known) as given:
                 self._refuse_part(given, outside)
                 with batch_noise(0):  # the same draws for all batches
-                    sample, why_not = self._draws(joint, given, outside)
+                    sample, why_not = self._draws(joint, given, outside, sum(known[n].numel() for n in outside.latents))
                 record = self._record(given, outside, sample, why_not, joint.cost)
         warn_about(record, stacklevel=3)  # past torch.no_grad, to the caller
         return record
@@ -144,10 +144,13 @@ class LeaveOneOut(OfPair):
                 "batch of several: use proposal='guide', or call it with all data"
             )
 
-    def _draws(self, joint: Call, given: Call, outside: Outside) -> tuple[OutsideSample, str]:
+    def _draws(self, joint: Call, given: Call, outside: Outside, dim: int) -> tuple[OutsideSample, str]:
         """Draws of theta, and why they are the guide's own where a fit was left to "auto"."""
         if self.proposal == "guide":
             return from_guide(joint, outside, self.num_draws), ""
+        if self.proposal == "auto" and dim > MOST_FITTED:
+            why_not = f"{dim} numbers are more than the {MOST_FITTED} up to which 'auto' fits a covariance"
+            return from_guide(joint, outside, self.num_draws), why_not
         try:
             return self._fitted(joint, given, outside), ""
         except (LocalFitError, NonFiniteError) as error:

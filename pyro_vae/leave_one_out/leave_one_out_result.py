@@ -29,6 +29,7 @@ from .draws import FITTED, GUIDE
 from .handing_over import inference_data
 from .smoothing import Scores, log_posterior_weights, log_predictive, scores, smoothed
 
+HEAVY, MOST_HEAVY = 0.5, 0.1  # k from which on weights have no variance, and the share of such data that a sum may have
 UNSEEN, SCATTER = 5e-4, 3.0  # rounding that is no fault: nats, and units of the last digit of a log-likelihood
 
 REMEDIES = {
@@ -203,7 +204,10 @@ class LeaveOneOutResult:
         return float((log_predictive(self._log_posterior_weights, self.log_likelihood) - self.elpd).sum())
 
     def sum(self) -> Estimate:
-        """elpd of all data: the sum with its Monte Carlo error (data share the draws) and its sampling error sqrt(N) sd."""
+        """elpd of all data: the sum with its Monte Carlo error (data share the draws) and its sampling error sqrt(N) sd.
+
+        No error is printed where more than 5% of the data are in doubt, or more than 10% have a Pareto k above 0.5.
+        """
         error, number = self._scores.influence.square().sum().sqrt(), len(self)
         sampling = self.elpd.std() * math.sqrt(number) if number > 1 else torch.full_like(error, math.nan)
         return Estimate(self.elpd.sum(), error if self.num_draws > 1 else error * math.nan, sampling, doubt=self._doubt())
@@ -214,7 +218,10 @@ class LeaveOneOutResult:
         return Estimate(total.value / number, total.std_error / number, total.sampling_error / number, doubt=total.doubt)
 
     def _doubt(self) -> str:
-        bad = ~self.reliable
+        """Why errors of the sum are not to be trusted: heavy tails miss on one side, and in a sum that adds up."""
+        bad, heavy = ~self.reliable, self.pareto_k > HEAVY
+        if not are_many(bad) and int(heavy.sum()) > MOST_HEAVY * len(heavy):
+            return f"{int(heavy.sum())} of {len(heavy)} data have a Pareto k above {HEAVY}"
         return f"{int(bad.sum())} of {len(bad)} data in doubt" if are_many(bad) else ""
 
     def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:

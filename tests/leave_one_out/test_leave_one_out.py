@@ -328,6 +328,19 @@ def test_an_influential_outlier_has_a_high_k_and_a_doubt(proposal):
     assert "tails 1 of 40" in str(result)
 
 
+@pytest.mark.slow
+def test_a_sum_over_many_heavy_tails_has_no_error():
+    """200 weights and 600 data, exact draws: each score misses a little on the same side, the sum by 3 to 6 errors."""
+    x, y = regression_data(600, 200, correlation=0.5, seed=1)
+    with quiet():
+        many = loo(regression, exact_guide, proposal="guide", num_draws=4000)(x, y)
+        few = loo(regression, exact_guide, proposal="guide")(*regression_data(300, 50, correlation=0.5, seed=1))
+    assert float(many.reliable.double().mean()) > 0.95 and "of 600 data have a Pareto k above 0.5" in str(many)
+    assert not few.sum().doubt
+    off = float(few.sum().value - exact_scores(*regression_data(300, 50, correlation=0.5, seed=1)).sum())
+    assert abs(off) < SIGMAS * float(few.sum().std_error) < 2.5
+
+
 def test_the_effective_number_of_parameters():
     """sum_n log p(y_n | y) - log p(y_n | y_-n), both Gaussian."""
     loc, covariance = posterior_of(X, Y)
@@ -535,6 +548,13 @@ def test_rounding_is_doubted_and_float64_is_the_remedy():
     assert_right(loo(model, fixed_guide(), proposal="guide")(X, Y + 3e4), EXACT, highest_error=0.01)
 
 
+def test_many_latents_outside_come_from_the_guide():
+    x, y = regression_data(40, 201)
+    with quiet():
+        result = loo(regression, exact_guide)(x, y)
+    assert result.method == "draws of the guide" and "201 numbers" in result.unchecked["fitted proposal"]
+
+
 def test_few_draws_are_not_judged():
     few = loo(regression, exact_guide, num_draws=50, proposal="guide")(X, Y)
     assert "tails" not in few.doubts and few.unchecked["tails"] == "S < 100"
@@ -571,9 +591,8 @@ def test_a_datum_that_some_draws_rule_out():
 
 def test_inner_estimates_must_be_unbiased():
     jackknifed = functools.partial(pv.ImportanceSampling, num_particles=200, jackknife=1, check=False)
-    for evidence, found in ((jackknifed, "bound 'consistent'"), (pv.InferenceGaps, "got Gaps")):
-        with pytest.raises(errors.OptionError, match=f"must give an unbiased estimate.*{found}"):
-            loo(known_spread, groups_guide, evidence=evidence, datum_plate="groups", num_draws=100)(GROUPS)
+    with pytest.raises(errors.OptionError, match="must give an unbiased estimate.*bound 'consistent'"):
+        loo(known_spread, groups_guide, evidence=jackknifed, datum_plate="groups", num_draws=100)(GROUPS)
     exact = loo(known_spread, groups_guide, evidence=pv.ExactEvidence, datum_plate="groups", num_draws=200)(GROUPS)
     assert_right(exact, group_scores(GROUPS), highest_error=0.05)
 
