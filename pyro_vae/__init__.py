@@ -37,6 +37,7 @@ from .latent import (
     manifold,
     traverse,
 )
+from .leave_one_out import LeaveOneOut, LeaveOneOutResult
 from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .objectives import (
     BetaTrace_ELBO,
@@ -101,6 +102,8 @@ __all__ = [
     "InferenceGaps",
     "KCurve",
     "LatentSample",
+    "LeaveOneOut",
+    "LeaveOneOutResult",
     "LinearAnnealing",
     "LinearVAE",
     "Manifold",

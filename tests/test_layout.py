@@ -59,6 +59,7 @@ OUTSIDE = {
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "records": {"pandas"},
+    "leave_one_out": {"arviz"},
     "samples": {"tqdm"},
     "plots": {"numpy", "matplotlib"},
     "training": {"numpy", "matplotlib", "tqdm"},

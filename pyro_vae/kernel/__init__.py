@@ -7,6 +7,9 @@ Pair, Call
   `simulate`, `reconstruct`, `score`, `log_guide`, `weigh`, `log_weights`. `LivePair` is a pair in training. `INFER` is the
   default of `datum_plate=`.
 
+Outside
+: latents outside the plate of the data: which, their draws, their densities. `Call.at_draws` is about data given many draws.
+
 Record, SiteRecord, LogDensities
 : what a run gives back, by site: values and distributions, and log-densities per particle and datum. `narrow_record` takes
   some of the particles, `movement` weighs a few again in float64.
@@ -38,6 +41,7 @@ from .checks.subsamples import check_subsample, same_indices
 from .indicators import Summed
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
+from .outside import Outside
 from .pairs import Pair, simulation
 from .provenance import first_dependent, read_by_prior
 from .recorder import Cut, Layout
@@ -52,6 +56,7 @@ __all__ = [
     "LivePair",
     "LogDensities",
     "LostProvenance",
+    "Outside",
     "Pair",
     "Record",
     "SiteRecord",

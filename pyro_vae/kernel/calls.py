@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +14,15 @@ from torch import Tensor
 
 from ..errors import AuxiliarySiteError, NonFiniteError, listed, quoted
 from ..noise import NOISE_BLOCK, Noise, noise_seed, seed_torch
-from .checks.agreement import values_for_model, values_of
+from .checks.agreement import choose_at_draws, values_for_model, values_of
 from .checks.data import check_not_shared, check_observed
 from .checks.masked import check_masked_latents
 from .checks.structure import Structure
 from .fingerprints import Observed, fingerprint_of, measure_of, observed_in
 from .indicators import summed_over, summed_site
 from .log_densities import LogDensities
-from .programs import Program, ancestral, draw, score
+from .outside_draws import OutsideDraws, at_any_draw, padded_values
+from .programs import Execution, Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout, Site
 from .records import Record, leading_record, looped_record, narrow_record
 from .selection import call_for
@@ -59,6 +62,7 @@ class Call:
         self.weighed: LogDensities | None = None  # the last particles at given values, for the check of their precision
         self._scored: Record | None = None
         self._observed: list[Observed] | None = None
+        self._wide: tuple[Execution, Execution] | None = None  # of guide and model at many draws of the latents outside
 
     @property
     def index(self) -> Tensor | None:
@@ -93,7 +97,9 @@ class Call:
 
     def again(self, seed: int) -> Call:
         """The same call with other noise."""
-        return Call(self.guide, self.model, self.structure, seed, self.device, self.check_support, self.pair)
+        call = copy(self)
+        call.seed, call.cost, call.num_parts, call.weighed, call._scored = seed, 0, 0, None, None
+        return call
 
     def one_by_one(self, *, model_too: bool = True) -> None:
         """From now on, run the programs plainly for one particle at a time: distributions keep the shapes they came in.
@@ -104,10 +110,30 @@ class Call:
         if model_too or self.model.execution != "leading":
             self.model.execution = "loop"
 
+    def at_draws(self, values: Mapping[str, Tensor], num_draws: int, seed: int) -> Call:
+        """The same call at S draws of the latents outside the data: a call about S N data, see `outside_draws`.
+
+        :param values: (S, *plates, *event) of each site that was opened as `known`.
+        """
+        values = padded_values(values, self.layout)
+        if self._wide is None:
+            self._wide = choose_at_draws(self.guide, self.model, values, self.structure)
+        draws = OutsideDraws(values, num_draws, self.batch_size)
+        layout = replace(self.layout, batch_size=num_draws * self.batch_size)
+        guide, model = copy(self.guide), copy(self.model)
+        guide.execution, model.execution = self._wide
+        for program in (guide, model):
+            program.outside, program.layout = draws, layout
+        bytes_per_particle = num_draws * self.structure.bytes_per_particle
+        structure = replace(self.structure, layout=layout, bytes_per_particle=bytes_per_particle, subsampled=False)
+        call = Call(guide, model, structure, seed, self.device, self.check_support, self.pair)
+        call.data_checked = True
+        return call
+
     def run_prior(self) -> dict[str, Site]:
         """One plain run of the model under its prior: its sites with their distributions. Costs one decoder evaluation."""
         self.cost += 1
-        return self.model.run()
+        return (self.model if self.model.outside is None else at_any_draw(self.model)).run()
 
     def draw(self, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None) -> Record:
         """Draw from the guide. What only the guide draws, as the component of a mixture, is summed out of log q."""

@@ -43,23 +43,31 @@ class Pair:
         prior_sites: Collection[str] = (),
         check_support: bool = True,
         draws_rather: bool = False,
+        takes_subsamples: bool = False,
     ) -> None:
-        """:param draws_rather: take a guide that enumerates all latents for one that draws them."""
+        """:param draws_rather: take a guide that enumerates all latents for one that draws them.
+        :param takes_subsamples: with `datum_plate=None`, admit plates of which a call holds a part.
+        """
         for name, program in (("model", model), ("guide", guide)):
             if not callable(program):
                 raise ArgumentError(f"{name} must be callable, got {type(program).__name__}")
             check_forward(name, program)
         self.model, self.guide = model, guide
         self.datum_plate, self.prior_sites, self.check_support = datum_plate, tuple(prior_sites), check_support
-        self.draws_rather = draws_rather
+        self.draws_rather, self.takes_subsamples = draws_rather, takes_subsamples
         self._known: dict[Any, Found] = {}
 
     @contextmanager
-    def open(self, args: tuple, kwargs: Mapping[str, Any], seed: int | None) -> Iterator[Call]:
-        """Open a call. Store, buffers, modes, settings and (with a seed) random state are restored on exit."""
+    def open(
+        self, args: tuple, kwargs: Mapping[str, Any], seed: int | None, known: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Call]:
+        """Open a call. Store, buffers, modes, settings and (with a seed) random state are restored on exit.
+
+        :param known: values of latents outside the data, in the shapes of a plain run: everything is then given them.
+        """
         for name, program in (("model", self.model), ("guide", self.guide)):
             check_signature(name, program, args, kwargs)
-        refuse_guide(self.guide, self.datum_plate)
+        refuse_guide(self.guide, self.datum_plate, known or ())
         seed = checked_seed(seed)
         modules = isolation.modules_of(self.model, self.guide)
         devices = devices_of((args, kwargs), modules)
@@ -72,12 +80,12 @@ class Pair:
                 generator = torch.Generator().manual_seed(noise_seed(seed, Noise.SUBSAMPLE, len(indices)))
                 return torch.randperm(fn.size, generator=generator)[: fn.subsample_size].to(fn.device)
 
-            guide, model = self._programs(args, kwargs, indices, draw_indices)
+            guide, model = self._programs(args, kwargs, indices, draw_indices, known)
             # What the checks found may hold no longer once the parameters have changed.
             parameters = [*(p for m in modules for p in m.parameters()), *pyro.get_param_store()._params.values()]
             versions = tuple((id(p), p._version) for p in parameters)
             modes = tuple(m.training for top in modules for m in top.modules())
-            key = (signature_of((args, kwargs)), modes, versions)
+            key = (signature_of((args, kwargs)), modes, versions, guide.known)
             if key not in self._known:
                 self._known[key] = self._find_out(guide, model, seed)
             structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
@@ -87,9 +95,14 @@ class Pair:
             yield Call(guide, model, structure, seed, devices[0], self.check_support, self)
 
     def _programs(
-        self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor], draw_indices: Callable[[str, Any], Tensor]
+        self,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        indices: dict[str, Tensor],
+        draw_indices: Callable[[str, Any], Tensor],
+        known: Mapping[str, Tensor] | None = None,
     ) -> tuple[Program, Program]:
-        shared: Any = {"indices": indices, "draw_indices": draw_indices, "fixed": {}, "full_sizes": {}}
+        shared: Any = {"indices": indices, "draw_indices": draw_indices, "fixed": dict(known or {}), "full_sizes": {}}
         return Program(self.guide, args, kwargs, **shared), Program(self.model, args, kwargs, **shared)
 
     def _find_out(self, guide: Program, model: Program, seed: int) -> Found:
@@ -121,12 +134,12 @@ class Pair:
             for _ in range(2):
                 try:
                     with named_failure("guide", guide):
-                        guide_sites = guide.run()
+                        guide_sites = guide.run(values=guide.fixed if guide.known else None)
                     with named_failure("model", model):
                         model_sites = self._probe_model(model, guide_sites)
                 except ZeroDivisionError as error:
                     raise EmptyBatchError("the batch is empty: pass at least one datum") from error
-                layout = self._layout(guide_sites, model_sites)
+                layout = self._layout(guide_sites, model_sites, guide.known)
                 guide.layout = model.layout = layout
                 if not layout.unsized:
                     break
@@ -139,19 +152,21 @@ class Pair:
     def _probe_model(self, model: Program, guide_sites: Mapping[str, Site]) -> dict[str, Site]:
         """Run the model at the guide's values. Where it fails, raise by name if the sites of the two do not match."""
         try:
-            return model.run(values={n: s.value for n, s in guide_sites.items() if not s.is_observed})
+            drawn = {n: s.value for n, s in guide_sites.items() if not s.is_observed}
+            return model.run(values={**drawn, **{n: model.fixed[n] for n in model.known}})
         except (RuntimeError, ValueError, IndexError) as error:
             if isinstance(error, StructureError):
                 raise
             model_sites = model.run()
             kept = kept_guide_sites(self.guide, guide_sites, model_sites, self.in_training)
-            layout = self._layout(guide_sites, model_sites)
+            layout = self._layout(guide_sites, model_sites, model.known)
             analyse(self.guide, kept, model_sites, layout=layout, prior_sites=self.prior_sites)
             raise
 
-    def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> Layout:
+    def _layout(self, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site], known: Collection[str]) -> Layout:
         kept = kept_guide_sites(self.guide, guide_sites, model_sites, self.in_training)
-        return find_layout(self.guide, kept, model_sites, self.datum_plate, takes_givens=not self.in_training)
+        layout = find_layout(self.guide, kept, model_sites, self.datum_plate, known, takes_givens=not self.in_training)
+        return replace(layout, takes_subsamples=self.takes_subsamples)
 
 
 def simulation(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..densities import find_masks
 from ..errors import StructureError, quoted
 from .folding import folded_draws, folded_scores
+from .outside_draws import OutsideDraws, scored_at_draws
 from .recorder import Adjust, Cut, Layout, Recorder, Site
 from .records import Record, SiteRecord, leading_record, looped_record, padded, select_particle, split_joint_draw
 
@@ -40,6 +41,8 @@ class Program:
     ) -> None:
         self.fn, self.args, self.kwargs = fn, args, kwargs
         self.indices, self.draw_indices, self.fixed, self.full_sizes = indices, draw_indices, fixed, full_sizes
+        self.known = frozenset(fixed)  # sites outside the data whose value comes from without
+        self.outside: OutsideDraws | None = None  # many values of these, see `outside_draws`
         self.layout = Layout()
         self.names: frozenset[str] | None = None
         self.execution: Execution = "loop"
@@ -111,6 +114,10 @@ def draw(
     Run on a model, this draws from the prior and records the likelihood of its observations as well. `cuts` is filled with
     the cuts of each run of the program, see `Recorder`.
     """
+    if program.outside is not None:
+        drawing = copy(program)
+        drawing.execution = "leading" if program.execution == "leading" else "loop"
+        return scored_at_draws(drawing, {}, num_particles, score)
     if program.execution == "folded" and num_particles > 1:
         with looping_after_failure(program):
             return folded_draws(program, num_particles, adjust)
@@ -127,6 +134,8 @@ def draw(
 
 def score(program: Program, values: Values, num_particles: int, *, adjust: Adjust | None = None) -> Record:
     """Log-densities per site at given canonical values; latent sites without a value are drawn once and recorded."""
+    if program.outside is not None:
+        return scored_at_draws(program, values, num_particles, score)
     if program.execution == "leading":
         sites = program.run(num_particles, values=values, adjust=adjust)
         return leading_record(split_joint_draw(program.fn, sites), program.layout)

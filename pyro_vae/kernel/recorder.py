@@ -31,11 +31,13 @@ class Layout:
     datum_dim: int | None = None
     batch_size: int = 1
     unsized: bool = False
+    takes_subsamples: bool = False  # whether plates inside the one datum may be subsampled
     enumerated: tuple[str, ...] = ()
     axes: Mapping[str, int] = field(default_factory=dict)  # of enumerated sites, left of the particles; chains reuse them
     expanded: Mapping[str, int] = field(default_factory=dict)  # enumerated with `expand=True`: how many values
     along_expanded: frozenset[str] = frozenset()  # latents that the guide draws along the axes of `expanded`
     fixed: frozenset[str] = frozenset()  # sites outside the data that have one value
+    known: frozenset[str] = frozenset()  # those of them whose value came from without, though the guide would draw it
     plain_shapes: Mapping[str, torch.Size] = field(default_factory=dict)  # batch shapes of latent sites in a plain run
     event_dims: Mapping[str, int] = field(default_factory=dict)
 
@@ -144,7 +146,14 @@ class Recorder(Messenger):
             self._answer(msg)
 
     def _answer_fixed(self, msg: Any) -> None:
-        """Outside the data: the value that it came with, that of a Delta of the guide, or the one the guide has given it."""
+        """Outside the data: the value that it came with, that of a Delta of the guide, or the one the guide has given it.
+
+        A site whose value is known is no point of the guide: it has that value, or the one of its particle.
+        """
+        if msg["name"] in self.layout.known and not msg["is_observed"]:
+            value = self.values.get(msg["name"])
+            msg["value"], msg["done"] = self.fixed[msg["name"]] if value is None else value, True
+            return
         if msg["value"] is None:
             point = isinstance(innermost(msg["fn"]), dist.Delta)
             msg["value"], msg["done"] = msg["fn"]() if point else self.fixed[msg["name"]], True

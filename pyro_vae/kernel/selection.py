@@ -34,7 +34,7 @@ def call_for(call: Call, kept: Tensor, number: int) -> Iterator[Call | None]:
     if torch.equal(kept.cpu(), torch.arange(call.batch_size)):
         yield call.again(seed)
         return
-    if call.structure.subsampled:  # the program chooses the data itself
+    if call.structure.subsampled or call.model.outside is not None:  # the program chooses the data itself, or each is many
         yield None
         return
     args, kwargs = (selected(tree, call.batch_size, kept) for tree in (tuple(call.model.args), dict(call.model.kwargs)))

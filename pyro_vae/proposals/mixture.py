@@ -160,3 +160,25 @@ def prior_blocks(
     for block, start in enumerate(range(0, num_particles, PRIOR_BLOCK), start=first_block):
         space.call.set_noise(stream, block)
         yield space.draw_prior(min(PRIOR_BLOCK, num_particles - start))
+
+
+def draw_with_prior(
+    space: LatentSpace, proposal: MixtureProposal, num_particles: int
+) -> Iterator[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]]:
+    """The draws of `proposal_log_weights`, without what the model makes of them.
+
+    Yields u, (K, B, D), in noise blocks, and a function of u and log p(u), (K, B), to the log-density of the draws.
+    """
+    num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
+    num_fitted, share = num_particles - num_prior, num_prior / num_particles
+
+    def log_density(u: Tensor, log_prior: Tensor) -> Tensor:
+        return proposal.log_prob_with_prior(u, log_prior, share)
+
+    for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
+        space.call.set_noise(Noise.PROPOSAL, block)
+        yield proposal.draw(min(NOISE_BLOCK, num_fitted - start)), log_density
+    for block, start in enumerate(range(0, num_prior, PRIOR_BLOCK), start=num_fitted):
+        space.call.set_noise(Noise.PROPOSAL, block)
+        values, _ = space.call.draw_prior(min(PRIOR_BLOCK, num_prior - start))
+        yield space.filled(space.pack(values)[0]), log_density

@@ -11,6 +11,7 @@ from .doubts import (
     are_many,
     counted,
     remedy_for,
+    without_doubt,
 )
 from .estimate import LEVEL, Estimate, normal_quantile, student_quantile, student_tail
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
@@ -38,5 +39,6 @@ __all__ = [
     "student_tail",
     "to_plain",
     "warn_about",
+    "without_doubt",
     "without_warnings",
 ]

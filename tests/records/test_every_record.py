@@ -44,6 +44,16 @@ def guide(x):
         pyro.sample("z", dist.Normal(0.7 * x[:, :2], 0.5).to_event(1))
 
 
+def regression(x):
+    weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(weight * x[:, 0], 1.0), obs=x[:, 1])
+
+
+def regression_guide(x):
+    pyro.sample("weight", dist.Normal(0.1, 0.5))
+
+
 def diagnosis():
     gaps = make_gaps(1.0, 0.5, num_data=NUM_DATA)
     parts = dict.fromkeys(("units", "surgery", "self_check", "samples", "simulation", "reconstruction"))
@@ -107,6 +117,7 @@ def made():
             pv.Gaps: gaps,
             pv.KCurve: evidence.curve,
             pv.LatentSample: pv.AggregatedPosterior(model, guide, **options)(batches, progress=False),
+            pv.LeaveOneOutResult: pv.LeaveOneOut(regression, regression_guide, num_draws=100, **options)(x),
             pv.Manifold: pv.manifold(model, guide, x, num_steps=3, seed=0),
             pv.PairedDifference: comparison.pairs[0],
             pv.RateDistortionCurve: pv.RateDistortion(model, guide, num_steps=20, num_chains=2, **options)(
@@ -156,6 +167,7 @@ COLUMNS = {
     pv.Gaps: {"amortization", "std_errors[amortization]", "converged", "doubts[not converged]", "reliable", "evidence.ess"},
     pv.KCurve: {"log_evidence[1]", "log_evidence[200]", "std_error[100]"},
     pv.LatentSample: {"draws[z[0]]", "means[z[1]]", "prior[z[0]]"},
+    pv.LeaveOneOutResult: {"elpd", "std_error", "pareto_k", "ess", "doubts[tails]", "reliable"},
     pv.Manifold: {"level", "values[z[0]]", "values[z[1]]"},
     pv.PairedDifference: {"difference", "std_error", "doubted", "influence"},
     pv.RateDistortionCurve: {"beta", "rate", "std_errors[bound]", "above_guide"},

@@ -175,6 +175,49 @@ def choose_for_model(
     return reference, read
 
 
+def choose_at_draws(guide: Program, model: Program, outside: Values, structure: Structure) -> tuple[Execution, Execution]:
+    """The executions of guide and model where the latents outside the data have a value per particle.
+
+    :param outside: (S, *plates, *event) by site. A few draws go through the loop and through each candidate.
+    """
+    sites = [site for program in (guide, model) for site in program.run().values()]
+    sizes = {size for site in sites for size in (*site.value.shape, *site.fn.shape())} | {structure.layout.batch_size}
+    num_particles = next(k for k in range(2, len(sizes) + 3) if k not in sizes)
+    values = {n: v[torch.arange(num_particles, device=v.device) % len(v)] for n, v in outside.items()}
+    guide, model = copy(guide), copy(model)
+    with torch.no_grad(), LayerWatch():
+        guide.base_draws, guide.execution = True, "leading"
+        try:
+            with ValueWatch(num_particles):
+                found = score(guide, values, num_particles)
+                for site in found.values():
+                    site.log_prob  # noqa: B018  computed here, watched
+            guide.execution = "loop"
+            again = score(guide, {**replayable(found, structure), **values}, num_particles)
+            of_guide: Execution = "leading" if agree(again, found, structure, num_particles) else "loop"
+        except Exception:  # whatever a program may raise when its tensors have an axis more
+            of_guide = "loop"
+        model.execution = "loop"
+        prior = score(model, values, num_particles)
+        values |= {name: told_apart(prior[name], structure.layout) for name in structure.latents if name in prior}
+        reference = score(model, values, num_particles)
+        values |= {name: reference[name].value for name in structure.prior_sites}
+        for candidate in candidates("leading", "vmap", folds=False):
+            if candidate == "vmap" and structure.prior_sites:
+                continue
+            try:
+                model.execution = candidate
+                with ValueWatch(num_particles if candidate == "leading" else None):
+                    record = score(model, values, num_particles)
+                    for site in record.values():
+                        site.log_prob  # noqa: B018
+                if agree(reference, record, structure, num_particles):
+                    return of_guide, candidate
+            except Exception:
+                continue
+    return of_guide, "loop"
+
+
 def read_prior_sites(model: Program, values: Values, structure: Structure) -> tuple[str, ...]:
     """The sites drawn from the prior if others read them, by the provenance of their densities; none otherwise."""
     names = frozenset(structure.prior_sites)

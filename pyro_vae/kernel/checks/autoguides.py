@@ -1,6 +1,6 @@
 """Pyro's autoguides: refuse those without a density per datum, and list the sites of the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from pyro.poutine.guide import GuideMessenger
 from ...errors import LazyGuideError, StructureError
 
 
-def refuse_guide(guide: Callable, datum_plate: str | None) -> None:
+def refuse_guide(guide: Callable, datum_plate: str | None, known: Collection[str] = ()) -> None:
     """Refuse autoguides that have no density per datum, and those that were never run."""
     parts = auto_parts(guide) or [unwrap(guide)]
     for part in parts:
@@ -23,7 +23,7 @@ def refuse_guide(guide: Callable, datum_plate: str | None) -> None:
             raise StructureError(f"{name} is not checked by the kernel: use AutoNormal, or an amortized guide")
         alone = len(parts) == 1
         joint = isinstance(part, AutoContinuous) and not (isinstance(part, autoguide.AutoDiagonalNormal) and alone)
-        if joint and datum_plate is not None:
+        if joint and datum_plate is not None and not latents_of(part) <= set(known):
             raise StructureError(
                 f"{name} is one joint density over all data and cannot be split per datum: use AutoNormal, or "
                 "datum_plate=None to weigh the whole call as one datum"
@@ -34,6 +34,11 @@ def refuse_guide(guide: Callable, datum_plate: str | None) -> None:
             lazy_messenger and not any(True for _ in part.parameters())
         ):
             raise LazyGuideError(f"{name} was never run and has no parameters yet: train it, or call guide(*args) once")
+
+
+def latents_of(part: Any) -> set[str]:
+    trace = getattr(part, "prototype_trace", None)
+    return {"?"} if trace is None else {name for name, _ in trace.iter_stochastic_nodes()}
 
 
 def auto_parts(guide: Callable) -> list[Any]:

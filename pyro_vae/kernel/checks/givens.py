@@ -26,14 +26,16 @@ def check_fixed_values(guide: Program) -> None:
 
 
 def check_fixed_densities(model: Program, values: Mapping[str, Tensor], structure: Structure) -> None:
-    """Refuse observed sites outside the plate that depend on latents inside it: they are data, not givens."""
+    """Refuse observed and known sites outside the plate that depend on latents inside it: they are data, not givens."""
     if not structure.layout.fixed:
         return
     first, second = (model.run(values=model.plain_values(values, k)) for k in (0, 1))
     for name in structure.given:
-        if first[name].is_observed and not close(first[name].log_prob(), second[name].log_prob()):
+        kind = "latent" if name in structure.layout.known else "observed"
+        judged = kind == "latent" or first[name].is_observed
+        if judged and not close(first[name].log_prob(), second[name].log_prob()):
             raise DatumPlateError(
-                f"the observed site '{name}' lies outside the datum plate '{structure.layout.datum_plate}' and depends on "
+                f"the {kind} site '{name}' lies outside the datum plate '{structure.layout.datum_plate}' and depends on "
                 "its latents, so it belongs to no one datum: put it into the plate, or pass datum_plate=None to weigh the "
                 "whole call as one datum"
             )

@@ -49,7 +49,7 @@ def find_layout(
     if datum_plate is None:
         return Layout(num_plates=max((len(batch_shape(s)) for s in sites), default=0))
     # The one joint draw of AutoDiagonalNormal lies outside all plates; it is split per site and datum instead.
-    auto_draws = {name for name in auto_sites(guide) if name.startswith("_")}
+    auto_draws = {name for name in auto_sites(guide) if name.startswith("_")} - set(known)
     members = [s for s in sites if s.name not in auto_draws]
     pinned = {*known, *pinned_sites(guide, guide_sites, model_sites)}
     name = datum_plate if datum_plate != INFER else plate_of_data(members, pinned)
@@ -61,6 +61,7 @@ def find_layout(
         if site.name not in pinned or not has_data:
             raise outside_the_plate(site, name)
     fixed = frozenset(s.name for s in outside)
+    deepest = max((len(batch_shape(s)) for s in sites if known), default=0)  # values of theirs may have particles, too
     if fixed and not takes_givens:
         raise StructureError(
             f"the sites {quoted(sorted(fixed))} lie outside the datum plate '{name}': weights per datum would leave their "
@@ -77,7 +78,7 @@ def find_layout(
     unsized = any(f.size == -1 for f in frames)
     sizes = {int(f.size) for f in frames if f.size != -1}
     declared = max(-f.dim for s in sites for f in plates_of(s).values())
-    num_plates = max([declared, *(len(batch_shape(s)) for s in sites)])
+    num_plates = max([declared, deepest, *(len(batch_shape(s)) for s in sites)])
     if unsized:
         sizes |= {batch_shape(s)[dim] for s in members if len(batch_shape(s)) >= -dim} - {1} or {1}
     if len(sizes) > 1:
@@ -85,7 +86,10 @@ def find_layout(
     size = sizes.pop()
     if size == 0:
         raise EmptyBatchError("the batch is empty: pass at least one datum")
-    return Layout(num_plates, datum_plate=name, datum_dim=dim, batch_size=size, unsized=unsized, fixed=fixed)
+    # The split draws of AutoDiagonalNormal bear no name of a site that runs.
+    fixed |= {f"{n}_unconstrained" for n in known if f"{n}_unconstrained" in auto_sites(guide)}
+    names = frozenset(known) & fixed
+    return Layout(num_plates, datum_plate=name, datum_dim=dim, batch_size=size, unsized=unsized, fixed=fixed, known=names)
 
 
 def pinned_sites(guide: Callable, guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> set[str]:
@@ -168,7 +172,7 @@ def check_plates(site: Site, layout: Layout, sites: Collection[Site] = ()) -> No
     for frame in site.frames:
         full_size = frame.full_size if frame.full_size is not None else frame.size
         if frame.name != layout.datum_plate:
-            if frame.size != full_size:
+            if frame.size != full_size and not layout.takes_subsamples:
                 raise SubsamplingError(
                     f"plate '{frame.name}' at site '{site.name}' is subsampled ({frame.size} of {full_size}) inside a "
                     "datum: its log p would be a random estimate inside the logarithm. Evaluate with the full plate"

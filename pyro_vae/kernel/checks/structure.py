@@ -105,7 +105,10 @@ def analyse(
 ) -> Structure:
     """Match the sites of one plain run of guide and model. Refuse what the kernel cannot weigh."""
     given = tuple(n for n in model_sites if n in layout.fixed)
-    guide_sites, model_sites = ({n: s for n, s in side.items() if n not in given} for side in (guide_sites, model_sites))
+    known = [s for side in (guide_sites, model_sites) for s in side.values() if s.name in layout.known and not s.is_observed]
+    guide_sites, model_sites = (
+        {n: s for n, s in side.items() if n not in layout.fixed} for side in (guide_sites, model_sites)
+    )
     for name, site in (*guide_sites.items(), *model_sites.items()):
         if site.has_own_value:
             raise StructureError(
@@ -135,8 +138,8 @@ def analyse(
             for n, s in (enumerated | model_enumerated).items()
             if s.infer.get("expand")
         },
-        plain_shapes={s.name: s.fn.batch_shape for s in drawn},
-        event_dims={s.name: s.fn.event_dim for s in drawn},
+        plain_shapes={s.name: s.fn.batch_shape for s in (*known, *drawn)},
+        event_dims={s.name: s.fn.event_dim for s in (*known, *drawn)},
     )
     return Structure(
         layout=layout,

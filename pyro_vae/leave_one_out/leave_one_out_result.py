@@ -1,0 +1,354 @@
+"""The record of leave-one-out scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PrecisionWarning, SubsamplingError, UnreliableEvidenceWarning
+from ..ops import MIN_PARTICLES_FOR_K, effective_sample_size, pareto_k_threshold
+from ..records import (
+    FEW,
+    LEVEL,
+    Estimate,
+    Result,
+    are_many,
+    check_same,
+    mean_cost,
+    normal_quantile,
+    student_quantile,
+    to_plain,
+    without_doubt,
+)
+from .draws import FITTED, GUIDE
+from .handing_over import inference_data
+from .smoothing import Scores, log_posterior_weights, log_predictive, scores, smoothed
+
+HEAVY, MOST_HEAVY = 0.5, 0.1  # k from which on weights have no variance, and the share of such data that a sum may have
+UNSEEN, SCATTER = 5e-4, 3.0  # rounding that is no fault: nats, and units of the last digit of a log-likelihood
+
+REMEDIES = {
+    GUIDE: "Use proposal='fitted', a guide nearer to the posterior (AutoMultivariateNormal knows correlations), or raise "
+    "num_draws",
+    FITTED: "Raise num_draws, or use proposal='guide' with a guide as wide as the posterior",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LeaveOneOutResult(Result):
+    """log p(x_n | x_-n) of B data from S draws theta of the latents outside their plate; nats, larger is better.
+
+    The fields are what was computed of the draws, and all numbers are made of these when they are read: those of one batch
+    need the other batches, see `cat`.
+
+    :ivar log_likelihood: (S, B) log p(x_n | theta_s).
+    :ivar log_prior: (S,) log p(theta_s), with what is observed outside the plate.
+    :ivar log_proposal: (S,) log-density from which theta_s was drawn.
+    :ivar draws: theta by site, (S, *shape).
+    :ivar doubted: (S, B) bool, where the estimate of log p(x_n | theta_s) is in doubt.
+    :ivar log_others: (S,) log-likelihood of data that `select` has left out of the table, not of the weights.
+    :ivar rounding: (P, B) by how much log p(x_n | theta_s) moves in float64, for the first P draws; `None` if not known.
+    :ivar method: "draws of the guide" or "fitted proposals", where theta comes from.
+    :ivar plate: the plate of the data.
+    :ivar full_size: data in that plate, of which a call may have seen a part.
+    :ivar cost: decoder evaluations per datum; a gradient counts as three.
+    :ivar index: (B,) indices into a subsampled plate, or `None`.
+    :ivar seen: indices of all data that count in the weights, where the plate is subsampled.
+    :ivar stripped_scales: scales of `poutine.scale` and N/B, by site, that are left out: each datum counts once.
+    :ivar local: what estimated log p(x_n | theta), or "" where data have no latents of their own and it is exact.
+    :ivar unchecked: why something was not done or judged, by its name.
+    """
+
+    _derived = ("elpd", "std_error", "pareto_k", "ess", "doubts", "reliable")
+    _hidden = ("log_likelihood", "log_prior", "log_proposal", "draws", "doubted", "log_others", "rounding", "seen")
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_proposal: Tensor
+    draws: Mapping[str, Tensor]
+    doubted: Tensor
+    log_others: Tensor
+    method: str
+    plate: str
+    full_size: int
+    cost: float
+    rounding: Tensor | None = None
+    index: Tensor | None = None
+    seen: Tensor | None = None
+    stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
+    local: str = ""
+    unchecked: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_draws < MIN_PARTICLES_FOR_K:
+            object.__setattr__(self, "unchecked", {**self.unchecked, "tails": f"S < {MIN_PARTICLES_FOR_K}"})
+
+    @classmethod
+    def cat(cls, records: Sequence[LeaveOneOutResult]) -> LeaveOneOutResult:
+        """Join the batches of one data set, which must have been seen at the same draws.
+
+        :raises ValueError: for records of different estimators or draws.
+        """
+        check_same(records, ("num_draws", "method", "plate", "local"))
+        first = records[0]
+        for other in records[1:]:
+            same = [torch.allclose(getattr(first, n), getattr(other, n)) for n in ("log_prior", "log_proposal")]
+            if not all(same):
+                raise ValueError(
+                    "the batches were seen at different draws of the latents outside their plate: give LeaveOneOut a seed "
+                    "and proposal='guide', and let the guide draw these latents first, or call it with all data at once"
+                )
+        known = all(r.rounding is not None for r in records)
+        parts = [r for r in records if r.index is not None and r.seen is not None]
+        partial = len(parts) == len(records)
+        return replace(
+            first,
+            log_likelihood=torch.cat([r.log_likelihood for r in records], 1),
+            doubted=torch.cat([r.doubted for r in records], 1),
+            log_others=torch.stack([r.log_others for r in records]).sum(0),
+            rounding=torch.cat([r.rounding for r in records if r.rounding is not None], 1) if known else None,
+            index=torch.cat([r.index for r in parts]) if partial else None,  # type: ignore[misc]
+            seen=torch.cat([r.seen for r in parts]) if partial else None,  # type: ignore[misc]
+            full_size=first.full_size if partial else sum(r.full_size for r in records),
+            cost=mean_cost(records),
+            stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
+            unchecked={n: why for r in records for n, why in r.unchecked.items()},
+        )
+
+    def select(self, kept: Tensor) -> LeaveOneOutResult:
+        """The record of some of the data: where `kept`, (B,) bool, is true, or those with these indices.
+
+        The others still count in the weights: the scores stay what they are.
+        """
+        chosen = torch.zeros(len(self), dtype=torch.bool, device=self.log_likelihood.device)
+        chosen[kept] = True
+        return replace(
+            self,
+            log_likelihood=self.log_likelihood[:, kept],
+            doubted=self.doubted[:, kept],
+            log_others=self.log_others + self.log_likelihood[:, ~chosen].double().sum(1),
+            rounding=None if self.rounding is None else self.rounding[:, kept],
+            index=None if self.index is None else self.index[kept],
+        )
+
+    def __len__(self) -> int:
+        return self.log_likelihood.shape[1]
+
+    @property
+    def num_draws(self) -> int:
+        return self.log_likelihood.shape[0]
+
+    @cached_property
+    def _log_ratio(self) -> Tensor:
+        """(S,), log p(theta) / q(theta), with data that the table has not."""
+        return (self.log_prior - self.log_proposal).double() + self.log_others
+
+    @cached_property
+    def _scores(self) -> Scores:
+        self._check_complete()
+        return scores(self._log_ratio, self.log_likelihood, self.doubted)
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.seen is None or self.seen.sort().values.tolist() == list(range(self.full_size))
+
+    def _check_complete(self) -> None:
+        """Raise where a part of a subsampled plate is missing: the posterior is about all data."""
+        if not self._is_complete and self.seen is not None:
+            raise SubsamplingError(
+                f"these are {len(self.seen)} of the {self.full_size} data in the plate '{self.plate}' "
+                f"({len(self.seen.unique())} different ones), and leave-one-out scores need each of them once: join all "
+                "batches with pv.evaluate or cat, or pass all data"
+            )
+
+    @property
+    def elpd(self) -> Tensor:
+        """(B,) log p(x_n | x_-n), the score of each datum given all the others."""
+        return self._scores.elpd
+
+    @property
+    def std_error(self) -> Tensor:
+        """(B,) Monte Carlo error of `elpd`; not to be trusted where the datum is not `reliable`."""
+        return self._scores.std_error
+
+    @property
+    def pareto_k(self) -> Tensor:
+        """(B,) tail index of the weights without each datum; nan below 100 draws."""
+        return self._scores.pareto_k
+
+    @property
+    def ess(self) -> Tensor:
+        """(B,) effective sample size of the weights without each datum."""
+        return self._scores.ess
+
+    @cached_property
+    def _log_posterior_weights(self) -> Tensor:
+        self._check_complete()
+        return log_posterior_weights(self._log_ratio, self.log_likelihood)
+
+    @cached_property
+    def posterior_k(self) -> float:
+        """Tail index of the weights p(theta | x) / q(theta), with no datum left out: how far q is from the posterior."""
+        return float(smoothed(self._log_posterior_weights)[1])
+
+    @property
+    def posterior_ess(self) -> float:
+        """Effective sample size of these weights."""
+        return float(effective_sample_size(self._log_posterior_weights))
+
+    @cached_property
+    def p_loo(self) -> float:
+        """Effective number of parameters: the sum over data of log p(x_n | x) - log p(x_n | x_-n)."""
+        return float((log_predictive(self._log_posterior_weights, self.log_likelihood) - self.elpd).sum())
+
+    def sum(self) -> Estimate:
+        """elpd of all data: the sum with its Monte Carlo error (data share the draws) and its sampling error sqrt(N) sd.
+
+        No error is printed where more than 5% of the data are in doubt, or more than 10% have a Pareto k above 0.5.
+        """
+        error, number = self._scores.influence.square().sum().sqrt(), len(self)
+        sampling = self.elpd.std() * math.sqrt(number) if number > 1 else torch.full_like(error, math.nan)
+        return Estimate(self.elpd.sum(), error if self.num_draws > 1 else error * math.nan, sampling, doubt=self._doubt())
+
+    def mean(self) -> Estimate:
+        """elpd per datum with its two errors."""
+        total, number = self.sum(), len(self)
+        return Estimate(total.value / number, total.std_error / number, total.sampling_error / number, doubt=total.doubt)
+
+    def _doubt(self) -> str:
+        """Why errors of the sum are not to be trusted: heavy tails miss on one side, and in a sum that adds up."""
+        bad, heavy = ~self.reliable, self.pareto_k > HEAVY
+        if not are_many(bad) and int(heavy.sum()) > MOST_HEAVY * len(heavy):
+            return f"{int(heavy.sum())} of {len(heavy)} data have a Pareto k above {HEAVY}"
+        return f"{int(bad.sum())} of {len(bad)} data in doubt" if are_many(bad) else ""
+
+    def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
+        """Monte Carlo interval of `elpd`, two tensors (B,): its error times 1 / (1 - k) where tails are heavy (k > 0)."""
+        few = self.num_draws < MIN_PARTICLES_FOR_K
+        quantile = student_quantile(level, max(self.num_draws - 1, 1)) if few else normal_quantile(level)
+        half = quantile * self.std_error / (1 - self.pareto_k.nan_to_num(nan=0.0).clamp(0.0, 0.95))
+        return self.elpd - half, self.elpd + half
+
+    @property
+    def doubts(self) -> dict[str, Tensor]:
+        """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
+
+        "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above
+        min(1 - 1/log10 S, 0.7). "data's own latents": more than 5% of the weight lies on draws at which the estimate of
+        log p(x_n | theta) is in doubt. "precision": float64 moves elpd by more than a tenth of its error.
+        """
+        found = {}
+        if "tails" not in self.unchecked:
+            limit = pareto_k_threshold(self.num_draws)
+            found["tails"] = (self.pareto_k > limit) | ~self.elpd.isfinite() | (self.posterior_k > limit)
+        if self.local:
+            found["data's own latents"] = self._scores.share_doubted > FEW
+        if self.rounding is not None:
+            found["precision"] = self._rounded()
+        return found
+
+    def _rounded(self) -> Tensor:
+        """(B,): of the datum itself, or of the sum over all data, whose spread over draws is noise in the weights."""
+        assert self.rounding is not None
+        usual = UNSEEN + SCATTER * torch.finfo(self.log_likelihood.dtype).eps * self.elpd.abs()
+        own = self.rounding.abs().mean(0) > torch.fmax(0.1 * self.std_error, usual)
+        total = self.rounding.sum(1)
+        return own | (len(total) > 1 and float(total.std()) > 0.1)
+
+    @property
+    def reliable(self) -> Tensor:
+        """(B,) true where there is no doubt at all."""
+        return without_doubt(self.doubts, like=self.elpd)
+
+    def warnings(self) -> list[Warning]:
+        """What is in doubt about these numbers."""
+        if not self._is_complete:
+            return [
+                UnreliableEvidenceWarning(f"this is a part of the plate '{self.plate}': join all batches to read scores")
+            ]
+        found: list[Warning] = []
+        for reason, flags in self.doubts.items():
+            if bool(flags.any()):
+                category = PrecisionWarning if reason == "precision" else UnreliableEvidenceWarning
+                found.append(category(f"{self._meaning(reason, flags)}. {self._remedy(reason)}"))
+        return found
+
+    def _meaning(self, reason: str, flags: Tensor) -> str:
+        data, limit = f"{int(flags.sum())} of {len(flags)} data", f"{pareto_k_threshold(self.num_draws):.2f}"
+        if reason == "tails" and self.posterior_k > pareto_k_threshold(self.num_draws):
+            return (
+                f"the weights of the posterior against the {self.method} have a Pareto k of {self.posterior_k:.2f}, above "
+                f"{limit}: all scores are likely off by more than the stated error"
+            )
+        if reason == "tails":
+            return (
+                f"the weights without {data} have a Pareto k above {limit}: these data are so influential that their elpd "
+                "is likely off by more than the stated error"
+            )
+        if reason == "precision":
+            return f"elpd of {data} moves by more than a tenth of its error in float64"
+        return f"log p(x_n given theta) of {data}, whose own latents are integrated out, is in doubt"
+
+    def _remedy(self, reason: str) -> str:
+        if reason == "precision":
+            return "Use float64: model.double(), guide.double(), and the data in double"
+        return REMEDIES[self.method] if reason == "tails" else "Give evidence= an estimator with more particles"
+
+    @property
+    def log_joint(self) -> Tensor:
+        """(S,) log p(theta_s, x), of all data."""
+        return self.log_proposal.double() + self._log_posterior_weights
+
+    def to_arviz(self, *, resample: bool = True, seed: int = 0) -> Any:
+        """For ArviZ, an optional extra: groups `posterior` (theta) and `log_likelihood`, one chain of S draws.
+
+        ArviZ's `loo` takes draws for those of the posterior. Where the weights p(theta | x) / q(theta) differ, S of them
+        are therefore chosen by weight (systematic resampling); `loo` is then right, with a noise of its own beside that of
+        this record. Where they are equal, as with an exact guide, it gives the numbers of this record.
+
+        :param resample: `False` hands over the draws of q as they are, for ``arviz_stats.loo_approximate_posterior(data,
+            log_p=record.log_joint.numpy(), log_q=record.log_proposal.numpy())``, which gives the numbers of this record. A
+            plain `loo` of them is wrong.
+        :param seed: of the resampling.
+        :raises ImportError: without ArviZ (``pip install arviz``).
+        """
+        return inference_data(self, self._log_posterior_weights if resample else None, seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field and number as plain Python, for JSON."""
+        names = ("elpd", "std_error", "pareto_k", "ess", "reliable")
+        return {
+            **to_plain(self),
+            **{name: getattr(self, name).tolist() for name in names},
+            "posterior_k": self.posterior_k,
+            "p_loo": self.p_loo,
+            "doubts": {reason: flags.tolist() for reason, flags in self.doubts.items()},
+        }
+
+    def __str__(self) -> str:
+        if not self._is_complete and self.seen is not None:
+            return f"LeaveOneOutResult of {len(self.seen)} of {self.full_size} data: join all batches to read scores"
+        how = f", log p(x_n given theta) by {self.local}" if self.local else ""
+        own = self.pareto_k
+        lines = [
+            f"LeaveOneOutResult of {len(self)} data, S = {self.num_draws} draws of {', '.join(self.draws)} "
+            f"({self.method}){how}",
+            f"  elpd  {self.sum()}",
+            f"  per datum {self.mean()}",
+            f"  effective number of parameters {self.p_loo:.1f}",
+            f"  Pareto k without a datum: median {float(own.median()):.2f}, highest {float(own.max()):.2f}; "
+            f"of the posterior {self.posterior_k:.2f} (ESS {self.posterior_ess:.0f})",
+        ]
+        counts = [f"{reason} {int(flags.sum())} of {len(flags)}" for reason, flags in self.doubts.items()]
+        counts += [f"{name} not judged ({why})" for name, why in self.unchecked.items()]
+        lines += [f"  doubts: {', '.join(counts)}"] if counts else []
+        lines += [f"    {reason}: {self._remedy(reason)}" for reason, flags in self.doubts.items() if bool(flags.any())]
+        if self.stripped_scales:
+            lines.append(f"  scales left out: {dict(self.stripped_scales)}")
+        return "\n".join(lines)
