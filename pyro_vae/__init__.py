@@ -1,6 +1,7 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
 from . import errors, exact, nn, ops, plots
+from .calibration import Calibration, GuideCalibration
 from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
@@ -75,6 +76,7 @@ __all__ = [
     "BetaTraceMeanField_ELBO",
     "BetaTrace_ELBO",
     "BidirectionalMonteCarlo",
+    "Calibration",
     "CollapseHistory",
     "CollapseMonitor",
     "ConditionalVAE",
@@ -89,6 +91,7 @@ __all__ = [
     "FactorInformation",
     "FusedOptim",
     "Gaps",
+    "GuideCalibration",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "InclusiveKL",

@@ -37,6 +37,7 @@ class Noise(IntEnum):
     WITNESSES = 12  # whether another mode holds a better q*
     OPTIMUM = 13  # gradients for a Gaussian q*
     GAPS = 14  # draws by which L[q] and L[q*] are measured: others than those that fits have started from
+    CALIBRATION = 16  # ties between a latent and draws of the guide, and whether the guide looks at the data
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:

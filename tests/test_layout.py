@@ -55,6 +55,7 @@ OUTSIDE = {
     "arguments": {"numpy"},
     "exact": {"numpy"},
     "batches": {"tqdm"},
+    "calibration": {"matplotlib"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "samples": {"tqdm"},

@@ -1,5 +1,6 @@
 """Pictures of results: each takes a record and an optional matplotlib `ax`, and returns the `ax`."""
 
+from .calibration import plot_calibration
 from .evidence import plot_gaps, plot_k_curve
 from .factors import plot_factors
 from .images import plot_reconstructions, plot_samples
@@ -13,6 +14,7 @@ from .traversal import plot_manifold, plot_traversals
 
 __all__ = [
     "plot_aggregated_posterior",
+    "plot_calibration",
     "plot_copies",
     "plot_factors",
     "plot_gaps",
