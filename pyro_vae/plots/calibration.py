@@ -56,5 +56,5 @@ def plot_calibration(calibration: Any, ax: Axes | None = None) -> Axes:
         title=f"Guide on {len(calibration)} simulated data: {len(faulty)} of {len(rows)} outside",
     )
     ax.margins(y=0.25)  # for the legend
-    ax.legend(loc="upper right", framealpha=0.9, edgecolor="none", fontsize="small", ncols=2)
+    ax.legend(loc="best", framealpha=0.9, edgecolor="none", fontsize="small", ncols=2)
     return ax
