@@ -181,6 +181,55 @@ def test_a_guide_that_enumerates_one_of_two_sites():
     assert abs(float(record.symmetric_gap.value)) < 1e-6
 
 
+def test_a_component_that_only_the_guide_draws_is_summed_out():
+    """The posterior is a mixture; the guide draws a component of its own, then z given it."""
+
+    @config_enumerate
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.4)))
+            z = pyro.sample("z", dist.Normal(2 * c, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        logits = dist.Normal(2.0, 2**0.5).log_prob(x) - dist.Normal(0.0, 2**0.5).log_prob(x) + x.new_tensor(0.4 / 0.6).log()
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(logits=logits), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal((x + 2 * k) / 2, 0.5**0.5))
+
+    record = pv.GuideCalibration(model, guide, seed=0)(torch.zeros(1000, dtype=F64))
+    assert record.names == ("z", "log q(z | x)") and record.passed, str(record)
+    assert abs(float(record.symmetric_gap.value)) < 1e-6
+
+
+@pytest.mark.parametrize("inside", ["event", "plate"])
+def test_holes_stay_holes(inside):
+    """A third of the numbers are missing and NaN; the guide knows which."""
+    hole = torch.arange(900).reshape(300, 3) % 3 == torch.arange(300).unsqueeze(1) % 3
+
+    def model(x):
+        seen = ~x.isnan()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            mean = z.unsqueeze(-1).expand(*z.shape, 3)
+            if inside == "event":
+                pyro.sample("x", dist.Normal(mean, 1.0).mask(seen).to_event(1), obs=x)
+        if inside == "plate":
+            with pyro.plate("numbers", 3, dim=-2), pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=seen.T):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def guide(x):
+        seen = ~x.isnan()
+        precision = 1 + seen.sum(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.nan_to_num().sum(-1) / precision, precision.rsqrt().to(x)))
+
+    x = torch.zeros(300, 3, dtype=F64).masked_fill(hole, torch.nan)
+    where = {} if inside == "event" else {"data": lambda drawn: (drawn["x"].T.masked_fill(hole, torch.nan),)}
+    record = pv.GuideCalibration(model, guide, seed=0, datum_plate="data", **where)(x)
+    assert record.passed and abs(float(record.symmetric_gap.value)) < 1e-6
+
+
 def test_masked_latents_do_not_count():
     """The second of two latents is missing in a third of the data; its guide is wrong, but only where it is masked."""
 
