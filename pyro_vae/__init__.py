@@ -6,6 +6,7 @@ from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,
+    Barrier,
     BidirectionalMonteCarlo,
     Evidence,
     ExactEvidence,
@@ -70,6 +71,7 @@ __all__ = [
     "AggregatedPosterior",
     "AggressiveTraining",
     "AnnealedImportanceSampling",
+    "Barrier",
     "BetaSweep",
     "BetaTraceEnum_ELBO",
     "BetaTraceGraph_ELBO",

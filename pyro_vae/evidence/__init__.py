@@ -3,6 +3,7 @@
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .annealed_importance_sampling import AnnealedImportanceSampling
 from .annealing import AnnealedChains, Annealing
+from .barrier import Barrier
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
@@ -22,6 +23,7 @@ __all__ = [
     "AnnealedChains",
     "AnnealedImportanceSampling",
     "Annealing",
+    "Barrier",
     "BidirectionalMonteCarlo",
     "Estimator",
     "Evidence",

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..ops import pareto_k_threshold
 from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, normal_quantile, student_quantile, to_plain
 from ..records import doubts as table
+from .barrier import Barrier
 from .k_curve import KCurve
 
 Bound = Literal["lower", "upper", "exact", "consistent"]
@@ -50,6 +51,7 @@ class Evidence:
         of the intervals reads it. It saw the same particles, so it is no bound and no better estimate.
     :ivar second_std_error: (B,) its Monte Carlo error.
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
+    :ivar barrier: how many annealing steps are enough, of annealed chains (`Barrier`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
     :ivar given: the sites outside the data that have one value: everything here is given them.
@@ -77,6 +79,7 @@ class Evidence:
     second: Tensor | None = None
     second_std_error: Tensor | None = None
     curve: KCurve | None = None
+    barrier: Barrier | None = None
     index: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     given: tuple[str, ...] = ()
@@ -96,9 +99,11 @@ class Evidence:
         """Join the results of several batches in their order; they must come from the same estimator."""
         check_same(records, ("bound", "num_particles", "given", "left_out", "support_checked", "method"))
         curves = [r.curve for r in records if r.curve is not None]
+        barriers = [r.barrier for r in records if r.barrier is not None]
         return cls(
             **concatenated(records, PER_DATUM),
             curve=KCurve.cat(curves) if len(curves) == len(records) else None,
+            barrier=Barrier.cat(barriers) if len(barriers) == len(records) else None,
             bound=records[0].bound,
             num_particles=records[0].num_particles,
             cost=mean_cost(records),
@@ -116,7 +121,10 @@ class Evidence:
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
         some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
         checks = {name: flags[kept] for name, flags in self.checks.items()}
-        return replace(self, **some, checks=checks, curve=None if self.curve is None else self.curve.select(kept))
+        parts: dict[str, Any] = {
+            name: None if (part := getattr(self, name)) is None else part.select(kept) for name in ("curve", "barrier")
+        }
+        return replace(self, **some, **parts, checks=checks)
 
     def __len__(self) -> int:
         return len(self.log_evidence)
@@ -209,7 +217,13 @@ class Evidence:
         """What is in doubt about these estimates; estimators raise it, `evaluate` once for all batches."""
         off = "high" if self.bound == "upper" else "low"
         threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
-        return table.warnings_about(self.doubts, self.method, off=off, threshold=threshold)
+        return table.warnings_about(self.doubts, self.method, self._steps(), off=off, threshold=threshold)
+
+    def _steps(self) -> str:
+        """To how many steps a remedy raises them, where more are needed and their number is known."""
+        if self.barrier is None or self.barrier.num_enough <= self.barrier.num_steps:
+            return ""
+        return f" to {self.barrier.num_enough}"
 
     def _said_of_mean(self, doubted: Tensor) -> str:
         """As `said_of_mean`; an exact value has no error, so that there a single doubt is one too many."""
@@ -220,10 +234,10 @@ class Evidence:
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
         scales = {n: s.tolist() if isinstance(s, Tensor) else s for n, s in self.stripped_scales.items()}
-        curve = None if self.curve is None else self.curve.to_dict()
+        parts = {n: None if (part := getattr(self, n)) is None else part.to_dict() for n in ("curve", "barrier")}
         return {
             **to_plain(self),
-            "curve": curve,
+            **parts,
             "stripped_scales": scales,
             "checks": table.plain(self.checks),
             "unchecked": dict(self.unchecked),
@@ -249,7 +263,9 @@ class Evidence:
             lines.append(
                 f"  acceptance of the chains {float(self.acceptance.mean()):.2f}, lowest {float(self.acceptance.min()):.2f}"
             )
-        lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method)]
+        if self.barrier is not None:
+            lines.append(f"  {self.barrier}")
+        lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method, self._steps())]
         if self.given:
             lines.append(f"  given: {', '.join(self.given)}")
         if self.left_out:
