@@ -42,7 +42,8 @@ class AnnealedImportanceSampling(AnnealedChains):
 
     Called with the model's own arguments; returns `Evidence` for the B data of the call, `num_particles` being C and
     `acceptance` (B,) that of the transitions. The error is the one over chains. Memory grows with C, not with T. Its
-    `barrier` says how many steps are enough (`Barrier`); `doubts["steps"]` is true where far fewer ran.
+    `barrier` says how many steps are enough (`Barrier`); below 100 chains `doubts["steps"]` is true where far
+    fewer ran.
 
     :raises LocalFitError: for latents that are not continuous, and for a guide that cannot be scored with start="guide".
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..ops import MIN_PARTICLES_FOR_K
 from .annealing import Annealing, finite_spread
 from .barrier import Barrier
 from .evidence import Evidence
@@ -14,9 +15,14 @@ from .hmc import State
 
 
 def with_barrier(evidence: Evidence, barrier: Barrier | None) -> Evidence:
-    """The record with the barrier and the doubt that it raises where too few steps ran; `None` leaves it as it is."""
+    """The record with the barrier and the doubt that it raises where too few steps ran; `None` leaves it as it is.
+
+    From 100 chains on the tail index judges their weights, and many chains make up for few steps.
+    """
     if barrier is None:
         return replace(evidence, unchecked={**evidence.unchecked, "steps": "one chain has no spread"})
+    if evidence.num_particles >= MIN_PARTICLES_FOR_K:
+        return replace(evidence, barrier=barrier)
     return replace(evidence, barrier=barrier, checks={**evidence.checks, "steps": barrier.too_few})
 
 

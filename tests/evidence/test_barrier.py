@@ -58,14 +58,14 @@ def test_a_run_predicts_the_variance_of_longer_ones():
 def test_enough_steps_are_enough():
     """At the number that a short run asks for, the variance of the log-weights is near one half, and errors are right."""
     lm, x, model, guide = pair(4)
-    short = pv.AnnealedImportanceSampling(model, guide, num_steps=60, num_chains=100, seed=1, **QUIET)
+    short = pv.AnnealedImportanceSampling(model, guide, num_steps=60, num_chains=30, seed=1, **QUIET)
     with pytest.warns(UnreliableEvidenceWarning, match=r"Raise num_steps to \d+ and num_chains"):
         evidence = short(x)
     number = evidence.barrier.num_enough
     assert number > 120 and bool(evidence.doubts["steps"].any()) and f"{number} steps are enough" in str(evidence)
     assert f"num_steps to {number}" in str(evidence)
     enough = pv.AnnealedImportanceSampling(model, guide, num_steps=number, num_chains=100, seed=2, **QUIET)(x)
-    assert float(enough.barrier.variance.median()) < 0.5 and not bool(enough.doubts["steps"].any())
+    assert float(enough.barrier.variance.median()) < 0.5 and "steps" not in enough.doubts  # of 100 chains tails are judged
     off = (enough.log_evidence - lm.log_evidence(x)).abs() / enough.std_error
     assert float(off.max()) < 4.5 and float(enough.std_error.max()) < 0.15
 
