@@ -1,12 +1,14 @@
 """How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
 
 from . import errors, exact, nn, ops, plots
+from .calibration import Calibration, GuideCalibration
 from .comparison import Comparison, PairedDifference, compare
 from .evaluate import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,
     AutoEvidence,
+    Barrier,
     BidirectionalMonteCarlo,
     Evidence,
     ExactEvidence,
@@ -75,12 +77,14 @@ __all__ = [
     "AggressiveTraining",
     "AnnealedImportanceSampling",
     "AutoEvidence",
+    "Barrier",
     "BetaSweep",
     "BetaTraceEnum_ELBO",
     "BetaTraceGraph_ELBO",
     "BetaTraceMeanField_ELBO",
     "BetaTrace_ELBO",
     "BidirectionalMonteCarlo",
+    "Calibration",
     "CollapseHistory",
     "CollapseMonitor",
     "Comparison",
@@ -96,6 +100,7 @@ __all__ = [
     "FactorInformation",
     "FusedOptim",
     "Gaps",
+    "GuideCalibration",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "InclusiveKL",

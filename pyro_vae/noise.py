@@ -39,6 +39,7 @@ class Noise(IntEnum):
     GAPS = 14  # draws by which L[q] and L[q*] are measured: others than those that fits have started from
     PART = 15  # seeds of calls for some of the data
     LEAVE_ONE_OUT = 16  # seeds of calls about the data given draws of the latents outside their plate
+    CALIBRATION = 17  # ties between a latent and draws of the guide, and whether the guide looks at the data
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:

@@ -56,6 +56,7 @@ OUTSIDE = {
     "exact": {"numpy"},
     "batches": {"tqdm"},
     "comparison": {"matplotlib"},
+    "calibration": {"matplotlib"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "records": {"pandas"},

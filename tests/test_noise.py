@@ -45,6 +45,7 @@ CALLS = {made.__name__: call_of(made) for made in ESTIMATORS} | {
     "adaptive": lambda: pv.AdaptiveImportanceSampling(model, guide, num_particles=250, seed=0, check=True)(X),
     "annealed from the prior": lambda: pv.AnnealedImportanceSampling(model, guide, start="prior", seed=0, **CHAINS)(X),
     "bidirectional": lambda: pv.BidirectionalMonteCarlo(model, guide, latents=LATENTS, seed=0, **CHAINS)(X),
+    "calibration": lambda: pv.GuideCalibration(model, guide, num_particles=250, seed=0)(X),
     "units": lambda: pv.ActiveUnits(model, guide, num_particles=3, seed=0)([X], args=lambda x: (x,), progress=False),
     "surgery": lambda: pv.ELBOSurgery(model, guide, seed=0)([X], args=lambda x: (x,), progress=False),
     "samples": lambda: pv.SampleCheck(model, guide, seed=0)([X], train=[X], args=lambda x: (x,), progress=False),

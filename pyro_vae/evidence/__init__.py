@@ -4,6 +4,7 @@ from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .annealed_importance_sampling import AnnealedImportanceSampling
 from .annealing import AnnealedChains, Annealing
 from .auto_evidence import AutoEvidence
+from .barrier import Barrier
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
 from .estimator import Estimator, OfPair
 from .evidence import Evidence, well_known
@@ -15,6 +16,7 @@ from .k_curve import KCurve
 from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
+from .simulated_arguments import simulate_data
 from .summary import guide_draws, mean_std_error, summarise, summed_draws
 from .to_tolerance import to_tolerance
 
@@ -24,6 +26,7 @@ __all__ = [
     "AnnealedImportanceSampling",
     "Annealing",
     "AutoEvidence",
+    "Barrier",
     "BidirectionalMonteCarlo",
     "Estimator",
     "Evidence",
@@ -41,6 +44,7 @@ __all__ = [
     "fitted_log_weights",
     "guide_draws",
     "mean_std_error",
+    "simulate_data",
     "summarise",
     "summed_draws",
     "to_tolerance",

@@ -9,6 +9,7 @@ from ..records import ANNEALED_CHAINS
 from .annealing import AnnealedChains, Annealing
 from .evidence import Evidence
 from .fitted import with_search
+from .meter import Meter, with_barrier
 from .summary import summarise
 
 
@@ -40,7 +41,9 @@ class AnnealedImportanceSampling(AnnealedChains):
     :param prior_sites: refused here if any, because they would be drawn anew at every step.
 
     Called with the model's own arguments; returns `Evidence` for the B data of the call, `num_particles` being C and
-    `acceptance` (B,) that of the transitions. The error is the one over chains. Memory grows with C, not with T.
+    `acceptance` (B,) that of the transitions. The error is the one over chains. Memory grows with C, not with T. Its
+    `barrier` says how many steps are enough (`Barrier`); below 100 chains `doubts["steps"]` is true where far
+    fewer ran.
 
     :raises LocalFitError: for latents that are not continuous, and for a guide that cannot be scored with start="guide".
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
@@ -55,6 +58,7 @@ class AnnealedImportanceSampling(AnnealedChains):
 
     def estimate(self, call: Call) -> Evidence:
         run = Annealing(call, self)
-        log_weight, acceptance, _ = run.forward()
+        meter = Meter(run)
+        log_weight, acceptance, _ = run.forward(meter.see)
         evidence = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
-        return replace(evidence, acceptance=acceptance)
+        return with_barrier(replace(evidence, acceptance=acceptance), meter.barrier(log_weight))

@@ -17,6 +17,7 @@ from .annealed_importance_sampling import Annealing
 from .annealing import AnnealedChains
 from .evidence import Evidence
 from .fitted import with_search
+from .meter import Meter
 from .sandwich import Sandwich
 from .summary import summarise
 
@@ -79,13 +80,14 @@ class BidirectionalMonteCarlo(AnnealedChains):
         run = Annealing(call, self)
         start = posterior_draws(run, self.latents)
         tuned = call.cost
-        log_weight, acceptance, last = run.forward()
+        meter = Meter(run)
+        log_weight, acceptance, last = run.forward(meter.see)
         lower = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)
         lower = replace(lower, acceptance=acceptance)
         forward = call.cost
         reverse, acceptance, first = run.reverse(start.expand(self.num_chains, -1, -1), Noise.REVERSE)
         upper = replace(upper_bound(lower, reverse, tuned + call.cost - forward), acceptance=acceptance)
-        sandwich = Sandwich(lower, upper)
+        sandwich = Sandwich(replace(lower, barrier=meter.barrier(log_weight)), upper)
         check_ranks(sandwich, first.log_joint[0], last.log_joint)
         return sandwich
 

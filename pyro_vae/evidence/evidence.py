@@ -22,6 +22,7 @@ from ..records import (
     to_plain,
 )
 from ..records import doubts as table
+from .barrier import Barrier
 from .k_curve import KCurve
 
 Bound = Literal["lower", "upper", "exact", "consistent"]
@@ -66,6 +67,7 @@ class Evidence(Result):
     :ivar particles: (B,) K of each datum, where they differ; otherwise `None`.
     :ivar tolerance: the error that `AutoEvidence` was asked for; otherwise `None`.
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
+    :ivar barrier: how many annealing steps are enough, of annealed chains (`Barrier`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar fingerprint: (B,) int64, of the observed data: equal for the same datum, whatever the model. `None` where it is not
         known, as in a record of your own. `compare` goes by it.
@@ -101,6 +103,7 @@ class Evidence(Result):
     particles: Tensor | None = None
     tolerance: float | None = None
     curve: KCurve | None = None
+    barrier: Barrier | None = None
     index: Tensor | None = None
     fingerprint: Tensor | None = None
     measure: str = ""
@@ -123,9 +126,11 @@ class Evidence(Result):
         same = ["bound", "tolerance", "given", "left_out", "support_checked", "method", "measure"]
         check_same(records, same if records and records[0].particles is not None else ["num_particles", *same])
         curves = [r.curve for r in records if r.curve is not None]
+        barriers = [r.barrier for r in records if r.barrier is not None]
         return cls(
             **concatenated(records, PER_DATUM),
             curve=KCurve.cat(curves) if len(curves) == len(records) else None,
+            barrier=Barrier.cat(barriers) if len(barriers) == len(records) else None,
             bound=records[0].bound,
             num_particles=min(r.num_particles for r in records),
             tolerance=records[0].tolerance,
@@ -145,7 +150,10 @@ class Evidence(Result):
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
         some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
         checks = {name: flags[kept] for name, flags in self.checks.items()}
-        return replace(self, **some, checks=checks, curve=None if self.curve is None else self.curve.select(kept))
+        parts: dict[str, Any] = {
+            name: None if (part := getattr(self, name)) is None else part.select(kept) for name in ("curve", "barrier")
+        }
+        return replace(self, **some, **parts, checks=checks)
 
     def __len__(self) -> int:
         return len(self.log_evidence)
@@ -249,13 +257,19 @@ class Evidence(Result):
         """What is in doubt about these estimates; estimators raise it, `evaluate` once for all batches."""
         off = "high" if self.bound == "upper" else "low"
         threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
-        found = table.warnings_about(self.doubts, self.method, off=off, threshold=threshold)
+        found = table.warnings_about(self.doubts, self.method, self._steps(), off=off, threshold=threshold)
         if bool(self._above.any()):
             found.append(ConvergenceWarning(f"{self._too_large()}. {RAISE}"))
         return found
 
     def _too_large(self) -> str:
         return f"the error of {table.count(self._above)} is above the tolerance of {self.tolerance:g}"
+
+    def _steps(self) -> str:
+        """To how many steps a remedy raises them, where more are needed and their number is known."""
+        if self.barrier is None or self.barrier.num_enough <= self.barrier.num_steps:
+            return ""
+        return f" to {self.barrier.num_enough}"
 
     def _said_of_mean(self, doubted: Tensor) -> str:
         """As `said_of_mean`; an exact value has no error, so that there a single doubt is one too many."""
@@ -266,10 +280,10 @@ class Evidence(Result):
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
         scales = {n: s.tolist() if isinstance(s, Tensor) else s for n, s in self.stripped_scales.items()}
-        curve = None if self.curve is None else self.curve.to_dict()
+        parts = {n: None if (part := getattr(self, n)) is None else part.to_dict() for n in ("curve", "barrier")}
         return {
             **to_plain(self),
-            "curve": curve,
+            **parts,
             "stripped_scales": scales,
             "checks": table.plain(self.checks),
             "unchecked": dict(self.unchecked),
@@ -300,9 +314,11 @@ class Evidence(Result):
         if self.acceptance is not None:
             known = self.acceptance[self.acceptance.isfinite()]
             lines.append(f"  acceptance of the chains {float(known.mean()):.2f}, lowest {float(known.min()):.2f}")
+        if self.barrier is not None:
+            lines.append(f"  {self.barrier}")
         if bool(self._above.any()):
             lines.append(f"  {self._too_large()}: {RAISE[0].lower()}{RAISE[1:]}")
-        lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method)]
+        lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.method, self._steps())]
         if self.given:
             lines.append(f"  given: {', '.join(self.given)}")
         if self.left_out:

@@ -81,6 +81,7 @@ class Sandwich(Result):
                 f"  upper bound  {self.upper.mean()}",
                 f"  lower bound  {self.lower.mean()}",
                 f"  width        {width.with_error(4, unit=' nats')}",
+                *([] if self.lower.barrier is None else [f"  {self.lower.barrier}"]),
                 *(f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.lower.method)),
             ]
         )

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..kernel import simulation
 from ..records import warn_about
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
@@ -16,7 +15,7 @@ from .estimator import OfPair
 from .evidence import Evidence
 from .paths import Start
 from .self_check_result import SelfCheckResult
-from .simulated_arguments import simulate_arguments
+from .simulated_arguments import simulate_data
 
 Observed = dict[str, torch.Tensor]
 
@@ -87,11 +86,4 @@ class SelfCheck(OfPair):
         """The drawn sites, and the model's arguments that hold them."""
         with torch.no_grad(), self._pair.open(args, kwargs, self.seed) as call:
             options: Any = {"datum_plate": self.datum_plate, "seed": self.seed, "fixed": call.fixed}
-        if self.data is None:
-            return simulate_arguments(self.model, args, kwargs, **options)
-        sites = simulation(self.model, args, kwargs, **options)[1]
-        return (
-            sites,
-            self.data({n: s.value for n, s in sites.items() if s.is_observed and not (s.is_factor or s.is_fixed)}),
-            {},
-        )
+        return simulate_data(self.model, args, kwargs, self.data, **options)

@@ -12,6 +12,20 @@ from ..kernel import simulation
 SAY_WHERE = "Say with data=lambda observed: (...) how simulated values become the model's arguments"
 
 
+def simulate_data(
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    data: Callable[[dict[str, Tensor]], tuple[Any, ...]] | None = None,
+    **options: Any,
+) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]:
+    """The drawn sites, and the model's arguments that hold what was observed: in its place, or where `data` puts it."""
+    if data is None:
+        return simulate_arguments(model, args, kwargs, **options)
+    sites = simulation(model, args, kwargs, **options)[1]
+    return sites, data({n: s.value for n, s in sites.items() if s.is_observed and not (s.is_factor or s.is_fixed)}), {}
+
+
 def simulate_arguments(
     model: Callable, args: tuple, kwargs: Mapping[str, Any], **options: Any
 ) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]:

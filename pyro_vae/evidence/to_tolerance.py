@@ -184,11 +184,9 @@ class Plan:
 
     def joined(self, parts: list[Part], own_cost: float) -> Evidence:
         """The record of all data in their order."""
+        common: Any = {"method": TO_TOLERANCE, "barrier": None, "tolerance": self.tolerance}
         records = [
-            replace(
-                record, method=TO_TOLERANCE, tolerance=self.tolerance, particles=torch.full_like(kept, record.num_particles)
-            )
-            for kept, record in parts
+            replace(record, **common, particles=torch.full_like(kept, record.num_particles)) for kept, record in parts
         ]
         order = torch.cat([kept for kept, _ in parts]).argsort()
         record = Evidence.cat(records).select(order)

@@ -71,6 +71,11 @@ class Call:
         return self.guide.indices.get(name) if self.structure.subsampled and name else None
 
     @property
+    def subsamples(self) -> dict[str, Tensor]:
+        """The indices of the data that each plate took, by name, once the programs have run."""
+        return dict(self.guide.indices)
+
+    @property
     def fixed(self) -> dict[str, Tensor]:
         """The values of latents outside the data, by name."""
         return dict(self.guide.fixed)

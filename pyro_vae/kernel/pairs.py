@@ -177,10 +177,12 @@ def simulation(
     datum_plate: str | None,
     seed: int | None,
     fixed: Mapping[str, Tensor] | None = None,
+    indices: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Site], dict[str, Site]]:
     """The sites of two plain runs of a model alone: with the observed values as given, and with drawn ones.
 
     :param fixed: values of latents outside the data, as `Call.fixed` has them.
+    :param indices: which data subsampled plates take, as `Call.subsamples` has them.
     """
     check_signature("model", model, args, kwargs)
     seed = checked_seed(seed)
@@ -188,8 +190,8 @@ def simulation(
     with isolation.isolated(model, devices=devices):
         seed_torch(noise_seed(seed, Noise.SIMULATION, 0))
         known = dict(fixed or {})
-        shared: Any = {"indices": {}, "draw_indices": lambda name, fn: fn.sample(), "fixed": known, "full_sizes": {}}
-        program = Program(model, args, kwargs, **shared)
+        taken: Any = {"indices": dict(indices or {}), "draw_indices": lambda name, fn: fn.sample(), "full_sizes": {}}
+        program = Program(model, args, kwargs, fixed=known, **taken)
         before = program.run(values=known)
         program.layout = find_layout(model, {}, before, datum_plate, known)
         return before, program.run(redraw_observed=True)

@@ -1,5 +1,6 @@
 """Pictures of results: each takes a record and an optional matplotlib `ax`, and returns the `ax`."""
 
+from .calibration import plot_calibration
 from .comparison import plot_comparison
 from .evidence import plot_gaps, plot_k_curve
 from .factors import plot_factors
@@ -15,6 +16,7 @@ from .traversal import plot_manifold, plot_traversals
 __all__ = [
     "plot_aggregated_posterior",
     "plot_comparison",
+    "plot_calibration",
     "plot_copies",
     "plot_factors",
     "plot_gaps",

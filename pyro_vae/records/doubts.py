@@ -22,8 +22,8 @@ ELSEWHERE = "(evidence= of InferenceGaps and diagnose)"
 REMEDIES = {
     GUIDE_ITSELF: f"Raise num_particles, or use AdaptiveImportanceSampling {ELSEWHERE}, which fits a proposal to each datum",
     FITTED_PROPOSALS: f"Raise num_particles, or use AnnealedImportanceSampling {ELSEWHERE}",
-    ANNEALED_CHAINS: "Raise num_steps and num_chains",
-    REVERSE_CHAINS: "Raise num_steps and num_chains",
+    ANNEALED_CHAINS: "Raise num_steps{steps} and num_chains",
+    REVERSE_CHAINS: "Raise num_steps{steps} and num_chains",
     TO_TOLERANCE: "Raise max_cost",
 }
 OTHERWISE = "Raise the particles or steps of the estimator"
@@ -31,7 +31,7 @@ SEVERAL_MODES = "or give a guide with several modes"
 MORE_MODES = {
     GUIDE_ITSELF: f"Use AdaptiveImportanceSampling {ELSEWHERE}, which looks for modes, {SEVERAL_MODES}",
     FITTED_PROPOSALS: f"Raise num_particles, use AnnealedImportanceSampling {ELSEWHERE}, {SEVERAL_MODES}",
-    ANNEALED_CHAINS: f"Raise num_steps and num_chains, {SEVERAL_MODES}",
+    ANNEALED_CHAINS: f"Raise num_steps{{steps}} and num_chains, {SEVERAL_MODES}",
     TO_TOLERANCE: f"Raise max_cost, {SEVERAL_MODES}",
 }
 
@@ -58,6 +58,11 @@ TABLE = {
     "tails": Doubt(
         "the weights of {data} have a Pareto k above {threshold}: their log p(x) is likely too {off}, by more than the "
         "stated error",
+        REMEDIES,
+    ),
+    "steps": Doubt(
+        "the log-weights of {data} vary too much over the chains for so few steps: their log p(x) is likely too {off}, by "
+        "more than the stated error",
         REMEDIES,
     ),
     "posterior side": Doubt(
@@ -99,16 +104,18 @@ TABLE = {
 CATEGORIES = tuple(dict.fromkeys(doubt.category for doubt in TABLE.values()))
 
 
-def remedy_for(reason: str, method: str) -> str:
-    """The remedy of a doubt for the method that ran."""
+def remedy_for(reason: str, method: str, steps: str = "") -> str:
+    """The remedy of a doubt for the method that ran; `steps` says to how many annealing steps, " to 400"."""
     doubt = TABLE[reason]
-    return doubt.remedies.get(method, doubt.otherwise)
+    return doubt.remedies.get(method, doubt.otherwise).replace("{steps}", steps)
 
 
-def warnings_about(doubts: Mapping[str, Tensor], method: str, **words: Any) -> list[Warning]:
+def warnings_about(doubts: Mapping[str, Tensor], method: str, steps: str = "", **words: Any) -> list[Warning]:
     """One warning for each reason with more data in doubt than chance explains."""
     return [
-        TABLE[reason].category(f"{TABLE[reason].meaning.format(data=count(flags), **words)}. {remedy_for(reason, method)}")
+        TABLE[reason].category(
+            f"{TABLE[reason].meaning.format(data=count(flags), **words)}. {remedy_for(reason, method, steps)}"
+        )
         for reason, flags in doubts.items()
         if more_than_chance(flags, TABLE[reason].chance)
     ]
@@ -171,19 +178,19 @@ def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
     return ", ".join(parts)
 
 
-def remedies_for(doubts: Mapping[str, Tensor], method: str) -> list[str]:
+def remedies_for(doubts: Mapping[str, Tensor], method: str, steps: str) -> list[str]:
     """The remedies of all doubts, each once with its reasons: "tails: raise num_particles"."""
     reasons: dict[str, list[str]] = {}
     for reason, flags in doubts.items():
         if bool(flags.any()):
-            reasons.setdefault(remedy_for(reason, method), []).append(reason)
+            reasons.setdefault(remedy_for(reason, method, steps), []).append(reason)
     return [f"{', '.join(names)}: {remedy}" for remedy, names in reasons.items()]
 
 
-def printed(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str], method: str) -> list[str]:
+def printed(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str], method: str, steps: str = "") -> list[str]:
     """The lines of a printed record: all reasons counted, then what to do."""
     line = counted(doubts, unchecked)
-    return [f"doubts: {line}", *(f"  {remedy}" for remedy in remedies_for(doubts, method))] if line else []
+    return [f"doubts: {line}", *(f"  {remedy}" for remedy in remedies_for(doubts, method, steps))] if line else []
 
 
 def plain(doubts: Mapping[str, Tensor]) -> dict[str, list[bool]]:

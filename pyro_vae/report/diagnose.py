@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..batches import ToArguments, arguments_of, check_loader, first_element
+from ..calibration import GuideCalibration
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
 from ..evaluate import evaluate
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
@@ -56,9 +57,10 @@ def diagnose(
         log p(x) - ELBO = amortization gap (encoder) + approximation gap (family)       on test data and on training data
         mean KL         = mutual information + total correlation + dimension-wise KL    on all training data
 
-    together with the units of the latents, a trial of the estimate on data simulated from the model (`SelfCheck`), and
-    samples beside their nearest training data (`SampleCheck`). What cannot be known for a pair (the surgery of masked
-    latents, say) is left out, and the page says why; the gaps are always there, or their error is raised.
+    together with the units of the latents, trials of the estimate and of the guide on data simulated from the model
+    (`SelfCheck`, `GuideCalibration`), and samples beside their nearest training data (`SampleCheck`). What cannot be known
+    for a pair (the surgery of masked latents, say) is left out, and the page says why; the gaps are always there, or their
+    error is raised.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
@@ -106,6 +108,7 @@ def diagnose(
     run = Run(
         gaps=InferenceGaps(model, guide, num_particles=num_particles, evidence=evidence, **shared),
         trial=SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared),
+        calibration=GuideCalibration(model, guide, data=data, **shared),
         units=ActiveUnits(model, guide, seed=seed, **shared),
         surgery=ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared),
         looks=SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared),
@@ -130,6 +133,7 @@ class Run:
 
     gaps: InferenceGaps
     trial: SelfCheck
+    calibration: GuideCalibration
     units: ActiveUnits
     surgery: ELBOSurgery
     looks: SampleCheck
@@ -143,12 +147,13 @@ class Run:
         held_out, _ = picked(test, num_data, self.args, plate)
         known, num_batches = picked(train, num_data, self.args, plate)
         simulated, _ = picked(held_out, NUM_SIMULATED, self.args, plate)
-        total = len(held_out) + len(known) + len(simulated) + 3 * num_batches
+        total = 2 * len(held_out) + len(known) + len(simulated) + 3 * num_batches
         options: Any = {"args": self.args, "progress": False}
         with Stages(total, progress) as stage:
             of_test = evaluate(self.gaps, stage("gaps on test data", held_out), seed=self.seed, **options)
             of_train = evaluate(self.gaps, stage("gaps on training data", known), seed=self.seed, **options)
             trial = partial(evaluate, self.trial, stage("self-check", simulated), seed=self.seed, **options)
+            calibration = partial(evaluate, self.calibration, stage("calibration", held_out), seed=self.seed, **options)
             units = partial(self.units, stage("latent units", train), **options)
             surgery = partial(self.surgery, stage("surgery", train), **options)
             looks = partial(self.looks, held_out, train=stage("samples", train), evidence=of_test.evidence, **options)
@@ -156,6 +161,7 @@ class Run:
                 "test": of_test,
                 "train": of_train,
                 "self_check": self.unless_refused("self-check", trial),
+                "calibration": self.unless_refused("calibration", calibration),
                 "units": self.unless_refused("units", units),
                 "surgery": self.unless_refused("surgery", surgery),
                 "samples": self.unless_refused("samples", looks),

@@ -34,9 +34,10 @@ class Diagnosis(Result, Measured):
 
     :ivar test: the `Gaps` of held-out data.
     :ivar train: those of training data.
-    :ivar units: the `UnitActivity` of all training data; `None`, like the next three, where it was left out.
+    :ivar units: the `UnitActivity` of all training data; `None`, like the next four, where it was left out.
     :ivar surgery: the `Surgery` of all training data.
     :ivar self_check: the trial of the estimator on data simulated from the model.
+    :ivar calibration: the `Calibration` of the guide on data simulated from the model.
     :ivar samples: the `SampleCheckResult`: reconstruction error, sharpness, nearest neighbours.
     :ivar simulation: a draw from the model, for its picture.
     :ivar reconstruction: test data and what the model makes of them, for their picture.
@@ -55,7 +56,7 @@ class Diagnosis(Result, Measured):
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """One claim per topic: latents, estimate, gap, held-out data, samples."""
+        """One claim per topic: latents, estimate, gap, calibration, held-out data, samples."""
         return findings_of(self)
 
     @cached_property

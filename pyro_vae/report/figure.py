@@ -54,6 +54,9 @@ def panels_of(measured: Measured) -> list[Panel]:
     if (surgery := d.surgery) is not None:
         caption = "What the KL to the prior pays for: information about the datum, dependence of units, shape of each unit."
         found.append(Panel("surgery", lambda ax: plots.plot_surgery(surgery, ax), caption))
+    if (calibration := d.calibration) is not None:
+        caption = "Ranks of true latents among draws of the guide, on data of the model. Black: more than chance explains."
+        found.append(Panel("calibration", lambda ax: plots.plot_calibration(calibration, ax), caption))
     if (samples := d.samples) is not None:
         found += [
             Panel(

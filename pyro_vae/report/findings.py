@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..evidence import well_known
 from ..gaps import Gaps
+from ..ops import MIN_PARTICLES_FOR_K
 from ..records import LEVEL, Estimate, are_many, counted, normal_quantile
 from .measured import Measured
 from .numbers import difference
@@ -24,7 +25,7 @@ State = Literal["fine", "fault", "undecided"]
 class Finding:
     """One claim of a `Diagnosis`.
 
-    :ivar topic: "latents", "estimate", "gap", "held-out" or "samples".
+    :ivar topic: "latents", "estimate", "gap", "calibration", "held-out" or "samples".
     :ivar state: "fine", "fault" or "undecided".
     :ivar claim: a sentence with numbers that claims no more than their intervals allow.
     """
@@ -36,7 +37,7 @@ class Finding:
 
 def findings_of(measured: Measured) -> tuple[Finding, ...]:
     """One claim per topic that was looked at."""
-    found = [latents(measured), estimate(measured), gap(measured), held_out(measured)]
+    found = [latents(measured), estimate(measured), gap(measured), calibration(measured), held_out(measured)]
     if measured.samples is not None:
         # Nearer to the training data: copies, or the densest parts of the data alone.
         state: State = "undecided" if measured.samples.doubts or measured.samples.unchecked else "fine"
@@ -117,6 +118,16 @@ def gap(measured: Measured) -> Finding:
         return Finding("gap", "fine", f"The ELBO is next to log p(x): the inference gap is {text(inference)}.")
     state: State = "undecided" if gaps.larger_part() == "undecided" else "fault"
     return Finding("gap", state, gaps.verdict())
+
+
+def calibration(measured: Measured) -> Finding | None:
+    """Whether the guide is the posterior on data of the model, whose latents are known."""
+    record = measured.calibration
+    if record is None:
+        return None
+    few = len(record) < MIN_PARTICLES_FOR_K
+    state: State = "fault" if not record.passed else "undecided" if few else "fine"
+    return Finding("calibration", state, f"{record.verdict()}. This is about data of the model, not yours.")
 
 
 def held_out(measured: Measured) -> Finding:

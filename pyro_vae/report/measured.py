@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..calibration import Calibration
 from ..evidence import SelfCheckResult
 from ..gaps import Gaps
 from ..latent import Surgery, UnitActivity
@@ -20,6 +21,7 @@ class Measured:
     units: UnitActivity | None
     surgery: Surgery | None
     self_check: SelfCheckResult | None
+    calibration: Calibration | None
     samples: SampleCheckResult | None
     simulation: Simulation | None
     reconstruction: Reconstruction | None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..calibration import Calibration
 from ..evidence import SelfCheckResult
 from ..gaps import Gaps
 from ..latent import Surgery, UnitActivity
@@ -14,6 +15,7 @@ from ..samples import SampleCheckResult, Statistic
 from .measured import Measured
 
 NATS = "nats per datum"
+SHOWN = 10  # latents of the calibration, worst first
 PARTS_OF_KL = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
 
 
@@ -21,7 +23,8 @@ PARTS_OF_KL = ("kl", "mutual_information", "marginal_kl", "total_correlation", "
 class Number:
     """One number of a `Diagnosis`, with its errors.
 
-    :ivar part: of the diagnosis: "gaps", "held-out", "surgery", "units", "self-check", "samples", "cost".
+    :ivar part: of the diagnosis: "gaps", "held-out", "surgery", "units", "self-check", "calibration", "samples",
+        "cost".
     :ivar data: "train", "test", "simulated", or "test - train".
     :ivar name: what it is.
     :ivar value: the number.
@@ -52,6 +55,8 @@ def numbers_of(measured: Measured) -> list[Number]:
         rows += of_units(measured.units)
     if measured.self_check is not None:
         rows += of_self_check(measured.self_check)
+    if measured.calibration is not None:
+        rows += of_calibration(measured.calibration)
     if measured.samples is not None:
         rows += of_samples(measured.samples)
     return rows
@@ -129,6 +134,18 @@ def of_self_check(check: SelfCheckResult) -> Iterator[Number]:
     yield number("self-check", "simulated", "intervals that reach the bounds", check.coverage(), n, "share of the data")
     cost = check.evidence.cost + check.sandwich.lower.cost + check.sandwich.upper.cost
     yield number("cost", "simulated", "self-check", cost, n, "decoder evaluations per datum")
+
+
+def of_calibration(calibration: Calibration) -> Iterator[Number]:
+    n = len(calibration)
+    if (gap := calibration.symmetric_gap) is not None:
+        yield number("calibration", "simulated", "symmetric gap, KL of posterior to guide and back", gap, n)
+    rows = [row for row in calibration.rows if row.num_data]
+    yield number("calibration", "simulated", f"outside their bands, of {len(rows)}", len(calibration.faulty), n, "rows")
+    for row in (calibration.faulty or rows)[:SHOWN]:
+        name = f"90% intervals of {row.name} that hold the true one"
+        yield number("calibration", "simulated", name, row.coverage(0.9), row.num_data, "share of the data")
+    yield number("cost", "simulated", "calibration", calibration.cost, n, "decoder evaluations per datum")
 
 
 def of_samples(samples: SampleCheckResult) -> Iterator[Number]:

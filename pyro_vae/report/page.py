@@ -20,6 +20,7 @@ TITLES = {
     "surgery": "What the KL is made of",
     "units": "Latent units",
     "self-check": "The estimate on trial, on data simulated from the model",
+    "calibration": "The guide on trial, on data simulated from the model",
     "samples": "Likelihood and looks",
     "cost": "Cost",
 }

@@ -39,6 +39,11 @@ STARTS, SCHEDULES = get_args(Start), get_args(Schedule)
 
 PARALLEL = {"enumerate": "parallel"}
 
+# Few chains of few steps, which say that they are few; test_barrier.py is about that.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the log-weights of .* vary too much:pyro_vae.errors.UnreliableEvidenceWarning"
+)
+
 
 def ais(model, guide, **options):
     return AnnealedImportanceSampling(model, guide, **{"seed": 0, "num_steps": 20, "progress": False, **options})

@@ -56,7 +56,7 @@ def regression_guide(x):
 
 def diagnosis():
     gaps = make_gaps(1.0, 0.5, num_data=NUM_DATA)
-    parts = dict.fromkeys(("units", "surgery", "self_check", "samples", "simulation", "reconstruction"))
+    parts = dict.fromkeys(("units", "surgery", "self_check", "calibration", "samples", "simulation", "reconstruction"))
     return pv.Diagnosis(test=gaps, train=gaps, **parts, left_out={}, settings={}, versions={}, seconds=1.0)
 
 
@@ -104,7 +104,9 @@ def made():
         comparison = pv.compare({"a": evidence, "b": gaps})
         sandwich = pv.BidirectionalMonteCarlo(model, guide, latents=sim.latents, **chains, **options)(sim.observed["x"])
         return {
+            pv.Barrier: sandwich.lower.barrier,
             pv.BetaSweep: sweep(0.5, 1.0),
+            pv.Calibration: pv.GuideCalibration(model, guide, num_particles=20, **options)(x),
             pv.CollapseHistory: pv.CollapseHistory(
                 ("z[0]", "z[1]"), torch.arange(3), torch.ones(3), torch.ones(3), *[torch.ones(3, 2)] * 3
             ),
@@ -157,6 +159,8 @@ ROWS = {
 }  # all others: one per datum
 COLUMNS = {
     pv.BetaSweep: {"beta", "rate", "std_errors[rate]", "sampling_errors[elbo]", "doubts[tails]"},
+    pv.Barrier: {"length", "variance", "enough", "too_few"},
+    pv.Calibration: {"ranks[z[0]]", "shift[0]", "stretch[1]", "at_latents", "elbo"},
     pv.CollapseHistory: {"step", "num_active", "kl[z[0]]", "fraction_at_prior[z[1]]"},
     pv.Comparison: {"log_evidence[a]", "std_error[b]", "reliable[a]", "elbo[b]"},
     pv.Decomposition: {"mutual_information", "total_correlation", "dimension_wise"},

@@ -36,6 +36,12 @@ def test_the_fault_that_is_there_is_named_and_measured(fault):
         assert row.std_error < 0.02 + 0.005 * abs(value) * (name == "amortization gap")
         # the fit of q* ends a little below its optimum, by less than .003 nats for two latents
         assert abs(row.value - value) < SIGMAS * row.std_error + 0.003, (name, row, value)
+    found = {finding.topic: finding for finding in page.findings}["calibration"]
+    assert found.state == ("fault" if fault != "none" else "undecided")  # 60 simulated data find no fault, nor exclude one
+    assert fault == "none" or "too narrow" in found.claim
+    gap = rows["calibration", "simulated", "symmetric gap, KL of posterior to guide and back"]
+    truth = float((lm.log_evidence(test) - lm.elbo(test, guide_distribution(guide, test))).mean())
+    assert gap.value > truth - SIGMAS * gap.std_error - 1e-6  # at least the inference gap, here the same for all data
     assert {"none": "next to log p(x)", "encoder": "encoder is what", "family": "family is what"}[fault] in page.headline
     assert page.left_out == {}
 
@@ -150,7 +156,7 @@ def test_what_cannot_be_known_is_left_out_and_the_rest_stands():
 
     batches = [(part, torch.arange(len(part)) > 2) for part in in_batches(10 * x)]
     page = pv.diagnose(model, guide, train=batches, test=batches, args=tuple, **FEW)
-    assert {"surgery", "self-check"} <= page.left_out.keys()
+    assert {"surgery", "self-check", "calibration"} <= page.left_out.keys() and page.calibration is None
     assert "data=lambda" in page.left_out["self-check"] and "masked" in page.left_out["surgery"]
     assert page.surgery is None and page.self_check is None and len(page.test) == 60
     assert page.culprit == "encoder"
@@ -198,7 +204,15 @@ def test_one_bar_says_what_is_being_done(capsys):
     _, model, guide, x = linear_pair("none")
     diagnosed(model, guide, x, progress=True)
     shown = capsys.readouterr().err
-    for stage in ("gaps on test data", "gaps on training data", "self-check", "latent units", "surgery", "samples"):
+    for stage in (
+        "gaps on test data",
+        "gaps on training data",
+        "self-check",
+        "calibration",
+        "latent units",
+        "surgery",
+        "samples",
+    ):
         assert stage in shown
     assert "100%" in shown
 

@@ -1,0 +1,6 @@
+"""Whether a guide is right about the latents, on data simulated from the model."""
+
+from .calibration import Calibration
+from .guide_calibration import GuideCalibration
+
+__all__ = ["Calibration", "GuideCalibration"]

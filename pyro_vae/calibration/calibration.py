@@ -1,0 +1,216 @@
+"""The record of a guide held against latents that are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnreliableEvidenceWarning
+from ..ops import MIN_PARTICLES_FOR_K, pareto_k, pareto_k_threshold
+from ..records import LEVEL, Estimate, Result, check_same, concatenated, mean_cost, to_plain
+from .rows import LOG_DENSITY, Row, row_of
+from .uniformity import GRID, band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FALSE_ALARM = 0.01  # the probability that any row of a calibrated guide is called faulty
+LEVELS = 0.5, 0.9  # of the intervals whose coverage is printed
+ROWS = 20  # printed
+GAP = "symmetric gap"
+PER_DATUM = ("ranks", "shift", "stretch", "at_latents", "elbo")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration(Result):
+    """How the latents behind simulated data lie among the draws of a guide, as `GuideCalibration` returned it.
+
+    B data, D latents (single numbers of a latent site), R rows: the latents, and log q(z | x) where it is known. Nats.
+
+    :ivar names: R names, `'z[3]'` for the fourth number of the latent site `'z'`, `'z'` where it is the only one, and
+        `'log q(z | x)'` last.
+    :ivar ranks: (B, R) between 0 and 1, uniform if the guide is the posterior; NaN where a latent is masked.
+    :ivar shift: (B, D) how far the median of the guide's draws lies above the latent, in their standard deviations; NaN
+        where they do not vary or are fewer than 20.
+    :ivar stretch: (B, D) the distance of the latent from that median, in units of the distance within which half of the
+        draws lie. Its median over data is one where the spread is right.
+    :ivar at_latents: (B,) log p(x, z) - log q(z | x) at the latents behind the data; `None` where log q is not known there.
+    :ivar elbo: (B,) the mean of the same at draws of the guide.
+    :ivar num_particles: L, draws of the guide behind each rank.
+    :ivar cost: decoder evaluations per datum.
+    :ivar blind: whether the guide drew for the simulated data exactly what it draws for yours.
+    :ivar given: the sites outside the data that have one value: everything here is given them.
+    :ivar left_out: latents of the model without a rank: the guide lacks them, or they are summed out.
+    :ivar unchecked: why the symmetric gap is not known.
+    """
+
+    _hidden = ("names",)
+
+    names: tuple[str, ...]
+    ranks: Tensor
+    shift: Tensor
+    stretch: Tensor
+    at_latents: Tensor | None
+    elbo: Tensor
+    num_particles: int
+    cost: float
+    blind: bool = False
+    given: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    unchecked: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def cat(cls, records: Sequence[Calibration]) -> Calibration:
+        """Join the results of several simulations; they must come from the same estimator, with the same latents."""
+        check_same(records, ("names", "num_particles", "given", "left_out"))
+        joined: dict[str, Any] = {
+            **concatenated(records, PER_DATUM),
+            "cost": mean_cost(records),
+            "blind": all(record.blind for record in records),
+            "unchecked": {name: why for record in records for name, why in record.unchecked.items()},
+        }
+        return replace(records[0], **joined)
+
+    def select(self, kept: Tensor) -> Calibration:
+        """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
+        return replace(self, **some)
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """What the ranks of each row say."""
+        nothing = self.shift.new_full((len(self),), math.nan)
+        shift, stretch = ([*part.unbind(1), nothing] for part in (self.shift, self.stretch))
+        rate = FALSE_ALARM / len(self.names)  # by Bonferroni, whatever the rows have to do with one another
+        columns = zip(self.names, self.ranks.unbind(1), shift, stretch, strict=False)
+        return tuple(row_of(name, ranks, above, far, rate) for name, ranks, above, far in columns)
+
+    @property
+    def faulty(self) -> tuple[Row, ...]:
+        """The rows that leave their band, worst first. A calibrated guide has one with a probability of at most 1%."""
+        return tuple(sorted((row for row in self.rows if row.faulty), key=lambda row: -row.largest))
+
+    @property
+    def passed(self) -> bool:
+        """Whether no fault was seen."""
+        return not (self.faulty or self.blind)
+
+    @property
+    def symmetric_gap(self) -> Estimate | None:
+        """KL(p(z | x) to q) + KL(q to p(z | x)), averaged over the model's data; `None` where it is not known.
+
+        Not negative in expectation. Both errors come from its spread over the data, which contains the draws of latents and
+        guide; there is no other population than the model's.
+        """
+        if self.at_latents is None:
+            return None
+        terms = (self.at_latents - self.elbo).double()
+        estimate = Estimate.over_data(terms, torch.zeros_like(terms), doubt=self.doubts.get(GAP, ""))
+        return replace(estimate, std_error=estimate.sampling_error)
+
+    @property
+    def doubts(self) -> dict[str, str]:
+        """Why the error of the symmetric gap is not to be trusted, by its name; empty where it is, and where N < 100."""
+        if self.at_latents is None:
+            return {}
+        missed = int((self.at_latents == math.inf).sum())
+        if missed:
+            return {GAP: f"the guide gives no density to the latents of {missed} of {len(self)} data"}
+        terms = (self.at_latents - self.elbo).double()
+        if not bool(terms.isfinite().all()):
+            return {GAP: f"{int((~terms.isfinite()).sum())} of {len(self)} data have draws of no density under the model"}
+        rounding = 200 * torch.finfo(self.elbo.dtype).eps * (1 + float(self.elbo.abs().max()))
+        if len(self) < MIN_PARTICLES_FOR_K or float(terms.max() - terms.min()) < rounding:
+            return {}
+        k, threshold = float(pareto_k((terms - terms.min()).log())), pareto_k_threshold(len(self))
+        return {GAP: f"its terms have a Pareto k of {k:.2f}, above {threshold:.2f}"} if k > threshold else {}
+
+    def band(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+        """The points at which the distribution function of a row is looked at, and the least and the largest share of the
+        data below each that is not called faulty, (99,) each."""
+        low, high = band(row.num_data, FALSE_ALARM / len(self.names))
+        return GRID, low / row.num_data, high / row.num_data
+
+    def verdict(self) -> str:
+        """What is wrong with the guide, in one sentence."""
+        data = f"on {len(self)} simulated data"
+        if self.blind:
+            return (
+                f"The guide draws the same {data} as on yours: it does not look at the data, or has parameters for each of "
+                "yours, so that it cannot be right for any others"
+            )
+        if not self.faulty:
+            return f"No fault seen {data}: all {len(self.rows)} rows lie inside their bands, as for 99% of right guides"
+        latents = [row for row in self.faulty if row.name != LOG_DENSITY]
+        if not latents:
+            return f"The guide is not calibrated {data}: each latent alone is, all together are not; {self.faulty[0].fault}"
+        worst = latents[0]
+        number = sum(row.name != LOG_DENSITY for row in self.rows)
+        of = f"in {len(latents)} of {number} latents; worst {worst.name}" if number > 1 else f"in {worst.name}"
+        return (
+            f"The guide is not calibrated {data}, {of}: {worst.fault}; its 90% intervals hold "
+            f"{worst.coverage(0.9):.0%} of the latents"
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The distribution functions of the ranks minus the diagonal, with their bands, see `pyro_vae.plots`."""
+        from ..plots import plot_calibration  # here, so that importing the package starts no graphics
+
+        return plot_calibration(self, ax)
+
+    def warnings(self) -> list[Warning]:
+        """A symmetric gap whose error is not to be trusted."""
+        return [
+            UnreliableEvidenceWarning(f"the error of the symmetric gap is too small: {why}") for why in self.doubts.values()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as plain Python, for JSON."""
+        gap = self.symmetric_gap
+        return {
+            **to_plain(self),
+            "symmetric_gap": None if gap is None else to_plain(gap),
+            "rows": [
+                {"name": r.name, "faulty": r.faulty, "fault": r.fault, **{f"coverage {p}": r.coverage(p) for p in LEVELS}}
+                for r in self.rows
+            ],
+            "passed": self.passed,
+            "doubts": self.doubts,
+            "verdict": self.verdict(),
+        }
+
+    def __str__(self) -> str:
+        shown = [*self.faulty, *(row for row in self.rows if not row.faulty)][:ROWS]
+        width = max(len("latent"), *(len(row.name) for row in shown))
+        expected = [shown[0].expected_coverage(level, LEVEL) for level in LEVELS]
+        heads = [f"{level:.0%} ({low:.2f}-{high:.2f})" for level, (low, high) in zip(LEVELS, expected, strict=True)]
+        lines = [
+            f"Calibration on {len(self)} simulated data, L = {self.num_particles} draws of the guide each, "
+            f"cost {self.cost:g} decoder evaluations per datum",
+            f"  {'latent':<{width}}{heads[0]:>18}{heads[1]:>18}  coverage of the guide's intervals (expected for 95 of 100)",
+        ]
+        for row in shown:
+            numbers = "".join(f"{row.coverage(level):>18.2f}" for level in LEVELS)
+            lines.append(f"  {row.name:<{width}}{numbers}  {row.fault}".rstrip())
+        if len(self.rows) > len(shown):
+            lines.append(f"  and {len(self.rows) - len(shown)} more without a fault")
+        gap = self.symmetric_gap
+        if gap is not None:
+            error = f"(error not to be trusted: {gap.doubt})" if gap.doubt else f"+- {float(gap.std_error):.3f}"
+            lines.append(f"  {GAP} {float(gap.value):.3f} {error} nats; the mean of log p(x) - ELBO is at most that")
+        lines += [f"  no {name}: {why}" for name, why in self.unchecked.items()]
+        if self.left_out:
+            lines.append(f"  without a rank: {', '.join(self.left_out)}")
+        if self.given:
+            lines.append(f"  given: {', '.join(self.given)}")
+        lines.append(f"{self.verdict()}. This is about data of the model; yours may be unlike them.")
+        return "\n".join(lines)
