@@ -47,6 +47,7 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
+from .posterior import Expectation, PosteriorExpectation
 from .records import Estimate
 from .report import Diagnosis, diagnose
 from .samples import SampleCheck, SampleCheckResult
@@ -86,6 +87,7 @@ __all__ = [
     "Estimate",
     "Evidence",
     "ExactEvidence",
+    "Expectation",
     "FactorInformation",
     "FusedOptim",
     "Gaps",
@@ -100,6 +102,7 @@ __all__ = [
     "Manifold",
     "Monitor",
     "MutualInformationGap",
+    "PosteriorExpectation",
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",

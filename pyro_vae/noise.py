@@ -37,6 +37,7 @@ class Noise(IntEnum):
     WITNESSES = 12  # whether another mode holds a better q*
     OPTIMUM = 13  # gradients for a Gaussian q*
     GAPS = 14  # draws by which L[q] and L[q*] are measured: others than those that fits have started from
+    POSTERIOR = 15  # the probe of a function of the latents, the guide's own value of it, draws by weight
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:

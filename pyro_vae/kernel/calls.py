@@ -161,6 +161,17 @@ class Call:
         """What the guide drew for the latent sites of the model, canonical shapes (*E, K, *plates, *event)."""
         return values_for_model(values_of(record, self.structure), self.structure)
 
+    def in_program_shapes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Canonical values without an axis E in the shapes that they have in the program, the particles in front.
+
+        Plates of other sites, which are of size one here, are gone.
+        """
+        shaped = {}
+        for name, value in values.items():
+            event = value.shape[value.ndim - self.layout.event_dims[name] :]
+            shaped[name] = value.reshape(-1, *self.layout.plain_shapes[name], *event)
+        return shaped
+
     def first_particle(self, record: Record) -> Record:
         return narrow_record(record, self.layout, 0, 1)
 
