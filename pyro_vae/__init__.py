@@ -47,7 +47,7 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
-from .posterior import Expectation, PosteriorExpectation
+from .posterior import Expectation, PosteriorExpectation, PosteriorSample, posterior
 from .records import Estimate
 from .report import Diagnosis, diagnose
 from .samples import SampleCheck, SampleCheckResult
@@ -103,6 +103,7 @@ __all__ = [
     "Monitor",
     "MutualInformationGap",
     "PosteriorExpectation",
+    "PosteriorSample",
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",
@@ -132,6 +133,7 @@ __all__ = [
     "nn",
     "ops",
     "plots",
+    "posterior",
     "reconstruct",
     "schedules",
     "simulate",

@@ -133,6 +133,16 @@ class Call:
         values = {name: site.value for name, site in guide.run().items() if not site.is_observed}
         return self._checked(looped_record([model.run(values=values)], model.layout))
 
+    def run_at(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
+        """All sites of the model at given values of latents and enumerated sites, one plain run each.
+
+        Distributions keep the shapes of the program. What has no value is drawn.
+        """
+        self.cost += num_particles
+        model = ancestral(self.model)
+        runs = [model.run(values=model.plain_values(values, k)) for k in range(num_particles)]
+        return self._checked(looped_record(runs, model.layout))
+
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
         """Run the model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""
         self.cost += num_particles * (3 if torch.is_grad_enabled() else 1)

@@ -47,5 +47,5 @@ class Labels:
         """A label, (*event), for all particles and data, canonical."""
         layout = self._call.layout
         shape = layout.plain_shapes[name]
-        shape = (*[1] * (layout.num_plates - len(shape)), *shape)
-        return label.expand(num_particles, *shape, *label.shape)
+        padding = [1] * (layout.num_plates - len(shape))
+        return label.expand(num_particles, *padding, *shape, *label.shape)

@@ -21,6 +21,9 @@ PER_DATUM = ("value", "std_error", "ess", "pareto_k", "guide_value", "guide_std_
 class Expectation:
     """E[f(z) given x] per datum, as `PosteriorExpectation` returned it. B data, F the shape of f for a datum, in units of f.
 
+    Intervals of probabilities are Wilson's, see Brown, Cai and DasGupta (2001), "Interval Estimation for a Binomial
+    Proportion", https://doi.org/10.1214/ss/1009213286.
+
     :ivar value: (B, *F), E[f(z) given x] by weighted draws.
     :ivar std_error: (B, *F), its Monte Carlo error; not to be trusted where the datum is not `reliable`. Of a probability at
         least one over the effective sample size of the weights: what one draw more would change.
@@ -103,8 +106,7 @@ class Expectation:
         """Monte Carlo interval per datum, two tensors (B, *F): value +- z std_error, below 100 draws by Student's t.
 
         Of a probability it is the union of that interval and Wilson's, inside of [0, 1]. So it has a length where no draw,
-        or every one, says true; alone, each of the two ends too early on one side (Brown, Cai and DasGupta, 2001,
-        https://doi.org/10.1214/ss/1009213286).
+        or every one, says true; alone, each of the two ends too early on one side.
         """
         few = 1 < self.num_particles < JUDGED
         z = student_quantile(level, self.num_particles - 1) if few else normal_quantile(level)
@@ -130,7 +132,7 @@ class Expectation:
     @property
     def unchecked(self) -> dict[str, str]:
         """Why a reason was not judged, by its name."""
-        of_f = {} if self.checks else {reason: f"K < {JUDGED}" for reason in ("function tails", "few draws")}
+        of_f = {} if self.checks else dict.fromkeys(("function tails", "few draws"), f"K < {JUDGED}")
         return {**self.evidence.unchecked, **of_f}
 
     @property
@@ -158,9 +160,8 @@ class Expectation:
 
     def __str__(self) -> str:
         shape = "" if self.value.ndim == 1 else f", f of shape {tuple(self.value.shape[1:])}"
-        lines = [
-            f"Expectation of {len(self)} data, K = {self.num_particles}{shape}, cost {self.cost:g} decoder evaluations per datum"
-        ]
+        cost = f"cost {self.cost:g} decoder evaluations per datum"
+        lines = [f"Expectation of {len(self)} data, K = {self.num_particles}{shape}, {cost}"]
         if self.value.ndim == 1:
             lines += [f"  E[f given x]  {self.mean()}", f"  guide's bias  {self.mean_bias()}"]
         else:

@@ -24,7 +24,7 @@ class Function:
     """f of a call: from draws by site, canonical (K, *plates, *event), to float64 results (K, B, F), with F flattened.
 
     :ivar shape: (*F), of the result of one particle and datum.
-    :ivar dtype: what results are converted to in the end.
+    :ivar dtype: of results that are no whole numbers or truth values, otherwise `None`.
     :ivar is_event: whether f says true or false, so that its mean is a probability.
     """
 
@@ -38,7 +38,7 @@ class Function:
         result = self._checked(values, num_particles)
         self.shape = result.shape[1 + self._num_data_axes :]
         self.is_event = result.dtype == torch.bool and self._labels is None
-        self.dtype = result.dtype if result.is_floating_point() else torch.get_default_dtype()
+        self.dtype = result.dtype if result.is_floating_point() else None
         self._check_particles_and_data(values, result)
 
     def program_values(self, values: Mapping[str, Tensor]) -> Values:
@@ -77,8 +77,8 @@ class Function:
         if result.shape[: len(expected)] != expected:
             shapes = ", ".join(f"'{name}' {tuple(value.shape)}" for name, value in values.items())
             raise OptionError(
-                f"f must keep the axes of particles and data and return {shown(expected)}, got {tuple(result.shape)} from "
-                f"{shapes}: reduce over the last axes alone, as in lambda z: z['{next(iter(values))}'].square().sum(-1)"
+                f"f must keep the axes of particles and data and return {shown(expected)}, got {tuple(result.shape)} "
+                f"from {shapes}: reduce over the last axes alone, as in lambda z: z['{next(iter(values))}'].square().sum(-1)"
             )
         return result
 
@@ -90,24 +90,22 @@ class Function:
                 raise
             structure = self._call.structure
             hidden = set(error.args) & {*structure.model_enumerated, *structure.prior_sites, *structure.given}
-            why = (
-                "this site has no draws of its own: a site that the model alone enumerates must be enumerated by the guide too"
-                if hidden
-                else "use one of these names"
-            )
+            why = "use one of these names"
+            if hidden:
+                why = "this site has no draws of its own; one that the model alone enumerates, the guide must enumerate too"
             raise OptionError(f"f asks for {error}, and the latents are {quoted(values)}: {why}") from error
 
     def _check_particles_and_data(self, values: Values, result: Tensor) -> None:
         if not same(self._checked(values, len(result)), result):
             raise HiddenRandomnessError(
-                "f gives other results at the same latents: it must draw nothing. Return the mean of what it draws, which has "
-                "the same expectation, or put networks in it in eval mode"
+                "f gives other results at the same latents: it must draw nothing. Return the mean of what it draws, which "
+                "has the same expectation"
             )
         first = {name: value[:1] for name, value in values.items()}
         if not same(self._checked(first, 1), result[:1]):
             raise OptionError(
-                "f gives a particle another result when it comes alone: it must treat each alike, and reduce nothing over the "
-                "first axis"
+                "f gives a particle another result when it comes alone: it must treat all alike, and reduce nothing over "
+                "the first axis"
             )
         if self._num_data_axes == 0 or self._call.batch_size == 1:
             return
@@ -149,6 +147,6 @@ def check_results(result: Tensor, weights: Tensor, whose: str) -> None:
     bad = ((~result.isfinite()).any(-1) & (weights > 0)).any(0)
     if bool(bad.any()):
         raise NonFiniteError(
-            f"f is NaN or infinite at draws {whose} for the data {listed(bad)}: look for a logarithm of 0 or a division by 0 "
-            "in f, or clamp its latents"
+            f"f is NaN or infinite at draws {whose} for the data {listed(bad)}: look for a logarithm of 0 or a division by "
+            "0 in f, or clamp its latents"
         )

@@ -27,10 +27,10 @@ class PosteriorExpectation(Estimator):
 
         E[f(z) given x] ~ sum_k w_k f(z_k) / sum_k w_k,    w_k = p(x, z_k) / r(z_k),  z_k ~ r
 
-    r are the proposals that `AdaptiveImportanceSampling` fits to each datum, for any number of modes that its search finds; for
-    latents that cannot be fitted (discrete ones, masks that depend on draws) it is the guide itself. The weights are those of
-    log p(x), Pareto-smoothed (Vehtari et al. 2024). The ratio is consistent: its bias falls as 1/K and is a small part of the
-    error. What the guide itself says, E_q[f(z)], stands beside it with its error, and so does the guide's bias.
+    r are the proposals that `AdaptiveImportanceSampling` fits to each datum, after a search for modes; for latents that
+    cannot be fitted (discrete ones, masks that depend on draws) it is the guide itself. The weights are those of log p(x),
+    Pareto-smoothed (Vehtari et al. 2024). The ratio is consistent: its bias falls as 1/K and is a small part of the error.
+    What the guide itself says, E_q[f(z)], stands beside it with its error, and so does the guide's bias.
 
     The error is the delta method's for a ratio of means, and knows that the components of a proposal get fixed shares of
     the draws. It is honest where weight times f has a finite variance, which no sample can prove: `doubts` names the data
@@ -44,7 +44,8 @@ class PosteriorExpectation(Estimator):
         `lambda z: z["z"] > 0`, give a probability; whole numbers are converted. It may call networks, which run in eval mode
         and without gradients: `lambda z: vae.decode(z["latent"]).mean` gives reconstructions under the posterior. Sites that
         the guide enumerates are among the latents, and summed out exactly. What a mask hides has no meaning.
-    :param num_particles: K, weighted draws per datum, and as many of the guide; where latents cannot be fitted at least 1,000.
+    :param num_particles: K, weighted draws per datum, and as many of the guide; where latents cannot be fitted at least
+        1,000.
 
     Called with the model's own arguments; returns `Expectation` for the B data of the call, values (B, *F). Memory does not
     grow with K, but for (K, B) numbers: draws are weighed first, made again from the same noise, and f is called on pieces
@@ -142,9 +143,11 @@ def record_of(
         guide_std_error = torch.fmax(guide_std_error, guide_std_error.new_tensor(1 / guide.num_particles))
         bias_variance = torch.fmax(bias_variance, std_error.square())
     pareto_k = posterior.pareto_k(draws.evidence.pareto_k)
+    exact = not call.structure.latents
 
     def shaped(numbers: Tensor) -> Tensor:
-        return numbers.reshape(call.batch_size, *function.shape).to(function.dtype)
+        dtype = draws.evidence.log_evidence.dtype if function.dtype is None else function.dtype
+        return numbers.reshape(call.batch_size, *function.shape).to(dtype)
 
     return Expectation(
         value=shaped(posterior.mean),
@@ -158,7 +161,7 @@ def record_of(
         is_probability=function.is_event,
         num_particles=len(draws),
         cost=call.cost,
-        checks=doubts_of(posterior, draws, pareto_k, function.is_event) if len(draws) >= JUDGED else {},
+        checks=doubts_of(posterior, draws, pareto_k, function.is_event) if len(draws) >= JUDGED or exact else {},
     )
 
 

@@ -115,6 +115,6 @@ def check_no_axis(call: Call, values: dict[str, Tensor]) -> None:
     several = [n for n, v in values.items() if v.ndim > 1 + layout.num_plates + layout.event_dims[n]]
     if several:
         raise LocalFitError(
-            f"the guide draws {quoted(several)} given {quoted(call.structure.guide_enumerated)}, which it enumerates, and no "
-            "proposal can be fitted: let the guide draw the enumerated site (without infer={'enumerate': ...})"
+            f"the guide draws {quoted(several)} given {quoted(call.structure.guide_enumerated)}, which it enumerates, and "
+            "no proposal can be fitted: let the guide draw the enumerated site (without infer={'enumerate': ...})"
         )

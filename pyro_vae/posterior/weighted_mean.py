@@ -24,6 +24,20 @@ class WeightedMean:
     Results are taken relative to a centre close to the mean, so that nothing cancels and a constant f has no error at all.
     """
 
+    _some: Tensor  # (B, F), as all below: f at one draw
+    _centre: Tensor
+    _lowest: Tensor  # of the results that differ from that one
+    _highest: Tensor
+    _count: Tensor  # of draws by origin, (S, B, F), as the sums of w, w^2, w d, w^2 d and w^2 d^2, where d = f - centre
+    _w: Tensor
+    _ww: Tensor
+    _wd: Tensor
+    _wwd: Tensor
+    _wdwd: Tensor
+    _wdd: Tensor  # sum of w d^2
+    _fourth: Tensor  # sum of (w d)^4
+    _tail: Tensor | None = None  # the largest log(w |d|), (n + 1, B, F)
+
     def __init__(self, num_particles: int, num_origins: int = 1) -> None:
         self.num_particles, self.num_origins = num_particles, num_origins
         self._num_blocks = 0
@@ -67,7 +81,6 @@ class WeightedMean:
             zeros.repeat(self.num_origins, 1, 1) for _ in range(6)
         )
         self._wdd, self._fourth = zeros.clone(), zeros.clone()
-        self._tail = None
         if self.num_particles >= MIN_PARTICLES_FOR_K:
             self._tail = (zeros - math.inf).repeat(size_of_tail(self.num_particles) + 1, 1, 1)
 

@@ -164,7 +164,9 @@ def proposal_draws(space: LatentSpace, proposal: MixtureProposal, num_particles:
     for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
         space.call.set_noise(Noise.PROPOSAL, block)
         yield proposal.draw_by_component(min(NOISE_BLOCK, num_fitted - start))
-    for u, *_ in prior_blocks(space, num_particles - num_fitted, Noise.PROPOSAL, first_block=num_fitted):
+    for block, start in enumerate(range(num_fitted, num_particles, PRIOR_BLOCK), start=num_fitted):
+        space.call.set_noise(Noise.PROPOSAL, block)
+        u, *_ = space.draw_prior(min(PRIOR_BLOCK, num_particles - start))
         yield u, torch.full_like(u[..., 0], len(proposal.components), dtype=torch.long)
 
 
