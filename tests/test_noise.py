@@ -54,6 +54,7 @@ CALLS = {made.__name__: call_of(made) for made in ESTIMATORS} | {
 # What is compared on the same noise, and fits of q* that start again.
 SHARED_ON_PURPOSE = {
     ("mixture.py", "proposal_draws"): ("mixture.py", "proposal_log_weights"),  # weighed first, then made again for f
+    ("mixture.py", "prior_draws"): ("mixture.py", "prior_blocks"),
     ("offsets.py", "check_terms"): "offsets",
     ("offsets.py", "ascend"): "steps",
     ("restart.py", "witness_terms"): "witnesses",

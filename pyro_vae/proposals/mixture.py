@@ -164,10 +164,15 @@ def proposal_draws(space: LatentSpace, proposal: MixtureProposal, num_particles:
     for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
         space.call.set_noise(Noise.PROPOSAL, block)
         yield proposal.draw_by_component(min(NOISE_BLOCK, num_fitted - start))
-    for block, start in enumerate(range(num_fitted, num_particles, PRIOR_BLOCK), start=num_fitted):
-        space.call.set_noise(Noise.PROPOSAL, block)
-        u, *_ = space.draw_prior(min(PRIOR_BLOCK, num_particles - start))
+    for u in prior_draws(space, num_particles - num_fitted, first_block=num_fitted):
         yield u, torch.full_like(u[..., 0], len(proposal.components), dtype=torch.long)
+
+
+def prior_draws(space: LatentSpace, num_particles: int, first_block: int) -> Iterator[Tensor]:
+    """The draws behind the `prior_blocks` of a proposal once more."""
+    for block, start in enumerate(range(0, num_particles, PRIOR_BLOCK), start=first_block):
+        space.call.set_noise(Noise.PROPOSAL, block)
+        yield space.draw_prior(min(PRIOR_BLOCK, num_particles - start))[0]
 
 
 def draws_of_prior(num_particles: int) -> int:
