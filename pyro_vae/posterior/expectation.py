@@ -132,8 +132,8 @@ class Expectation:
     @property
     def unchecked(self) -> dict[str, str]:
         """Why a reason was not judged, by its name."""
-        of_f = {} if self.checks else dict.fromkeys(("function tails", "few draws"), f"K < {JUDGED}")
-        return {**self.evidence.unchecked, **of_f}
+        judged = "function tails" in self.checks or not self.checks
+        return {**self.evidence.unchecked, **({} if judged else {"function tails": f"K < {JUDGED}"})}
 
     @property
     def reliable(self) -> Tensor:

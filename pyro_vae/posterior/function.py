@@ -13,6 +13,7 @@ from ..errors import BatchCouplingError, HiddenRandomnessError, NonFiniteError, 
 from ..kernel import Call, close
 from ..noise import Noise
 from .enumerated import Labels
+from .weighted_draws import hide
 
 Values = dict[str, Tensor]
 PROBE = 0  # noise block
@@ -26,10 +27,12 @@ class Function:
     :ivar shape: (*F), of the result of one particle and datum.
     :ivar dtype: of results that are no whole numbers or truth values, otherwise `None`.
     :ivar is_event: whether f says true or false, so that its mean is a probability.
+    :ivar kept: where latents count, by site that has a mask; f gets NaN elsewhere.
     """
 
     def __init__(self, call: Call, f: Callable[[Values], Tensor]) -> None:
         self._call, self._f = call, f
+        self.kept: Mapping[str, Tensor] = {}
         self._num_data_axes = 1 if call.layout.datum_dim is not None else 0
         self._labels = Labels(call) if call.structure.guide_enumerated else None
         call.set_noise(Noise.POSTERIOR, PROBE)
@@ -42,7 +45,7 @@ class Function:
         self._check_particles_and_data(values, result)
 
     def program_values(self, values: Mapping[str, Tensor]) -> Values:
-        return self._call.in_program_shapes(values)
+        return self._call.in_program_shapes(hide(values, {n: kept for n, kept in self.kept.items() if n in values}))
 
     def chunks(self, num_particles: int) -> Iterator[tuple[int, int]]:
         """Split a block into pieces, (first, length), of bounded memory."""
@@ -84,7 +87,7 @@ class Function:
 
     def _asked(self, values: Values) -> Any:
         try:
-            return self._f(dict(values))
+            return self._f({name: value.clone() for name, value in values.items()})  # f may write into them
         except KeyError as error:
             if error.args and error.args[0] in values:
                 raise
@@ -99,7 +102,7 @@ class Function:
         if not same(self._checked(values, len(result)), result):
             raise HiddenRandomnessError(
                 "f gives other results at the same latents: it must draw nothing. Return the mean of what it draws, which "
-                "has the same expectation"
+                "has the same expectation, and put its networks in eval mode"
             )
         first = {name: value[:1] for name, value in values.items()}
         if not same(self._checked(first, 1), result[:1]):
@@ -142,9 +145,15 @@ def shown(expected: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, expected))}, ...)"
 
 
-def check_results(result: Tensor, weights: Tensor, whose: str) -> None:
-    """Raise where f, (K, B, F), is not finite at a draw that counts."""
-    bad = ((~result.isfinite()).any(-1) & (weights > 0)).any(0)
+def check_results(result: Tensor, weights: Tensor, whose: str, *, may_hide: bool) -> None:
+    """Raise where f, (K, B, F), is not finite at a draw that counts.
+
+    :param may_hide: a mask hides latents: f may be NaN at all draws.
+    """
+    wrong = ~result.isfinite() & (weights > 0).unsqueeze(-1)
+    if may_hide:
+        wrong = wrong & ~result.isnan().all(0)
+    bad = wrong.any(-1).any(0)
     if bool(bad.any()):
         raise NonFiniteError(
             f"f is NaN or infinite at draws {whose} for the data {listed(bad)}: look for a logarithm of 0 or a division by "

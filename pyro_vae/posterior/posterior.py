@@ -14,7 +14,7 @@ from ..records import warn_about
 from ..simulate import known_means
 from .posterior_sample import PosteriorSample
 from .resampling import drawn_labels, gathered, resampled
-from .weighted_draws import weighted_draws
+from .weighted_draws import hide, weighted_draws
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def posterior(
         if call.structure.guide_enumerated:
             canonical |= drawn_labels(call, canonical, num_samples)
         sample = PosteriorSample(
-            latents=call.in_program_shapes(canonical),
+            latents=call.in_program_shapes(hide(canonical, draws.kept)),
             means=means_at(call, canonical, num_samples) if means else {},
             num_distinct=1 + (index.sort(0).values.diff(dim=0) != 0).sum(0) if call.structure.latents else num_all,
             num_particles=len(draws),

@@ -41,9 +41,9 @@ class PosteriorExpectation(Estimator):
     :param f: maps a dict of latents by site to a tensor. Each value has the shape that it has in the program with an axis of
         K particles in front: (K, B, D) for a vector in the plate of the data, (K, P, B) for a number in a plate of P inside
         a datum. The result has the shape (K, B, *F); with `datum_plate=None`, (K, *F). Truth values, as of
-        `lambda z: z["z"] > 0`, give a probability; whole numbers are converted. It may call networks, which run in eval mode
-        and without gradients: `lambda z: vae.decode(z["latent"]).mean` gives reconstructions under the posterior. Sites that
-        the guide enumerates are among the latents, and summed out exactly. What a mask hides has no meaning.
+        `lambda z: z["z"] > 0`, give a probability; whole numbers are converted. It may call networks in eval
+        mode, and runs without gradients: `lambda z: vae.decode(z["latent"]).mean` gives reconstructions under the posterior.
+        Sites that the guide enumerates are among the latents, and summed out exactly. What a mask hides is NaN.
     :param num_particles: K, weighted draws per datum, and as many of the guide; where latents cannot be fitted at least
         1,000.
 
@@ -81,6 +81,7 @@ class PosteriorExpectation(Estimator):
     def estimate(self, call: Call) -> Expectation:
         function = Function(call, self.f)
         draws = weighted_draws(call, self.num_particles)
+        function.kept = draws.kept
         posterior = WeightedMean(len(draws), draws.num_origins)
         guide = WeightedMean(len(draws) if draws.of_guide else self.num_particles)
         average(function, draws, posterior, guide if draws.of_guide else None)
@@ -100,12 +101,12 @@ def average(function: Function, draws: WeightedDraws, posterior: WeightedMean, g
         for first, length in function.chunks(len(block)):
             result = function(narrowed(block.values, first, length), length)
             weight = draws.weights[block.first + first : block.first + first + length]
-            check_results(result, weight, "from the posterior")
+            check_results(result, weight, "from the posterior", may_hide=bool(function.kept))
             origin = block.origin[first : first + length]
             posterior.add(result, weight, origin, new_block=first == 0)
             if guide is not None:
                 equal = torch.full_like(weight, 1 / len(draws))
-                check_results(result, equal, "of the guide")
+                check_results(result, equal, "of the guide", may_hide=False)
                 guide.add(result, equal, torch.zeros_like(origin))
 
 
@@ -118,7 +119,7 @@ def average_of_guide(call: Call, function: Function, guide: WeightedMean) -> Non
         for first, length in function.chunks(size):
             result = function.plain(function.program_values(narrowed(values, first, length)), length)
             weight = result.new_full(result.shape[:2], 1 / guide.num_particles)
-            check_results(result, weight, "of the guide")
+            check_results(result, weight, "of the guide", may_hide=bool(function.kept))
             guide.add(result, weight, torch.zeros_like(weight, dtype=torch.long))
 
 
@@ -136,7 +137,8 @@ def record_of(
     bias_variance: Tensor,
 ) -> Expectation:
     weights_ess = draws.weights.sum(0).square() / draws.weights.square().sum(0)
-    ess = torch.where(variance > 0, posterior.variance_of_f / variance, weights_ess.unsqueeze(-1))
+    known = (variance > 0) & (posterior.num_behind_error >= FEWEST_BEHIND)
+    ess = torch.where(known, posterior.variance_of_f / variance, weights_ess.unsqueeze(-1))
     std_error, guide_std_error = variance.sqrt(), guide.variance.sqrt()
     if function.is_event:
         std_error = torch.fmax(std_error, (1 / weights_ess).unsqueeze(-1))
@@ -161,14 +163,17 @@ def record_of(
         is_probability=function.is_event,
         num_particles=len(draws),
         cost=call.cost,
-        checks=doubts_of(posterior, draws, pareto_k, function.is_event) if len(draws) >= JUDGED or exact else {},
+        checks={} if exact else doubts_of(posterior, draws, pareto_k, function.is_event),
     )
 
 
 def doubts_of(posterior: WeightedMean, draws: WeightedDraws, pareto_k: Tensor, is_event: bool) -> dict[str, Tensor]:
     """(B,) by reason."""
+    constant = posterior.is_constant
+    few = (posterior.num_behind_error < FEWEST_BEHIND) | (constant & posterior.varies)
+    doubts = {"few draws": few.any(-1) & (not is_event)}
+    if len(draws) < JUDGED:
+        return doubts
     threshold = pareto_k_threshold(len(draws))
     tails = (pareto_k > threshold).any(-1) & ~(draws.evidence.pareto_k > threshold)
-    constant = posterior.is_constant
-    few = (posterior.num_behind_error < FEWEST_BEHIND) | (constant & ~constant.all(0))
-    return {"function tails": tails, "few draws": few.any(-1) & (not is_event)}
+    return {"function tails": tails, **doubts}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class WeightedDraws:
     :ivar blocks: gives all draws, the same ones whenever it is called.
     :ivar num_origins: how many components the draws come from.
     :ivar of_guide: whether the draws are the guide's own.
+    :ivar kept: where latents count, by site that has a mask, broadcastable to (K, *plates, *event).
     """
 
     evidence: Evidence
@@ -53,6 +55,7 @@ class WeightedDraws:
     blocks: Callable[[], Iterator[Block]]
     num_origins: int = 1
     of_guide: bool = False
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -75,7 +78,11 @@ def weighted_draws(call: Call, num_particles: int) -> WeightedDraws:
         return WeightedDraws(evidence, torch.ones_like(origin, dtype=torch.float64), lambda: iter([Block(0, {}, origin)]))
     num_origins = len(fitted.proposal.components) + 1
     return WeightedDraws(
-        evidence, normalised(log_weight), lambda: fitted_blocks(fitted, num_particles), num_origins=num_origins
+        evidence,
+        normalised(log_weight),
+        lambda: fitted_blocks(fitted, num_particles),
+        num_origins=num_origins,
+        kept=fitted.space.kept,
     )
 
 
@@ -85,6 +92,15 @@ def draws_of_guide(call: Call, num_particles: int) -> WeightedDraws:
     evidence, log_weight = sampling.weighed(call)
     evidence = replace(evidence, cost=call.cost - before)
     return WeightedDraws(evidence, normalised(log_weight), lambda: guide_blocks(call, num_particles), of_guide=True)
+
+
+def hide(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of latents, canonical, NaN where a mask hides them; discrete ones stay."""
+    hidden = dict(values)
+    for name, flags in kept.items():
+        if values[name].is_floating_point():
+            hidden[name] = torch.where(flags, values[name], math.nan)
+    return hidden
 
 
 def normalised(log_weight: Tensor) -> Tensor:

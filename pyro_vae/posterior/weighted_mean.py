@@ -26,6 +26,7 @@ class WeightedMean:
 
     _some: Tensor  # (B, F), as all below: f at one draw
     _centre: Tensor
+    _defined: Tensor  # whether any result was a number
     _lowest: Tensor  # of the results that differ from that one
     _highest: Tensor
     _count: Tensor  # of draws by origin, (S, B, F), as the sums of w, w^2, w d, w^2 d and w^2 d^2, where d = f - centre
@@ -49,6 +50,7 @@ class WeightedMean:
         if not self._started:
             self._start(result, weight, used)
         self._num_blocks += new_block
+        self._defined |= used.any(0)
         other = used & (result != self._some)
         self._lowest = torch.minimum(self._lowest, torch.where(other, result, math.inf).amin(0))
         self._highest = torch.maximum(self._highest, torch.where(other, result, -math.inf).amax(0))
@@ -76,6 +78,7 @@ class WeightedMean:
         d = torch.where(used, result - self._some, 0.0)
         self._centre = self._some + ((share * d).sum(0) / share.sum(0)).nan_to_num()
         zeros = torch.zeros_like(self._some)
+        self._defined = zeros.bool()
         self._lowest, self._highest = zeros + math.inf, zeros - math.inf
         self._count, self._w, self._ww, self._wd, self._wwd, self._wdwd = (
             zeros.repeat(self.num_origins, 1, 1) for _ in range(6)
@@ -90,8 +93,8 @@ class WeightedMean:
 
     @property
     def mean(self) -> Tensor:
-        """(B, F); NaN where no weight is positive."""
-        return self._centre + self._delta
+        """(B, F); NaN where no weight is positive, or f is NaN at all draws."""
+        return (self._centre + self._delta).masked_fill(~self._defined, math.nan)
 
     @property
     def variance_of_f(self) -> Tensor:
@@ -110,7 +113,8 @@ class WeightedMean:
         # A boundary between two components falls inside of a draw, at random, once in each block: a variance of 1/4 at most.
         means = (total / n.clamp(min=1.0))[:-1]
         steps = torch.where((n[:-1] > 0).roll(-1, 0) & (n[:-1] > 0), means.roll(-1, 0) - means, 0.0)[:-1]
-        return (spread.sum(0) + 0.25 * self._num_blocks * steps.square().sum(0)).clamp(min=0.0)
+        variance = spread.sum(0) + 0.25 * self._num_blocks * steps.square().sum(0)
+        return variance.clamp(min=0.0).masked_fill(~self._defined, math.nan)
 
     @property
     def num_behind_error(self) -> Tensor:
@@ -120,7 +124,12 @@ class WeightedMean:
     @property
     def is_constant(self) -> Tensor:
         """(B, F), whether f was the same at all draws."""
-        return self._lowest == math.inf
+        return self._defined & (self._lowest == math.inf)
+
+    @property
+    def varies(self) -> Tensor:
+        """(F,), whether f was not the same at all draws for some datum."""
+        return (self._lowest < math.inf).any(0)
 
     def pareto_k(self, of_weights: Tensor) -> Tensor:
         """(B, F), the larger of the tail indices of w and of w |f - mean|; of w alone where f takes one or two values.
