@@ -106,7 +106,7 @@ def average(function: Function, draws: WeightedDraws, posterior: WeightedMean, g
             posterior.add(result, weight, origin, new_block=first == 0)
             if guide is not None:
                 equal = torch.full_like(weight, 1 / len(draws))
-                check_results(result, equal, "of the guide", may_hide=False)
+                check_results(result, equal, "of the guide", may_hide=bool(function.kept))
                 guide.add(result, equal, torch.zeros_like(origin))
 
 

@@ -18,6 +18,8 @@ from ..ops import pareto_smooth
 from ..proposals import proposal_draws
 from ..records import FITTED_PROPOSALS
 
+MASKS = 4  # noise block
+LOOKED_AT = 3  # draws for the masks
 FEWEST = 1000  # draws of the guide itself: its check from the posterior's side is made from here on
 
 
@@ -91,7 +93,22 @@ def draws_of_guide(call: Call, num_particles: int) -> WeightedDraws:
     sampling: Any = ImportanceSampling(call.model.fn, call.guide.fn, num_particles=num_particles)
     evidence, log_weight = sampling.weighed(call)
     evidence = replace(evidence, cost=call.cost - before)
-    return WeightedDraws(evidence, normalised(log_weight), lambda: guide_blocks(call, num_particles), of_guide=True)
+    return WeightedDraws(
+        evidence,
+        normalised(log_weight),
+        lambda: guide_blocks(call, num_particles),
+        of_guide=True,
+        kept=kept_places(call),
+    )
+
+
+def kept_places(call: Call) -> dict[str, Tensor]:
+    """Where latents count, by site that has a mask. A mask that depends on draws is left to f, which sees the draws."""
+    call.set_noise(Noise.POSTERIOR, MASKS)
+    guide = call.draw(LOOKED_AT)
+    weights = call.weigh(guide, call.score(call.latent_values(guide), LOOKED_AT), LOOKED_AT)
+    places = {name: weights.kept_places(name) for name in call.structure.latents}
+    return {n: kept[:1] for n, kept in places.items() if kept is not None and bool((kept == kept[:1]).all())}
 
 
 def hide(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
