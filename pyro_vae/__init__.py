@@ -47,7 +47,7 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
-from .posterior import Expectation, PosteriorExpectation, PosteriorSample, posterior
+from .posteriors import Expectation, PosteriorExpectation, PosteriorSample, posterior
 from .records import Estimate
 from .report import Diagnosis, diagnose
 from .samples import SampleCheck, SampleCheckResult

@@ -14,7 +14,7 @@ from ..records import LEVEL, Estimate, check_same, concatenated, mean_cost, norm
 from ..records import doubts as table
 
 JUDGED = 100  # draws from which on tails are judged
-PER_DATUM = ("value", "std_error", "ess", "pareto_k", "guide_value", "guide_std_error", "bias_std_error")
+PER_DATUM = ("value", "std_error", "ess", "pareto_k", "guide_value", "guide_std_error", "bias_std_error", "in_doubt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +28,12 @@ class Expectation:
     :ivar std_error: (B, *F), its Monte Carlo error; not to be trusted where the datum is not `reliable`. Of a probability at
         least one over the effective sample size of the weights: what one draw more would change.
     :ivar ess: (B, *F), effective sample size for f: as many exact draws from the posterior would have the same error. That
-        of the weights where f is the same at all draws.
+        of the weights where the error rests on fewer than five draws.
     :ivar pareto_k: (B, *F), the larger of the tail indices of the weights and of weight times f; nan below 100 draws.
     :ivar guide_value: (B, *F), E_q[f(z)] under the guide.
     :ivar guide_std_error: (B, *F), its Monte Carlo error.
     :ivar bias_std_error: (B, *F), Monte Carlo error of `bias`.
+    :ivar in_doubt: (B, *F), where tails or too few draws speak against the error of a number.
     :ivar evidence: the `Evidence` behind it: log p(x) from the same weights.
     :ivar is_probability: whether f says true or false.
     :ivar num_particles: K, the draws behind each value.
@@ -47,6 +48,7 @@ class Expectation:
     guide_value: Tensor
     guide_std_error: Tensor
     bias_std_error: Tensor
+    in_doubt: Tensor
     evidence: Evidence
     is_probability: bool
     num_particles: int
@@ -121,11 +123,12 @@ class Expectation:
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where the number is in doubt: those of `evidence`, and two of f.
+        """(B,) bool by reason, true where a datum is in doubt: those of `evidence`, and two of f.
 
-        "function tails": Pareto k of weight times f is above min(1 - 1/log10 K, 0.7) for some number of f. "few draws": the
-        error of some number of f rests on fewer than five draws, or f is the same at all draws of this datum and not at
-        those of others.
+        They stand for more than 5% of the numbers of f, so for f itself where it is one number; `in_doubt` has each.
+        "function tails": Pareto k of weight times f is above min(1 - 1/log10 K, 0.7). "few draws": the error rests on fewer
+        than five draws, or f is the same at all draws of this datum and not at those of others; a probability is not judged
+        by it, as its interval knows.
         """
         return {**self.evidence.doubts, **self.checks}
 

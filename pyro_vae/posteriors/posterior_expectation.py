@@ -12,6 +12,7 @@ from ..kernel import Call
 from ..noise import NOISE_BLOCK, Noise
 from ..ops import pareto_k_threshold
 from ..options import whole_number
+from ..records import FEW
 from .expectation import JUDGED, Expectation
 from .function import Function, check_results, drawn_values
 from .weighted_draws import WeightedDraws, weighted_draws
@@ -147,9 +148,12 @@ def record_of(
     pareto_k = posterior.pareto_k(draws.evidence.pareto_k)
     exact = not call.structure.latents
 
+    doubts = {} if exact else doubts_of(posterior, draws, pareto_k, function.is_event)
+    shape = (call.batch_size, *function.shape)
+
     def shaped(numbers: Tensor) -> Tensor:
         dtype = draws.evidence.log_evidence.dtype if function.dtype is None else function.dtype
-        return numbers.reshape(call.batch_size, *function.shape).to(dtype)
+        return numbers.reshape(shape).to(dtype)
 
     return Expectation(
         value=shaped(posterior.mean),
@@ -163,17 +167,17 @@ def record_of(
         is_probability=function.is_event,
         num_particles=len(draws),
         cost=call.cost,
-        checks={} if exact else doubts_of(posterior, draws, pareto_k, function.is_event),
+        in_doubt=torch.stack([*doubts.values(), torch.zeros_like(pareto_k, dtype=torch.bool)]).any(0).reshape(shape),
+        checks={reason: flags.double().mean(-1) > FEW for reason, flags in doubts.items()},
     )
 
 
 def doubts_of(posterior: WeightedMean, draws: WeightedDraws, pareto_k: Tensor, is_event: bool) -> dict[str, Tensor]:
-    """(B,) by reason."""
-    constant = posterior.is_constant
-    few = (posterior.num_behind_error < FEWEST_BEHIND) | (constant & posterior.varies)
-    doubts = {"few draws": few.any(-1) & (not is_event)}
+    """(B, F) by reason."""
+    few = (posterior.num_behind_error < FEWEST_BEHIND) | (posterior.is_constant & posterior.varies)
+    doubts = {"few draws": few & (not is_event)}
     if len(draws) < JUDGED:
         return doubts
     threshold = pareto_k_threshold(len(draws))
-    tails = (pareto_k > threshold).any(-1) & ~(draws.evidence.pareto_k > threshold)
-    return {"function tails": tails, **doubts}
+    of_weights = draws.evidence.pareto_k > threshold
+    return {"function tails": (pareto_k > threshold) & ~of_weights.unsqueeze(-1), **doubts}
