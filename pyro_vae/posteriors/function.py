@@ -113,19 +113,22 @@ class Function:
         if self._num_data_axes == 0 or self._call.batch_size == 1:
             return
         odd = torch.arange(self._call.batch_size, device=self._call.device) % 2 == 1
-        mixed = {name: torch.where(self._along_data(name, odd), value[1:2], value[:1]) for name, value in values.items()}
-        expected = torch.where(odd.reshape(-1, *[1] * len(self.shape)), result[1], result[0])
-        if not same(self._checked(mixed, 1)[0], expected):
-            raise BatchCouplingError(
-                "f gives a datum another result when the latents of other data change: it must keep the data apart, and "
-                "reduce nothing over their axis"
-            )
+        for kept in (odd, ~odd):
+            mixed = {name: self._with_others_moved(name, value, kept) for name, value in values.items()}
+            if not same(self._checked(mixed, len(result))[:, kept], result[:, kept]):
+                raise BatchCouplingError(
+                    "f gives a datum another result when the latents of other data change: it must keep the data apart, and "
+                    "reduce nothing over their axis"
+                )
 
-    def _along_data(self, name: str, flags: Tensor) -> Tensor:
-        """(B,) flags, to go with the values of a site."""
-        datum_dim = self._call.layout.datum_dim
-        assert datum_dim is not None
-        return flags.reshape(-1, *[1] * (self._call.layout.event_dims[name] - datum_dim - 1))
+    def _with_others_moved(self, name: str, value: Tensor, kept: Tensor) -> Tensor:
+        """Data that are not kept, (B,) bool, get values of other data from other particles."""
+        layout = self._call.layout
+        assert layout.datum_dim is not None
+        axis = layout.datum_dim - layout.event_dims[name]
+        flags = kept.reshape(-1, *[1] * (-axis - 1))
+        moved = [value[k : k + 1].roll(1 + k, axis) for k in range(len(value))]
+        return torch.where(flags, value, torch.cat(moved).roll(1, 0))
 
 
 def drawn_values(call: Call, num_particles: int) -> Values:

@@ -83,8 +83,9 @@ class PosteriorExpectation(Estimator):
         function = Function(call, self.f)
         draws = weighted_draws(call, self.num_particles)
         function.kept = draws.kept
-        posterior = WeightedMean(len(draws), draws.num_origins)
-        guide = WeightedMean(len(draws) if draws.of_guide else self.num_particles)
+        centre = centre_of(function, draws)
+        posterior = WeightedMean(centre, len(draws), draws.num_origins)
+        guide = WeightedMean(centre, len(draws) if draws.of_guide else self.num_particles)
         average(function, draws, posterior, guide if draws.of_guide else None)
         shared = posterior.variance_of_f / len(draws)  # of the guide's mean and the weighted one, on the same draws
         if not draws.of_guide:
@@ -94,6 +95,22 @@ class PosteriorExpectation(Estimator):
         variance = torch.zeros_like(posterior.variance) if exact else posterior.variance
         bias_variance = (guide.variance + variance - 2 * shared).clamp(min=0.0)
         return record_of(call, function, draws, posterior, guide, variance, bias_variance)
+
+
+def centre_of(function: Function, draws: WeightedDraws) -> Tensor:
+    """(B, F), the weighted mean over the first block, whatever its pieces: f itself where it is constant."""
+    block = next(draws.blocks())
+    some = moved = total = torch.zeros((), dtype=torch.float64)
+    for first, length in function.chunks(len(block)):
+        result = function(narrowed(block.values, first, length), length)
+        weight = draws.weights[first : first + length].unsqueeze(-1)
+        if first == 0:
+            some = result[0].nan_to_num()
+            moved = total = torch.zeros_like(some)
+        share = torch.where(result.isfinite(), weight, 0.0)
+        moved = moved + (share * torch.where(share > 0, result - some, 0.0)).sum(0)
+        total = total + share.sum(0)
+    return some + (moved / total).nan_to_num()
 
 
 def average(function: Function, draws: WeightedDraws, posterior: WeightedMean, guide: WeightedMean | None) -> None:
@@ -174,7 +191,8 @@ def record_of(
 
 def doubts_of(posterior: WeightedMean, draws: WeightedDraws, pareto_k: Tensor, is_event: bool) -> dict[str, Tensor]:
     """(B, F) by reason."""
-    few = (posterior.num_behind_error < FEWEST_BEHIND) | (posterior.is_constant & posterior.varies)
+    enough = posterior.is_constant | (posterior.num_behind_error >= FEWEST_BEHIND) | posterior.mean.isnan()
+    few = ~enough | (posterior.is_constant & posterior.varies)
     doubts = {"few draws": few & (not is_event)}
     if len(draws) < JUDGED:
         return doubts

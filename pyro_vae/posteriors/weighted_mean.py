@@ -25,7 +25,6 @@ class WeightedMean:
     """
 
     _some: Tensor  # (B, F), as all below: f at one draw
-    _centre: Tensor
     _defined: Tensor  # whether any result was a number
     _lowest: Tensor  # of the results that differ from that one
     _highest: Tensor
@@ -39,7 +38,9 @@ class WeightedMean:
     _fourth: Tensor  # sum of (w d)^4
     _tail: Tensor | None = None  # the largest log(w |d|), (n + 1, B, F)
 
-    def __init__(self, num_particles: int, num_origins: int = 1) -> None:
+    def __init__(self, centre: Tensor, num_particles: int, num_origins: int = 1) -> None:
+        """`centre`, (B, F), is any number close to the mean; f itself where it is constant."""
+        self._centre = centre
         self.num_particles, self.num_origins = num_particles, num_origins
         self._num_blocks = 0
         self._started = False
@@ -48,7 +49,7 @@ class WeightedMean:
         """`origin`, (K, B); a result at a draw of weight zero may be anything."""
         used = (weight > 0).unsqueeze(-1) & result.isfinite()
         if not self._started:
-            self._start(result, weight, used)
+            self._start(result, weight)
         self._num_blocks += new_block
         self._defined |= used.any(0)
         other = used & (result != self._some)
@@ -70,13 +71,10 @@ class WeightedMean:
         if self._tail is not None:
             self._tail = torch.cat([self._tail, wd.abs().log()]).topk(len(self._tail), dim=0).values
 
-    def _start(self, result: Tensor, weight: Tensor, used: Tensor) -> None:
+    def _start(self, result: Tensor, weight: Tensor) -> None:
         self._started = True
         heaviest = weight.argmax(0)
         self._some = result[heaviest, torch.arange(len(heaviest), device=heaviest.device)].nan_to_num()
-        share = torch.where(used, weight.unsqueeze(-1), 0.0)
-        d = torch.where(used, result - self._some, 0.0)
-        self._centre = self._some + ((share * d).sum(0) / share.sum(0)).nan_to_num()
         zeros = torch.zeros_like(self._some)
         self._defined = zeros.bool()
         self._lowest, self._highest = zeros + math.inf, zeros - math.inf
