@@ -35,7 +35,8 @@ class PosteriorExpectation(Estimator):
 
     The error is the delta method's for a ratio of means, and knows that the components of a proposal get fixed shares of
     the draws. It is honest where weight times f has a finite variance, which no sample can prove: `doubts` names the data
-    whose tails or draws speak against it.
+    whose tails or draws speak against it. A mode that was missed moves the value by its share of p(x) times how far f is
+    there; for a precise f that may be many errors where it is none of log p(x).
 
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites; the start of the fits.

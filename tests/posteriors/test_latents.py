@@ -104,7 +104,7 @@ def test_all_latents_enumerated_is_exact():
     def f(v):
         return torch.stack([v["k"].double(), v["j"], v["k"] * v["j"]], -1)
 
-    truth = torch.einsum("bkj,kjf->bf", shares, f({"k": torch.arange(3).reshape(3, 1), "j": j.expand(3, 2)}))
+    truth = torch.einsum("bkj,kjf->bf", shares, f({"k": torch.arange(3).reshape(3, 1).expand(3, 2), "j": j.expand(3, 2)}))
     record = pv.PosteriorExpectation(model, guide, f, seed=0)(Y)
     assert torch.allclose(record.value, truth, atol=1e-12) and not bool(record.std_error.any())
     assert_near(record.bias.flatten(), (record.guide_value - truth).flatten(), record.bias_std_error.flatten(), 0.05)
