@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from ..kernel import Call, Record
+from ..kernel import Call
 from ..noise import Noise
 
 MASKS = 1  # noise block
@@ -20,6 +20,7 @@ class Labels:
         self._call = call
         call.set_noise(Noise.POSTERIOR, MASKS)
         self._guide = call.draw(1)  # for its masks
+        self._supports = supports(call)
 
     def __call__(self, values: Mapping[str, Tensor], num_particles: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """The values by site are canonical, (K, *plates, *event)."""
@@ -28,20 +29,12 @@ class Labels:
         log_joint = call.weigh(self._guide, model, num_particles).log_joint_of_values.double()
         axes = [-(3 + call.layout.axes[name]) for name in names]
         shares = log_joint.flatten(0, -3).softmax(0).nan_to_num(nan=0.0).reshape(log_joint.shape)
-        supports = [self._support(model, name) for name in names]
-        for chosen in itertools.product(*(range(len(support)) for support in supports)):
+        for chosen in itertools.product(*(range(len(self._supports[name])) for name in names)):
             share = shares
             for axis, index in sorted(zip(axes, chosen, strict=True)):  # from the left: an axis that is gone moves no other
                 share = share.select(axis, index)
-            labels = {name: support[i] for name, support, i in zip(names, supports, chosen, strict=True)}
+            labels = {name: self._supports[name][i] for name, i in zip(names, chosen, strict=True)}
             yield share, {name: self._expanded(name, label, num_particles) for name, label in labels.items()}
-
-    def _support(self, model: Record, name: str) -> Tensor:
-        """(E, *event)."""
-        value, event_dim = model[name].value, self._call.layout.event_dims[name]
-        axis = value.ndim + self._call.layout.enum_dim(name, leading=True) - event_dim
-        value = value.movedim(axis, 0)
-        return value.reshape(len(value), -1, *value.shape[value.ndim - event_dim :])[:, 0]
 
     def _expanded(self, name: str, label: Tensor, num_particles: int) -> Tensor:
         """A label, (*event), for all particles and data, canonical."""
@@ -49,3 +42,14 @@ class Labels:
         shape = layout.plain_shapes[name]
         padding = [1] * (layout.num_plates - len(shape))
         return label.expand(num_particles, *padding, *shape, *label.shape)
+
+
+def supports(call: Call) -> dict[str, Tensor]:
+    """The values of each site that the guide enumerates, (E, *event), from a plain run, where it is known how they lie."""
+    found = {}
+    sites = call.guide.run()
+    for name in call.structure.guide_enumerated:
+        value, event_dim = sites[name].value, call.layout.event_dims[name]
+        value = value.movedim(value.ndim - event_dim + call.layout.enum_dim(name, leading=False), 0)
+        found[name] = value.reshape(len(value), -1, *value.shape[value.ndim - event_dim :])[:, 0]
+    return found

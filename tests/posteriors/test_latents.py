@@ -73,6 +73,38 @@ def test_the_label_of_a_mixture(infer):
     assert torch.allclose(draws.means["y"], draws.latents["z"])
 
 
+@pytest.mark.parametrize("expand", [False, True])
+@pytest.mark.parametrize("execution", ["leading", "vmap", "loop"])
+def test_labels_however_the_model_is_run(execution, expand):
+    """Where the axis of the labels lies in what the model records depends on how it ran."""
+
+    def model(y):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+            k = pyro.sample("k", dist.Categorical(PRIOR))
+            first = z[:, 0] if execution == "vmap" else z[..., 0]  # the first axis must be that of the data
+            if execution == "loop" and float(first.sum()) > 1e9:
+                first = 0 * first
+            pyro.sample("y", dist.Normal(first + LOCS[k], 0.7), obs=y)
+
+    def guide(y):
+        with pyro.plate("data", len(y)):
+            uniform = torch.full((3,), 1 / 3, dtype=F64)
+            pyro.sample("k", dist.Categorical(uniform), infer={**PARALLEL, "expand": expand})
+            pyro.sample("z", dist.Normal(torch.stack([0.5 * y, 0 * y], -1), 0.9).to_event(1))
+
+    shares = (PRIOR.log() + dist.Normal(LOCS, math.sqrt(1.49)).log_prob(Y.unsqueeze(-1))).softmax(-1)
+    made = pv.PosteriorExpectation(model, guide, labels, num_particles=400 if execution == "loop" else 4000, seed=0)
+    with made._pair.open((Y,), {}, 0) as call:
+        assert call.model.execution == execution
+    with quiet():
+        record = made(Y)
+        draws = pv.posterior(model, guide, Y, num_samples=500, num_particles=made.num_particles, seed=0)
+    assert_near(record.value.flatten(), shares.flatten(), record.std_error.flatten(), 0.05)
+    assert torch.allclose(record.value.sum(-1), torch.ones(4, dtype=F64))
+    assert torch.allclose(labels(draws.latents).double().mean(0), shares, atol=0.15)
+
+
 def test_what_the_model_alone_enumerates_has_no_draws():
     _, mean = exact_mixture()
     with quiet():
