@@ -83,7 +83,7 @@ def test_labels_however_the_model_is_run(execution, expand):
             z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
             k = pyro.sample("k", dist.Categorical(PRIOR))
             first = z[:, 0] if execution == "vmap" else z[..., 0]  # the first axis must be that of the data
-            if execution == "loop" and float(first.sum()) > 1e9:
+            if execution == "loop" and float(first.detach().sum()) > 1e9:
                 first = 0 * first
             pyro.sample("y", dist.Normal(first + LOCS[k], 0.7), obs=y)
 
