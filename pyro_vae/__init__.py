@@ -52,6 +52,7 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
+from .posteriors import Expectation, PosteriorExpectation, PosteriorSample, posterior
 from .records import Estimate
 from .report import Diagnosis, diagnose
 from .samples import SampleCheck, SampleCheckResult
@@ -97,6 +98,7 @@ __all__ = [
     "Estimate",
     "Evidence",
     "ExactEvidence",
+    "Expectation",
     "FactorInformation",
     "FusedOptim",
     "Gaps",
@@ -115,6 +117,8 @@ __all__ = [
     "Monitor",
     "MutualInformationGap",
     "PairedDifference",
+    "PosteriorExpectation",
+    "PosteriorSample",
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",
@@ -145,6 +149,7 @@ __all__ = [
     "nn",
     "ops",
     "plots",
+    "posterior",
     "reconstruct",
     "schedules",
     "simulate",

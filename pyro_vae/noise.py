@@ -40,6 +40,7 @@ class Noise(IntEnum):
     PART = 15  # seeds of calls for some of the data
     LEAVE_ONE_OUT = 16  # seeds of calls about the data given draws of the latents outside their plate
     CALIBRATION = 17  # ties between a latent and draws of the guide, and whether the guide looks at the data
+    POSTERIOR = 18  # the probe of a function of the latents, the guide's own value of it, draws by weight
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:

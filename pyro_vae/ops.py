@@ -180,28 +180,46 @@ def pareto_smooth(log_weights: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     if num_particles < MIN_PARTICLES_FOR_K:
         return log_weights.clone(), torch.full_like(log_weights.select(dim, 0), math.nan)
     columns = log_weights.movedim(dim, -1)
-    eps, tiny = torch.finfo(columns.dtype).eps, torch.finfo(columns.dtype).tiny
-    tail_size = math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+    tail_size = size_of_tail(num_particles)
     largest, index = columns.topk(tail_size + 1, dim=-1)
     tail, index = largest[..., :-1].flip(-1), index[..., :-1].flip(-1)  # ascending
-    top, next_one = largest[..., :1], largest[..., -1:]
-    # Weights that vanish beside the largest one are zeros to the fit.
-    cutoff = next_one.clamp(min=math.log(tiny / eps) + top.masked_fill(~top.isfinite(), 0.0))
-    excess = torch.where(tail > cutoff, (tail - top).exp() - (cutoff - top).exp(), torch.zeros_like(tail))
-    count = (excess > 0).sum(-1, keepdim=True)
-    k, sigma = (value.unsqueeze(-1) for value in fit_generalized_pareto(excess, dim=-1))
-
-    k = k.masked_fill(count < MIN_EXCEEDANCES, math.inf)
-    # Under an exact guide log weights differ by rounding alone, measured at up to 120 eps of their size.
-    k = k.masked_fill(top - next_one <= 200 * eps * (1 + top.abs()), -math.inf)
-    k = k.masked_fill(top.isnan() | (top == math.inf), math.nan)
-
+    top = largest[..., :1]
+    k, sigma, cutoff, exceeds = _fitted_tail(largest)
+    k, sigma = k.unsqueeze(-1), sigma.unsqueeze(-1)
+    count = exceeds.sum(-1, keepdim=True)
     rank = torch.arange(tail_size, dtype=columns.dtype, device=columns.device) - (tail_size - count) + 0.5
     quantile = _log_generalized_pareto_quantile(rank / count, k, sigma)
     smoothed_tail = torch.logaddexp(cutoff, quantile + top)
-    smoothed_tail = torch.where(k.isfinite() & (excess > 0), smoothed_tail, tail)
+    smoothed_tail = torch.where(k.isfinite() & exceeds, smoothed_tail, tail)
     smoothed = columns.scatter(-1, index, smoothed_tail)
     return smoothed.movedim(-1, dim), k.squeeze(-1)
+
+
+def size_of_tail(num_particles: int) -> int:
+    """How many of ``K`` weights make up the tail to which a generalised Pareto distribution is fitted."""
+    return math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
+
+
+def pareto_k_of_tail(largest: Tensor) -> Tensor:
+    r"""Tail index ``k`` from the tail alone, ``(..., n + 1)``: the ``size_of_tail(K)`` largest log-weights and the next one.
+
+    In falling order. Returns ``(...)``: the ``k`` of `pareto_smooth` for all ``K``, for weights that are not kept.
+    """
+    return _fitted_tail(largest)[0]
+
+
+def _fitted_tail(largest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # (k, sigma, both (...); the cutoff (..., 1), and which of the tail lie above it, (..., n), ascending).
+    eps, tiny = torch.finfo(largest.dtype).eps, torch.finfo(largest.dtype).tiny
+    tail, top, next_one = largest[..., :-1].flip(-1), largest[..., :1], largest[..., -1:]
+    # Weights that vanish beside the largest one are zeros to the fit.
+    cutoff = next_one.clamp(min=math.log(tiny / eps) + top.masked_fill(~top.isfinite(), 0.0))
+    excess = torch.where(tail > cutoff, (tail - top).exp() - (cutoff - top).exp(), torch.zeros_like(tail))
+    k, sigma = fit_generalized_pareto(excess, dim=-1)
+    k = k.masked_fill((excess > 0).sum(-1) < MIN_EXCEEDANCES, math.inf)
+    # Under an exact guide log weights differ by rounding alone, measured at up to 120 eps of their size.
+    k = k.masked_fill((top - next_one <= 200 * eps * (1 + top.abs())).squeeze(-1), -math.inf)
+    return k.masked_fill((top.isnan() | (top == math.inf)).squeeze(-1), math.nan), sigma, cutoff, excess > 0
 
 
 def pareto_k(log_weights: Tensor, dim: int = 0) -> Tensor:

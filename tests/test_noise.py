@@ -38,7 +38,8 @@ ESTIMATORS = [made for made in PUBLIC if issubclass(made, Estimator) and made is
 
 def call_of(estimator):
     options = {option: few for option, few in SMALL.items() if option in inspect.signature(estimator).parameters}
-    return lambda: estimator(model, guide, seed=0, **options)(X)
+    further = {"f": lambda z: z["z"]} if "f" in inspect.signature(estimator).parameters else {}
+    return lambda: estimator(model, guide, seed=0, **further, **options)(X)
 
 
 CALLS = {made.__name__: call_of(made) for made in ESTIMATORS} | {
@@ -48,10 +49,13 @@ CALLS = {made.__name__: call_of(made) for made in ESTIMATORS} | {
     "calibration": lambda: pv.GuideCalibration(model, guide, num_particles=250, seed=0)(X),
     "units": lambda: pv.ActiveUnits(model, guide, num_particles=3, seed=0)([X], args=lambda x: (x,), progress=False),
     "surgery": lambda: pv.ELBOSurgery(model, guide, seed=0)([X], args=lambda x: (x,), progress=False),
+    "draws": lambda: pv.posterior(model, guide, X, num_particles=250, seed=0),
     "samples": lambda: pv.SampleCheck(model, guide, seed=0)([X], train=[X], args=lambda x: (x,), progress=False),
 }
 # What is compared on the same noise, and fits of q* that start again.
 SHARED_ON_PURPOSE = {
+    ("mixture.py", "proposal_draws"): ("mixture.py", "proposal_log_weights"),  # weighed first, then made again for f
+    ("mixture.py", "prior_draws"): ("mixture.py", "prior_blocks"),
     ("offsets.py", "check_terms"): "offsets",
     ("offsets.py", "ascend"): "steps",
     ("restart.py", "witness_terms"): "witnesses",

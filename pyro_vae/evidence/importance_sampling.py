@@ -68,6 +68,10 @@ class ImportanceSampling(Estimator):
         self.num_particles = whole_number("num_particles", self.num_particles, lowest=self.jackknife + 1)
 
     def estimate(self, call: Call) -> Evidence:
+        return self.weighed(call)[0]
+
+    def weighed(self, call: Call) -> tuple[Evidence, Tensor]:
+        """The record, and the log-weights behind it, (K, B)."""
         look = SecondLook(call, self.num_particles, self.check, fewest=FEWEST_PARTICLES)
         coarse = CoarseDraws(call)
 
@@ -83,7 +87,7 @@ class ImportanceSampling(Estimator):
         if self.jackknife:
             value, std_error = jackknife_log_mean_exp(log_weight, self.jackknife)
             evidence = replace(evidence, log_evidence=value, std_error=std_error, bound="consistent")
-        return evidence
+        return evidence, log_weight
 
 
 def checked_order(jackknife: int) -> int:

@@ -204,6 +204,16 @@ class Call:
         values = {name: site.value for name, site in guide.run().items() if not site.is_observed}
         return self._checked(looped_record([model.run(values=values)], model.layout))
 
+    def run_at(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
+        """All sites of the model at given values of latents and enumerated sites, one plain run each.
+
+        Distributions keep the shapes of the program. What has no value is drawn.
+        """
+        self.cost += num_particles
+        model = ancestral(self.model)
+        runs = [model.run(values=model.plain_values(values, k)) for k in range(num_particles)]
+        return self._checked(looped_record(runs, model.layout))
+
     def score(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
         """Run the model at given values. Costs one decoder evaluation per particle, three where gradients are recorded."""
         self.cost += num_particles * (3 if torch.is_grad_enabled() else 1)
@@ -231,6 +241,17 @@ class Call:
     def latent_values(self, record: Record) -> dict[str, Tensor]:
         """What the guide drew for the latent sites of the model, canonical shapes (*E, K, *plates, *event)."""
         return values_for_model(values_of(record, self.structure), self.structure)
+
+    def in_program_shapes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Canonical values without an axis E in the shapes that they have in the program, the particles in front.
+
+        Plates of other sites, which are of size one here, are gone.
+        """
+        shaped = {}
+        for name, value in values.items():
+            event = value.shape[value.ndim - self.layout.event_dims[name] :]
+            shaped[name] = value.reshape(-1, *self.layout.plain_shapes[name], *event)
+        return shaped
 
     def first_particle(self, record: Record) -> Record:
         return narrow_record(record, self.layout, 0, 1)

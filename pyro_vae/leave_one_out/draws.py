@@ -9,7 +9,7 @@ from torch import Tensor
 from ..evidence import fit_proposals, guide_draws, summed_draws
 from ..kernel import Call, LogDensities, Outside, Record, narrow_record
 from ..noise import NOISE_BLOCK, Noise
-from ..proposals import LatentSpace, MixtureProposal, draw_with_prior
+from ..proposals import LatentSpace, MixtureProposal, draws_of_prior, proposal_draws
 
 Values = dict[str, Tensor]
 GUIDE, FITTED = "draws of the guide", "fitted proposals"
@@ -60,13 +60,14 @@ def from_proposal(
 ) -> OutsideSample:
     """From a proposal over the latents outside the plate; `inside` are values of those of the data, for one particle."""
     parts: list[OutsideSample] = []
-    for u, log_proposal_of in draw_with_prior(space, proposal, num):
+    share = draws_of_prior(num) / num
+    for u, _ in proposal_draws(space, proposal, num):
         for first, length in call.chunks(len(u)):
             piece = u[first : first + length]
             values, log_det = space.unpack(piece)
             model = call.score({**inside, **values}, length)
             log_prior = space.densities(model, piece, log_det)[1]
-            log_ratio = (log_prior - log_proposal_of(piece, log_prior)).squeeze(-1)
+            log_ratio = (log_prior - proposal.log_prob_with_prior(piece, log_prior, share)).squeeze(-1)
             latents, observed, _ = outside.log_densities(LogDensities(call.structure, {}, model, length))
             parts.append(OutsideSample(values, latents + observed, latents - log_ratio, FITTED))
     return joined(parts)

@@ -4,7 +4,7 @@ from .bijections import bijection
 from .gaussian import GaussianProposal, eigh, fit_with_points, num_gradients_for, unchecked_gradient, values_and_gradient
 from .gradients import check_gradients, differentiable, refuse_gradients
 from .missed import Witnesses, missed_modes
-from .mixture import MixtureProposal, draw_with_prior, proposal_log_weights
+from .mixture import MixtureProposal, draws_of_prior, proposal_draws, proposal_log_weights
 from .posterior_side import SPACE, PosteriorSide
 from .search import num_starts_for, search
 from .space import LatentSpace
@@ -19,12 +19,13 @@ __all__ = [
     "bijection",
     "check_gradients",
     "differentiable",
-    "draw_with_prior",
+    "draws_of_prior",
     "eigh",
     "fit_with_points",
     "missed_modes",
     "num_gradients_for",
     "num_starts_for",
+    "proposal_draws",
     "proposal_log_weights",
     "refuse_gradients",
     "search",

@@ -63,21 +63,27 @@ class MixtureProposal:
 
     def draw(self, num_particles: int) -> Tensor:
         """(K, B, D). Systematic sampling gives each component its share of K up to one, at random which."""
+        return self.draw_by_component(num_particles)[0]
+
+    def draw_by_component(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """The draws, (K, B, D), and the number of the component of each, (K, B)."""
         like, nu = self.components[0].loc, degrees(self.dim)
         noise = torch.randn(*like.shape, num_particles, dtype=like.dtype, device=like.device)  # (B, D, K)
         chi2 = torch.distributions.Chi2(like.new_tensor(nu)).sample(torch.Size((len(like), 1, num_particles)))
         student = widening(STUDENT_WIDTH, self.dim) * (nu / chi2).sqrt()
         noise = noise * torch.where(self.student.reshape(-1, 1, 1), student, self.width)
         drawn = self.components[0].coloured(noise)
+        number = torch.zeros(num_particles, len(like), dtype=torch.long, device=like.device)
         if len(self.components) == 1:
-            return drawn
+            return drawn, number
         order = torch.arange(num_particles, dtype=like.dtype, device=like.device)
         position = (order + torch.rand(len(like), 1, dtype=like.dtype, device=like.device)) / num_particles  # (B, K)
         ends = self.mixture_weights.cumsum(-1)
         for i, component in enumerate(self.components[1:]):
             beyond = (position >= ends[:, i : i + 1]) & (self.mixture_weights[:, i + 1 : i + 2] > 0)
             drawn = torch.where(beyond.T.unsqueeze(-1), component.coloured(noise), drawn)
-        return drawn
+            number = torch.where(beyond.T, i + 1, number)
+        return drawn, number
 
     def log_prob(self, u: Tensor) -> Tensor:
         """(K, B)."""
@@ -128,7 +134,7 @@ def proposal_log_weights(
     How many draws each of the two gets is fixed; each is weighed by the whole mixture, so their mean is unbiased for p(x).
     `watch` is shown each noise block, u (K, B, D) and log-weights (K, B).
     """
-    num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
+    num_prior = draws_of_prior(num_particles)
     num_fitted = num_particles - num_prior
     weighed = []
 
@@ -153,6 +159,32 @@ def proposal_log_weights(
     return log_weight
 
 
+def proposal_draws(space: LatentSpace, proposal: MixtureProposal, num_particles: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The draws behind `proposal_log_weights` once more, block by block: u (K, B, D) and where each comes from (K, B).
+
+    That is the number of a component; the prior counts as one more. No draw is scored but those of the prior, where drawing
+    and scoring are one run.
+    """
+    num_fitted = num_particles - draws_of_prior(num_particles)
+    for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
+        space.call.set_noise(Noise.PROPOSAL, block)
+        yield proposal.draw_by_component(min(NOISE_BLOCK, num_fitted - start))
+    for u in prior_draws(space, num_particles - num_fitted, first_block=num_fitted):
+        yield u, torch.full_like(u[..., 0], len(proposal.components), dtype=torch.long)
+
+
+def prior_draws(space: LatentSpace, num_particles: int, first_block: int) -> Iterator[Tensor]:
+    """The draws behind the `prior_blocks` of a proposal once more."""
+    for block, start in enumerate(range(0, num_particles, PRIOR_BLOCK), start=first_block):
+        space.call.set_noise(Noise.PROPOSAL, block)
+        yield space.draw_prior(min(PRIOR_BLOCK, num_particles - start))[0]
+
+
+def draws_of_prior(num_particles: int) -> int:
+    """How many of K draws are the prior's."""
+    return math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
+
+
 def prior_blocks(
     space: LatentSpace, num_particles: int, stream: int, first_block: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -160,25 +192,3 @@ def prior_blocks(
     for block, start in enumerate(range(0, num_particles, PRIOR_BLOCK), start=first_block):
         space.call.set_noise(stream, block)
         yield space.draw_prior(min(PRIOR_BLOCK, num_particles - start))
-
-
-def draw_with_prior(
-    space: LatentSpace, proposal: MixtureProposal, num_particles: int
-) -> Iterator[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]]:
-    """The draws of `proposal_log_weights`, without what the model makes of them.
-
-    Yields u, (K, B, D), in noise blocks, and a function of u and log p(u), (K, B), to the log-density of the draws.
-    """
-    num_prior = math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
-    num_fitted, share = num_particles - num_prior, num_prior / num_particles
-
-    def log_density(u: Tensor, log_prior: Tensor) -> Tensor:
-        return proposal.log_prob_with_prior(u, log_prior, share)
-
-    for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
-        space.call.set_noise(Noise.PROPOSAL, block)
-        yield proposal.draw(min(NOISE_BLOCK, num_fitted - start)), log_density
-    for block, start in enumerate(range(0, num_prior, PRIOR_BLOCK), start=num_fitted):
-        space.call.set_noise(Noise.PROPOSAL, block)
-        values, _ = space.call.draw_prior(min(PRIOR_BLOCK, num_prior - start))
-        yield space.filled(space.pack(values)[0]), log_density

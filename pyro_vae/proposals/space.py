@@ -65,6 +65,11 @@ class LatentSpace:
         self.centre = self._directions(values, weights)
         self.masked = self._masked_dims(weights)
 
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """Where the latents of sites with a mask count, by site, broadcastable to (K, *plates, *event)."""
+        return self._kept
+
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Values by site to (u, log |d values / d u|), shapes (K, B, D) and (K, B)."""
         vectors, log_det = [], torch.zeros((), device=self.call.device)

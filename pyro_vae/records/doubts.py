@@ -76,6 +76,17 @@ TABLE = {
         "stated error",
         MORE_MODES,
     ),
+    "function tails": Doubt(
+        "weight times f of {data} has a Pareto k above {threshold}: their expectation is likely off by more than the stated "
+        "error",
+        {},
+        "Raise num_particles, or take a function that grows more slowly: the error of a mean needs a finite variance",
+    ),
+    "few draws": Doubt(
+        "the expectation of f rests on fewer than five draws for {data}: it is likely off by more than the stated error",
+        {},
+        "Raise num_particles; a function that says whether something happens should return truth values",
+    ),
     "precision": Doubt(
         "log p(x) of {data} moves by more than a tenth of its error when a few particles are scored in float64: the error "
         "does not contain this rounding",

@@ -16,24 +16,26 @@ MANY = 100_000  # degrees of freedom, from which on Student's t is normal to fiv
 class Estimate(Result):
     """A mean over data with its two errors, which answer different questions.
 
-    :ivar value: the mean, 0-d tensor, nats.
+    :ivar value: the mean, 0-d tensor.
     :ivar std_error: **Monte Carlo** error: how far another seed would move the value *for these data*.
     :ivar sampling_error: error of the mean as a draw of data from a population; contains the Monte Carlo noise. NaN for
         one datum.
     :ivar doubt: why neither error is to be trusted, such as "12 of 60 data in doubt"; empty where both are.
+    :ivar unit: of the value, "nats", or empty.
     """
 
     value: Tensor
     std_error: Tensor
     sampling_error: Tensor
     doubt: str = field(default="", kw_only=True)
+    unit: str = field(default="nats", kw_only=True)
 
     @classmethod
-    def over_data(cls, values: Tensor, std_errors: Tensor, *, doubt: str = "") -> "Estimate":
+    def over_data(cls, values: Tensor, std_errors: Tensor, *, doubt: str = "", unit: str = "nats") -> "Estimate":
         """From values and Monte Carlo errors per datum, shape (B,), independent between data."""
         num_data = values.shape[0]
         sampling = values.std() / math.sqrt(num_data) if num_data > 1 else torch.full_like(values[0], math.nan)
-        return cls(values.mean(), std_errors.square().sum().sqrt() / num_data, sampling, doubt=doubt)
+        return cls(values.mean(), std_errors.square().sum().sqrt() / num_data, sampling, doubt=doubt, unit=unit)
 
     def confidence_interval(self, level: float = LEVEL) -> tuple[float, float]:
         """The Monte Carlo interval of the mean for these data."""
@@ -51,12 +53,10 @@ class Estimate(Result):
         return str(self)
 
     def __str__(self) -> str:
+        value = f"{float(self.value):.3f}{self.unit and f' {self.unit}'}"
         if self.doubt:
-            return f"{float(self.value):.3f} nats (error not to be trusted: {self.doubt})"
-        return (
-            f"{float(self.value):.3f} nats (Monte Carlo error {float(self.std_error):.3f}, "
-            f"sampling error {float(self.sampling_error):.3f})"
-        )
+            return f"{value} (error not to be trusted: {self.doubt})"
+        return f"{value} (Monte Carlo error {float(self.std_error):.3f}, sampling error {float(self.sampling_error):.3f})"
 
 
 def normal_quantile(level: float) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,21 +22,28 @@ from torch import Tensor
 import pyro_vae as pv
 
 from .case import F64, Case, make_case
-from .description import DISCRETE, Program
+from .description import DISCRETE, Latent, Node, Program
 from .fit import with_guide
 from .generator import WITHOUT_NUMBER, program_of_seed
-from .oracle import Truth, evidence
+from .oracle import Posterior, Truth, evidence
 from .oracle_elbo import Terms, elbo_terms
 from .pyro_pair import build
 
 SIGMAS = 5.0
 SLACK = 0.02  # nats, for the bias of a logarithm of a mean, rounding, and a fit that was stopped
+MISSED_SLACK = 0.06  # of a mean between -1 and 1, by modes with 3% of p(x) that a search may miss: .03 nats of log p(x)
 EXACT_SLACK = 2e-3  # nats, for what claims to have no error
 ORACLE_ERROR = 5e-3  # nats; programs of whose log p(x) the oracle knows less are not judged
 FARTHEST_LOGIT = 12.0  # of draws in single precision
 FARTHEST_LOG = 28.0
 LARGEST_ERROR = 0.05  # nats, of the oracle for sums over the data and the parts of the ELBO
-OF_ONE_DATUM = ("ImportanceSampling", "AdaptiveImportanceSampling", "ExactEvidence", "InferenceGaps")
+OF_ONE_DATUM = (
+    "ImportanceSampling",
+    "AdaptiveImportanceSampling",
+    "ExactEvidence",
+    "InferenceGaps",
+    "PosteriorExpectation",
+)
 MEANS = ("ActiveUnits", "BetaTrace_ELBO", "BetaTraceGraph_ELBO", "BetaTraceEnum_ELBO", "BetaTraceMeanField_ELBO")
 NAMED = tuple(getattr(pv.errors, name) for name in pv.errors.__all__ if name.endswith("Error"))
 
@@ -69,6 +76,7 @@ class Known:
     case: Case
     log_evidence: Truth
     terms: Terms
+    means: Mapping[Node, Tensor]  # (B,) by node, the posterior mean of `shrunk`
 
     @property
     def in_floats(self) -> bool:
@@ -96,7 +104,17 @@ def know(program: Program) -> Known | None:
     if not bool((log_evidence.error < ORACLE_ERROR).all()):
         return None
     case = with_guide(case, posterior)
-    return Known(case, log_evidence, elbo_terms(case))
+    return Known(case, log_evidence, elbo_terms(case), posterior_means(case, posterior))
+
+
+def shrunk(value: Tensor) -> Tensor:
+    """Between -1 and 1, so that its mean exists for every posterior."""
+    return value / (1 + value.abs())
+
+
+def posterior_means(case: Case, posterior: Posterior) -> dict[Node, Tensor]:
+    belief = posterior.marginals(case)
+    return {n: (belief[n].softmax(-1) * shrunk(posterior.grids[n].value.double())).sum(-1) for n in belief}
 
 
 def findings_of(seed: int) -> tuple[int, list[Finding] | None]:
@@ -202,6 +220,35 @@ def exact(name: str, known: Known, budget: Budget, model: Any, guide: Any, args:
     yield compared_elbo(name, known, record.elbo, record.elbo_std_error, 20)
 
 
+def expectation(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
+    """The posterior mean of each latent; model-side enumeration leaves it no draws."""
+    case = known.case
+    latents = [latent for latent in case.program.latents if latent.enumerated != "model"]
+
+    def by_datum(latent: Latent, value: Tensor) -> Tensor:
+        """(K, B, width), whatever shape the program gives it."""
+        if latent.place == "plate":
+            return value if case.program.data_dim == -2 else value.mT
+        return value.reshape(len(value), case.num_data, latent.width)
+
+    def f(values: dict[str, Tensor]) -> Tensor:
+        return torch.cat([shrunk(by_datum(latent, values[latent.name])) for latent in latents], -1)
+
+    if not latents:
+        return
+    made = pv.PosteriorExpectation(model, guide, f, num_particles=budget.adaptive_weights, **options(known))
+    record = made(*args)
+    nodes = [node for latent in latents for node in latent.nodes]
+    for i, node in enumerate(nodes):
+        seen = case.masks[node.site][:, node.index]
+        if bool(record.value[~seen, i].isnan().logical_not().any()) and case.program.site(node.site).family not in DISCRETE:
+            yield Finding(name, "wrong", f"{node} is hidden and has a number")
+        truth = Truth(known.means[node][seen], known.log_evidence.error[seen])
+        yield compared(
+            name, f"{node}", record.value[seen, i], record.std_error[seen, i], truth, doubted(record)[seen], MISSED_SLACK
+        )
+
+
 def gaps(name: str, known: Known, budget: Budget, model: Any, guide: Any, args: Any) -> Iterator[Finding]:
     num = 500  # the default
     record = pv.InferenceGaps(model, guide, num_particles=num, **options(known))(*args)
@@ -279,6 +326,7 @@ JUDGES: dict[str, Callable] = {
     "ImportanceSampling": importance,
     "AdaptiveImportanceSampling": adaptive,
     "ExactEvidence": exact,
+    "PosteriorExpectation": expectation,
     "ActiveUnits": units,
     "BetaTrace_ELBO": objective,
     "BetaTraceGraph_ELBO": objective,

@@ -19,13 +19,14 @@ FAULTS = ("wrong", "crashed")
 # Judges of each program, of every third one, and of every tenth: the dear ones see fewer.
 OFTEN = ("ImportanceSampling", "AdaptiveImportanceSampling", "BetaTraceEnum_ELBO", "BetaTraceMeanField_ELBO", "ActiveUnits")
 IN_TURN = ("ExactEvidence", "BetaTrace_ELBO", "BetaTraceGraph_ELBO")
-GAPS_EVERY = 10
+GAPS_EVERY, EXPECTATIONS_EVERY = 10, 5
 BUDGET = Budget(adaptive_weights=300, draws=30, particles=200)
 
 
 def judges_of(number):
     """Of the program of this number."""
-    return (*OFTEN, IN_TURN[number % 3], *(("InferenceGaps",) if number % GAPS_EVERY == 0 else ()))
+    rare = {"InferenceGaps": GAPS_EVERY, "PosteriorExpectation": EXPECTATIONS_EVERY}
+    return (*OFTEN, IN_TURN[number % 3], *(name for name, every in rare.items() if number % every == 0))
 
 
 @pytest.mark.slow
@@ -86,6 +87,7 @@ def test_right_numbers_are_right():
     known = plain_pair()
     for name in ("ImportanceSampling", "AdaptiveImportanceSampling", "ExactEvidence", "ActiveUnits", "InferenceGaps"):
         assert set(outcomes(known, name)) == {"right"}
+    assert outcomes(known, "PosteriorExpectation") == ["right", "right"]
     for name in ("BetaTrace_ELBO", "BetaTraceGraph_ELBO", "BetaTraceMeanField_ELBO"):
         assert outcomes(known, name) == ["right"]
 

@@ -115,6 +115,7 @@ def made():
             pv.Diagnosis: diagnosis(),
             pv.Estimate: evidence.mean(),
             pv.Evidence: evidence,
+            pv.Expectation: pv.PosteriorExpectation(model, guide, lambda z: z["z"], num_particles=100, **options)(x),
             pv.FactorInformation: pv.MutualInformationGap(model, guide, **options)(labelled, progress=False),
             pv.Gaps: gaps,
             pv.KCurve: evidence.curve,
@@ -122,6 +123,7 @@ def made():
             pv.LeaveOneOutResult: pv.LeaveOneOut(regression, regression_guide, num_draws=100, **options)(x),
             pv.Manifold: pv.manifold(model, guide, x, num_steps=3, seed=0),
             pv.PairedDifference: comparison.pairs[0],
+            pv.PosteriorSample: pv.posterior(model, guide, x, num_samples=4, seed=0),
             pv.RateDistortionCurve: pv.RateDistortion(model, guide, num_steps=20, num_chains=2, **options)(
                 batches, progress=False
             ),
@@ -167,6 +169,7 @@ COLUMNS = {
     pv.Diagnosis: {"part", "data", "name", "value", "std_error", "sampling_error"},
     pv.Estimate: {"value", "std_error", "sampling_error", "doubt"},
     pv.Evidence: {"log_evidence", "std_error", "elbo", "ess", "pareto_k", "fingerprint", "doubts[tails]", "reliable"},
+    pv.Expectation: {"value[0]", "std_error[1]", "guide_value[0]", "bias[0]", "doubts[tails]", "evidence.ess"},
     pv.FactorInformation: {"gap", "entropy", "information[z[0]]", "information_std_error[z[1]]"},
     pv.Gaps: {"amortization", "std_errors[amortization]", "converged", "doubts[not converged]", "reliable", "evidence.ess"},
     pv.KCurve: {"log_evidence[1]", "log_evidence[200]", "std_error[100]"},
@@ -174,6 +177,7 @@ COLUMNS = {
     pv.LeaveOneOutResult: {"elpd", "std_error", "pareto_k", "ess", "doubts[tails]", "reliable"},
     pv.Manifold: {"level", "values[z[0]]", "values[z[1]]"},
     pv.PairedDifference: {"difference", "std_error", "doubted", "influence"},
+    pv.PosteriorSample: {"num_distinct", "doubts[tails]", "reliable", "evidence.ess"},
     pv.RateDistortionCurve: {"beta", "rate", "std_errors[bound]", "above_guide"},
     pv.Reconstruction: {"observed[x][0]", "means[x][3]"},
     pv.SampleCheckResult: {"reconstruction_error", "sample_distance", "data_distance", "nearest"},
