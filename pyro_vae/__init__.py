@@ -48,6 +48,7 @@ from .objectives import (
     TotalCorrelationELBO,
 )
 from .records import Estimate
+from .refit import Refit, refit_guide
 from .report import Diagnosis, diagnose
 from .samples import SampleCheck, SampleCheckResult
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
@@ -55,7 +56,9 @@ from .training import (
     AggressiveTraining,
     CosineAnnealing,
     CyclicalAnnealing,
+    EarlyStopping,
     FusedOptim,
+    HeldOutHistory,
     LinearAnnealing,
     Monitor,
     SigmoidAnnealing,
@@ -83,12 +86,14 @@ __all__ = [
     "Decomposition",
     "Diagnosis",
     "ELBOSurgery",
+    "EarlyStopping",
     "Estimate",
     "Evidence",
     "ExactEvidence",
     "FactorInformation",
     "FusedOptim",
     "Gaps",
+    "HeldOutHistory",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "InclusiveKL",
@@ -103,6 +108,7 @@ __all__ = [
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",
+    "Refit",
     "SampleCheck",
     "SampleCheckResult",
     "Sandwich",
@@ -130,6 +136,7 @@ __all__ = [
     "ops",
     "plots",
     "reconstruct",
+    "refit_guide",
     "schedules",
     "simulate",
     "traverse",

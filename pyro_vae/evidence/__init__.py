@@ -14,6 +14,7 @@ from .k_curve import KCurve
 from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
+from .simulated_arguments import simulate_arguments
 from .summary import guide_draws, mean_std_error, summarise, summed_draws
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "fitted_log_weights",
     "guide_draws",
     "mean_std_error",
+    "simulate_arguments",
     "summarise",
     "summed_draws",
     "well_known",

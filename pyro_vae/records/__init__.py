@@ -11,7 +11,7 @@ from .doubts import (
     counted,
     remedy_for,
 )
-from .estimate import LEVEL, Estimate, normal_quantile, student_quantile
+from .estimate import LEVEL, Estimate, difference, normal_quantile, student_quantile
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "check_same",
     "concatenated",
     "counted",
+    "difference",
     "mean_cost",
     "normal_quantile",
     "remedy_for",
