@@ -93,7 +93,7 @@ class GuideTraining:
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the loss became {value} in epoch {self.num_epochs} of the refit: lower the learning rate of the "
-                "optimiser, or look for scales that underflow to 0 in the guide. It has been put back to the best that was kept"
+                "optimiser, or look for scales that underflow to 0 in the guide, which has been put back to the best kept"
             )
         return value
 
