@@ -53,8 +53,7 @@ class GuideTraining:
     trained: dict[str, None] = field(default_factory=dict)
 
     def run(self, loader: Iterable[Any], args: ToArguments, num_epochs: int, bar: Any) -> Stopped:
-        if self.looks_say_stop():  # the guide as it is, to be compared with
-            raise AssertionError("a first look cannot say stop")
+        self.looks_say_stop()  # the guide as it is, to be compared with: a first look never says stop
         for _ in range(num_epochs):
             self.num_epochs += 1
             losses = []
@@ -69,7 +68,10 @@ class GuideTraining:
         return "epochs"
 
     def looks_say_stop(self) -> bool:
-        return self.stopping is not None and self.stopping(self.num_updates)
+        try:
+            return self.stopping is not None and self.stopping(self.num_updates)
+        except NonFiniteError as error:
+            raise self.diverged("the held-out ELBO is not finite") from error
 
     def update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         """As `SVI.step`, for the parameters of the guide alone: no others reach the optimiser."""
@@ -91,11 +93,14 @@ class GuideTraining:
         self.num_updates += 1
         value = sum(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
         if not math.isfinite(value):
-            raise NonFiniteError(
-                f"the loss became {value} in epoch {self.num_epochs} of the refit: lower the learning rate of the "
-                "optimiser, or look for scales that underflow to 0 in the guide, which has been put back to the best kept"
-            )
+            raise self.diverged(f"the loss became {value}")
         return value
+
+    def diverged(self, what: str) -> NonFiniteError:
+        return NonFiniteError(
+            f"{what} in epoch {self.num_epochs} of the refit: lower the learning rate of the optimiser, or look for scales "
+            "that underflow to 0 in the guide, which has been put back to the best kept"
+        )
 
     def none_registered(self, params: Collection[Tensor]) -> str:
         return (

@@ -189,10 +189,10 @@ def prepared(
     kept = KeptState(model, guide)
     with kept.finding():
         frozen = FrozenModel(model, guide, positional, named)  # runs an autoguide for its first time, too
-    check_trainable(frozen)
     with eval_mode(model, guide), Pair(model, guide, **shared).open(positional, named, 0) as call:
         loss = default_loss(call, shared["prior_sites"], shared["datum_plate"]) if loss is None else check_loss(loss)
         simulate = partial(simulated_arguments, model, datum_plate=shared["datum_plate"], fixed=call.fixed)
+    check_trainable(frozen)
     if simulated:
         simulate(positional, named)  # refuses what cannot be simulated before anything is trained
     kept.keep()

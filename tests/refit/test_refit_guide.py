@@ -36,7 +36,7 @@ def near(estimate, truth, largest_error, extra=0.0):
 
 @pytest.mark.slow
 def test_the_best_encoder_is_reached_where_it_is_linear():
-    """Amortization gap 0 on training and test data; log p(x) is the closed form before and after, and the rest the family's."""
+    """Amortization gap 0 on training and test data; log p(x) is the closed form both times, and the rest the family's."""
     lm, x = linear_gaussian(latent_dim=2, data_dim=4, num_data=500)
     guide = Linear(4, 2)
     refit = refitted(lm, guide, x[:400], x[400:], 150)
@@ -49,7 +49,7 @@ def test_the_best_encoder_is_reached_where_it_is_linear():
     for side in (before, after):
         near(side["log_evidence"], truth, 0.005)
     q = pyro.poutine.trace(guide).get_trace(x[400:]).nodes["z"]["fn"]
-    near(after["elbo"], float(lm.elbo(x[400:], q).mean()), 0.01)
+    near(after["elbo"], float(lm.elbo(x[400:], q).mean().detach()), 0.01)
     parts = refit.parts
     assert abs(float(parts["capacity"].value)) < 0.01 and abs(float(parts["generalisation after"].value)) < 0.01
     assert "below 0.1 nats" in refit.verdict() or "family" in refit.verdict()
@@ -95,7 +95,7 @@ def test_a_scale_that_cannot_move_keeps_its_known_gap():
     lm, x = linear_gaussian(latent_dim=2, data_dim=4, num_data=200)
     scale = 2 * lm.optimal_diagonal(x[:1]).base_dist.scale[0]
     guide = Linear(4, 2, scale=scale)
-    refit = refitted(lm, guide, x[:100], x[100:], 100)
+    refit = refitted(lm, guide, x[:100], x[100:], 600)
     known = 2 * (1.5 - math.log(2))
     near(refit.parts["capacity"], known, 0.03, extra=0.01)
     near(refit.test_after.summary()["amortization"], known, 0.03, extra=0.02)
@@ -107,7 +107,7 @@ def test_a_scale_that_cannot_move_keeps_its_known_gap():
 
 @pytest.mark.slow
 def test_an_encoder_that_learns_thirty_data_by_heart_does_not_carry_over():
-    """200 hidden units: next to nothing is left on training data, and most of the gap is on new data. Simulated data help."""
+    """200 hidden units: little is left on training data, and most of the gap is on new data. Simulated data help."""
     lm, x = linear_gaussian(latent_dim=2, data_dim=8, num_data=230, variance=0.1)
     train, test = x[:30], x[30:]
 
@@ -171,8 +171,10 @@ def test_another_guide_takes_over_and_the_first_stays_as_it_is():
 
 def record(test, train, **options):
     """A refit whose amortization gaps are these, (before, after) each."""
-    sides = {f"{data}_{when}": make_gaps(gap, 0.5, num_data=n) for data, gaps, n in (("test", test, 50), ("train", train, 80))
-             for when, gap in zip(("before", "after"), gaps, strict=True)}  # fmt: skip
+    sides = {}
+    for data, gaps, size in (("test", test, 50), ("train", train, 80)):
+        sides |= {f"{data}_before": make_gaps(gaps[0], 0.5, num_data=size)}
+        sides |= {f"{data}_after": make_gaps(gaps[1], 0.5, num_data=size)}
     fields = {"history": None, "stopped": "epochs", "num_updates": 10, "num_epochs": 2, "trained": ("a",), "shared": ()}
     return pv.Refit(**sides, **{**fields, "took_over": False, "seconds": 1.0, **options})
 
