@@ -78,12 +78,13 @@ class EarlyStopping:
 
     Example::
 
-        warmup = pv.LinearAnnealing(1000)
-        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pv.BetaTraceMeanField_ELBO(beta=warmup))
-        stopping = pv.EarlyStopping(vae.model, vae.guide, held_out, patience=5, beta=warmup)
-        for step in range(100_000):
-            svi.step(next(batches))
-            if stopping(step):
+        stopping = pv.EarlyStopping(vae.model, vae.guide, held_out, every=100, patience=5)
+        num_updates = 0
+        for epoch in range(1000):
+            for (x,) in loader:
+                svi.step(x)
+                num_updates += 1
+            if stopping(num_updates):
                 break
         stopping.restore_best()
         print(stopping.history())
