@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from tqdm import tqdm
 
 from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, picked
@@ -19,7 +20,7 @@ from ..evidence import Evidence, simulate_arguments
 from ..gaps import Gaps, InferenceGaps
 from ..isolation import eval_mode
 from ..kernel import INFER, Pair
-from ..noise import kept_random_state
+from ..noise import checked_seed, kept_random_state
 from ..options import seed_or_none, whole_number
 from ..records import warn_about, without_warnings
 from ..training import EarlyStopping, KeptState
@@ -134,17 +135,18 @@ def refit_guide(
     ):
         if seed is not None:
             pyro.set_rng_seed(seed % 2**32)
+        noise = checked_seed(seed)  # the same data of a subsampled plate both times, and the same draws
         measured = {"test": picked(test, num_data, args, datum_plate)[0]}
         measured["train"] = picked(loader, num_data, args, datum_plate)[0]
         bar.set_description("gaps before")
-        found = measure(before, guide, measured, args, seed)
+        found = measure(before, guide, measured, args, noise)
         bar.set_description("refit")
         training, kept = prepared(model, trained, loader, optim, loss, stopping, simulated, args, shared)
         start = time.perf_counter()
         stopped = train(training, kept, loader, args, num_epochs, bar)
         seconds = time.perf_counter() - start
         bar.set_description("gaps after")
-        again = measure(after, trained, measured, args, seed)
+        again = measure(after, trained, measured, args, noise)
     refit = Refit(
         **{f"{name}_before": record for name, record in found.items()},
         **{f"{name}_after": record for name, record in again.items()},
@@ -162,7 +164,7 @@ def refit_guide(
 
 
 def measure(
-    estimator: InferenceGaps, guide: Callable, batches: dict[str, list[Any]], args: ToArguments, seed: int | None
+    estimator: InferenceGaps, guide: Callable, batches: dict[str, list[Any]], args: ToArguments, seed: int
 ) -> dict[str, Gaps]:
     """The gaps of each list of batches, in eval mode."""
     with eval_mode(estimator.model, guide):
@@ -210,7 +212,7 @@ def train(
     """Run it, and leave the best guide, or the old one where the model has not stood still."""
     stopping = training.stopping
     try:
-        with training.frozen.held():
+        with training.frozen.held(), poutine.block(), torch.enable_grad():  # whatever the call stands in
             try:
                 stopped = training.run(loader, args, num_epochs, bar)
             except KeyboardInterrupt:

@@ -37,13 +37,13 @@ ADVICE = {
     "estimate": "{remedy}, before anything is read from the gaps.",
     "encoder": (
         "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100): it trains the encoder further while the "
-        "model stands still, and says how much that repairs. For the rest show the encoder all of the datum (masks and labels "
-        "too), or make it bigger (other=larger_guide). The guide's own family, fitted to each datum, does better."
+        "model stands still, and says how much that repairs. For the rest show the encoder all of the datum (masks and "
+        "labels too), or make it bigger (other=larger_guide). The guide's own family, fitted to each datum, does better."
     ),
     "overfitted encoder": (
         "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100, simulated=1): it trains the encoder, while "
-        "the model stands still, on data simulated from the model too, which cannot be learnt by heart. Else more data, or a "
-        "smaller encoder (other=smaller_guide). For numbers to report, fit the guide per datum "
+        "the model stands still, on data simulated from the model too, which cannot be learnt by heart. Else more data, or "
+        "a smaller encoder (other=smaller_guide). For numbers to report, fit the guide per datum "
         "(pv.AdaptiveImportanceSampling)."
     ),
     "family": (

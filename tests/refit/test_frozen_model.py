@@ -457,6 +457,51 @@ def test_a_seed_fixes_all_of_it():
     assert not same(one[0], other[0])
 
 
+def test_a_subsampled_plate_holds_the_same_data_both_times():
+    """Without a seed, too: changes are paired by datum."""
+    encoder, decoder = nn.Linear(3, 4, dtype=F64), nn.Linear(2, 3, dtype=F64)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x), subsample_size=8) as index:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x[index])
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x), subsample_size=8) as index:
+            loc, log_scale = encoder(x[index]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    with quiet():
+        options = {**FEW, "num_particles": 20, "seed": None}
+        fit = pv.refit_guide(model, guide, [X], adam(), test=[X], num_epochs=20, held_out=[X], every=5, **options)
+    for data in ("test", "train"):
+        before, after = (getattr(fit, f"{data}_{when}").evidence.index for when in ("before", "after"))
+        assert torch.equal(before, after)
+    near = 5 * float(fit.changes["log_evidence"].std_error)
+    assert abs(float(fit.changes["log_evidence"].value)) < near < 0.5
+    assert len(fit.history) == 5
+
+
+def test_it_trains_under_no_grad_and_inside_of_handlers():
+    model, guide, of_model, of_guide = Pairs.pyro_modules()
+    before, guide_before = everything(of_model), everything(of_guide)
+    with torch.no_grad(), pyro.poutine.trace() as trace, pyro.poutine.mask(mask=False):
+        refit(model, guide)
+    assert not list(trace.trace.nodes)
+    assert same(before, of_model) and not any(torch.equal(a, b) for a, b in zip(guide_before, of_guide, strict=True))
+
+
+@pytest.mark.parametrize("objective", [pv.BetaTraceMeanField_ELBO, pv.ImportanceWeightedELBO])
+def test_compiled_steps_train_the_guide_alone(objective):
+    model, guide, of_model, of_guide = Pairs.ready_made()
+    before, guide_before = everything(of_model), everything(of_guide)
+    optim = pv.FusedOptim(torch.optim.Adam, {"lr": 1e-2})
+    refit(model, guide, loss=objective(num_particles=2, compile=True), optim=optim, held_out=[X[20:]], every=2)
+    assert same(before, of_model) and not any(torch.equal(a, b) for a, b in zip(guide_before, of_guide, strict=True))
+
+
 # Ends of a training
 
 
