@@ -68,8 +68,15 @@ class GuideTraining:
         return "epochs"
 
     def looks_say_stop(self) -> bool:
+        return self.looking(self.stopping)
+
+    def last_look(self) -> None:
+        """Where the loop ends between two looks: its end may be the best."""
+        self.looking(None if self.stopping is None else self.stopping.look)
+
+    def looking(self, look: Callable[[int], Any] | None) -> bool:
         try:
-            return self.stopping is not None and self.stopping(self.num_updates)
+            return look is not None and bool(look(self.num_updates))
         except NonFiniteError as error:
             raise self.diverged("the held-out ELBO is not finite") from error
 

@@ -217,6 +217,7 @@ def train(
                 stopped = training.run(loader, args, num_epochs, bar)
             except KeyboardInterrupt:
                 stopped = "interrupted"
+            training.last_look()
         restore_best(stopping)
     except BaseException:
         restore_best(stopping, kept)

@@ -86,6 +86,7 @@ class EarlyStopping:
                 num_updates += 1
             if stopping(num_updates):
                 break
+        stopping.look(num_updates)  # at the end, too
         stopping.restore_best()
         print(stopping.history())
     """
@@ -132,11 +133,20 @@ class EarlyStopping:
 
         :param step: the number of the update just made, counted from 0 as in schedules. The first call looks.
         """
-        step = whole_number("step", step, lowest=0)
-        if step >= self._due:
-            self._due = step + self.every
-            self._judge(step, self._look(self._beta(step)))
+        if whole_number("step", step, lowest=0) >= self._due:
+            self.look(step)
         return self.num_without >= self.patience
+
+    def look(self, step: int) -> None:
+        """Look now, as after the last update of a training that was not stopped: its end may be the best state.
+
+        A second look at the same update is left out.
+        """
+        step = whole_number("step", step, lowest=0)
+        if self._rows and self._rows[-1][0] == step:
+            return
+        self._due = step + self.every
+        self._judge(step, self._look(self._beta(step)))
 
     def restore_best(self) -> None:
         """Write the state with the highest held-out ELBO back into the parameters and buffers of both programs.

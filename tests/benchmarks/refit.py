@@ -1,14 +1,18 @@
 """`refit_guide` on the README's VAE, trained as the README says: the gaps before and after, and the time.
 
-python tests/benchmarks/refit.py [--epochs 300] [--simulated 1] [--lr 6e-3] [--threads 1]
+python tests/benchmarks/refit.py [--epochs 300] [--simulated 1] [--lr 6e-3] [--threads 1] [--larger]
 """
 
 import argparse
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
@@ -26,12 +30,27 @@ def readme() -> dict:
     return names
 
 
+def larger_guide() -> Callable[[Tensor], None]:
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 16)
+    network = nn.Sequential(*layers)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("larger encoder", network)
+        loc, log_scale = network(x / 16).chunk(2, dim=-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return guide
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--simulated", type=int, default=1)
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--larger", action="store_true", help="hand over to an encoder of two hidden layers")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -48,6 +67,7 @@ def main() -> None:
         loaders[0],
         optim,
         test=loaders[1],
+        other=larger_guide() if options.larger else None,
         num_epochs=options.epochs,
         simulated=options.simulated,
         num_data=1500,

@@ -151,6 +151,14 @@ def test_held_out_data_stop_it_and_the_best_guide_is_kept():
     assert float(stopped.test_after.elbo.mean()) > float(to_the_end.test_after.elbo.mean())
 
 
+def test_a_training_that_ends_between_two_looks_is_not_thrown_away():
+    """Fewer updates than `every`: the end is looked at too, and it is better than the start."""
+    lm, x = linear_gaussian(latent_dim=2, data_dim=4, num_data=200)
+    refit = refitted(lm, Linear(4, 2), x[:100], x[100:], 30, held_out=[x[100:]], every=1000)
+    assert refit.history.step.tolist() == [0, 30] and refit.history.best == 1
+    assert float(refit.changes["elbo"].value) > 1
+
+
 @pytest.mark.slow
 def test_another_guide_takes_over_and_the_first_stays_as_it_is():
     lm, x = linear_gaussian(latent_dim=2, data_dim=4, num_data=200)

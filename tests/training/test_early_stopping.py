@@ -212,6 +212,17 @@ def test_looks_are_taken_when_they_are_due():
     assert stopping.history().step.tolist() == [0, 12, 24]
 
 
+def test_a_last_look_is_taken_on_request_and_once():
+    base = numbers(20)
+    stopping = scripted([base, base + 1], patience=3)
+    stopping.every, stopping._due = 100, 0
+    for step in range(30):
+        stopping(step)
+    assert stopping.history().step.tolist() == [0] and stopping.history().best == 0
+    stopping.look(29), stopping.look(29)
+    assert stopping.history().step.tolist() == [0, 29] and stopping.history().best == 1
+
+
 # In the middle of a training
 
 
