@@ -142,8 +142,8 @@ print(simulated)
 # %%
 # The third repair: a larger encoder
 # ----------------------------------
-# ``other=`` hands the model over to another guide, and measures the old one beside it. Here it has a second hidden layer, and
-# starts from nothing. Held-out digits say when to stop, as a larger encoder learns more by heart; ``simulated`` holds
+# ``other=`` hands the model over to another guide, and measures the old one beside it. Here it has a second hidden layer,
+# and starts from nothing. Held-out digits say when to stop, as a larger encoder learns more by heart; ``simulated`` holds
 # against it.
 
 layers = nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 16)
