@@ -2,9 +2,9 @@ r"""
 From a gap to a better model
 ============================
 
-A diagnosis says that the encoder is at fault. Is it trained too little, too small, or has it learnt its data by heart? At
-the end you can tell the three apart, repair what can be repaired without touching the model, and train the model on from
-there without training too long.
+An encoder stays nine nats short of what its own family could do. Is it trained too little, too small, or has it learnt its
+data by heart? At the end you can tell the three apart, repair what can be repaired without touching the model, and train
+the model on from there without training too long.
 """
 
 # %%
@@ -97,9 +97,12 @@ page = pv.diagnose(model, encoder, train=train_loader, test=test_loader, **few)
 print(page.headline, page.advice, sep="\n")
 
 # %%
+# The page puts the model first: it loses more on new digits than all of the gap. That is where we are going, and the way
+# leads through the encoder. A model is trained by what its guide shows it.
+#
 # The first repair: train on
 # --------------------------
-# The page names the call. The learning rate falls to nothing over the run: an encoder that is shaken by a large step looks
+# ``refit_guide`` trains the guide in place and holds the model still. The learning rate falls to nothing over the run: an encoder that is shaken by a large step looks
 # like one that is too small.
 
 
