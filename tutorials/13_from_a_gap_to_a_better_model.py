@@ -102,8 +102,8 @@ print(page.headline, page.advice, sep="\n")
 #
 # The first repair: train on
 # --------------------------
-# ``refit_guide`` trains the guide in place and holds the model still. The learning rate falls to nothing over the run: an encoder that is shaken by a large step looks
-# like one that is too small.
+# ``refit_guide`` trains the guide in place and holds the model still. The learning rate falls to nothing over the run: an
+# encoder that is shaken by a large step looks like one that is too small.
 
 
 def falling(rate):

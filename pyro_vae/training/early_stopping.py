@@ -50,7 +50,8 @@ class EarlyStopping:
     :param guide: its guide, with the same latent sites.
     :param held_out: data that are not trained on and that no final number is taken from, an iterable of batches that can be
         gone through again and again, such as a `DataLoader`. Some hundred data will do.
-    :param every: updates from one look to the next; calls in between cost nothing.
+    :param every: updates from one look to the next; calls in between cost nothing. A look at 300 data takes as long as 15
+        updates of a small VAE at batch 100.
     :param patience: looks in a row without improvement.
     :param beta: what the objective was given: a number, or a schedule of the update as `LinearAnnealing`. The ELBO is taken
         with its KL weighted by it, as the objective does.
