@@ -54,6 +54,7 @@ from .objectives import (
 )
 from .posteriors import Expectation, PosteriorExpectation, PosteriorSample, posterior
 from .records import Estimate
+from .refit import Refit, refit_guide
 from .report import Diagnosis, diagnose
 from .samples import SampleCheck, SampleCheckResult
 from .simulate import Reconstruction, Simulation, reconstruct, simulate
@@ -61,7 +62,9 @@ from .training import (
     AggressiveTraining,
     CosineAnnealing,
     CyclicalAnnealing,
+    EarlyStopping,
     FusedOptim,
+    HeldOutHistory,
     LinearAnnealing,
     Monitor,
     SigmoidAnnealing,
@@ -95,6 +98,7 @@ __all__ = [
     "Decomposition",
     "Diagnosis",
     "ELBOSurgery",
+    "EarlyStopping",
     "Estimate",
     "Evidence",
     "ExactEvidence",
@@ -103,6 +107,7 @@ __all__ = [
     "FusedOptim",
     "Gaps",
     "GuideCalibration",
+    "HeldOutHistory",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "InclusiveKL",
@@ -122,6 +127,7 @@ __all__ = [
     "RateDistortion",
     "RateDistortionCurve",
     "Reconstruction",
+    "Refit",
     "SampleCheck",
     "SampleCheckResult",
     "Sandwich",
@@ -151,6 +157,7 @@ __all__ = [
     "plots",
     "posterior",
     "reconstruct",
+    "refit_guide",
     "schedules",
     "simulate",
     "traverse",

@@ -75,3 +75,30 @@ def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments
     if not results:
         raise EmptyBatchError(NO_BATCH)
     return results
+
+
+def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate: str | None) -> tuple[list[Any], int]:
+    """Whole batches with about `num_data` data, spread evenly over the loader, which may be sorted; and how many it has.
+
+    In one pass, keeping fewer than about twice as many data: of the batches kept so far every other one is dropped when
+    the rest would do.
+    """
+    kept: list[tuple[Any, int]] = []
+    stride, num_batches = 1, 0
+    for batch in loader:
+        if num_batches % stride == 0:
+            kept.append((batch, 1 if datum_plate is None else num_data_in(arguments_of(batch, args))))
+            while sum(size for _, size in kept[::2]) >= num_data and len(kept) > 1:
+                kept, stride = kept[::2], 2 * stride
+        num_batches += 1
+    if not kept:
+        raise EmptyBatchError(NO_BATCH)
+    count = -(-len(kept) * num_data // max(sum(size for _, size in kept), 1))  # rounded up
+    count = min(max(count, 1), len(kept))
+    return [kept[place * len(kept) // count][0] for place in range(count)], num_batches
+
+
+def num_data_in(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    """By the first tensor with an axis: only a budget hangs on it."""
+    positional, named = arguments
+    return next((len(arg) for arg in (*positional, *named.values()) if isinstance(arg, torch.Tensor) and arg.ndim), 1)

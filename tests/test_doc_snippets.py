@@ -49,6 +49,7 @@ FEW = {  # options that stand in the place of those printed, or of the defaults
     "SelfCheck": {"num_steps": 3, "num_chains": 2},
     "beta_sweep": {"num_epochs": 1},
     "diagnose": {"num_data": 10, "num_particles": 10},
+    "refit_guide": {"num_data": 10, "num_epochs": 1, "num_particles": 10},
 }
 
 
@@ -115,7 +116,7 @@ def taken_for_granted():
         "make_pair": lambda beta: small_pair(),
     }
     names |= {"x": x, "y": y, "labels": y, "data": x, "digits": x, "x_test": x}
-    names |= {loader: DataLoader(TensorDataset(x), 10) for loader in ("loader", "train_loader", "test_loader")}
+    names |= {loader: DataLoader(TensorDataset(x), 10) for loader in ("loader", "train_loader", "test_loader", "held_out")}
     names |= {"svi": SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), objective), "num_epochs": 2}
     names |= {"pv": pv, "pyro_vae": pv, "pyro": pyro, "dist": dist, "torch": torch, "nn": nn, "functools": functools}
     names |= {"SVI": SVI, "Trace_ELBO": Trace_ELBO, "config_enumerate": config_enumerate, "warnings": warnings}
@@ -161,6 +162,19 @@ def watched():
     return names
 
 
+def refitted():
+    vae, loader = small_vae(), list(torch.randint(17, (20, 64)).float().split(10))
+    optim = pyro.optim.Adam({"lr": 1e-3})
+    return {"refit": pv.refit_guide(vae.model, vae.guide, loader, optim, test=loader, num_epochs=1)}
+
+
+def stopped():
+    vae, loader = small_vae(), list(torch.randint(17, (20, 64)).float().split(10))
+    stopping = pv.EarlyStopping(vae.model, vae.guide, loader)
+    stopping(0)
+    return {"stopping": stopping}
+
+
 def two_latents():
     vae = small_vae(2)
     return {"vae": vae, "model": vae.model, "guide": vae.guide}
@@ -183,6 +197,8 @@ NAMES = {
     "ExactEvidence": gaussian,
     "plot_copies": looked_at,
     "plot_factors": labelled,
+    "plot_gaps_side_by_side": refitted,
+    "plot_held_out": stopped,
     "plot_latents": labelled,
     "plot_likelihood_and_looks": looked_at,
     "plot_manifold": two_latents,

@@ -33,8 +33,12 @@ ALONE = {"errors", "options", "ops", "noise", "exact"}
 KNOW_PYRO = {"arguments", "isolation", "kernel", "densities", "objectives", "models"}
 TRAINS = {
     Path("latent/beta_sweep.py"),
+    Path("refit/frozen_model.py"),
+    Path("refit/guide_training.py"),
+    Path("refit/refit_guide.py"),
     Path("training/aggressive_training.py"),
     Path("training/fused_optim.py"),
+    Path("training/kept_state.py"),
 }  # by SVI, as users do
 NO_PYRO_AT_ALL = {
     "errors",
@@ -64,6 +68,7 @@ OUTSIDE = {
     "samples": {"tqdm"},
     "plots": {"numpy", "matplotlib"},
     "training": {"numpy", "matplotlib", "tqdm"},
+    "refit": {"matplotlib", "tqdm"},
     "report": {"jinja2", "matplotlib", "tqdm"},
 }
 

@@ -190,16 +190,17 @@ plt.show()
 # %%
 # Following the advice
 # --------------------
-# A better encoder, says the page. Size is the first thing to come to mind: here is one four times as wide.
+# Train the encoder further, show it more, or make it bigger, says the page. This one has been trained for long; size is the
+# next thing to come to mind: here is one four times as wide.
 
 page = fit_and_diagnose("answers, wide net", guide_of(network(len(needs), width=256), answers_alone))
 print(page.headline, page.advice, sep="\n")
 
 # %%
-# That made it worse: the bigger network learns more of its students by heart, and the page says so. Its first advice was
-# the right one: what is wrong lies before the network. "The encoder" is the whole way from a datum to its guide, and what
-# it is *shown* belongs to it. Ours is shown a 0 for a wrong answer and a 0 for a question that was never asked; no size
-# tells them apart. Show it the mask:
+# That made it worse: the bigger network learns more of its students by heart, and the page says so. The advice to show it
+# more was the right one: what is wrong lies before the network. "The encoder" is the whole way from a datum to its guide,
+# and what it is *shown* belongs to it. Ours is shown a 0 for a wrong answer and a 0 for a question that was never asked;
+# no size tells them apart. Show it the mask:
 
 
 def answers_and_mask(answers, asked):

@@ -16,7 +16,7 @@ from .k_curve import KCurve
 from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
-from .simulated_arguments import simulate_data
+from .simulated_arguments import simulate_arguments, simulate_data
 from .summary import guide_draws, mean_std_error, summarise, summed_draws
 from .to_tolerance import to_tolerance
 
@@ -44,6 +44,7 @@ __all__ = [
     "fitted_log_weights",
     "guide_draws",
     "mean_std_error",
+    "simulate_arguments",
     "simulate_data",
     "summarise",
     "summed_draws",

@@ -2,7 +2,7 @@
 
 from .calibration import plot_calibration
 from .comparison import plot_comparison
-from .evidence import plot_gaps, plot_k_curve
+from .evidence import plot_gaps, plot_gaps_side_by_side, plot_k_curve
 from .factors import plot_factors
 from .images import plot_reconstructions, plot_samples
 from .latent import plot_surgery, plot_units
@@ -10,7 +10,7 @@ from .latent_sample import plot_aggregated_posterior, plot_latents
 from .per_datum import plot_gaps_per_datum, plot_pareto_k
 from .rate_distortion import plot_rate_distortion
 from .samples import plot_copies, plot_likelihood_and_looks, plot_nearest_neighbours
-from .training import plot_training
+from .training import plot_held_out, plot_training
 from .traversal import plot_manifold, plot_traversals
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "plot_factors",
     "plot_gaps",
     "plot_gaps_per_datum",
+    "plot_gaps_side_by_side",
+    "plot_held_out",
     "plot_k_curve",
     "plot_latents",
     "plot_likelihood_and_looks",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..evidence import KCurve
 from ..gaps import Gaps
@@ -63,6 +64,44 @@ def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
         ylabel="nats per datum",
         title=f"What the ELBO leaves out, {len(gaps)} data",
     )
+    return ax
+
+
+def plot_gaps_side_by_side(gaps: Mapping[str, Gaps], ax: Axes | None = None) -> Axes:
+    """Amortization and approximation gap of several guides or data sets, one bar each, in nats per datum.
+
+    :param gaps: what `InferenceGaps` returned, by the name below its bar.
+    :param ax: where to draw; a new figure by default.
+
+    The height is the inference gap. Bars carry the Monte Carlo errors of the two parts at two standard errors, unless more
+    than 5% of the data are in doubt. Where the gap is not split the bar is white.
+
+    Example::
+
+        pv.plots.plot_gaps_side_by_side({"before": refit.test_before, "after": refit.test_after})
+    """
+    ax = axes_or_new(ax)
+    for position, record in enumerate(gaps.values()):
+        mean, bottom = record.summary(), 0.0
+        parts = (
+            [("inference", "1.0", "")]
+            if record.unsplit
+            else [("amortization", "0.75", "//"), ("approximation", "0.9", "..")]
+        )
+        for name, shade, hatch in parts:
+            height, doubt = float(mean[name].value), mean[name].doubt
+            label = {"amortization": "amortization (encoder)", "approximation": "approximation (family)"}.get(name, name)
+            style: Any = {"color": shade, "edgecolor": "black", "hatch": hatch}
+            ax.bar(position, height, bottom=bottom, width=0.6, **style, label="" if position else label)
+            if not doubt:
+                ax.errorbar(position, bottom + height, yerr=2 * float(mean[name].std_error), color="black", capsize=4)
+            bottom += height
+        doubted = "" if not mean["inference"].doubt else "\nin doubt"
+        text = f"{float(mean['inference'].value):.2f}{doubted}"
+        ax.annotate(text, (position, bottom), (0, 6), textcoords="offset points", ha="center")
+    ax.set(xticks=range(len(gaps)), xticklabels=list(gaps), ylabel="nats per datum", title="log p(x) minus the ELBO")
+    ax.margins(y=0.2)
+    ax.legend(frameon=False, fontsize="small")
     return ax
 
 

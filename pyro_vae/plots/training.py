@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..options import whole_number
-from ..training import TrainingHistory
+from ..training import HeldOutHistory, TrainingHistory
 from .axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -62,6 +62,44 @@ def plot_training(history: TrainingHistory, ax: Axes | None = None, *, window: i
     ax.set(ylabel=history.unit, title=f"Training, {len(history)} steps")
     ax.legend(loc="upper right", ncol=3, fontsize="small", frameon=False)
     draw_beta(panel_below(ax), history)
+    return ax
+
+
+def plot_held_out(history: HeldOutHistory, ax: Axes | None = None) -> Axes:
+    """The held-out ELBO at every look of an `EarlyStopping`, in nats per datum, and the best one.
+
+    :param history: what `EarlyStopping.history()` returned.
+    :param ax: where to draw; a new figure by default.
+
+    Filled points improved on the look before them that had last done so, open ones did not; their bars are two errors of
+    that difference. Crosses are looks before beta had reached its end, which do not count.
+
+    :raises ValueError: if the history is empty.
+
+    Example::
+
+        pv.plots.plot_held_out(stopping.history())
+    """
+    if not len(history):
+        raise ValueError("the history has no look to draw: call the EarlyStopping after an update first")
+    ax = axes_or_new(ax)
+    counts, improved = history.at_rest, history.improved
+    ax.plot(history.step, history.elbo, color="0.7", linewidth=1)
+    ax.errorbar(
+        history.step, history.elbo, yerr=2 * history.gain_error.nan_to_num(0.0), color="black", fmt="none", capsize=3
+    )
+    for which, marker, face, label in (
+        (counts & improved, "o", "black", "improved"),
+        (counts & ~improved, "o", "white", "no more than its error"),
+        (~counts, "x", "black", "beta still moving"),
+    ):
+        if bool(which.any()):
+            style: Any = {"color": "black", "marker": marker, "markerfacecolor": face, "linestyle": "none"}
+            ax.plot(history.step[which], history.elbo[which], **style, label=label)
+    if history.best is not None:
+        ax.axvline(int(history.step[history.best]), color="black", linestyle=":", linewidth=1, label="kept")
+    ax.set(xlabel="update", ylabel="nats per datum", title=f"Held-out ELBO, {history.num_data} data")
+    ax.legend(frameon=False, fontsize="small")
     return ax
 
 

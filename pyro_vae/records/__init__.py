@@ -13,7 +13,7 @@ from .doubts import (
     remedy_for,
     without_doubt,
 )
-from .estimate import LEVEL, Estimate, normal_quantile, student_quantile, student_tail
+from .estimate import LEVEL, Estimate, difference, normal_quantile, student_quantile, student_tail
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
 from .result import Result
 
@@ -32,6 +32,7 @@ __all__ = [
     "check_same",
     "concatenated",
     "counted",
+    "difference",
     "mean_cost",
     "normal_quantile",
     "remedy_for",

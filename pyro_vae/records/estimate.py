@@ -59,6 +59,13 @@ class Estimate(Result):
         return f"{value} (Monte Carlo error {float(self.std_error):.3f}, sampling error {float(self.sampling_error):.3f})"
 
 
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """The difference of means over two independent sets of data; their errors add in squares."""
+    errors = zip((one.std_error, one.sampling_error), (other.std_error, other.sampling_error), strict=True)
+    doubt = " and ".join(dict.fromkeys(side.doubt for side in (one, other) if side.doubt))
+    return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors), doubt=doubt)
+
+
 def normal_quantile(level: float) -> float:
     """Two-sided: 1.96 for 0.95."""
     return math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))

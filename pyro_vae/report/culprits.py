@@ -32,24 +32,29 @@ ADVICE = {
     ),
     "blind encoder": (
         "Look whether the encoder was trained and gets x at all (its parameters in the optimiser, dead activations, scales "
-        "of the data). The nats of KL that it pays buy nothing."
+        "of the data); pv.refit_guide(...).trained names what SVI trains of it. The nats of KL that it pays buy nothing."
     ),
     "estimate": "{remedy}, before anything is read from the gaps.",
     "encoder": (
-        "A better encoder: show it all of the datum (masks and labels too), make it bigger, or give it more updates. The "
-        "guide's own family, fitted to each datum, does better."
+        "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100): it trains the encoder further while the "
+        "model stands still, and says how much that repairs. For the rest show the encoder all of the datum (masks and "
+        "labels too), or make it bigger (other=larger_guide). The guide's own family, fitted to each datum, does better."
     ),
     "overfitted encoder": (
-        "More or augmented data, or a smaller or regularised encoder: it does far better on its training data than on new "
-        "ones. For numbers to report, fit the guide per datum (pv.AdaptiveImportanceSampling)."
+        "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100, simulated=1): it trains the encoder, while "
+        "the model stands still, on data simulated from the model too, which cannot be learnt by heart. Else more data, or "
+        "a smaller encoder (other=smaller_guide). For numbers to report, fit the guide per datum "
+        "(pv.AdaptiveImportanceSampling)."
     ),
     "family": (
-        "A richer family for the guide (pv.nn.MultivariateNormal, a flow, a mixture), or train with "
-        "pv.ImportanceWeightedELBO: no encoder can do better in this one."
+        "A richer family for the guide (pv.nn.MultivariateNormal, a flow, a mixture): no encoder can do better in this one. "
+        "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100, other=richer_guide) says what it brings, the "
+        "model being the same; then train both with it, or with pv.ImportanceWeightedELBO."
     ),
     "overfitted model": (
-        "More or augmented training data, a smaller or regularised decoder, or training that stops when log p(x) of "
-        "held-out data falls. This is more than all of the inference gap, so that a better guide comes second."
+        "More or augmented training data, a smaller or regularised decoder, or training that stops in time "
+        "(pv.EarlyStopping(model, guide, held_out)). This is more than all of the inference gap, so that a better guide "
+        "comes second."
     ),
     "undecided": "More data or particles (num_data=, num_particles=) if it matters which part is larger.",
     "none": (

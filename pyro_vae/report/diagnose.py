@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..batches import ToArguments, arguments_of, check_loader, first_element
+from ..batches import ToArguments, arguments_of, check_loader, first_element, picked
 from ..calibration import GuideCalibration
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
 from ..evaluate import evaluate
@@ -23,7 +23,7 @@ from ..options import whole_number
 from ..records import without_warnings
 from ..samples import SampleCheck
 from ..simulate import reconstruct, simulated_data
-from .batches import Stages, picked
+from .batches import Stages
 from .diagnosis import Diagnosis
 
 T = TypeVar("T")

@@ -9,9 +9,8 @@ from typing import Literal
 from ..evidence import well_known
 from ..gaps import Gaps
 from ..ops import MIN_PARTICLES_FOR_K
-from ..records import LEVEL, Estimate, are_many, counted, normal_quantile
+from ..records import LEVEL, Estimate, are_many, counted, difference, normal_quantile
 from .measured import Measured
-from .numbers import difference
 
 SMALL = 0.1  # nats: an information or a gap below it is nothing to mend
 LARGE = 0.5  # share of the gap on test data that must be there on training data too, to blame the encoder's size

@@ -10,7 +10,7 @@ from ..calibration import Calibration
 from ..evidence import SelfCheckResult
 from ..gaps import Gaps
 from ..latent import Surgery, UnitActivity
-from ..records import Estimate
+from ..records import Estimate, difference
 from ..samples import SampleCheckResult, Statistic
 from .measured import Measured
 
@@ -78,13 +78,6 @@ def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
     ess = f"ESS of {gaps.evidence.num_particles} weights, median"
     yield number("gaps", data, ess, float(gaps.evidence.ess.median()), n, "weights")
     yield number("cost", data, "gaps", gaps.cost, n, "decoder evaluations per datum")
-
-
-def difference(one: Estimate, other: Estimate) -> Estimate:
-    """The difference of means over two independent sets of data; their errors add in squares."""
-    errors = zip((one.std_error, one.sampling_error), (other.std_error, other.sampling_error), strict=True)
-    doubt = " and ".join(dict.fromkeys(side.doubt for side in (one, other) if side.doubt))
-    return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors), doubt=doubt)
 
 
 def held_out(measured: Measured) -> Iterator[Number]:

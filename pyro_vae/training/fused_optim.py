@@ -103,6 +103,11 @@ class FusedOptim(PyroOptim):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    @property
+    def scheduler(self) -> Any:
+        """The class of the learning-rate schedulers; None where there are none."""
+        return None if self._make_scheduler is None else self._make_scheduler.func
+
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step the schedulers, after an epoch; the arguments are the scheduler's, as the loss for `ReduceLROnPlateau`."""
         if self._make_scheduler is None:

@@ -20,7 +20,7 @@ Options = dict[str, Any]
 HOW = ("fused", "foreach")  # options that choose an implementation and change no number
 
 
-def split_scheduler(constructor: Any, arguments: Any) -> tuple[Any, Any, Callable[[Optimizer], LRScheduler] | None]:
+def split_scheduler(constructor: Any, arguments: Any) -> tuple[Any, Any, partial[LRScheduler] | None]:
     """A class of optimisers, its options, and what puts a scheduler on one: from a scheduler's class, written as in Pyro."""
     if not (isinstance(constructor, type) and issubclass(constructor, LRScheduler)):
         return constructor, arguments, None

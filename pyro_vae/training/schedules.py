@@ -26,6 +26,7 @@ Schedule = Callable[[int], float]
 
 WEIGHS = "beta weighs a KL divergence"
 TOLERANCE = 0.02  # of the largest value: closer than that, a schedule counts as constant
+MOVES = 1e-6  # of the larger of two values: closer than that, they are the same
 FAR = 10**9  # updates after the last one at which a schedule must be constant
 STRIDE = 1.02  # ratio of the distances at which it is looked at on the way there
 
@@ -241,6 +242,15 @@ def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule")
         f"{name} is not finished within the {num_updates} planned updates: {schedule!r} is at {last_value:.3g} in the last "
         f"one, number {last}, then {course}. {remedy}"
     )
+
+
+def still_moves(schedule: Schedule, step: int) -> bool:
+    """Whether a later value differs from that of update number `step` by more than a millionth of the larger one.
+
+    Looked at as far and as densely as by `warn_if_unfinished`, and much more strictly: a warm-up moves to its last update.
+    """
+    value = _value(schedule, step)
+    return any(abs(later - value) > MOVES * max(later, value) for _, later in _later_values(schedule, step))
 
 
 def _first_constant(schedule: Schedule, moving: int, constant: int, final: float, tolerance: float) -> int:

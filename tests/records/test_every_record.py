@@ -83,6 +83,13 @@ def history(steps=3):
     return pv.TrainingHistory(**dict.fromkeys(names, values), kl={"z": values}, per_datum=True)
 
 
+def held_out(looks=3):
+    values = torch.arange(looks, dtype=F64)
+    names = ("step", "elbo", "sampling_error", "gain", "gain_error", "beta")
+    flags = dict.fromkeys(("improved", "at_rest"), values > 0)
+    return pv.HeldOutHistory(**dict.fromkeys(names, values), **flags, num_data=NUM_DATA)
+
+
 def terms():
     objective = pv.BetaTrace_ELBO()
     objective.loss(model, guide, torch.randn(NUM_DATA, 4))
@@ -118,6 +125,7 @@ def made():
             pv.Expectation: pv.PosteriorExpectation(model, guide, lambda z: z["z"], num_particles=100, **options)(x),
             pv.FactorInformation: pv.MutualInformationGap(model, guide, **options)(labelled, progress=False),
             pv.Gaps: gaps,
+            pv.HeldOutHistory: held_out(),
             pv.KCurve: evidence.curve,
             pv.LatentSample: pv.AggregatedPosterior(model, guide, **options)(batches, progress=False),
             pv.LeaveOneOutResult: pv.LeaveOneOut(regression, regression_guide, num_draws=100, **options)(x),
@@ -127,6 +135,7 @@ def made():
             pv.RateDistortionCurve: pv.RateDistortion(model, guide, num_steps=20, num_chains=2, **options)(
                 batches, progress=False
             ),
+            pv.Refit: pv.Refit(gaps, gaps, gaps, gaps, None, "epochs", 1, 1, ("scale",), (), False, 0.1),
             pv.Reconstruction: pv.reconstruct(model, guide, x, seed=0),
             pv.SampleCheckResult: pv.SampleCheck(model, guide, **options)(batches, train=batches, progress=False),
             pv.Sandwich: sandwich,
@@ -151,7 +160,9 @@ ROWS = {
     pv.Decomposition: 1,
     pv.Estimate: 1,
     pv.FactorInformation: 1,
+    pv.HeldOutHistory: 3,
     pv.Manifold: 3,
+    pv.Refit: 4 + 5,
     pv.RateDistortionCurve: 21,
     pv.Surgery: 5 + 2,
     pv.Terms: 1,
@@ -172,6 +183,7 @@ COLUMNS = {
     pv.Expectation: {"value[0]", "std_error[1]", "guide_value[0]", "bias[0]", "doubts[tails]", "evidence.ess"},
     pv.FactorInformation: {"gap", "entropy", "information[z[0]]", "information_std_error[z[1]]"},
     pv.Gaps: {"amortization", "std_errors[amortization]", "converged", "doubts[not converged]", "reliable", "evidence.ess"},
+    pv.HeldOutHistory: {"step", "elbo", "gain", "improved", "at_rest", "beta"},
     pv.KCurve: {"log_evidence[1]", "log_evidence[200]", "std_error[100]"},
     pv.LatentSample: {"draws[z[0]]", "means[z[1]]", "prior[z[0]]"},
     pv.LeaveOneOutResult: {"elpd", "std_error", "pareto_k", "ess", "doubts[tails]", "reliable"},
@@ -179,6 +191,7 @@ COLUMNS = {
     pv.PairedDifference: {"difference", "std_error", "doubted", "influence"},
     pv.PosteriorSample: {"num_distinct", "doubts[tails]", "reliable", "evidence.ess"},
     pv.RateDistortionCurve: {"beta", "rate", "std_errors[bound]", "above_guide"},
+    pv.Refit: {"part", "value", "std_error", "sampling_error"},
     pv.Reconstruction: {"observed[x][0]", "means[x][3]"},
     pv.SampleCheckResult: {"reconstruction_error", "sample_distance", "data_distance", "nearest"},
     pv.Sandwich: {"lower.log_evidence", "upper.std_error", "width", "reliable"},

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from pyro_vae.batches import first_element
+from pyro_vae.batches import first_element, picked
 from pyro_vae.errors import EmptyBatchError
 from pyro_vae.kernel import INFER
-from pyro_vae.report.batches import picked
 
 
 def pick(loader, num_data, plate=INFER):

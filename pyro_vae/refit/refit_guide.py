@@ -1,0 +1,245 @@
+"""`refit_guide`: train the guide of a frozen model further, with the gaps before and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from tqdm import tqdm
+
+from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, picked
+from ..errors import ArgumentError, EmptyBatchError
+from ..evaluate import evaluate
+from ..evidence import Evidence, simulate_arguments
+from ..gaps import Gaps, InferenceGaps
+from ..isolation import eval_mode
+from ..kernel import INFER, Pair
+from ..noise import checked_seed, kept_random_state
+from ..options import seed_or_none, whole_number
+from ..records import warn_about, without_warnings
+from ..training import EarlyStopping, KeptState
+from .frozen_model import FrozenModel, check_trainable
+from .guide_training import GuideTraining, check_loss, check_optim, default_loss
+from .refit import Refit, Stopped
+
+
+def refit_guide(
+    model: Callable,
+    guide: Callable,
+    loader: Iterable[Any],
+    optim: Any,
+    *,
+    test: Iterable[Any],
+    num_epochs: int,
+    other: Callable | None = None,
+    held_out: Iterable[Any] | None = None,
+    every: int = 100,
+    patience: int = 10,
+    simulated: int = 0,
+    loss: Any = None,
+    args: ToArguments = first_element,
+    evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None,
+    num_data: int = 300,
+    num_particles: int = 500,
+    seed: int | None = None,
+    datum_plate: str | None = INFER,
+    prior_sites: Collection[str] = (),
+    check_support: bool = True,
+    progress: bool = True,
+) -> Refit:
+    r"""Train a guide further while its model stands still, and say what that repairs of its gap::
+
+        A_test = optimisation + capacity + generalisation        A = L[q*] - L[q], the amortization gap
+
+    The gaps of training and test data are measured before and after (`InferenceGaps`, the same data and seed both times),
+    and `Refit` tells the three parts: what more training repairs on training data, what the encoder leaves there, and what
+    it loses on new data (Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558; Zhang, Hayes and Barber, 2022,
+    https://arxiv.org/abs/2205.11640).
+
+    **The guide is trained in place**, as by `SVI`: afterwards it is the better guide, in the mode that it had before. **The
+    model stays what it is, to the last bit**: parameters that log p(x, z) depends on take no gradient and never reach the
+    optimiser, registered by whichever program; a parameter that the guide depends on as well stays frozen too
+    (`Refit.shared` names it). The model runs in eval mode, so that the statistics of batch norm stand still and dropout is
+    off, and the guide in train mode. At the end log p(x, z) is compared with what it was, bit by bit.
+
+    An interrupt from the keyboard ends the training, not the call: the best guide so far is kept and measured. Where an
+    error ends it, the guide is put back to the best that was kept, or to where it started.
+
+    :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
+    :param guide: its guide, with the same latent sites: a function, a module, an autoguide.
+    :param loader: the data to train on, an iterable of batches that can be gone through again and again; gaps on training
+        data are taken of these, too.
+    :param optim: an optimiser of Pyro, as for `SVI`, `FusedOptim` and those with learning-rate schedulers included, which
+        step once per epoch. That of an earlier training goes on with its momenta; a new one starts afresh.
+    :param test: data for the gaps alone, that neither training nor stopping sees.
+    :param num_epochs: passes over the loader, at most.
+    :param other: another guide of the same latents, which is trained in the place of `guide` from where it is: a larger
+        network, a richer family. The gaps before are those of `guide`, which stays as it is.
+    :param held_out: further data, for `EarlyStopping`: training ends when their ELBO no longer rises by more than its own
+        error, and the guide of the best look is kept. Without, the guide after the last epoch is kept.
+    :param every: updates from one look at `held_out` to the next.
+    :param patience: looks in a row without improvement.
+    :param simulated: updates on data simulated from the model after each update on a batch. Such data never repeat
+        themselves, so that an encoder cannot learn them by heart: against loss on new data.
+    :param loss: the objective, of `pyro_vae` or Pyro; by default the ELBO, with formulas for the KL
+        (`BetaTraceMeanField_ELBO`), sums over enumerated sites (`BetaTraceEnum_ELBO`) or baselines (`BetaTraceGraph_ELBO`)
+        as the pair needs.
+    :param args: maps a batch to the tuple of the model's arguments, or to a dict of keywords; by default its first element.
+    :param evidence: as in `InferenceGaps`.
+    :param num_data: gaps are taken over whole batches, spread evenly over a loader, until they hold so many data.
+    :param num_particles: as in `InferenceGaps`.
+    :param seed: fixes all noise, that of loaders which draw from torch included; the caller's random state stays as it is.
+        `None` draws from that state.
+    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+        batch one datum.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
+    :param check_support: raise on observations outside the support of their likelihood.
+    :param progress: show a progress bar.
+
+    :returns: a `Refit`, nats per datum.
+    :raises OptionError: for options out of range, an optimiser that is none of Pyro's, or a guide without parameters of its
+        own that are registered with Pyro.
+    :raises ArgumentError: if a loader is a tensor or can be gone through once only, or if `args` returns no tuple.
+    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a pair without known weights per datum, before it is
+        trained; after it, where the guide is found to be part of the model past autograd.
+    :raises NonFiniteError: if the loss becomes NaN or infinite.
+    :raises InvalidDataError: for NaN, values outside the support, an empty loader.
+
+    Example::
+
+        optim = pyro.optim.Adam({"lr": 1e-3})
+        refit = pv.refit_guide(vae.model, vae.guide, train_loader, optim, test=test_loader, num_epochs=200)
+        print(refit)
+        refit.plot()
+    """
+    check_loaders(loader=loader, test=test, **({} if held_out is None else {"held_out": held_out}))
+    check_optim(optim)
+    num_epochs, num_data = whole_number("num_epochs", num_epochs), whole_number("num_data", num_data)
+    simulated, seed = whole_number("simulated", simulated, lowest=0), seed_or_none(seed)
+    shared: Any = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
+    trained = guide if other is None else other
+    options: Any = {"num_particles": num_particles, "evidence": evidence, **shared}
+    before, after = (InferenceGaps(model, program, **options) for program in (guide, trained))
+    looks: Any = {"every": every, "patience": patience, "args": args, "seed": 0 if seed is None else seed, **shared}
+    stopping = None if held_out is None else EarlyStopping(model, trained, held_out, **looks)
+    with (
+        nullcontext() if seed is None else kept_random_state(),
+        tqdm(total=num_epochs, unit="epoch", disable=not progress) as bar,
+        without_warnings(),
+    ):
+        if seed is not None:
+            pyro.set_rng_seed(seed % 2**32)
+        noise = checked_seed(seed)  # the same data of a subsampled plate both times, and the same draws
+        measured = {"test": picked(test, num_data, args, datum_plate)[0]}
+        measured["train"] = picked(loader, num_data, args, datum_plate)[0]
+        bar.set_description("gaps before")
+        found = measure(before, guide, measured, args, noise)
+        bar.set_description("refit")
+        training, kept = prepared(model, trained, loader, optim, loss, stopping, simulated, args, shared)
+        start = time.perf_counter()
+        stopped = train(training, kept, loader, args, num_epochs, bar)
+        seconds = time.perf_counter() - start
+        bar.set_description("gaps after")
+        again = measure(after, trained, measured, args, noise)
+    refit = Refit(
+        **{f"{name}_before": record for name, record in found.items()},
+        **{f"{name}_after": record for name, record in again.items()},
+        history=None if stopping is None else stopping.history(),
+        stopped=stopped,
+        num_updates=training.num_updates,
+        num_epochs=training.num_epochs,
+        trained=tuple(training.trained),
+        shared=tuple(sorted(training.frozen.shared)),
+        took_over=other is not None,
+        seconds=seconds,
+    )
+    warn_about(refit, stacklevel=2)
+    return refit
+
+
+def measure(
+    estimator: InferenceGaps, guide: Callable, batches: dict[str, list[Any]], args: ToArguments, seed: int
+) -> dict[str, Gaps]:
+    """The gaps of each list of batches, in eval mode."""
+    with eval_mode(estimator.model, guide):
+        return {n: evaluate(estimator, part, args=args, progress=False, seed=seed) for n, part in batches.items()}
+
+
+def prepared(
+    model: Callable,
+    guide: Callable,
+    loader: Iterable[Any],
+    optim: Any,
+    loss: Any,
+    stopping: EarlyStopping | None,
+    simulated: int,
+    args: ToArguments,
+    shared: dict[str, Any],
+) -> tuple[GuideTraining, KeptState]:
+    """The training, checked on the first batch, and the state from which it starts."""
+    with kept_random_state():
+        batch = next(iter(loader), None)
+    if batch is None:
+        raise EmptyBatchError(NO_BATCH)
+    positional, named = arguments_of(batch, args)
+    kept = KeptState(model, guide)
+    with kept.finding():
+        frozen = FrozenModel(model, guide, positional, named)  # runs an autoguide for its first time, too
+    with eval_mode(model, guide), Pair(model, guide, **shared).open(positional, named, 0) as call:
+        loss = default_loss(call, shared["prior_sites"], shared["datum_plate"]) if loss is None else check_loss(loss)
+        simulate = partial(simulated_arguments, model, datum_plate=shared["datum_plate"], fixed=call.fixed)
+    check_trainable(frozen)
+    if simulated:
+        simulate(positional, named)  # refuses what cannot be simulated before anything is trained
+    kept.keep()
+    return GuideTraining(model, guide, loss, optim, frozen, simulate, simulated, stopping), kept
+
+
+def simulated_arguments(model: Callable, args: tuple, kwargs: dict[str, Any], **options: Any) -> Any:
+    with torch.no_grad():
+        return simulate_arguments(model, args, kwargs, seed=None, **options)[1:]
+
+
+def train(
+    training: GuideTraining, kept: KeptState, loader: Iterable[Any], args: ToArguments, num_epochs: int, bar: Any
+) -> Stopped:
+    """Run it, and leave the best guide, or the old one where the model has not stood still."""
+    stopping = training.stopping
+    try:
+        with training.frozen.held(), poutine.block(), torch.enable_grad():  # whatever the call stands in
+            try:
+                stopped = training.run(loader, args, num_epochs, bar)
+            except KeyboardInterrupt:
+                stopped = "interrupted"
+            training.last_look()
+        restore_best(stopping)
+    except BaseException:
+        restore_best(stopping, kept)
+        raise
+    try:
+        training.frozen.check_unchanged()
+    except BaseException:
+        kept.put_back()
+        raise
+    return stopped
+
+
+def restore_best(stopping: EarlyStopping | None, start: KeptState | None = None) -> None:
+    """The best guide of the looks; without looks the one of the start, where that is given."""
+    if stopping is not None and stopping.history().best is not None:
+        stopping.restore_best()
+    elif start is not None:
+        start.put_back()
+
+
+def check_loaders(**loaders: Any) -> None:
+    for name, loader in loaders.items():
+        check_loader(loader)
+        if isinstance(loader, Iterator):
+            raise ArgumentError(f"{name} is gone through more than once: pass a DataLoader or a list, not an iterator")
