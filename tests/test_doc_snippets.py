@@ -114,6 +114,7 @@ def taken_for_granted():
         "guide": vae.guide,
         "objective": objective,
         "make_pair": lambda beta: small_pair(),
+        "models": {"small": vae, "large": small_vae(4)},
     }
     names |= {"x": x, "y": y, "labels": y, "data": x, "digits": x, "x_test": x}
     names |= {loader: DataLoader(TensorDataset(x), 10) for loader in ("loader", "train_loader", "test_loader", "held_out")}

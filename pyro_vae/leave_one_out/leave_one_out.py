@@ -74,6 +74,13 @@ class LeaveOneOut(OfPair):
 
     Example::
 
+        def model(x, y):
+            weight = pyro.sample("weight", dist.Normal(torch.zeros(64), 0.1).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(x @ weight, 1.0), obs=y)
+
+        guide = pyro.infer.autoguide.AutoMultivariateNormal(model)
+        guide(x, y)     # then train it
         loo = pv.LeaveOneOut(model, guide)(x, y)
         print(loo)
         loo.elpd, loo.std_error, loo.pareto_k       # (B,) each

@@ -40,7 +40,8 @@ def plot_comparison(comparison: Differences, ax: Axes | None = None) -> Axes:
 
     Example::
 
-        pv.compare({"small": small, "large": large}).plot()
+        gaps = {name: pv.InferenceGaps(vae.model, vae.guide)(x) for name, vae in models.items()}
+        pv.compare(gaps).plot()
     """
     ax = axes_or_new(ax)
     pairs = list(comparison.pairs)[:MOST]

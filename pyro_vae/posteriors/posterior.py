@@ -66,9 +66,9 @@ def posterior(
     Example::
 
         sample = pv.posterior(model, guide, x, num_samples=200, seed=0)
-        sample.latents["z"]     # (200, B, D)
+        sample.latents["latent"]    # (200, B, D)
         predictive = pyro.infer.Predictive(model, posterior_samples=sample.latents)
-        predictive(x_new)["y"]  # downstream sites, at the same draws
+        predictive(x)["obs"]        # downstream sites, at the same draws
     """
     num_samples = whole_number("num_samples", num_samples)
     num_particles = whole_number("num_particles", num_particles)

@@ -65,7 +65,7 @@ class PosteriorExpectation(Estimator):
 
     Example::
 
-        result = pv.PosteriorExpectation(model, guide, lambda z: z["z"] > 0)(x)
+        result = pv.PosteriorExpectation(model, guide, lambda z: z["latent"] > 0)(x)
         print(result)
         result.value, result.std_error     # (B, D) each, P(z > 0 given x)
         result.bias                        # (B, D), the guide's own value minus that
