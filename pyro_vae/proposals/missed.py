@@ -73,7 +73,8 @@ def uphill(space: LatentSpace, u: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]
         whitened = (tril.mT @ gradient.unsqueeze(-1)).squeeze(-1)
         length = whitened.norm(dim=-1, keepdim=True)
         step = whitened * (LONGEST_STEP / length.clamp(min=LONGEST_STEP))
-        u = u + (tril @ step.unsqueeze(-1)).squeeze(-1)
+        moved = u + (tril @ step.unsqueeze(-1)).squeeze(-1)
+        u = torch.where(moved.isfinite().all(-1, keepdim=True), moved, u)  # a gradient so steep that its length overflows
     return u, torch.cat([space.log_joint(u[first : first + n]) for first, n in space.call.chunks(len(u))])
 
 

@@ -124,8 +124,9 @@ class LatentSpace:
             values, log_det = self.unpack(u)
             return self.densities(self.call.score(values, len(u)), u, log_det)
 
-        log_joint, log_prior = self._extended(at, u)
-        return log_joint, log_prior
+        known = u.isfinite().all(-1)  # a model given NaN may raise rather than return NaN
+        log_joint, log_prior = self._extended(at, torch.where(known.unsqueeze(-1), u, 0.0))
+        return torch.where(known, log_joint, -math.inf), torch.where(known, log_prior, -math.inf)
 
     def log_guide(self, u: Tensor) -> Tensor:
         """log q(u given x), shape (K, B), the Jacobian included."""

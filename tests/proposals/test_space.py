@@ -523,3 +523,26 @@ def test_a_posterior_beyond_what_floats_can_tell_is_in_doubt():
         pv.ExactEvidence(model, guide, seed=0)(x)
     fine = pv.AdaptiveImportanceSampling(model, guide, seed=0)(x.double())
     assert ((fine.log_evidence - of_a_logit_by_quadrature(x)).abs() < 5 * fine.std_error + 1e-3).all()
+
+
+def test_a_point_that_is_no_number_has_no_density_and_does_not_reach_the_model():
+    """The model would raise: a Bernoulli cannot draw what is imputed with a logit of NaN."""
+    seen = []
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]))
+            seen.append(bool(z.isfinite().all()))
+            pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]))
+
+    with Pair(model, guide).open((torch.ones(2),), {}, 0) as call:
+        draws = call.draw(1)
+        space = LatentSpace(call, draws, call.score(call.latent_values(draws), 1))
+        u = torch.tensor([[[math.nan], [0.0]], [[0.5], [math.inf]]])
+        log_joint, log_prior = space.log_joint_and_prior(u)
+    assert all(seen)
+    assert log_joint.isinf().tolist() == log_prior.isinf().tolist() == [[True, False], [False, True]]

@@ -186,3 +186,14 @@ def test_points_that_are_not_numbers_are_no_witnesses():
         ends[:0],
     )
     assert not bool(missed_modes(found, MixtureProposal.of(part), ZERO, ZERO, 500).any())
+
+
+def test_a_point_whose_gradient_overflows_stays():
+    """The length of 1e30 per coordinate is no float32: a step of NaN would reach the model, which draws what is imputed."""
+
+    def log_joint(u):
+        return -1e30 * u.sum(-1)
+
+    start = torch.tensor([[[3.0, 1.5]]])
+    end, _ = uphill(Density(log_joint, 2), start, 1e10 * torch.eye(2).unsqueeze(0))
+    assert torch.equal(end, start)
