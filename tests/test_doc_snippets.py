@@ -144,6 +144,11 @@ def of_extending():
     return {name: value for name, value in names.items() if not name.startswith("_")}
 
 
+def of_readme():
+    vae, x = small_vae(), torch.randint(17, (20, 64)).float()
+    return {"train": x, "test": x, "gaps": pv.InferenceGaps(vae.model, vae.guide)(x)}
+
+
 def labelled():
     x, y = torch.randint(17, (20, 64)).float(), torch.arange(20) % 2
     return {"loader": DataLoader(TensorDataset(x, y), 10)}
@@ -188,7 +193,7 @@ def gaussian():
 
 # What a page or a docstring needs beside `taken_for_granted`.
 NAMES = {
-    "README.md": lambda: dict.fromkeys(("train", "test"), torch.randint(17, (20, 64)).float()),
+    "README.md": of_readme,
     "docs/api/nn.md": lambda: {"z": torch.zeros(20, 8)},
     "docs/api/training.md": lambda: {"path": "checkpoint.pt"},
     "docs/extending.md": of_extending,
