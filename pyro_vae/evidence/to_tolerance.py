@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LocalFitError
-from ..kernel import Call
+from ..kernel import COMPARED, Call
+from ..noise import Noise
 from ..ops import MIN_PARTICLES_FOR_K
 from ..proposals import proposal_log_weights
 from ..records import FITTED_PROPOSALS, TO_TOLERANCE
@@ -69,6 +70,8 @@ class Plan:
         try:
             guide, model = summed_draws(call, guide, model)
             self.fitted = fit_proposals(call, guide, model, self.elbo, FIT_PARTICLES, None, "auto")
+            call.set_noise(Noise.PROBE, 4)
+            call.further = self.fitted.space.unpack(self.fitted.proposal.draw(COMPARED))[0]
             parts = self.by_proposals(everything, self.weigh(call, everything, self.fitted, PILOT))
         except LocalFitError:  # discrete latents, masks that depend on draws
             self.fitted = None
@@ -185,6 +188,7 @@ class Plan:
     def joined(self, parts: list[Part], own_cost: float) -> Evidence:
         """The record of all data in their order."""
         common: Any = {"method": TO_TOLERANCE, "barrier": None, "tolerance": self.tolerance}
+        common["stripped_scales"] = self.call.structure.stripped_scales  # N / B, where those of a part are N / b
         records = [
             replace(record, **common, particles=torch.full_like(kept, record.num_particles)) for kept, record in parts
         ]
