@@ -20,7 +20,7 @@ from ..records import FITTED_PROPOSALS, TO_TOLERANCE
 from ..records.doubts import without_doubt
 from .annealed_importance_sampling import AnnealedImportanceSampling
 from .evidence import Evidence
-from .fitted import Fitted, fit_proposals, with_search
+from .fitted import Fitted, below_elbo, fit_proposals, with_search
 from .importance_sampling import ImportanceSampling
 from .paths import Start
 from .summary import guide_draws, summarise, summed_draws
@@ -57,6 +57,7 @@ class Plan:
         self.target = MARGIN * tolerance
         self.fitted: Fitted | None = None
         self.elbo: Tensor
+        self.missed: Tensor  # (B,), where the search knows a mode that the proposals lack
         self.extra = 0.0  # decoder evaluations of parts, summed over data, that the records of the parts do not count
         self.can_cut = True
 
@@ -83,10 +84,12 @@ class Plan:
         number = weights_for(pilot, self.target)
         hard = ~without_doubt(pilot.checks, pilot.elbo) | (pilot.pareto_k > UNSURE_K) | (number > SHORT_PILOT * PILOT)
         bad = torch.zeros_like(hard)
+        self.missed = torch.zeros_like(hard)
         if bool(hard.any()):
             for kept, longer in self.on(everything[hard], self.weigher(LONGER_PILOT)):
                 self.extra += longer.cost * len(kept)
                 number[kept] = weights_for(longer, self.target)
+                self.missed[kept] = longer.checks.get("search", self.missed[kept])
                 missed = {reason: flags for reason, flags in longer.checks.items() if reason in MISSED}
                 bad[kept] = ~(longer.pareto_k <= HOPELESS_K) | ~without_doubt(missed, longer.elbo)
         found = self.in_classes(everything[~bad], number.clamp(FEWEST, self.max_cost), self.weigher)
@@ -178,9 +181,11 @@ class Plan:
             record = sampling.estimate(part)
             if start == "fitted":
                 return record
-            # The prior covers all modes. Chains that have not found them in the same proportions differ a lot.
+            # The prior covers all modes. Chains that have found them in other proportions differ a lot, but where none has
+            # found a narrow one, all agree: what the search knows stands.
             unchecked = {reason: why for reason, why in record.unchecked.items() if reason != "search"}
-            checks = {**record.checks, "search": ~(record.std_error <= self.tolerance)}
+            search = ~(record.std_error <= self.tolerance) | self.missed[kept]
+            checks = {**record.checks, "search": search, "below the ELBO": below_elbo(record)}
             return replace(record, checks=checks, unchecked=unchecked)
 
         return estimate
