@@ -22,7 +22,8 @@ class AutoEvidence(Estimator):
 
     Data that need many, and those in doubt, get a longer pilot. Where more weights would not help (a Pareto k above one, a
     mode that was missed), chains are annealed, from proposals fitted anew with more starts of the search. The number of
-    their steps and chains follows from a pilot too.
+    their steps and chains follows from a pilot too. A mode that the search knows and the proposals lack stays a doubt:
+    chains that have all missed a narrow one agree with each other.
 
     The estimate is made of fresh draws alone. Pilots have decided by which method they are drawn, and how many. So stopping
     early does not bias it: p(x) is estimated without bias, log p(x) from below.

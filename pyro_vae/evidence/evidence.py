@@ -153,7 +153,9 @@ class Evidence(Result):
         parts: dict[str, Any] = {
             name: None if (part := getattr(self, name)) is None else part.select(kept) for name in ("curve", "barrier")
         }
-        return replace(self, **some, **parts, checks=checks)
+        particles = some["particles"]
+        fewest = self.num_particles if particles is None or not len(particles) else int(particles.min())
+        return replace(self, **some, **parts, checks=checks, num_particles=fewest)
 
     def __len__(self) -> int:
         return len(self.log_evidence)
@@ -311,8 +313,8 @@ class Evidence(Result):
         ]
         if not exact:
             lines.append(f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}")
-        if self.acceptance is not None:
-            known = self.acceptance[self.acceptance.isfinite()]
+        known = self.elbo[:0] if self.acceptance is None else self.acceptance[self.acceptance.isfinite()]
+        if len(known):  # NaN where other data were annealed
             lines.append(f"  acceptance of the chains {float(known.mean()):.2f}, lowest {float(known.min()):.2f}")
         if self.barrier is not None:
             lines.append(f"  {self.barrier}")

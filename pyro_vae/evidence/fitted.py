@@ -71,9 +71,7 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
         return evidence
     checks = {
         "end of support": fitted.space.end_in_doubt(evidence.log_evidence, NEGLIGIBLE, BENT),
-        # L[q] is at most log p(x): an estimate far below it has lost a mode.
-        "below the ELBO": evidence.log_evidence + SIGMAS * evidence.std_error + ROUNDING
-        < evidence.elbo - SIGMAS * evidence.elbo_std_error,
+        "below the ELBO": below_elbo(evidence),
     }
     evidence = replace(
         evidence, checks={**evidence.checks, **{n: flags for n, flags in checks.items() if bool(flags.any())}}
@@ -89,6 +87,12 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
     num_draws = evidence.num_particles if evidence.method == FITTED_PROPOSALS else math.inf
     missed = missed_modes(fitted.witnesses, fitted.proposal, highest, evidence.std_error, num_draws)
     return replace(evidence, checks={**evidence.checks, "search": missed})
+
+
+def below_elbo(evidence: Evidence) -> Tensor:
+    """(B,): L[q] is at most log p(x), so an estimate far below it has lost a mode."""
+    highest = evidence.log_evidence + SIGMAS * evidence.std_error + ROUNDING
+    return highest < evidence.elbo - SIGMAS * evidence.elbo_std_error
 
 
 def fitted_log_weights(

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ..errors import LocalFitError
-from ..kernel import Call
+from ..kernel import COMPARED, Call
+from ..noise import Noise
 from ..ops import MIN_PARTICLES_FOR_K
 from ..proposals import proposal_log_weights
 from ..records import FITTED_PROPOSALS, TO_TOLERANCE
 from ..records.doubts import without_doubt
 from .annealed_importance_sampling import AnnealedImportanceSampling
 from .evidence import Evidence
-from .fitted import Fitted, fit_proposals, with_search
+from .fitted import Fitted, below_elbo, fit_proposals, with_search
 from .importance_sampling import ImportanceSampling
 from .paths import Start
 from .summary import guide_draws, summarise, summed_draws
@@ -56,6 +57,7 @@ class Plan:
         self.target = MARGIN * tolerance
         self.fitted: Fitted | None = None
         self.elbo: Tensor
+        self.missed: Tensor  # (B,), where the search knows a mode that the proposals lack
         self.extra = 0.0  # decoder evaluations of parts, summed over data, that the records of the parts do not count
         self.can_cut = True
 
@@ -69,6 +71,8 @@ class Plan:
         try:
             guide, model = summed_draws(call, guide, model)
             self.fitted = fit_proposals(call, guide, model, self.elbo, FIT_PARTICLES, None, "auto")
+            call.set_noise(Noise.PROBE, 4)
+            call.further = self.fitted.space.unpack(self.fitted.proposal.draw(COMPARED))[0]
             parts = self.by_proposals(everything, self.weigh(call, everything, self.fitted, PILOT))
         except LocalFitError:  # discrete latents, masks that depend on draws
             self.fitted = None
@@ -80,10 +84,12 @@ class Plan:
         number = weights_for(pilot, self.target)
         hard = ~without_doubt(pilot.checks, pilot.elbo) | (pilot.pareto_k > UNSURE_K) | (number > SHORT_PILOT * PILOT)
         bad = torch.zeros_like(hard)
+        self.missed = torch.zeros_like(hard)
         if bool(hard.any()):
             for kept, longer in self.on(everything[hard], self.weigher(LONGER_PILOT)):
                 self.extra += longer.cost * len(kept)
                 number[kept] = weights_for(longer, self.target)
+                self.missed[kept] = longer.checks.get("search", self.missed[kept])
                 missed = {reason: flags for reason, flags in longer.checks.items() if reason in MISSED}
                 bad[kept] = ~(longer.pareto_k <= HOPELESS_K) | ~without_doubt(missed, longer.elbo)
         found = self.in_classes(everything[~bad], number.clamp(FEWEST, self.max_cost), self.weigher)
@@ -175,9 +181,11 @@ class Plan:
             record = sampling.estimate(part)
             if start == "fitted":
                 return record
-            # The prior covers all modes. Chains that have not found them in the same proportions differ a lot.
+            # The prior covers all modes. Chains that have found them in other proportions differ a lot, but where none has
+            # found a narrow one, all agree: what the search knows stands.
             unchecked = {reason: why for reason, why in record.unchecked.items() if reason != "search"}
-            checks = {**record.checks, "search": ~(record.std_error <= self.tolerance)}
+            search = ~(record.std_error <= self.tolerance) | self.missed[kept]
+            checks = {**record.checks, "search": search, "below the ELBO": below_elbo(record)}
             return replace(record, checks=checks, unchecked=unchecked)
 
         return estimate
@@ -185,6 +193,7 @@ class Plan:
     def joined(self, parts: list[Part], own_cost: float) -> Evidence:
         """The record of all data in their order."""
         common: Any = {"method": TO_TOLERANCE, "barrier": None, "tolerance": self.tolerance}
+        common["stripped_scales"] = self.call.structure.stripped_scales  # N / B, where those of a part are N / b
         records = [
             replace(record, **common, particles=torch.full_like(kept, record.num_particles)) for kept, record in parts
         ]

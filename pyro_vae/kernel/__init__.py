@@ -27,6 +27,9 @@ first_dependent, read_by_prior, LostProvenance
 rehearsed
 : the first look at a pair in training, after which all is as before.
 
+COMPARED
+: how many draws of each source decide whether a call may be cut, see `Call.part`.
+
 Cut, IMPUTED, is_imputed, check_subsample, same_indices, close
 : for objectives: draws that were cut out of a graph, what `obs_mask` imputes, subsamples that must be the same.
 """
@@ -46,8 +49,10 @@ from .pairs import Pair, simulation
 from .provenance import first_dependent, read_by_prior
 from .recorder import Cut, Layout
 from .records import Record, SiteRecord, close, narrow_record, padded
+from .selection import COMPARED
 
 __all__ = [
+    "COMPARED",
     "Call",
     "Cut",
     "IMPUTED",

@@ -25,7 +25,7 @@ from .outside_draws import OutsideDraws, at_any_draw, padded_values
 from .programs import Execution, Program, ancestral, draw, score
 from .recorder import Adjust, Cut, Layout, Site
 from .records import Record, leading_record, looped_record, narrow_record
-from .selection import call_for
+from .selection import Comparison, call_for
 
 if TYPE_CHECKING:
     from .pairs import Pair
@@ -57,7 +57,8 @@ class Call:
         self.data_checked = self.masks_checked = False
         self.pair = pair
         self.num_parts = 0  # opened so far
-        self.compared: tuple[dict[str, Tensor], Tensor] | None = None  # latents and log p(x, z), by which parts are checked
+        self.compared: list[Comparison] | None = None  # latents and log-densities, by which parts are checked
+        self.further: Mapping[str, Tensor] | None = None  # ten draws of the latents, at which parts are checked too
         self.cost = 0  # decoder evaluations per datum so far
         self.weighed: LogDensities | None = None  # the last particles at given values, for the check of their precision
         self._scored: Record | None = None

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ..arguments import selected
-from ..errors import StructureError
 from ..noise import Noise, noise_seed
-from .records import close
 
 if TYPE_CHECKING:
     from .calls import Call
 
-COMPARED = 10  # draws of the guide at which log p(x, z) must be the same
+COMPARED = 10  # draws of each source at which log-densities must be the same
+
+# Values of the latents, and the log-densities there that parts must have too, (1 or 2, K, B).
+Comparison = tuple[Mapping[str, Tensor], Tensor]
 
 
 @contextmanager
@@ -25,8 +26,9 @@ def call_for(call: Call, kept: Tensor, number: int) -> Iterator[Call | None]:
     """A call for the data with the indices `kept`, (b,), or `None` where the arguments cannot be cut.
 
     Arguments are cut along their first axis that is as long as the call has data, also inside lists and mappings. Whether
-    that was right is then compared: log p(x, z) at the same latents must be what it was. Data that the program finds
-    elsewhere than in its arguments are not cut.
+    that was right is then compared: log p(x, z) and log q(z given x) at draws of the guide must be what they were, and
+    log p(x, z) at draws of the prior and at `call.further`: a guide that is far too narrow visits little of the model. Data
+    that the program finds elsewhere than in its arguments are not cut.
 
     :param number: of the parts of this call that were opened so far, so that each has noise of its own.
     """
@@ -42,21 +44,39 @@ def call_for(call: Call, kept: Tensor, number: int) -> Iterator[Call | None]:
         try:
             part = stack.enter_context(call.pair.open(args, kwargs, seed))
             right = agrees(call, part, kept)
-        except (StructureError, RuntimeError, ValueError, IndexError, TypeError, KeyError):  # what a wrong shape may cause
+        except Exception:  # what a program makes of arguments that it does not expect may be anything
             right = False
         yield part if right else None
 
 
 def agrees(call: Call, part: Call, kept: Tensor) -> bool:
-    """Whether the part has the sites of the call, and log p(x, z) at the same latents is the same."""
+    """Whether the part has the sites of the call, and the same log-densities at the same latents."""
     if part.batch_size != len(kept) or sites_of(part) != sites_of(call):
         return False
     if call.compared is None:
-        call.set_noise(Noise.PROBE, 3)
-        values = call.latent_values(call.draw_latents(COMPARED))
-        call.compared = values, log_joint(call, values)
-    values, expected = call.compared
-    return close(log_joint(part, cut(values, call, kept)), expected.index_select(-1, kept))
+        call.compared = comparisons(call)
+    return all(
+        same(log_densities(part, cut(values, call, kept), guide_too=len(expected) > 1), expected.index_select(-1, kept))
+        for values, expected in call.compared
+    )
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Up to the last digits of floats: what is 1e-5 of log p(x) of an image may be a nat, and rounding is much less."""
+    return torch.allclose(
+        a, b, rtol=max(1e-9, 4 * torch.finfo(a.dtype).eps), atol=1e-9 if a.dtype == torch.float64 else 1e-4, equal_nan=True
+    )
+
+
+def comparisons(call: Call) -> list[Comparison]:
+    """At draws of the guide, of the prior, and further values, as far as there are any."""
+    call.set_noise(Noise.PROBE, 3)
+    of_guide = call.latent_values(call.draw_latents(COMPARED))
+    others = [call.draw_prior(COMPARED)[0]] + ([] if call.further is None else [call.further])
+    return [
+        (of_guide, log_densities(call, of_guide, guide_too=True)),
+        *((values, log_densities(call, values, guide_too=False)) for values in others),
+    ]
 
 
 def sites_of(call: Call) -> tuple[Any, ...]:
@@ -64,10 +84,14 @@ def sites_of(call: Call) -> tuple[Any, ...]:
     return structure.latents, structure.guide_enumerated, structure.model_enumerated, structure.prior_sites
 
 
-def log_joint(call: Call, values: Mapping[str, Tensor]) -> Tensor:
-    """log p(x, z), (K, B), at given latents."""
+def log_densities(call: Call, values: Mapping[str, Tensor], *, guide_too: bool) -> Tensor:
+    """log p(x, z), and log q(z given x) where `guide_too`, at given latents, (1 or 2, K, B)."""
     guide = call.first_particle(call.draw_latents(1))  # for its masks
-    return call.weigh(guide, call.score(values, COMPARED), COMPARED).log_joint.expand(COMPARED, -1)
+    model = call.score(values, COMPARED)
+    found = [call.weigh(guide, model, COMPARED).log_joint]
+    if guide_too:
+        found.append(call.log_guide(values, COMPARED, model))
+    return torch.stack([log_density.expand(COMPARED, call.batch_size) for log_density in found])
 
 
 def cut(values: Mapping[str, Tensor], call: Call, kept: Tensor) -> dict[str, Tensor]:
