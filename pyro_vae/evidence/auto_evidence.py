@@ -36,7 +36,8 @@ class AutoEvidence(Estimator):
     :param guide: its guide, with the same latent sites; the start of the fits, and what `elbo` is about.
     :param tolerance: nats, the largest Monte Carlo error of log p(x) of a datum.
     :param max_cost: decoder evaluations per datum for the final draws, a gradient counting as three; fits and pilots come on
-        top. The record and a warning say for how many data the error is above the tolerance all the same.
+        top, and where chains are annealed at least 100 of 20 or 30 steps run. The record and a warning say for how many data
+        the error is above the tolerance all the same: pilots underrate the errors of weights with heavy tails.
 
     Latents that cannot be fitted (discrete ones, masks that depend on draws) are weighed by draws of the guide, as in
     `ImportanceSampling`; nothing is annealed then.

@@ -26,7 +26,7 @@ from .barrier import Barrier
 from .k_curve import KCurve
 
 Bound = Literal["lower", "upper", "exact", "consistent"]
-RAISE = "Raise max_cost, or the tolerance"
+RAISE = "Raise max_cost, and ask for a smaller tolerance than is needed"
 JUDGED = 100  # weights from which on a tail index is fitted
 
 PER_DATUM = (

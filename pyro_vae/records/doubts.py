@@ -24,7 +24,7 @@ REMEDIES = {
     FITTED_PROPOSALS: f"Raise num_particles, or use AnnealedImportanceSampling {ELSEWHERE}",
     ANNEALED_CHAINS: "Raise num_steps{steps} and num_chains",
     REVERSE_CHAINS: "Raise num_steps{steps} and num_chains",
-    TO_TOLERANCE: "Raise max_cost",
+    TO_TOLERANCE: f"Use AnnealedImportanceSampling with more steps {ELSEWHERE}, or give a guide nearer to the posterior",
 }
 OTHERWISE = "Raise the particles or steps of the estimator"
 SEVERAL_MODES = "or give a guide with several modes"
@@ -32,7 +32,7 @@ MORE_MODES = {
     GUIDE_ITSELF: f"Use AdaptiveImportanceSampling {ELSEWHERE}, which looks for modes, {SEVERAL_MODES}",
     FITTED_PROPOSALS: f"Raise num_particles, use AnnealedImportanceSampling {ELSEWHERE}, {SEVERAL_MODES}",
     ANNEALED_CHAINS: f"Raise num_steps{{steps}} and num_chains, {SEVERAL_MODES}",
-    TO_TOLERANCE: f"Raise max_cost, {SEVERAL_MODES}",
+    TO_TOLERANCE: f"Use AnnealedImportanceSampling with start='prior' and many steps, {SEVERAL_MODES}",
 }
 
 

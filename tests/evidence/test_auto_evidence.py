@@ -321,7 +321,12 @@ def test_sixteen_modes_stay_in_doubt_and_the_record_says_what_to_do():
     grid = torch.linspace(-8, 8, 20001, dtype=F64).unsqueeze(-1)
     terms = dist.Normal(0.0, 1.0).log_prob(grid) + dist.Normal(grid.abs(), 0.3).log_prob(x[0])
     truth = float((terms.logsumexp(0) + math.log(16 / 20000)).sum())
-    with quiet(), pytest.warns(pv.errors.UnreliableEvidenceWarning, match="Raise max_cost, or give a guide with several"):
+    with (
+        quiet(),
+        pytest.warns(
+            pv.errors.UnreliableEvidenceWarning, match="start='prior' and many steps, or give a guide with several"
+        ),
+    ):
         record = pv.AutoEvidence(model, guide, seed=0)(x)
     assert not bool(record.reliable.any()) and "above the tolerance" in str(record)
     assert abs(float(record.log_evidence) - truth) < SIGMAS * float(record.std_error)
