@@ -242,16 +242,17 @@ class LeaveOneOutResult(Result):
 
         "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above
         min(1 - 1/log10 S, 0.7). "data's own latents": more than 5% of the weight lies on draws at which the estimate of
-        log p(x_n | theta) is in doubt. "few draws": the error rests on fewer than five draws. "precision": float64 moves
-        elpd by more than a tenth of its error.
+        log p(x_n | theta) is in doubt. "few draws": below 100 draws, the error rests on fewer than five.
+        "precision": float64 moves elpd by more than a tenth of its error.
         """
         found = {}
         if "tails" not in self.unchecked:
             limit = pareto_k_threshold(self.num_draws)
             found["tails"] = (self.pareto_k > limit) | ~self.elpd.isfinite() | (self.posterior_k > limit)
+        else:
+            found["few draws"] = (self._scores.num_behind_error < FEWEST_BEHIND) | (self.num_draws == 1)
         if self.local:
             found["data's own latents"] = self._scores.share_doubted > FEW
-        found["few draws"] = (self._scores.num_behind_error < FEWEST_BEHIND) | (self.num_draws == 1)
         if self.rounding is not None:
             found["precision"] = self._rounded()
         return found

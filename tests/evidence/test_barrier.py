@@ -103,4 +103,4 @@ def test_the_sandwich_says_it_too():
         model, guide, latents=simulation.latents, num_steps=50, num_chains=8, seed=0, progress=False
     )(simulation.observed["x"])
     assert len(sandwich.lower.barrier) == 6 and sandwich.upper.barrier is None
-    assert "steps are enough for 95% of the data, 50 ran" in str(sandwich)
+    assert "enough for 95% of the data, 50 ran" in str(sandwich)
