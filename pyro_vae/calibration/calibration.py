@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UnreliableEvidenceWarning
 from ..ops import MIN_PARTICLES_FOR_K, pareto_k, pareto_k_threshold
 from ..records import LEVEL, Estimate, Result, check_same, concatenated, mean_cost, to_plain
-from .rows import LOG_DENSITY, Row, row_of
+from .rows import CERTAIN, LOG_DENSITY, Row, row_of
 from .uniformity import GRID, band
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FALSE_ALARM = 0.01  # the probability that any row of a calibrated guide is called faulty
 LEVELS = 0.5, 0.9  # of the intervals whose coverage is printed
 ROWS = 20  # printed
+FEW_DATA = 100  # below which ranks show large faults only
 GAP = "symmetric gap"
 PER_DATUM = ("ranks", "shift", "stretch", "at_latents", "elbo")
 
@@ -101,7 +102,7 @@ class Calibration(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether no fault was seen."""
+        """Whether the ranks show no fault; the symmetric gap is not asked."""
         return not (self.faulty or self.blind)
 
     @property
@@ -118,6 +119,17 @@ class Calibration(Result):
         return replace(estimate, std_error=estimate.sampling_error)
 
     @property
+    def _gap_is_seen(self) -> bool:
+        """Whether the symmetric gap is above zero by more than its error and rounding."""
+        gap = self.symmetric_gap
+        return gap is not None and not gap.doubt and float(gap.value) > max(CERTAIN * float(gap.std_error), self._rounding)
+
+    @property
+    def _rounding(self) -> float:
+        """Nats by which the terms of the gap may differ by rounding."""
+        return 200 * torch.finfo(self.elbo.dtype).eps * (1 + float(self.elbo.abs().max()))
+
+    @property
     def doubts(self) -> dict[str, str]:
         """Why the error of the symmetric gap is not to be trusted, by its name; empty where it is, and where N < 100."""
         if self.at_latents is None:
@@ -128,8 +140,7 @@ class Calibration(Result):
         terms = (self.at_latents - self.elbo).double()
         if not bool(terms.isfinite().all()):
             return {GAP: f"{int((~terms.isfinite()).sum())} of {len(self)} data have draws of no density under the model"}
-        rounding = 200 * torch.finfo(self.elbo.dtype).eps * (1 + float(self.elbo.abs().max()))
-        if len(self) < MIN_PARTICLES_FOR_K or float(terms.max() - terms.min()) < rounding:
+        if len(self) < MIN_PARTICLES_FOR_K or float(terms.max() - terms.min()) < self._rounding:
             return {}
         k, threshold = float(pareto_k((terms - terms.min()).log())), pareto_k_threshold(len(self))
         return {GAP: f"its terms have a Pareto k of {k:.2f}, above {threshold:.2f}"} if k > threshold else {}
@@ -149,7 +160,14 @@ class Calibration(Result):
                 "yours, so that it cannot be right for any others"
             )
         if not self.faulty:
-            return f"No fault seen {data}: all {len(self.rows)} rows lie inside their bands, as for 99% of right guides"
+            inside = f"all {len(self.rows)} rows lie inside their bands, as for 99% of right guides"
+            if self._gap_is_seen:
+                return (
+                    f"The ranks show no fault {data} ({inside}), but the symmetric gap does, which is zero only for the "
+                    "posterior: a guide that ignores a part of the data has such ranks"
+                )
+            few = f". {len(self)} data show large faults only, take {FEW_DATA} or more" if len(self) < FEW_DATA else ""
+            return f"No fault seen {data}: {inside}{few}"
         latents = [row for row in self.faulty if row.name != LOG_DENSITY]
         if not latents:
             return f"The guide is not calibrated {data}: each latent alone is, all together are not; {self.faulty[0].fault}"

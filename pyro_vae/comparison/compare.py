@@ -39,7 +39,8 @@ def compare(records: Mapping[str, Evidence | Gaps], *, level: float = LEVEL) -> 
 
     log p(x) is mostly a lower bound. By how much the mean of the losing one may be too low, by its own interval, is taken
     off the difference before it is tested. A datum in doubt is too low by an unknown amount, so doubts of the loser forbid
-    the claim above 5% of the data, and up to that it must hold without them; doubts of the winner do no harm.
+    the claim above 5% of the data, and up to that it must hold without them; doubts of the winner do no harm. Data with NaN
+    or -inf are left out of the means; a model with -inf where the other has a number is not told apart as the better one.
 
     The same is said of the ELBO, and where its order is another one, a sentence says so: then a model is ahead because its
     guide fits better, not because it does. Compare on data that none of the models was trained on.

@@ -162,6 +162,8 @@ def paired(one: Side, other: Side, level: float) -> PairedDifference:
     std_error = (first.std_errors.square() + second.std_errors.square()).sqrt()
     unsafe, slack = first.too_high | second.too_low, first.drop + second.lift
     p_values = [p_value_of(difference[kept], std_error[kept], slack) for kept in (known, known & ~unsafe)]
+    if bool(((first.values == -math.inf) & (second.values > -math.inf)).any()):
+        p_values.append(1.0)  # its mean is -inf, unless that is an error of the estimate
     return PairedDifference(
         first=first.name,
         second=second.name,

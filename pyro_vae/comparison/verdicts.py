@@ -64,7 +64,10 @@ def where_the_elbo_differs(comparison: Comparison) -> Iterator[str]:
 
 
 def in_short(pair: PairedDifference) -> str:
-    return f"{pair.mean().with_error(sampling=True, unit=' nats')} ({pair.claim})"
+    mean = pair.mean()
+    if mean.doubt:
+        return f"{float(mean.value):.3f} nats ({pair.claim})"
+    return f"{mean.with_error(sampling=True, unit=' nats')} ({pair.claim})"
 
 
 def gaps(comparison: Comparison, pair: PairedDifference) -> str:

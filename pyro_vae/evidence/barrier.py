@@ -80,5 +80,6 @@ class Barrier(Result):
         return {**to_plain(self), "enough": self.enough.tolist()}
 
     def __str__(self) -> str:
-        length = f"barrier {float(self.length.median()):.1f}"
-        return f"{length}: {self.num_enough} steps are enough for 95% of the data, {self.num_steps} ran"
+        length = f"barrier of {float(self.length.median()):.1f} (median)"
+        steps = "1 step is" if self.num_enough == 1 else f"{self.num_enough} steps are"
+        return f"{length}: {steps} enough for 95% of the data, {self.num_steps} ran"

@@ -85,6 +85,9 @@ class LeaveOneOut(OfPair):
         print(loo)
         loo.elpd, loo.std_error, loo.pareto_k       # (B,) each
         loo.sum()                                   # elpd of all data with its two errors
+        batches = DataLoader(TensorDataset(x, y), batch_size=1000)
+        guide_only = pv.LeaveOneOut(model, guide, proposal="guide", seed=0)
+        pv.evaluate(guide_only, batches, args=lambda batch: batch)  # all of a batch is passed on, not x alone
     """
 
     num_draws: int = 1000

@@ -30,6 +30,7 @@ from .draws import FITTED, GUIDE
 from .handing_over import inference_data
 from .smoothing import Scores, log_posterior_weights, log_predictive, scores, smoothed
 
+FEWEST_BEHIND = 5.0  # draws that an error must rest on
 HEAVY, MOST_HEAVY = 0.5, 0.1  # k from which on weights have no variance, and the share of such data that a sum may have
 UNSEEN, SCATTER = 5e-4, 3.0  # rounding that is no fault: nats, and units of the last digit of a log-likelihood
 
@@ -241,12 +242,15 @@ class LeaveOneOutResult(Result):
 
         "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above
         min(1 - 1/log10 S, 0.7). "data's own latents": more than 5% of the weight lies on draws at which the estimate of
-        log p(x_n | theta) is in doubt. "precision": float64 moves elpd by more than a tenth of its error.
+        log p(x_n | theta) is in doubt. "few draws": below 100 draws, the error rests on fewer than five.
+        "precision": float64 moves elpd by more than a tenth of its error.
         """
         found = {}
         if "tails" not in self.unchecked:
             limit = pareto_k_threshold(self.num_draws)
             found["tails"] = (self.pareto_k > limit) | ~self.elpd.isfinite() | (self.posterior_k > limit)
+        else:
+            found["few draws"] = (self._scores.num_behind_error < FEWEST_BEHIND) | (self.num_draws == 1)
         if self.local:
             found["data's own latents"] = self._scores.share_doubted > FEW
         if self.rounding is not None:
@@ -291,6 +295,8 @@ class LeaveOneOutResult(Result):
                 f"the weights without {data} have a Pareto k above {limit}: these data are so influential that their elpd "
                 "is likely off by more than the stated error"
             )
+        if reason == "few draws":
+            return f"the error of elpd of {data} rests on fewer than five draws, so that it is likely too small"
         if reason == "precision":
             return f"elpd of {data} moves by more than a tenth of its error in float64"
         return f"log p(x_n given theta) of {data}, whose own latents are integrated out, is in doubt"
@@ -298,6 +304,8 @@ class LeaveOneOutResult(Result):
     def _remedy(self, reason: str) -> str:
         if reason == "precision":
             return "Use float64: model.double(), guide.double(), and the data in double"
+        if reason == "few draws":
+            return "Raise num_draws"
         return REMEDIES[self.method] if reason == "tails" else "Give evidence= an estimator with more particles"
 
     @property

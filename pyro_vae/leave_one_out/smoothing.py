@@ -21,6 +21,7 @@ class Scores:
     :ivar pareto_k: (B,) tail index of the weights without datum n.
     :ivar ess: (B,) effective sample size of these weights.
     :ivar influence: (S,) what each draw adds to the sum of all elpd, to first order.
+    :ivar num_behind_error: (B,) how many draws the error rests on: (sum t^2)^2 / sum t^4 of its terms; NaN where all are 0.
     :ivar share_doubted: (B,) the weight of those draws at which log p(x_n | theta) is in doubt.
     """
 
@@ -29,6 +30,7 @@ class Scores:
     pareto_k: Tensor
     ess: Tensor
     influence: Tensor
+    num_behind_error: Tensor
     share_doubted: Tensor
 
 
@@ -73,9 +75,12 @@ def scores(log_ratio: Tensor, log_likelihood: Tensor, doubted: Tensor) -> Scores
         terms = terms * math.sqrt(len(own) / max(len(own) - 1, 1))
         influence = influence + terms.sum(1)
         std_error = terms.square().sum(0).sqrt() if len(own) > 1 else torch.full_like(elpd, math.nan)
-        columns.append((elpd, std_error, k, effective_sample_size(log_weight), (share * doubted[:, part]).sum(0)))
-    elpd, std_error, k, ess, share_doubted = (torch.cat(parts) for parts in zip(*columns, strict=True))
-    return Scores(elpd, std_error, k, ess, influence, share_doubted)
+        relative = (terms / terms.abs().amax(0)).square()  # so that no fourth power is lost
+        behind = relative.sum(0).square() / relative.square().sum(0)
+        of_weights = effective_sample_size(log_weight), behind, (share * doubted[:, part]).sum(0)
+        columns.append((elpd, std_error, k, *of_weights))
+    elpd, std_error, k, ess, behind, share_doubted = (torch.cat(parts) for parts in zip(*columns, strict=True))
+    return Scores(elpd, std_error, k, ess, influence, behind, share_doubted)
 
 
 def log_predictive(log_weights: Tensor, log_likelihood: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ def record_of(
 def doubts_of(posterior: WeightedMean, draws: WeightedDraws, pareto_k: Tensor, is_event: bool) -> dict[str, Tensor]:
     """(B, F) by reason."""
     enough = posterior.is_constant | (posterior.num_behind_error >= FEWEST_BEHIND) | posterior.mean.isnan()
-    few = ~enough | (posterior.is_constant & posterior.varies)
+    few = ~enough | (posterior.is_constant & posterior.varies) | (len(draws) == 1)
     doubts = {"few draws": few & (not is_event)}
     if len(draws) < JUDGED:
         return doubts

@@ -139,3 +139,29 @@ def test_a_constrained_latent_of_known_posterior():
     shape = 2 + 10.0  # in expectation
     truth = shape * (1.25 + 0.8 - 2)
     assert abs(float(wrong.symmetric_gap.value) - truth) < 4.5 * float(wrong.symmetric_gap.std_error) < 0.3
+
+
+def test_a_guide_that_ignores_data_is_seen_by_the_gap_alone_and_said_to_be_wrong():
+    """The prior has uniform ranks. Its symmetric gap is KL both ways of N(x / 2, 1 / 2) and N(0, 1), one nat on average.
+
+    KL(p to q) = log(2) / 2 - 1/4 + x^2 / 8 and KL(q to p) = 1/2 - log(2) / 2 + x^2 / 4, with E x^2 = 2 in sum 1/4 + 3/4.
+    """
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1e-6 * x, 1.0))  # looks at x, so as not to be called blind
+
+    record = pv.GuideCalibration(model, guide, seed=0)(torch.zeros(2000))
+    assert not record.faulty and "symmetric gap does" in record.verdict()
+    assert abs(float(record.symmetric_gap.value) - 1.0) < 5 * float(record.symmetric_gap.std_error) < 0.5
+
+
+def test_few_data_are_said_to_show_little():
+    for num_data, little in ((1, True), (99, True), (100, False)):
+        record, _ = calibrated(num_data, seed=0)
+        assert ("large faults only" in record.verdict()) == (little and record.passed)

@@ -526,3 +526,31 @@ def test_a_pair_in_doubt_is_drawn_without_intervals():
         ax = pv.compare({"a": base(pareto_k=k), "b": shifted(1.0)}).plot()
     assert ax.lines[0].get_marker() == "x"
     plt.close(ax.figure)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_model_that_gives_a_datum_no_density_is_not_told_apart_as_the_better_one(count):
+    """Its mean is -inf, however far it is ahead on all other data. Where both have none, nothing is lost."""
+    values = shifted(1.0).log_evidence.clone()
+    values[:count] = -INF
+    pair = pv.compare({"a": make_evidence(values, 0.01), "b": base()}).pairs[0]
+    assert pair.first == "a" and not pair.told_apart and pair.corrected == 1.0
+    other = plain()
+    other[:count] = -INF
+    assert pv.compare({"a": make_evidence(values, 0.01), "b": make_evidence(other, 0.01)}).pairs[0].told_apart
+
+
+def test_a_difference_in_doubt_is_said_to_be_so_once():
+    with quiet():
+        comparison = pv.compare({"a": base(), "b": shifted(-1.0, pareto_k=torch.full((100,), 2.0))})
+    said = comparison.verdict()
+    assert "By ELBO" in said and "nats (not to be trusted)" in said and "trusted) (not" not in said
+
+
+def test_the_labels_of_the_plot_lie_inside_the_figure():
+    ax = pv.compare({"large network": base(), "small network": shifted(1.0)}).plot()
+    ax.figure.tight_layout()
+    ax.figure.canvas.draw()
+    box = ax.xaxis.label.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1
+    plt.close(ax.figure)

@@ -74,7 +74,7 @@ def test_a_start_at_the_posterior_needs_one_step():
     lm, x, model, guide = pair()
     evidence = pv.AnnealedImportanceSampling(model, guide, num_steps=5, num_chains=8, seed=0, progress=False)(x)
     assert float(evidence.barrier.length.max()) < 0.1 and evidence.barrier.num_enough == 1
-    assert "barrier 0.0: 1 steps are enough" in str(evidence) and not bool(evidence.doubts["steps"].any())
+    assert "barrier of 0.0 (median): 1 step is enough" in str(evidence) and not bool(evidence.doubts["steps"].any())
 
 
 def test_one_chain_has_no_spread():
@@ -103,4 +103,4 @@ def test_the_sandwich_says_it_too():
         model, guide, latents=simulation.latents, num_steps=50, num_chains=8, seed=0, progress=False
     )(simulation.observed["x"])
     assert len(sandwich.lower.barrier) == 6 and sandwich.upper.barrier is None
-    assert "steps are enough for 95% of the data, 50 ran" in str(sandwich)
+    assert "enough for 95% of the data, 50 ran" in str(sandwich)

@@ -556,9 +556,11 @@ def test_many_latents_outside_come_from_the_guide():
 
 
 def test_few_draws_are_not_judged():
-    few = loo(regression, exact_guide, num_draws=50, proposal="guide")(X, Y)
+    with pytest.warns(errors.UnreliableEvidenceWarning, match="5 of 40 data rests on fewer than five draws"):
+        few = loo(regression, exact_guide, num_draws=50, proposal="guide")(X, Y)
     assert "tails" not in few.doubts and few.unchecked["tails"] == "S < 100"
-    one = loo(regression, exact_guide, num_draws=1, proposal="guide")(X, Y)
+    with pytest.warns(errors.UnreliableEvidenceWarning, match="rests on fewer than five draws"):
+        one = loo(regression, exact_guide, num_draws=1, proposal="guide")(X, Y)
     assert bool(one.std_error.isnan().all()) and bool(one.elpd.isfinite().all())
     single = loo(regression, exact_guide)(X[:1], Y[:1])
     marginal = dist.Normal(0.0, (NOISE**2 + X[0].square().sum()).sqrt()).log_prob(Y[0])
@@ -627,3 +629,40 @@ def test_programs_without_shared_latents_or_a_plate_are_refused():
         loo(known_spread, groups_guide)(GROUPS)
     with pytest.raises(errors.DatumPlateError, match="no observed site lies in the plate 'nowhere'"):
         loo(regression, exact_guide, datum_plate="nowhere")(X, Y)
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 4])
+def test_an_error_from_a_handful_of_draws_is_in_doubt(num_draws):
+    """Where one of two draws has all the weight, the error alone would be far below a nat's millionth."""
+    x = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(x.mean(), 0.5))
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        record = pv.LeaveOneOut(model, guide, num_draws=num_draws, proposal="guide", seed=0)(x)
+    assert bool(record.doubts["few draws"].all()) and not bool(record.reliable.any())
+    assert record.sum().doubt and any("fewer than five draws" in str(w.message) for w in said)
+    enough = pv.LeaveOneOut(model, guide, num_draws=99, seed=0)(x)
+    assert not bool(enough.doubts["few draws"].any()) and bool(enough.reliable.all())
+
+
+def test_other_estimators_point_to_leave_one_out_and_name_a_site_of_the_model():
+    """An autoguide draws 'm_unconstrained' first, which no model could be conditioned on."""
+    x = torch.randn(10, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    guide = pyro.infer.autoguide.AutoNormal(model)
+    guide(x)
+    with pytest.raises(pv.errors.GlobalLatentError, match=r"pyro.condition\(model, \{'m': value\}\).*LeaveOneOut"):
+        pv.ImportanceSampling(model, guide)(x)

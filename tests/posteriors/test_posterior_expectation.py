@@ -255,7 +255,8 @@ def test_few_draws_are_no_reason_to_trust():
         assert bool(record.doubts["few draws"].all()) and "function tails" in record.unchecked
     single = pv.PosteriorExpectation(*exact_pair(lm), lambda z: z["z"], num_particles=1, seed=0)
     with quiet():
-        assert bool(single(x).std_error.isnan().all())
+        record = single(x)
+    assert bool(record.std_error.isnan().all()) and bool(record.doubts["few draws"].all())
 
 
 def test_memory_is_bounded_by_pieces_that_change_no_number(monkeypatch):

@@ -18,7 +18,8 @@ INFER: Final = "infer"  # the default of `datum_plate=`: find the plate that all
 def ways_out(name: str) -> str:
     return (
         f"Move it into the plate; or give it one value, for log p(x) given that: pyro.condition(model, {{'{name}': value}}) "
-        "or a Delta for it in the guide (AutoDelta); or pass datum_plate=None to weigh the whole call as one datum"
+        "or a Delta for it in the guide (AutoDelta); or pass datum_plate=None to weigh the whole call as one datum; or "
+        "score each datum given all others, by LeaveOneOut"
     )
 
 
@@ -140,9 +141,13 @@ def find_datum_plate(sites: Collection[Site]) -> str:
     shared = {name for s in observed[:1] for name in plates_of(s) if all(name in plates_of(o) for o in observed)}
     outside = dict.fromkeys(s.name for s in sites if not s.is_observed and shared and not shared & set(plates_of(s)))
     if outside:
+        auxiliary = {
+            s.name for s in sites if s.infer.get("is_auxiliary")
+        }  # draws of the guide alone, such as autoguides have
+        of_model = next((name for name in outside if name not in auxiliary), next(iter(outside)))
         raise GlobalLatentError(
             f"latent site {quoted(outside)} lies outside the plate {quoted(sorted(shared))} of the data ({where}): it is "
-            f"shared by all of them. {ways_out(next(iter(outside)))}"
+            f"shared by all of them. {ways_out(of_model)}"
         )
     raise DatumPlateError(
         f"no plate is common to all sites ({where}), so there is no weight per datum. Wrap model and guide in "
