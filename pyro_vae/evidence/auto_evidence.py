@@ -28,6 +28,9 @@ class AutoEvidence(Estimator):
     The estimate is made of fresh draws alone. Pilots have decided by which method they are drawn, and how many. So stopping
     early does not bias it: p(x) is estimated without bias, log p(x) from below.
 
+    This pays where few data are much harder than the others. Where all need about the same number of weights,
+    `AdaptiveImportanceSampling` with that number is cheaper, because it needs no pilots.
+
     Data of one batch that need about the same are weighed together. For that the arguments of the model are cut along their
     first axis that is as long as the batch, and log p(x, z) is compared with that of the whole batch. Where they cannot be
     cut, as in a model that holds its data itself, the whole batch gets what its hardest datum needs.
