@@ -133,11 +133,11 @@ class PairedDifference(Result):
         mean, unit = self.mean(), "nats per datum"
         ahead = f"'{self.first}' is ahead of '{self.second}' by"
         if mean.doubt:
-            return f"{ahead} {float(mean.value):.3g} {unit}, which is not to be trusted ({mean.doubt})"
+            return f"{ahead} {float(mean.value):.3f} {unit}, which is not to be trusted ({mean.doubt})"
         smaller = bool(self.doubted.any()) and not bool((self.unsafe | ~self.known).any())  # by all doubts there are
         least = " at least" if smaller else ""
         return (
-            f"{ahead}{least} {float(mean.value):.3g} +- {float(mean.sampling_error):.2g} {unit} (sampling error): the two "
+            f"{ahead}{least} {float(mean.value):.3f} +- {float(mean.sampling_error):.3f} {unit} (sampling error): the two "
             f"{'are told apart' if self.told_apart else 'cannot be told apart'} ({shown_p(self.corrected)})"
         )
 
