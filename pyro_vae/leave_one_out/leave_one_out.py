@@ -33,7 +33,7 @@ def no_guide(*args: Any, **kwargs: Any) -> None:
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class LeaveOneOut(OfPair):
-    r"""log p(x_n | x_-n) of each datum given all the others, for models in which data share latents theta::
+    r"""log p(x_n) of each datum given all the others, for models in which data share latents theta::
 
         log p(x_n | x_-n) ~ log sum_s w_sn p(x_n | theta_s) / sum_s w_sn
         w_sn = p(theta_s) / q(theta_s)  prod over m != n of p(x_m | theta_s),   theta_s ~ q

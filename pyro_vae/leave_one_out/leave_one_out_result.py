@@ -43,7 +43,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LeaveOneOutResult(Result):
-    """log p(x_n | x_-n) of B data from S draws theta of the latents outside their plate; nats, larger is better.
+    """log p(x_n given the others) of B data from S draws theta of the latents outside their plate; nats, larger is better.
 
     The fields are what was computed of the draws, and all numbers are made of these when they are read: those of one batch
     need the other batches, see `cat`.
@@ -51,7 +51,7 @@ class LeaveOneOutResult(Result):
     :ivar log_likelihood: (S, B) log p(x_n | theta_s).
     :ivar log_prior: (S,) log p(theta_s), with what is observed outside the plate.
     :ivar log_proposal: (S,) log-density from which theta_s was drawn.
-    :ivar draws: theta by site, (S, *shape).
+    :ivar draws: theta by site, an axis of S draws in front of each shape.
     :ivar doubted: (S, B) bool, where the estimate of log p(x_n | theta_s) is in doubt.
     :ivar log_others: (S,) log-likelihood of data that `select` has left out of the table, not of the weights.
     :ivar rounding: (P, B) by how much log p(x_n | theta_s) moves in float64, for the first P draws; `None` if not known.
@@ -170,7 +170,7 @@ class LeaveOneOutResult(Result):
 
     @property
     def elpd(self) -> Tensor:
-        """(B,) log p(x_n | x_-n), the score of each datum given all the others."""
+        """(B,) log p(x_n given the others), the score of each datum given all the others."""
         return self._scores.elpd
 
     @property
@@ -205,7 +205,7 @@ class LeaveOneOutResult(Result):
 
     @cached_property
     def p_loo(self) -> float:
-        """Effective number of parameters: the sum over data of log p(x_n | x) - log p(x_n | x_-n)."""
+        """Effective number of parameters: the sum over data of log p(x_n given all data) - log p(x_n given the others)."""
         return float((log_predictive(self._log_posterior_weights, self.log_likelihood) - self.elpd).sum())
 
     def sum(self) -> Estimate:

@@ -34,16 +34,16 @@ class Expectation(Result):
     Intervals of probabilities are Wilson's, see Brown, Cai and DasGupta (2001), "Interval Estimation for a Binomial
     Proportion", https://doi.org/10.1214/ss/1009213286.
 
-    :ivar value: (B, *F), E[f(z) given x] by weighted draws.
-    :ivar std_error: (B, *F), its Monte Carlo error; not to be trusted where the datum is not `reliable`. Of a probability at
+    :ivar value: (B, F), E[f(z) given x] by weighted draws.
+    :ivar std_error: (B, F), its Monte Carlo error; not to be trusted where the datum is not `reliable`. Of a probability at
         least one over the effective sample size of the weights: what one draw more would change.
-    :ivar ess: (B, *F), effective sample size for f: as many exact draws from the posterior would have the same error. That
+    :ivar ess: (B, F), effective sample size for f: as many exact draws from the posterior would have the same error. That
         of the weights where the error rests on fewer than five draws.
-    :ivar pareto_k: (B, *F), the larger of the tail indices of the weights and of weight times f; nan below 100 draws.
-    :ivar guide_value: (B, *F), E_q[f(z)] under the guide.
-    :ivar guide_std_error: (B, *F), its Monte Carlo error.
-    :ivar bias_std_error: (B, *F), Monte Carlo error of `bias`.
-    :ivar in_doubt: (B, *F), where tails or too few draws speak against the error of a number.
+    :ivar pareto_k: (B, F), the larger of the tail indices of the weights and of weight times f; nan below 100 draws.
+    :ivar guide_value: (B, F), E_q[f(z)] under the guide.
+    :ivar guide_std_error: (B, F), its Monte Carlo error.
+    :ivar bias_std_error: (B, F), Monte Carlo error of `bias`.
+    :ivar in_doubt: (B, F), where tails or too few draws speak against the error of a number.
     :ivar evidence: the `Evidence` behind it: log p(x) from the same weights.
     :ivar is_probability: whether f says true or false.
     :ivar num_particles: K, the draws behind each value.
@@ -92,7 +92,7 @@ class Expectation(Result):
 
     @property
     def bias(self) -> Tensor:
-        """(B, *F), what the guide says minus what the posterior says; its error is `bias_std_error`."""
+        """(B, F), what the guide says minus what the posterior says; its error is `bias_std_error`."""
         return self.guide_value - self.value
 
     def mean(self) -> Estimate:
@@ -118,7 +118,7 @@ class Expectation(Result):
         return Estimate.over_data(values, errors, doubt=table.said_of_mean(~self.reliable), unit="")
 
     def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
-        """Monte Carlo interval per datum, two tensors (B, *F): value +- z std_error, below 100 draws by Student's t.
+        """Monte Carlo interval per datum, two tensors (B, F): value +- z std_error, below 100 draws by Student's t.
 
         Of a probability it is the union of that interval and Wilson's, inside of [0, 1]. So it has a length where no draw,
         or every one, says true; alone, each of the two ends too early on one side.

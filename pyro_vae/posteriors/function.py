@@ -24,7 +24,7 @@ CHUNK_NUMBERS = 2**22  # results of f that are looked at together
 class Function:
     """f of a call: from draws by site, canonical (K, *plates, *event), to float64 results (K, B, F), with F flattened.
 
-    :ivar shape: (*F), of the result of one particle and datum.
+    :ivar shape: F, of the result of one particle and datum.
     :ivar dtype: of results that are no whole numbers or truth values, otherwise `None`.
     :ivar is_event: whether f says true or false, so that its mean is a probability.
     :ivar kept: where latents count, by site that has a mask; f gets NaN elsewhere.

@@ -42,18 +42,18 @@ class PosteriorExpectation(Estimator):
     :param guide: its guide, with the same latent sites; the start of the fits.
     :param f: maps a dict of latents by site to a tensor. Each value has the shape that it has in the program with an axis of
         K particles in front: (K, B, D) for a vector in the plate of the data, (K, P, B) for a number in a plate of P inside
-        a datum. The result has the shape (K, B, *F); with `datum_plate=None`, (K, *F). Truth values, as of
+        a datum. The result has the shape (K, B, F); with `datum_plate=None`, (K, F). Truth values, as of
         `lambda z: z["z"] > 0`, give a probability; whole numbers are converted. It may call networks in eval
         mode, and runs without gradients: `lambda z: vae.decode(z["latent"]).mean` gives reconstructions under the posterior.
         Sites that the guide enumerates are among the latents, and summed out exactly. What a mask hides is NaN.
     :param num_particles: K, weighted draws per datum, and as many of the guide; where latents cannot be fitted at least
         1,000.
 
-    Called with the model's own arguments; returns `Expectation` for the B data of the call, values (B, *F). Memory does not
+    Called with the model's own arguments; returns `Expectation` for the B data of the call, values (B, F). Memory does not
     grow with K, but for (K, B) numbers: draws are weighed first, made again from the same noise, and f is called on pieces
     of them. For (B,) numbers log p(x) and its doubts see `.evidence`.
 
-    :raises OptionError: for an f that returns no tensor, another shape than (K, B, *F), or mixes particles.
+    :raises OptionError: for an f that returns no tensor, another shape than (K, B, F), or mixes particles.
     :raises BatchCouplingError: for an f that mixes data.
     :raises HiddenRandomnessError: for an f that draws random numbers.
     :raises NonFiniteError: for an f that is NaN or infinite at a draw that counts.
