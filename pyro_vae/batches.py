@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
-from .errors import ArgumentError, EmptyBatchError
+from .errors import ArgumentError, EmptyBatchError, StructureError
 from .noise import batch_noise, kept_random_state
 
 T = TypeVar("T")
@@ -70,11 +70,22 @@ def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments
             with batch_noise(number), kept():
                 if seed is not None:
                     torch.manual_seed(seed)
-                positional, named = arguments_of(batch, args)
-                results.append(run(*positional, **named))
+                results.append(run_on_batch(run, batch, args))
     if not results:
         raise EmptyBatchError(NO_BATCH)
     return results
+
+
+def run_on_batch(run: Callable[..., T], batch: Any, args: ToArguments) -> T:
+    """Call `run` on the arguments of a batch. A refusal says what else the batch held."""
+    positional, named = arguments_of(batch, args)
+    try:
+        return run(*positional, **named)
+    except (ArgumentError, StructureError) as error:
+        if args is first_element and isinstance(batch, (tuple, list)) and len(batch) > 1:
+            rest = f"The model got the first of the {len(batch)} elements of a batch; args=lambda batch: batch passes all"
+            error.args = (f"{error}. {rest}",)
+        raise
 
 
 def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate: str | None) -> tuple[list[Any], int]:

@@ -137,7 +137,7 @@ class CompileError(RuntimeError):
     """An objective with `compile=` cannot be traced or compiled for these programs, or gives other numbers than without."""
 
 
-class MissingPackageError(ImportError):
+class MissingPackageError(ImportError, RuntimeError):
     """An optional package is not installed."""
 
 

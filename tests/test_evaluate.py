@@ -217,3 +217,23 @@ def test_a_tensor_or_a_data_set_in_the_place_of_a_loader_is_refused_and_the_reme
             pv.evaluate(estimator, loader, progress=False)
     for loader in ([x], DataLoader(TensorDataset(x), batch_size=7)):
         assert len(pv.evaluate(estimator, loader, progress=False)) == 20
+
+
+def test_a_refusal_says_what_else_the_batch_held():
+    """A regression on (x, y) pairs: with x alone, y would be a latent site, and drawing it from the prior no remedy."""
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z + x, 1.0), obs=y)
+
+    def guide(x, y=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    batches = [(torch.zeros(3), torch.ones(3))]
+    with pytest.raises(
+        pv.errors.SiteMismatchError, match="the first of the 2 elements of a batch; args=lambda batch: batch"
+    ):
+        pv.evaluate(pv.ImportanceSampling(model, guide), batches, progress=False)
+    assert len(pv.evaluate(pv.ImportanceSampling(model, guide), batches, args=lambda batch: batch, progress=False)) == 3
