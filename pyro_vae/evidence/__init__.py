@@ -18,7 +18,6 @@ from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
 from .simulated_arguments import simulate_arguments, simulate_data
 from .summary import guide_draws, mean_std_error, summarise, summed_draws
-from .to_tolerance import to_tolerance
 
 __all__ = [
     "AdaptiveImportanceSampling",
@@ -48,7 +47,6 @@ __all__ = [
     "simulate_data",
     "summarise",
     "summed_draws",
-    "to_tolerance",
     "well_known",
     "with_search",
 ]

@@ -8,7 +8,7 @@ from ..kernel import Call
 from ..options import real_number, whole_number
 from .estimator import Estimator
 from .evidence import Evidence
-from .to_tolerance import to_tolerance
+from .to_tolerance import Plan
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -21,9 +21,9 @@ class AutoEvidence(Estimator):
         K_n = 400 (s_n / (0.65 tolerance))^2,   s_n the error of the pilot
 
     Data that need many, and those in doubt, get a longer pilot. Where more weights would not help (a Pareto k above one, a
-    mode that was missed), chains are annealed, from proposals fitted anew with more starts of the search. The number of
-    their steps and chains follows from a pilot too. A mode that the search knows and the proposals lack stays a doubt:
-    chains that have all missed a narrow one agree with each other.
+    mode that was missed), chains are annealed: up to ten latents from the prior, which covers every mode, beyond that from
+    proposals fitted anew. The number of their steps and chains follows from a pilot too. A mode that the search knows and
+    the proposals lack stays a doubt: chains that have all missed a narrow one agree with each other.
 
     The estimate is made of fresh draws alone. Pilots have decided by which method they are drawn, and how many. So stopping
     early does not bias it: p(x) is estimated without bias, log p(x) from below.
@@ -70,4 +70,4 @@ class AutoEvidence(Estimator):
         self.max_cost = whole_number("max_cost", self.max_cost, lowest=1000)
 
     def estimate(self, call: Call) -> Evidence:
-        return to_tolerance(call, self.tolerance, self.max_cost)[0]
+        return Plan(call, self.tolerance, self.max_cost).run()

@@ -43,12 +43,6 @@ Part = tuple[Tensor, Evidence]
 Estimate = Callable[[Call, Tensor], Evidence]
 
 
-def to_tolerance(call: Call, tolerance: float, max_cost: int) -> tuple[Evidence, Fitted | None]:
-    """The record, and the proposals behind it where there are any."""
-    plan = Plan(call, tolerance, max_cost)
-    return plan.run(), plan.fitted
-
-
 class Plan:
     """One call of `AutoEvidence`."""
 

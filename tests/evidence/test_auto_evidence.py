@@ -404,3 +404,19 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state():
 def test_options_are_checked(options):
     with pytest.raises(OptionError):
         pv.AutoEvidence(lambda x: None, lambda x: None, **options)
+
+
+def test_no_pilot_shares_its_noise_with_the_estimate(monkeypatch):
+    """A part of the batch has a seed of its own: no random state is set twice, whatever ran before in the same call."""
+    model, guide, _ = banana(1.0)
+    uses, set_noise = [], Call.set_noise
+
+    def noted(self, stream, block):
+        uses.append((self.seed, int(stream), block))
+        set_noise(self, stream, block)
+
+    monkeypatch.setattr(Call, "set_noise", noted)
+    with quiet():
+        pv.AutoEvidence(model, guide, seed=0)(torch.tensor([0.0, 0.5, 4.0], dtype=F64))
+    assert len({seed for seed, _, _ in uses}) > 2
+    assert len(uses) == len(set(uses))
