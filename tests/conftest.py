@@ -11,6 +11,8 @@ from pyro.settings import get as get_settings
 matplotlib.use("Agg")
 
 SEED = 20240229
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core already
+    torch.set_num_threads(1)
 
 
 def global_state():

@@ -7,6 +7,7 @@ proportions of their probabilities, so that the mean of a score-function gradien
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -878,3 +879,8 @@ class LinearGuide(nn.Module):
 def halving(step):
     """A schedule that can be pickled: 1, 1/2, 1/4, ..."""
     return 0.5**step
+
+
+def named(value):
+    """The value as a name of a test: the same in every process, so without the addresses of functions."""
+    return re.sub(r" at 0x\w+", "", str(value))

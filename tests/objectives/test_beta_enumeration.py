@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from objective_helpers import named
 from pair_helpers import F64
 from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
@@ -996,7 +997,9 @@ def test_a_class_that_data_and_a_latent_read_leaves_that_latent_at_one(beta):
     check(in_both(), beta)
 
 
-@pytest.mark.parametrize("beta", [0.0, 2.0, torch.tensor(0.5), {"z": 2.0}, {"w": 1.0, "z": 0.0}, lambda step: 2.0], ids=str)
+@pytest.mark.parametrize(
+    "beta", [0.0, 2.0, torch.tensor(0.5), {"z": 2.0}, {"w": 1.0, "z": 0.0}, lambda step: 2.0], ids=named
+)
 def test_beta_cannot_weigh_a_latent_inside_the_sum_of_the_likelihood(beta):
     case = in_both()
     with pytest.raises(EnumerationError, match="'c' in the densities of 'x' and of 'z'.*enumerate it in the guide"):

@@ -48,6 +48,7 @@ from objective_helpers import (
     masked,
     masked_coin,
     mixture,
+    named,
     no_formula,
     normal_fit,
     normal_kl,
@@ -147,7 +148,7 @@ def test_continuous_latents(name, objective, beta):
         {},
         {"z1": lambda step: 0.7 + step, "z2": torch.tensor(2.0)},
     ],
-    ids=str,
+    ids=named,
 )
 def test_one_beta_per_site(objective, beta):
     """loss = D + beta_1 R_1 + beta_2 R_2; a site that is not named has beta 1."""

@@ -33,6 +33,7 @@ from objective_helpers import (
     imputed_by_the_guide,
     log_normal,
     masked,
+    named,
     no_formula,
     normal_fit,
     normal_kl,
@@ -737,7 +738,7 @@ def test_schedule_that_leaves_its_range():
         ({"capacity": 1.0, "beta": {"z": 1.0}}, "leave beta at 1.0"),
         ({"capacity": 1.0, "beta": halving}, "leave beta at 1.0"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_bad_options(options, message):
     with pytest.raises(OptionError, match=message):
