@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def plot_calibration(calibration: Any, ax: Axes | None = None) -> Axes:
     for number, row in enumerate(fine):
         line(row, color="0.55", linewidth=0.8, label=f"{len(fine)} inside the band" if not number else None)
     for row, style in zip(faulty, STYLES, strict=False):
-        line(row, color="black", linewidth=1.3, linestyle=style, label=row.name)
+        line(row, color="black", linewidth=1.3, linestyle=style, label=literal(row.name))
     for number, row in enumerate(faulty[len(STYLES) :]):
         rest = f"{len(faulty) - len(STYLES)} more outside"
         line(row, color="black", linewidth=0.5, label=rest if not number else None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..records import normal_quantile
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def plot_comparison(comparison: Differences, ax: Axes | None = None) -> Axes:
             label = name if row == 0 else None
             ax.plot(value, y, mark, color=color, markerfacecolor=face, markersize=7, label=label, zorder=3)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    ax.set_yticks(range(len(pairs)), [f"{pair.first} - {pair.second}" for pair in pairs])
+    ax.set_yticks(range(len(pairs)), [literal(f"{pair.first} - {pair.second}") for pair in pairs])
     left_out = f", {len(comparison.pairs) - MOST} more pairs" if len(comparison.pairs) > MOST else ""
     ax.set(
         ylim=(len(pairs) - 0.5, -0.5),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evidence import KCurve
 from ..gaps import Gaps
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +99,12 @@ def plot_gaps_side_by_side(gaps: Mapping[str, Gaps], ax: Axes | None = None) -> 
         doubted = "" if not mean["inference"].doubt else "\nin doubt"
         text = f"{float(mean['inference'].value):.2f}{doubted}"
         ax.annotate(text, (position, bottom), (0, 6), textcoords="offset points", ha="center")
-    ax.set(xticks=range(len(gaps)), xticklabels=list(gaps), ylabel="nats per datum", title="log p(x) minus the ELBO")
+    ax.set(
+        xticks=range(len(gaps)),
+        xticklabels=[literal(name) for name in gaps],
+        ylabel="nats per datum",
+        title="log p(x) minus the ELBO",
+    )
     ax.margins(y=0.2)
     ax.legend(frameon=False, fontsize="small")
     return ax

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..latent import FactorInformation
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,8 +32,8 @@ def plot_factors(found: FactorInformation, ax: Axes | None = None) -> Axes:
     for d, row in enumerate(shares.round(2) + 0.0):  # no -0.00
         for f, share in enumerate(row):
             ax.text(f, d, f"{share:.2f}", ha="center", va="center", color="white" if share > DARK else "black")
-    ax.set_xticks(range(shares.shape[1]), [f"{f}: {gap:.2f}" for f, gap in enumerate(found.gap.tolist())])
-    ax.set_yticks(range(len(shares)), found.names)
+    ax.set_xticks(range(shares.shape[1]), [literal(f"{f}: {gap:.2f}") for f, gap in enumerate(found.gap.tolist())])
+    ax.set_yticks(range(len(shares)), [literal(name) for name in found.names])
     ax.set(
         xlabel="factor: its gap",
         ylabel="dimension",

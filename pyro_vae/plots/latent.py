@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..latent import Surgery, UnitActivity
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +36,10 @@ def plot_units(activity: UnitActivity, ax: Axes | None = None, *, num_units: int
     ax.set(
         xlabel=f"unit, by KL; hollow: variance of means below {activity.threshold:g}",
         ylabel="KL to the prior, nats per datum",
-        title=activity.verdict(),
+        title=literal(activity.verdict()),
     )
     if len(order) <= 25:
-        ax.set_xticks(range(len(order)), [activity.names[unit] for unit in order], rotation=90)
+        ax.set_xticks(range(len(order)), [literal(activity.names[unit]) for unit in order], rotation=90)
     return ax
 
 

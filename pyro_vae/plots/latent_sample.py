@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..latent import LatentSample, unit_numbers
 from ..options import whole_number
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, n
         elinewidth=2,
         label="posterior means",
     )
-    names = [sample.names[d].replace("[", "\n[") for d in shown]  # on two lines, so that ten have room
+    names = [literal(sample.names[d]).replace("[", "\n[") for d in shown]  # on two lines, so that ten have room
     ax.set_xticks(range(len(shown)), names, rotation=0 if len(shown) <= 10 else 90, fontsize="small")
     left_out = f" of {len(sample.names)}" if len(shown) < len(sample.names) else ""
     ax.set(
@@ -120,8 +120,8 @@ def plot_latents(sample: LatentSample, ax: Axes | None = None, *, units: Sequenc
         scatter_by_label(ax, means, sample.labels.detach().cpu(), size)
     kind = "posterior mean" if bool(sample.analytic[[first, second]].all()) else "draw of the guide where no mean is known"
     ax.set(
-        xlabel=f"{sample.names[first]}",
-        ylabel=f"{sample.names[second]}",
+        xlabel=literal(sample.names[first]),
+        ylabel=literal(sample.names[second]),
         title=f"{sample.num_data} data, one {kind} each",
     )
     low, high = ax.get_xlim()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..options import whole_number
 from ..training import HeldOutHistory, TrainingHistory
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def plot_training(history: TrainingHistory, ax: Axes | None = None, *, window: i
     }
     if len(history.kl) > 1:
         sites = enumerate(history.kl.items(), 1)
-        curves |= {f"rate of {site}": (kl, (0, (1, gap)), 1.2) for gap, (site, kl) in sites}
+        curves |= {f"rate of {literal(site)}": (kl, (0, (1, gap)), 1.2) for gap, (site, kl) in sites}
     for name, (values, style, width) in curves.items():
         if window > 1:
             ax.plot(history.step, values, color="0.8", linewidth=0.5)
@@ -140,7 +140,13 @@ def draw_beta(panel: Axes, history: TrainingHistory) -> None:
     by_site = history.beta if isinstance(history.beta, Mapping) else {"": history.beta}
     for (site, beta), style in zip(by_site.items(), itertools.cycle(["-", "--", "-.", ":"]), strict=False):
         panel.plot(
-            history.step, beta, color="black", linewidth=1, linestyle=style, drawstyle="steps-post", label=f"of {site}"
+            history.step,
+            beta,
+            color="black",
+            linewidth=1,
+            linestyle=style,
+            drawstyle="steps-post",
+            label=f"of {literal(site)}",
         )
     if len(by_site) > 1:
         panel.legend(loc="lower right", ncol=3, fontsize="x-small", frameon=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..latent import Manifold, Traversal
-from .axes import axes_or_new
+from .axes import axes_or_new, literal
 from .images import as_images, show
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def plot_traversals(traversal: Traversal, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax)
     show(ax, images, num_columns=1 + num_steps)
     rows = [
-        f"{name}\n{float(values[0]):.2g} to {float(values[-1]):.2g}"
+        f"{literal(name)}\n{float(values[0]):.2g} to {float(values[-1]):.2g}"
         for name, values in zip(traversal.names, traversal.values, strict=True)
     ]
     columns = ["datum", *(f"{100 * level:.0f}%" for level in traversal.levels.tolist())]
@@ -66,7 +66,9 @@ def plot_manifold(manifold: Manifold, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax)
     show(ax, images, num_columns=len(first))
     label_sheet(ax, images, second[::-1], first)
-    ax.set(title="Means of the likelihood over two units", xlabel=manifold.names[0], ylabel=manifold.names[1])
+    ax.set(
+        title="Means of the likelihood over two units", xlabel=literal(manifold.names[0]), ylabel=literal(manifold.names[1])
+    )
     return ax
 
 

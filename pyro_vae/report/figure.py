@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import plots
+from ..plots.axes import literal
 from ..plots.images import as_images
 from .measured import Measured
 
@@ -98,5 +99,5 @@ def draw(measured: Measured, headline: str, figure: Figure | None = None) -> Fig
         figure = plt.figure(figsize=(COLUMNS * SIZE[0], rows * SIZE[1] + 0.5), layout="constrained")
     for place, panel in enumerate(panels, start=1):
         panel.draw(figure.add_subplot(rows, COLUMNS, place))
-    figure.suptitle(headline)
+    figure.suptitle(literal(headline))
     return figure
