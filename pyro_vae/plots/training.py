@@ -50,7 +50,7 @@ def plot_training(history: TrainingHistory, ax: Axes | None = None, *, window: i
     }
     if len(history.kl) > 1:
         sites = enumerate(history.kl.items(), 1)
-        curves |= {f"rate of {literal(site)}": (kl, (0, (1, gap)), 1.2) for gap, (site, kl) in sites}
+        curves |= {literal(f"rate of {site}"): (kl, (0, (1, gap)), 1.2) for gap, (site, kl) in sites}
     for name, (values, style, width) in curves.items():
         if window > 1:
             ax.plot(history.step, values, color="0.8", linewidth=0.5)
@@ -146,7 +146,7 @@ def draw_beta(panel: Axes, history: TrainingHistory) -> None:
             linewidth=1,
             linestyle=style,
             drawstyle="steps-post",
-            label=f"of {literal(site)}",
+            label=literal(f"of {site}"),
         )
     if len(by_site) > 1:
         panel.legend(loc="lower right", ncol=3, fontsize="x-small", frameon=False)
