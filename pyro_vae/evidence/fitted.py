@@ -33,6 +33,8 @@ BENT = 2e-3  # of p(x), by which a straight line beyond the end of the floats ma
 RECENTRED = 2  # fits more where latents are angles
 SIGMAS, ROUNDING = 5.0, 0.05  # errors and nats by which log p(x) may lie below the ELBO
 CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
+LIGHT_MODE = 0.05  # of p(x), beside so many errors: the least share of a mode that few draws are expected at and that counts
+LIGHT_FOR_MEANS = 0.015  # the same where the draws are for the mean of a function, whatever the error of log p(x)
 SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
 Proposal = Literal["auto", "gaussian", "student", "mixture"]
 
@@ -65,8 +67,12 @@ class Fitted:
         )
 
 
-def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
-    """The record with what the fits have found about themselves; `None` where no proposal was needed."""
+def with_search(evidence: Evidence, fitted: Fitted | None, *, of_mean: bool = False) -> Evidence:
+    """The record with what the fits have found about themselves; `None` where no proposal was needed.
+
+    :param of_mean: whether the draws are for the mean of a function of the latents. A mode of a small share may move that by
+        many of its errors, where log p(x) moves by one.
+    """
     if fitted is None:
         return evidence
     checks = {
@@ -85,7 +91,8 @@ def with_search(evidence: Evidence, fitted: Fitted | None) -> Evidence:
         return replace(evidence, unchecked={**evidence.unchecked, "search": "the error of one particle is not known"})
     highest = evidence.log_evidence + CERTAIN * evidence.std_error
     num_draws = evidence.num_particles if evidence.method == FITTED_PROPOSALS else math.inf
-    missed = missed_modes(fitted.witnesses, fitted.proposal, highest, evidence.std_error, num_draws)
+    lightest = LIGHT_FOR_MEANS if of_mean else LIGHT_MODE + CERTAIN * evidence.std_error
+    missed = missed_modes(fitted.witnesses, fitted.proposal, highest, lightest, num_draws)
     return replace(evidence, checks={**evidence.checks, "search": missed})
 
 

@@ -74,7 +74,7 @@ def weighted_draws(call: Call, num_particles: int) -> WeightedDraws:
     except LocalFitError:
         return draws_of_guide(call, num_particles)
     evidence = summarise(call, log_weight, elbo, call.cost - before, FITTED_PROPOSALS)
-    evidence = with_search(evidence, fitted)
+    evidence = with_search(evidence, fitted, of_mean=True)
     if fitted is None:  # all latents are summed out: one draw of nothing
         origin = torch.zeros(1, call.batch_size, dtype=torch.long, device=call.device)
         return WeightedDraws(evidence, torch.ones_like(origin, dtype=torch.float64), lambda: iter([Block(0, {}, origin)]))

@@ -14,7 +14,6 @@ from .space import LatentSpace
 EXCESS = 5.0  # nats by which the posterior is above the proposal at a mode that was missed
 SMALLEST_MODE = math.log(0.02)  # of p(x); what is smaller does not matter
 FEWEST_DRAWS = 3.0  # at a mode, expected, below which the draws may have missed it
-LIGHT_MODE, SIGMAS = 0.05, 3.0  # of p(x), and in errors: what such a mode holds at least
 NUM_REFINED, NUM_STEPS, LONGEST_STEP = 2, 2, 3.0  # points that move uphill, their Newton steps, and how long, in sd
 APART = 3.0  # standard deviations between two values of a latent, from which on they may belong to two modes
 
@@ -79,13 +78,14 @@ def uphill(space: LatentSpace, u: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]
 
 
 def missed_modes(
-    found: Witnesses, proposal: MixtureProposal, log_evidence: Tensor, std_error: Tensor, num_draws: float
+    found: Witnesses, proposal: MixtureProposal, log_evidence: Tensor, lightest: Tensor | float, num_draws: float
 ) -> Tensor:
     """(B,), where a witness is far above the proposal and its mode would hold a part of p(x) that matters.
 
     Where the proposal has found a mode, p(x, u) / r(u) is p(x), up to the shape of the mode. Where it is lower by a factor,
     the mode of mass m gets K m / factor of the draws. Of a few expected draws there may be none, and no weight tells.
 
+    :param lightest: the share of p(x), (B,), from which on a mode matters that a few draws are expected at.
     :param num_draws: K from the proposal; infinite where draws move on from there, as in chains.
     """
     above = found.log_joint - proposal.log_prob(found.u) - log_evidence
@@ -93,7 +93,7 @@ def missed_modes(
     far = (above > EXCESS) & (log_mass > SMALLEST_MODE)
     log_mass = log_mass.clamp(max=0.0)
     rare = math.log(num_draws) + log_mass - above < math.log(FEWEST_DRAWS)
-    return (far | (rare & (log_mass.exp() > LIGHT_MODE + SIGMAS * std_error))).any(0)
+    return (far | (rare & (log_mass.exp() > lightest))).any(0)
 
 
 def exchanged(component: GaussianProposal, donors: Tensor) -> Tensor:

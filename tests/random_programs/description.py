@@ -18,6 +18,7 @@ TABLE = (-1.2, 0.9, 2.0)  # what the values of a discrete latent stand for where
 REAL = ("normal", "student", "mixture", "funnel")
 POSITIVE = ("lognormal", "gamma", "exponential")
 UNIT = ("beta",)
+FARTHEST = {"positive": 30.0, "gamma": 30.0, "unit": 15.0, "beta": 5.0}  # centres in guides, by family there
 DISCRETE = {"bernoulli": 2, "categorical": 3}
 NUM_TRIALS = 8
 
@@ -163,27 +164,29 @@ def distribution(module: Any, site: Site, location: Tensor) -> Any:
     raise ValueError(site.family)
 
 
-def guide_distribution(module: Any, family: str, centre: Tensor, width: Tensor) -> Any:
-    """A site of the guide. `centre` and `width` are those of the unconstrained value; of discrete ones, the logits.
+def within(family: str, centre: Tensor) -> Tensor:
+    """Locations of what is not real, kept where their exponentials are numbers: they may follow a heavy tail."""
+    limit = FARTHEST.get(family)
+    return centre if limit is None else centre.clamp(-limit, limit)
 
-    Locations of what is not real are kept where their exponentials are numbers: they may follow a heavy tail.
-    """
+
+def guide_distribution(module: Any, family: str, centre: Tensor, width: Tensor) -> Any:
+    """A site of the guide. `centre` and `width` are those of the unconstrained value; of discrete ones, the logits."""
+    centre = within(family, centre)
     match family:
         case "real":
             return module.Normal(centre, width)
         case "student":
             return module.StudentT(torch.full_like(centre, 5.0), centre, width)
         case "positive":
-            return module.LogNormal(centre.clamp(-30, 30), width)
+            return module.LogNormal(centre, width)
         case "gamma":
             shape = width**-2
-            return module.Gamma(shape, shape * (-centre.clamp(-30, 30)).exp())
+            return module.Gamma(shape, shape * (-centre).exp())
         case "unit":
-            return module.TransformedDistribution(
-                module.Normal(centre.clamp(-15, 15), width), [torch.distributions.SigmoidTransform()]
-            )
+            return module.TransformedDistribution(module.Normal(centre, width), [torch.distributions.SigmoidTransform()])
         case "beta":
-            mean = centre.clamp(-5, 5).sigmoid()
+            mean = centre.sigmoid()
             total = width**-2 / (mean * (1 - mean)) + 1
             return module.Beta(total * mean, total * (1 - mean))
         case "bernoulli":

@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from .case import DATUM_STEP, ELEMENT_STEP, Case, GuideSite, on_values_above_zero, reading
-from .description import DISCRETE, WIDTH, Latent, Observed, Site, bent, distribution, guide_distribution, real_value
+from .description import DISCRETE, WIDTH, Latent, Observed, Site, bent, distribution, guide_distribution, real_value, within
 
 
 class Plates(NamedTuple):
@@ -193,6 +193,6 @@ def auto_guide(case: Case, shapes: Shapes, model: Callable, arguments: tuple[Ten
     guide(*arguments)
     for site in case.guide:
         place = case.program.site(site.name).place
-        for parameters, values in ((guide.locs, site.centre), (guide.scales, site.width)):
+        for parameters, values in ((guide.locs, within(site.family, site.centre)), (guide.scales, site.width)):
             setattr(parameters, site.name, shapes.place(values, place).clone())
     return guide

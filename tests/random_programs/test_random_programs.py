@@ -57,6 +57,21 @@ def test_no_number_is_wrong_without_a_doubt():
         assert counts[f"{name} right"] > 0.4 * NUMBER, f"{name} answers too few of the programs: {counts}"
 
 
+def findings(number, name):
+    """Of one judge about the program of this number."""
+    return {finding.outcome for finding in judge(know(program_of_seed(number)), [name])}
+
+
+def test_an_autoguide_has_the_centres_that_the_oracle_knows():
+    """Its centre lies where the oracle's guides are kept from going: the ELBO was off by twenty nats."""
+    assert findings(60010557, "ImportanceSampling") == {"right"}
+
+
+def test_a_mean_without_a_light_mode_is_in_doubt():
+    """The draws miss a mode with 7% of the posterior, which moves a mean by 35 of its errors and log p(x) by three."""
+    assert findings(60001942, "PosteriorExpectation") <= {"right", "doubted"}
+
+
 def test_programs_by_number_are_as_varied_as_they_should_be():
     drawn = [program_of_seed(seed) for seed in range(300)]
     sites = [site for program in drawn for site in (*program.latents, *program.observed)]
