@@ -45,9 +45,9 @@ class DatumELBO(Objective):
         self.datum_plate, self.prior_sites = plate_or_none(datum_plate), names_of_sites("prior_sites", prior_sites)
         self._pairs: dict[str, LivePair] = {}
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def _loss_alone(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         with torch.no_grad():
-            return float(self._run(model, guide, args, kwargs)[0])
+            return self._run(model, guide, args, kwargs)[0]
 
     def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:
         loss, surrogate = self._run(model, guide, args, kwargs)

@@ -60,6 +60,11 @@ TABLE = {
         "stated error",
         REMEDIES,
     ),
+    "no weight": Doubt(
+        "no draw of {data} has a weight above 0: their log p(x) is given as minus infinity, which is too {off} unless p(x) "
+        "is 0",
+        REMEDIES,
+    ),
     "steps": Doubt(
         "the log-weights of {data} vary too much over the chains for so few steps: their log p(x) is likely too {off}, by "
         "more than the stated error",
