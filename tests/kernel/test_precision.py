@@ -18,7 +18,7 @@ import pyro_vae as pv
 from pyro_vae.float64 import InFloat64
 from pyro_vae.kernel import Pair, movement
 from pyro_vae.kernel.checks.agreement import values_of
-from pyro_vae.kernel.checks.precision import best_particles, picked_values
+from pyro_vae.kernel.checks.precision import best_and_typical, picked_values
 from pyro_vae.kernel.programs import score
 
 B, K = 5, 7
@@ -57,7 +57,7 @@ def double(program):
 
 def in_double(model, guide, x, weights, **options):
     """The same particles, (P, B), weighed by copies of the programs in float64."""
-    particles = best_particles(weights)
+    particles = best_and_typical(weights, own=True)
     with torch.no_grad(), float64_literals(), Pair(model, guide, **options).open((x.double(),), {}, 0) as call:
         records = []
         for program, record in ((call.guide, weights.guide), (call.model, weights.model)):
