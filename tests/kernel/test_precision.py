@@ -325,7 +325,7 @@ def test_sites_that_the_model_draws_itself():
 
 
 def test_particles_of_a_proposal_leave_the_guide_out():
-    """Values that are no draws of the guide: log p(x, z) counts alone, of the two highest of each datum."""
+    """Values that are no draws of the guide: log p(x, z) counts alone, of the highest and the median of each datum."""
     x = 1e4 + counts(B, 6)
     with torch.no_grad(), Pair(poisson_model, of_z).open((x,), {}, 0) as call:
         guide = call.draw(1)
@@ -337,7 +337,7 @@ def test_particles_of_a_proposal_leave_the_guide_out():
         rate = 1e4 * (0.01 * z).exp().unsqueeze(-1)
         return dist.Normal(torch.zeros_like(z), 1.0).log_prob(z) + dist.Poisson(rate).log_prob(x).sum(-1)
 
-    order = log_joint(z, x).argsort(0, descending=True)[:2]
+    order = log_joint(z, x).argsort(0, descending=True)[[0, 4]]
     expected = (log_joint(z.double(), x.double()) - weights.log_joint.double()).gather(0, order)
     assert torch.allclose(found.shift.sort(0).values, expected.sort(0).values, rtol=0, atol=1e-9)
 
