@@ -209,7 +209,7 @@ ENTRANCES = [
     Entrance("AnnealedImportanceSampling", "log p(x)", built(pv.AnnealedImportanceSampling, **CHAINS)),
     Entrance("AutoEvidence", "log p(x)", built(pv.AutoEvidence, tolerance=1.0, max_cost=1000, seed=0)),
     Entrance("BidirectionalMonteCarlo", "log p(x)", two_way),
-    Entrance("ExactEvidence", "log p(x)", built(pv.ExactEvidence), pair=Classes),
+    Entrance("ExactEvidence", "log p(x)", built(pv.ExactEvidence, seed=0), pair=Classes),
     Entrance("SelfCheck", "log p(x)", built(pv.SelfCheck, evidence=few_weights, **CHAINS)),
     Entrance("InferenceGaps", "gaps, expectations, ranks", built(pv.InferenceGaps, evidence=few_weights, **FEW)),
     Entrance(

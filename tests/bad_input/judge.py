@@ -47,8 +47,8 @@ def raised_by_us(error: BaseException) -> bool:
 def state_of(programs: list[nn.Module]) -> dict[str, Any]:
     store = pyro.get_param_store()
     return {
-        "random state of torch": torch.get_rng_state().sum().item(),
-        "random state of numpy": numpy.random.get_state()[2],
+        "random state of torch": hash(torch.get_rng_state().numpy().tobytes()),
+        "random state of numpy": hash(numpy.random.get_state()[1].tobytes()) + numpy.random.get_state()[2],
         "random state of python": hash(random.getstate()),
         "parameter store": {name: id(value) for name, value in store._params.items()},
         "modes": [m.training for p in programs for m in p.modules()],

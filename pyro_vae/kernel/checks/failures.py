@@ -16,6 +16,7 @@ from ..programs import Program
 
 OF_TORCH = (RuntimeError, TypeError, IndexError, ValueError, AttributeError)
 UNFINISHED = ("Could not run 'aten", 'missing the required "forward"')  # of torch's own NotImplementedError
+LONGEST = 1000  # characters of an error of torch, which may list all its backends
 EMPTY_PLATE = "size cannot be zero"  # of Pyro's ZeroDivisionError
 OF_DTYPES = ("dtype", "scalar type", "Long", "Double", "Float")
 
@@ -131,6 +132,7 @@ def failure(
     what: str, error: Exception, programs: Sequence[Callable], args: tuple, kwargs: Mapping[str, Any]
 ) -> ProgramError:
     text = str(error).partition("Trace Shapes:")[0].strip() or "no message"
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} (cut here; the error before this one has all of it)"
     return ProgramError(
         f"{what} ({described(args, kwargs)}): {type(error).__name__}: {text}{hint(programs, args, kwargs, text)}"
     )
