@@ -9,6 +9,7 @@ import numpy
 import torch
 from pyro.poutine.messenger import _bound_partial, _context_wrap
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .errors import ArgumentError
 
@@ -75,6 +76,21 @@ def signature_of(tree: Any, floats: bool = True) -> Any:
     except TypeError:
         return id(tree)
     return type(tree), tree
+
+
+def remedy_for(value: Any) -> str:
+    """Of things that are passed in the place of a batch."""
+    if isinstance(value, DataLoader):
+        return "pass one batch, or run over all of them with pv.evaluate(estimator, loader)"
+    if isinstance(value, Dataset):
+        return "wrap it, DataLoader(dataset, batch_size=100), and run over it with pv.evaluate(estimator, loader)"
+    if isinstance(value, numpy.ndarray):
+        return "if the program takes tensors, pass torch.as_tensor(x)"
+    if isinstance(value, Tensor):
+        return "" if value.layout == torch.strided else "if the program takes dense tensors, pass x.to_dense()"
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, (float, list, tuple)) for item in value):
+        return "if the program takes tensors, pass torch.tensor(x)"
+    return "unpack it into the arguments of the program" if isinstance(value, (tuple, Mapping)) else ""
 
 
 def repeated(tree: Any, size: int, times: int) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
+import numpy
 import torch
 from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
@@ -21,7 +22,17 @@ def first_element(batch: Any) -> tuple[Any, ...] | Mapping[str, Any]:
     """The arguments of the model from a batch: its first element; all of it where it is a tensor, or a dict of keywords."""
     if isinstance(batch, Mapping):
         return batch
-    return (batch,) if isinstance(batch, torch.Tensor) else (batch[0],)
+    if isinstance(batch, torch.Tensor):
+        return (batch,)
+    try:
+        if isinstance(batch, (str, bytes, numpy.ndarray)):
+            raise TypeError  # their first element is a letter, or one datum
+        return (batch[0],)
+    except (IndexError, KeyError, TypeError):
+        raise ArgumentError(
+            f"the model gets the first element of a batch, or a batch that is a tensor, but this one is {batch!r:.60}, a "
+            f"{type(batch).__name__}: say by args= how to get its arguments, as in args=lambda batch: (batch.x,)"
+        ) from None
 
 
 def arguments_of(batch: Any, args: ToArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -38,8 +49,15 @@ def arguments_of(batch: Any, args: ToArguments) -> tuple[tuple[Any, ...], dict[s
 
 
 def check_loader(loader: Any) -> None:
-    if isinstance(loader, torch.Tensor):
-        raise ArgumentError("expected an iterable of batches, got a tensor: pass a DataLoader, or [x] for one batch x")
+    kind = type(loader).__name__
+    if isinstance(loader, (torch.Tensor, numpy.ndarray)):
+        what = "a tensor" if isinstance(loader, torch.Tensor) else "an array"
+        raise ArgumentError(f"expected an iterable of batches, got {what}: pass a DataLoader, or [x] for one batch x")
+    walkable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    if isinstance(loader, (str, bytes, Mapping, type)) or not walkable:
+        raise ArgumentError(
+            f"expected an iterable of batches, got {loader!r:.60}, a {kind}: pass a DataLoader, or [x] for one batch x"
+        )
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise ArgumentError(
             f"expected an iterable of batches, got a {type(loader).__name__} of single data: wrap it, "

@@ -2,7 +2,8 @@
 
 Every function reduces one axis, ``dim``, of length ``K`` (particles) and treats all other axes as independent
 columns. Inputs are *log importance weights* in nats, larger meaning more weight, in float32 or float64; dtype
-and device are kept. This module imports torch and nothing else.
+and device are kept. A `TypeError` or `ValueError` says what is wrong with other input. This module imports torch and
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,19 @@ MIN_PARTICLES_FOR_K = 100
 MIN_EXCEEDANCES = 5
 
 
+def _checked(x: Tensor, dim: int, *, half: bool = False) -> Tensor:
+    """`x` itself, refused where no mean along `dim` is known: no tensor, no floats, or nothing along that axis."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected log-weights as a tensor, got {type(x).__name__}: pass torch.as_tensor(x)")
+    if not x.is_floating_point() or (not half and x.dtype not in (torch.float32, torch.float64)):
+        raise TypeError(f"expected log-weights in float32 or float64, got {x.dtype}: pass x.float()")
+    if not -x.ndim <= dim < x.ndim or not x.shape[dim]:
+        raise ValueError(
+            f"expected at least one log-weight along dim {dim}, got the shape {tuple(x.shape)}: pass (K, ...), K >= 1"
+        )
+    return x
+
+
 def log_mean_exp(x: Tensor, dim: int) -> Tensor:
     r"""``log(1/K sum_k exp x_k)`` along ``dim``, in nats: shape ``(K, ...)`` gives ``(...)`` for ``dim=0``.
 
@@ -28,7 +42,7 @@ def log_mean_exp(x: Tensor, dim: int) -> Tensor:
     >>> log_mean_exp(torch.tensor([0.0, -math.inf]), dim=0)
     tensor(-0.6931)
     """
-    top = x.detach().amax(dim, keepdim=True)
+    top = _checked(x, dim, half=True).detach().amax(dim, keepdim=True)
     finite = top.isfinite()
     relative = torch.where(finite, x - top, torch.zeros_like(x))
     return relative.exp().mean(dim).log() + top.squeeze(dim)
@@ -42,7 +56,7 @@ def effective_sample_size(log_weights: Tensor, dim: int = 0) -> Tensor:
     >>> effective_sample_size(torch.tensor([0.0, 0.0, -math.inf]))
     tensor(2.)
     """
-    top = log_weights.detach().amax(dim, keepdim=True)
+    top = _checked(log_weights, dim).detach().amax(dim, keepdim=True)
     weights = (log_weights - top.masked_fill(top == -math.inf, 0.0)).exp()
     ratio = weights.sum(dim).square() / weights.square().sum(dim)
     return ratio.masked_fill(top.squeeze(dim) == -math.inf, 0.0)
@@ -58,11 +72,11 @@ def log_mean_exp_std_error(log_weights: Tensor, dim: int = 0) -> Tensor:
     >>> log_mean_exp_std_error(torch.tensor([1.0, 3.0]).log())
     tensor(0.5000)
     """
-    num_particles = log_weights.shape[dim]
-    mean = log_mean_exp(log_weights, dim)
+    num_particles = _checked(log_weights, dim).shape[dim]
     if num_particles == 1:
-        return torch.full_like(mean, math.nan)
-    excess = (log_weights - mean.unsqueeze(dim)).expm1()
+        return torch.full_like(log_weights.select(dim, 0), math.nan)
+    relative = log_weights - log_weights.detach().amax(dim, keepdim=True)  # first: the mean of large ones is rounded
+    excess = (relative - log_mean_exp(relative, dim).unsqueeze(dim)).expm1()
     return (excess.square().sum(dim) / (num_particles * (num_particles - 1))).sqrt()
 
 
@@ -90,7 +104,7 @@ def jackknife_log_mean_exp(log_weights: Tensor, order: int = 1, dim: int = 0) ->
     >>> round(value.item(), 4), round(std_error.item(), 4)
     (0.837, 0.5493)
     """
-    num_particles = log_weights.shape[dim]
+    num_particles = _checked(log_weights, dim).shape[dim]
     if order not in (1, 2) or num_particles <= order:
         raise ValueError(f"the jackknife takes order 1 or 2 and more draws than that, got {order} and {num_particles}")
     x = log_weights.detach().movedim(dim, 0)
@@ -130,7 +144,7 @@ def fit_generalized_pareto(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     >>> round(k.item(), 2), round(sigma.item(), 2)
     (0.3, 1.0)
     """
-    x = x.movedim(dim, -1).sort(-1).values
+    x = _checked(x, dim).movedim(dim, -1).sort(-1).values
     used = x > 0
     count = used.sum(-1, keepdim=True)
     largest = x[..., -1:]
@@ -175,7 +189,7 @@ def pareto_smooth(log_weights: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     >>> k
     tensor([-inf, -inf, -inf])
     """
-    log_weights = log_weights.detach()
+    log_weights = _checked(log_weights, dim).detach()
     num_particles = log_weights.shape[dim]
     if num_particles < MIN_PARTICLES_FOR_K:
         return log_weights.clone(), torch.full_like(log_weights.select(dim, 0), math.nan)
@@ -300,7 +314,9 @@ def index_code_information(log_q: Tensor, num_data: int) -> Tensor:
     >>> index_code_information(torch.tensor([[0.0, -math.inf], [-2.0, -1.0]]), num_data=2)
     tensor([0.6931, 0.3799])
     """
-    batch_size = len(log_q)
+    batch_size = len(_checked(log_q, 0))
+    if log_q.ndim < 2 or log_q.shape[1] != batch_size:
+        raise ValueError(f"expected log_q of shape (B, B, ...), got {tuple(log_q.shape)}: log_q[i, j] is log q(z_i|x_j)")
     own = log_q.diagonal().movedim(-1, 0)
     log_share = log_q.new_full((batch_size, batch_size), math.log((num_data - 1) / (num_data * (batch_size - 1))))
     log_share.fill_diagonal_(-math.log(num_data))

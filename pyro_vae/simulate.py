@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import INFER, Pair, simulation
+from .errors import NonFiniteError, quoted
+from .kernel import INFER, Pair, Record, simulation
 from .noise import Noise
 from .records import Result
 
@@ -108,9 +109,21 @@ def reconstruct(
     with pair.open(args, kwargs, seed) as call:
         call.set_noise(Noise.GUIDE, 0)
         record = call.reconstruct()
+    check_draws(record)
     observed = {n: s for n, s in record.items() if s.is_observed and s.value.numel()}  # a factor has an empty value
     means = known_means({n: s.fns[0] for n, s in observed.items()})
     return Reconstruction(observed={n: s.value for n, s in observed.items()}, means=means)
+
+
+def check_draws(record: Record) -> None:
+    """Nothing is decoded from NaN: the means would be left out, as those that a likelihood does not have."""
+    drawn = {n: s.value for n, s in record.items() if not s.is_observed and s.value.is_floating_point()}
+    bad = [name for name, value in drawn.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise NonFiniteError(
+            f"the guide drew NaN or infinite values for {quoted(bad)}: look for NaN in the arguments or parameters, and for "
+            "a scale that is NaN or infinite"
+        )
 
 
 def known_means(likelihoods: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ OUTSIDE = {
     "noise": {"numpy"},
     "arguments": {"numpy"},
     "exact": {"numpy"},
-    "batches": {"tqdm"},
+    "batches": {"numpy", "tqdm"},
     "comparison": {"matplotlib"},
     "calibration": {"matplotlib"},
     "evidence": {"tqdm"},

@@ -168,11 +168,14 @@ class Evidence(Result):
     def doubts(self) -> dict[str, Tensor]:
         """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
 
-        "tails": Pareto k is above min(1 - 1/log10 K, 0.7), or no weight is positive. The others are the findings of the
-        estimator's own checks.
+        "tails": Pareto k is above min(1 - 1/log10 K, 0.7), or no weight is positive; "no weight" is the second alone, where
+        there are too few to judge the first. The others are the findings of the estimator's own checks.
         """
-        if self.bound == "exact" or "tails" in self.unchecked:
+        if self.bound == "exact":
             return dict(self.checks)
+        if "tails" in self.unchecked:
+            nothing = self.log_evidence == -math.inf
+            return {**({"no weight": nothing} if bool(nothing.any()) else {}), **self.checks}
         tails = (self.pareto_k > self._threshold()) | (self.log_evidence == -math.inf)
         return {"tails": tails, **self.checks}
 

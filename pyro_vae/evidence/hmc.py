@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import NonFiniteError, listed
 from ..proposals import GaussianProposal, MixtureProposal
 
 TARGET_ACCEPTANCE = 0.65
@@ -59,7 +60,15 @@ class ChosenPart:
 
     @classmethod
     def at(cls, mixture: MixtureProposal, u: Tensor) -> ChosenPart:
-        return cls(mixture, torch.distributions.Categorical(logits=mixture.log_terms(u)).sample())
+        log_terms = mixture.log_terms(u)
+        bad = (~(log_terms.logsumexp(-1).isfinite())).any(0)
+        if bool(bad.any()):
+            raise NonFiniteError(
+                f"chains of data {listed(bad)} have left all components of the mixture that was fitted to their posterior: "
+                "its scales are too small beside its means for the precision. Use float64 (model.double(), guide.double(), "
+                "data in double), or start='prior'"
+            )
+        return cls(mixture, torch.distributions.Categorical(logits=log_terms).sample())
 
     def whitened(self, u: Tensor) -> Tensor:
         return self._chosen([component.whitened(u) for component in self.mixture.components], self.label.T.unsqueeze(1))

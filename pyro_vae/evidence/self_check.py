@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
+from ..noise import kept_random_state, seed_torch
 from ..records import warn_about
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
@@ -78,7 +80,11 @@ class SelfCheck(OfPair):
         sites, args, kwargs = self._simulate(args, kwargs)
         latents = {n: s.value for n, s in sites.items() if not (s.is_observed or s.is_fixed)}
         sandwich = self._sandwich(latents)(*args, **kwargs)
-        result = SelfCheckResult(self.evidence(self.model, self.guide)(*args, **kwargs), sandwich)
+        with nullcontext() if self.seed is None else kept_random_state():
+            if self.seed is not None:
+                seed_torch(self.seed)  # for an estimator without a seed of its own
+            evidence = self.evidence(self.model, self.guide)(*args, **kwargs)
+        result = SelfCheckResult(evidence, sandwich)
         warn_about(result, stacklevel=2)
         return result
 

@@ -78,7 +78,8 @@ def check_precision(call: Call, evidence: Evidence) -> Evidence:
     if shift is None:
         return replace(evidence, unchecked={**evidence.unchecked, "precision": why})
     value = evidence.log_evidence
-    usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * value.abs()
+    size = value.abs().nan_to_num(posinf=0.0)  # nothing is usual about a move from an infinite value to a finite one
+    usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * size
     doubted = shift.abs().amax(0) > torch.fmax(0.1 * evidence.std_error, usual)
     return replace(evidence, checks={**evidence.checks, "precision": doubted})
 

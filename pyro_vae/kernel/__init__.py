@@ -30,12 +30,16 @@ rehearsed
 COMPARED
 : how many draws of each source decide whether a call may be cut, see `Call.part`.
 
+named_failures
+: puts a line of ours before an error that torch or Pyro raise in a training step.
+
 Cut, IMPUTED, is_imputed, check_subsample, same_indices, close
 : for objectives: draws that were cut out of a graph, what `obs_mask` imputes, subsamples that must be the same.
 """
 
 from .calls import Call
 from .checks.data import first_particle
+from .checks.failures import named_failures
 from .checks.plates import INFER
 from .checks.precision import movement
 from .checks.reads import LostProvenance
@@ -73,6 +77,7 @@ __all__ = [
     "first_particle",
     "is_imputed",
     "movement",
+    "named_failures",
     "narrow_record",
     "padded",
     "read_by_prior",

@@ -326,3 +326,9 @@ def check_data(
         if site.is_observed and site.value.numel():  # a factor has an empty value
             check_not_shared(site, layout)
             check_observed(site, layout, check_support and site.name not in observed_with_moving_support)
+
+
+def refuse_shared(record: Record, layout: Layout) -> None:
+    for site in record.values():
+        if site.is_observed and site.value.numel():
+            check_not_shared(site, layout)

@@ -12,12 +12,12 @@ from torch import Tensor
 from .. import isolation
 from ..arguments import check_signature, devices_of, signature_of
 from ..densities import bounds_of, support_of
-from ..errors import ArgumentError, AuxiliarySiteError, EmptyBatchError, StructureError, quoted
+from ..errors import AuxiliarySiteError, StructureError, quoted
 from ..noise import Noise, checked_seed, noise_seed, seed_torch
-from .calls import Call, check_data
+from .calls import Call, check_data, refuse_shared
 from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide
-from .checks.failures import check_forward, named_failure
+from .checks.failures import check_program, named_failure, named_late_failure
 from .checks.plates import INFER, find_layout
 from .checks.structure import Structure, analyse, kept_guide_sites, left_out_sites
 from .checks.unpacked import check_unpacked
@@ -49,9 +49,7 @@ class Pair:
         :param takes_subsamples: with `datum_plate=None`, admit plates of which a call holds a part.
         """
         for name, program in (("model", model), ("guide", guide)):
-            if not callable(program):
-                raise ArgumentError(f"{name} must be callable, got {type(program).__name__}")
-            check_forward(name, program)
+            check_program(name, program)
         self.model, self.guide = model, guide
         self.datum_plate, self.prior_sites, self.check_support = datum_plate, tuple(prior_sites), check_support
         self.draws_rather, self.takes_subsamples = draws_rather, takes_subsamples
@@ -71,7 +69,7 @@ class Pair:
         seed = checked_seed(seed)
         modules = isolation.modules_of(self.model, self.guide)
         devices = devices_of((args, kwargs), modules)
-        with isolation.isolated(self.model, self.guide, devices=devices):
+        with named_late_failure(), isolation.isolated(self.model, self.guide, devices=devices):
             indices: dict[str, Tensor] = {}
 
             def draw_indices(name: str, fn: Any) -> Tensor:
@@ -103,7 +101,7 @@ class Pair:
         known: Mapping[str, Tensor] | None = None,
     ) -> tuple[Program, Program]:
         shared: Any = {"indices": indices, "draw_indices": draw_indices, "fixed": dict(known or {}), "full_sizes": {}}
-        return Program(self.guide, args, kwargs, **shared), Program(self.model, args, kwargs, **shared)
+        return Program(self.guide, args, kwargs, side="guide", **shared), Program(self.model, args, kwargs, **shared)
 
     def _find_out(self, guide: Program, model: Program, seed: int) -> Found:
         seed_torch(noise_seed(seed, Noise.PROBE, 0))
@@ -132,18 +130,17 @@ class Pair:
         """Run each program once, and again where only the data tell the size of the datum plate."""
         with isolation.LayerWatch():
             for _ in range(2):
-                try:
-                    with named_failure("guide", guide):
-                        guide_sites = guide.run(values=guide.fixed if guide.known else None)
-                    with named_failure("model", model):
-                        model_sites = self._probe_model(model, guide_sites)
-                except ZeroDivisionError as error:
-                    raise EmptyBatchError("the batch is empty: pass at least one datum") from error
+                with named_failure("guide", guide.fn, guide.args, guide.kwargs):
+                    guide_sites = guide.run(values=guide.fixed if guide.known else None)
+                with named_failure("model", model.fn, model.args, model.kwargs):
+                    model_sites = self._probe_model(model, guide_sites)
                 layout = self._layout(guide_sites, model_sites, guide.known)
                 guide.layout = model.layout = layout
                 if not layout.unsized:
                     break
-        if not self.in_training:
+        if self.in_training:
+            refuse_shared(leading_record(model_sites, layout), layout)
+        else:
             # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
             movable = {name for name, site in model_sites.items() if bounds_of(support_of(site.fn))}
             check_data(leading_record(model_sites, layout), layout, self.check_support, movable)
@@ -184,10 +181,11 @@ def simulation(
     :param fixed: values of latents outside the data, as `Call.fixed` has them.
     :param indices: which data subsampled plates take, as `Call.subsamples` has them.
     """
+    check_program("model", model)
     check_signature("model", model, args, kwargs)
     seed = checked_seed(seed)
     devices = devices_of((args, kwargs), isolation.modules_of(model))
-    with isolation.isolated(model, devices=devices):
+    with named_failure("model", model, args, kwargs), isolation.isolated(model, devices=devices):
         seed_torch(noise_seed(seed, Noise.SIMULATION, 0))
         known = dict(fixed or {})
         taken: Any = {"indices": dict(indices or {}), "draw_indices": lambda name, fn: fn.sample(), "full_sizes": {}}

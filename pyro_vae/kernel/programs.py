@@ -38,7 +38,9 @@ class Program:
         draw_indices: Callable[[str, Any], Tensor],
         fixed: dict[str, Tensor],
         full_sizes: dict[str, int],
+        side: str = "model",
     ) -> None:
+        self.side = side  # "model" or "guide", for messages
         self.fn, self.args, self.kwargs = fn, args, kwargs
         self.indices, self.draw_indices, self.fixed, self.full_sizes = indices, draw_indices, fixed, full_sizes
         self.known = frozenset(fixed)  # sites outside the data whose value comes from without

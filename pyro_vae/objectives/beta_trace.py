@@ -15,6 +15,7 @@ from pyro.infer.util import MultiFrameTensor
 from pyro.poutine import Trace
 from torch import Tensor
 
+from .gradients import with_gradient_of
 from .traces.beta_elbo import BetaELBO
 
 
@@ -99,7 +100,7 @@ class BetaTraceGraph_ELBO(BetaELBO, TraceGraph_ELBO):
 
     def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         loss, surrogate = self._value_and_surrogate(model, guide, args, kwargs)
-        return loss + (surrogate - surrogate.detach())
+        return with_gradient_of(surrogate, loss)
 
     def _value_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]

@@ -23,7 +23,7 @@ from .traces.beta_elbo import BetaELBO
 from .traces.beta_messenger import WeighedTraces
 from .traces.dice import WholeDice, dice_elbo
 from .traces.matching import Beta
-from .traces.pyro_failures import named_failures
+from .traces.pyro_failures import pyro_failures
 from .traces.shared_plates import check_plate_names
 
 
@@ -43,16 +43,16 @@ class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
         svi = SVI(model, guide, optimizer, pv.BetaTraceEnum_ELBO(beta=0.5, max_plate_nesting=1))
     """
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        with named_failures(model, guide, args, kwargs):
-            return float(super().loss(model, guide, *args, **kwargs))
+    def _loss_alone(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float | Tensor:
+        with pyro_failures(model, guide, args, kwargs):
+            return super()._loss_alone(model, guide, args, kwargs)
 
     def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float | Tensor:
-        with named_failures(model, guide, args, kwargs):
+        with pyro_failures(model, guide, args, kwargs):
             return super()._loss_and_grads(model, guide, args, kwargs)
 
     def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        with named_failures(model, guide, args, kwargs):
+        with pyro_failures(model, guide, args, kwargs):
             return super()._differentiable_loss(model, guide, args, kwargs)
 
     def _value_and_surrogate(

@@ -118,7 +118,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         loss = self._all_particles(model, guide, args, kwargs)
         return loss.detach(), loss
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def _loss_alone(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:
         return self._as_float(model, guide, args, kwargs, backward=False)
 
     def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import StructureError, quoted
 from ..kernel import INFER, Call, LivePair, LogDensities, Record
 from ..options import names_of_sites, plate_or_none
-from .gradients import score_of_bound, scored_sites
+from .gradients import score_of_bound, scored_sites, with_gradient_of
 from .objective import Objective
 from .terms import Pass, Terms, terms_of
 from .traces.matching import Betas
@@ -45,9 +45,9 @@ class DatumELBO(Objective):
         self.datum_plate, self.prior_sites = plate_or_none(datum_plate), names_of_sites("prior_sites", prior_sites)
         self._pairs: dict[str, LivePair] = {}
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def _loss_alone(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         with torch.no_grad():
-            return float(self._run(model, guide, args, kwargs)[0])
+            return self._run(model, guide, args, kwargs)[0]
 
     def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:
         loss, surrogate = self._run(model, guide, args, kwargs)
@@ -64,7 +64,7 @@ class DatumELBO(Objective):
 
     def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         loss, surrogate = self._run(model, guide, args, kwargs)
-        return loss + (surrogate - surrogate.detach()).nan_to_num(0.0)  # of an infinite loss
+        return with_gradient_of(surrogate, loss)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_pairs": {}, "_pass": None}

@@ -100,3 +100,21 @@ def along_chain(chain: Sequence[Cut], gradients: list[Tensor]) -> Tensor:
         parts = torch.autograd.grad(chain[i][0], leaves[:i], gradients[i], retain_graph=True, **UNUSED)
         gradients[:i] = [gradient + part for gradient, part in zip(gradients[:i], parts, strict=True)]
     return total((gradient * draw).sum() for gradient, (draw, _) in zip(gradients, chain, strict=True))
+
+
+class GradientOf(torch.autograd.Function):
+    """Another value for a tensor, in place of `loss + (surrogate - surrogate.detach())`, NaN where both are infinite: one
+    datum without a usable particle would take the gradients of all others along."""
+
+    @staticmethod
+    def forward(ctx: Any, surrogate: Tensor, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def with_gradient_of(surrogate: Tensor, loss: Tensor) -> Tensor:
+    """The value of `loss` with the gradient of `surrogate`, both of one shape."""
+    return GradientOf.apply(surrogate, loss)

@@ -13,6 +13,7 @@ from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
 from ..errors import OptionError, ScheduleWarning
+from ..kernel import named_failures
 from ..options import whole_number
 from .compiled import Compiled, compiled_or_none
 from .terms import Terms
@@ -53,21 +54,30 @@ class Objective(ELBO):
             self._terms = self._make_terms()
         return self._terms
 
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        with named_failures(model, guide, args, kwargs):
+            return float(self._loss_alone(model, guide, args, kwargs))
+
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        if self._compiled is None:
-            loss = float(self._loss_and_grads(model, guide, args, kwargs))
-        else:
-            loss = self._compiled.loss_and_grads(self, model, guide, args, kwargs)
+        with named_failures(model, guide, args, kwargs):
+            if self._compiled is None:
+                loss = float(self._loss_and_grads(model, guide, args, kwargs))
+            else:
+                loss = self._compiled.loss_and_grads(self, model, guide, args, kwargs)
         self.num_updates += 1
         return loss
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        if self._compiled is None or not torch.is_grad_enabled():
-            loss = self._differentiable_loss(model, guide, args, kwargs)
-        else:
-            loss = self._compiled.differentiable_loss(self, model, guide, args, kwargs)
+        with named_failures(model, guide, args, kwargs):
+            if self._compiled is None or not torch.is_grad_enabled():
+                loss = self._differentiable_loss(model, guide, args, kwargs)
+            else:
+                loss = self._compiled.differentiable_loss(self, model, guide, args, kwargs)
         self._warn_if_schedule_stands_still()
         return loss
+
+    def _loss_alone(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float | Tensor:
+        return super().loss(model, guide, *args, **kwargs)  # type: ignore[misc]
 
     def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float | Tensor:
         return super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]

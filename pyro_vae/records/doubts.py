@@ -60,6 +60,11 @@ TABLE = {
         "stated error",
         REMEDIES,
     ),
+    "no weight": Doubt(
+        "no draw of {data} has a weight above 0: their log p(x) is given as minus infinity, which is too {off} unless p(x) "
+        "is 0",
+        REMEDIES,
+    ),
     "steps": Doubt(
         "the log-weights of {data} vary too much over the chains for so few steps: their log p(x) is likely too {off}, by "
         "more than the stated error",
@@ -95,8 +100,8 @@ TABLE = {
         PrecisionWarning,
     ),
     "end of support": Doubt(
-        "the latents of {data} lie where floats no longer tell them from the end of their support, or the joint density "
-        "still rises or bends there: their log p(x) may be off by more than the stated error",
+        "the latents of {data} lie where floats no longer tell them from one another or from the end of their support, or "
+        "the joint density still rises or bends there: their log p(x) may be off by more than the stated error",
         {GUIDE_ITSELF: "Use float64: model.double(), guide.double(), and the data in double"},
         "Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling with a guide that draws there",
     ),

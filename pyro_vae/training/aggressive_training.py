@@ -13,7 +13,7 @@ from pyro.poutine import unwrap
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from ..batches import NO_BATCH, ToArguments, arguments_of, first_element
+from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element
 from ..errors import EmptyBatchError, OptionError
 from ..isolation import eval_mode
 from ..noise import kept_random_state
@@ -63,6 +63,7 @@ class AggressiveTraining:
         max_inner_steps: int = 200,
         window: int = 50,
     ) -> None:
+        check_loader(batches)
         if iter(batches) is batches:
             raise OptionError("batches must be gone through again and again: pass a DataLoader or a list, not an iterator")
         self.svi = svi

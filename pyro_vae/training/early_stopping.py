@@ -226,9 +226,10 @@ class EarlyStopping:
         sums: list[float] = []
 
         def run(*args: Any, **kwargs: Any) -> Tensor:
-            sums.append(sum(float(t.detach().double().nansum()) for t in tensors_in([args, kwargs])))
             with pair.open(args, kwargs, self.seed) as call:
-                return weighted_elbo(call, self.num_particles, beta)
+                elbo = weighted_elbo(call, self.num_particles, beta)
+            sums.append(sum(float(t.detach().to_dense().double().nansum()) for t in tensors_in([args, kwargs])))
+            return elbo
 
         with kept_random_state(), eval_mode(self._model, self._guide), self._best.finding():
             torch.manual_seed(self.seed)  # a loader that shuffles draws from it

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormalMessenger
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import BatchCouplingError, GlobalLatentError, HiddenRandomnessError, SiteMismatchError
+from pyro_vae.errors import BatchCouplingError, GlobalLatentError, HiddenRandomnessError, ProgramError, SiteMismatchError
 from pyro_vae.kernel import LivePair
 
 
@@ -501,5 +501,5 @@ def test_validation_stays_on_in_a_call():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x[:, :2], -torch.ones(2)).to_event(1))
 
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises(ProgramError, match="the guide fails.*scale"):
         objective.loss(model, wrong, x)

@@ -17,6 +17,9 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
 
     NaN is legal where the density itself has a place for it, as that of `NanMaskedNormal`: where its log_prob is finite.
     """
+    if site.value.layout != torch.strided:
+        layout_of = str(site.value.layout).removeprefix("torch.")
+        raise ArgumentError(f"the observed site '{site.name}' has {layout_of} values: pass obs=x.to_dense()")
     legal = legal_nan(site, layout)
     if site.value.is_floating_point():
         bad = bad_data(~site.value.isfinite() & ~legal, site, layout, site.event_dim)

@@ -1,18 +1,23 @@
 """Errors of the user's own program: which of the two failed, on what arguments, and what looks wrong about them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
-from ...arguments import tensors_in
-from ...errors import ArgumentError, ProgramError
-from ...isolation import modules_of
+from ...arguments import check_signature, devices_of, remedy_for, tensors_in
+from ...errors import ArgumentError, EmptyBatchError, NonFiniteError, ProgramError
+from ...isolation import isolated_store, modules_of
+from ...noise import kept_random_state
 from ..programs import Program
 
-OF_TORCH = (RuntimeError, TypeError, IndexError, ValueError)
+OF_TORCH = (RuntimeError, TypeError, IndexError, ValueError, AttributeError)
+UNFINISHED = ("Could not run 'aten", 'missing the required "forward"')  # of torch's own NotImplementedError
+LONGEST = 1000  # characters of an error of torch, which may list all its backends
+EMPTY_PLATE = "size cannot be zero"  # of Pyro's ZeroDivisionError
 OF_DTYPES = ("dtype", "scalar type", "Long", "Double", "Float")
 
 
@@ -27,38 +32,154 @@ def check_forward(side: str, program: Any) -> None:
 
 
 @contextmanager
-def named_failure(side: str, program: Program) -> Iterator[None]:
-    """Put one line of ours before an error of torch. Errors of other classes are the user's own, or ours."""
+def named_failure(side: str, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Put one line of ours before an error of torch or Pyro. Errors of other classes are the user's own, or ours."""
     try:
         yield
     except Exception as error:
-        if type(error) not in OF_TORCH:
+        raise_if_empty(error)
+        if not is_of_torch(error):
             raise
-        text = str(error).strip() or "no message"
-        raise ProgramError(
-            f"the {side} fails on its arguments ({described(program.args, program.kwargs)}): {type(error).__name__}: {text}"
-            f"{hint(program, text)}"
-        ) from error
+        raise failure(f"the {side} fails on its arguments", error, [fn], args, kwargs) from error
+
+
+@contextmanager
+def named_late_failure() -> Iterator[None]:
+    """The same for all that is done with a pair: a program may fail at other data of the same shapes, or at other draws.
+
+    Also of our own linear algebra, which numbers beyond the precision bring down.
+    """
+    try:
+        yield
+    except Exception as error:
+        program = failing_program(error)
+        if program is not None and is_of_torch(error):
+            what = f"the {program.side} fails at these data or latents"
+            raise failure(what, error, [program.fn], program.args, program.kwargs) from error
+        if isinstance(error, torch.linalg.LinAlgError):
+            raise NonFiniteError(
+                f"a matrix has no inverse or no Cholesky factor ({str(error).strip()}): data, latents or scales of the "
+                "model are too large, too small or too far apart for the precision. Standardise the data, or convert model, "
+                "guide and data to float64 (.double())"
+            ) from error
+        raise
+
+
+def failing_program(error: Exception) -> Program | None:
+    """The program inside which an error was raised, by the frames that it has passed."""
+    trace, found = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code is Program.run.__code__:
+            found = trace.tb_frame.f_locals["self"]
+        trace = trace.tb_next
+    return found
+
+
+@contextmanager
+def named_failures(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """The same around a run of both in training. Which of the two fails is found out by plain runs, after the fact alone."""
+    try:
+        yield
+    except Exception as error:
+        programs = {"model": model, "guide": guide}
+        for side, program in programs.items():
+            check_program(side, program)
+        raise_if_empty(error)
+        if not is_of_torch(error):
+            raise
+        for side, program in programs.items():
+            check_signature(side, program, args, kwargs)
+        raise_if_one_fails(programs, error, args, kwargs)
+        raise failure("model and guide fail together on their arguments", error, [model, guide], args, kwargs) from error
+
+
+def check_program(side: str, program: Any) -> None:
+    if not callable(program):
+        raise ArgumentError(
+            f"{side} must be callable, got {type(program).__name__}: pass a function, or a module with forward"
+        )
+    check_forward(side, program)
+
+
+def raise_if_one_fails(programs: Mapping[str, Callable], error: Exception, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Name the program that fails by itself with an error of the same class, the model at the draws of the guide."""
+    devices = devices_of((args, kwargs), modules_of(*programs.values()))
+    with torch.no_grad(), kept_random_state(devices), isolated_store(), pyro.poutine.block():
+        values: Any = None
+        for side in ("guide", "model"):
+            program = programs[side] if values is None else pyro.poutine.replay(programs[side], trace=values)
+            try:
+                values = pyro.poutine.trace(program).get_trace(*args, **kwargs)
+            except type(error):
+                raise failure(f"the {side} fails on its arguments", error, [programs[side]], args, kwargs) from error
+            except Exception:
+                return
+
+
+def is_of_torch(error: Exception) -> bool:
+    """Whether torch, Pyro or Python itself raised it, which say nothing of the program. Other classes are the user's."""
+    if type(error) is NotImplementedError:
+        return any(words in str(error) for words in UNFINISHED)
+    return type(error) in OF_TORCH
+
+
+def raise_if_empty(error: Exception) -> None:
+    if type(error) is ZeroDivisionError and EMPTY_PLATE in str(error):
+        raise EmptyBatchError("the batch is empty: pass at least one datum") from error
+
+
+def failure(
+    what: str, error: Exception, programs: Sequence[Callable], args: tuple, kwargs: Mapping[str, Any]
+) -> ProgramError:
+    text = str(error).partition("Trace Shapes:")[0].strip() or "no message"
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} (cut here; the error before this one has all of it)"
+    return ProgramError(
+        f"{what} ({described(args, kwargs)}): {type(error).__name__}: {text}{hint(programs, args, kwargs, text)}"
+    )
 
 
 def described(args: tuple, kwargs: Mapping[str, Any]) -> str:
-    named = {**{str(number): value for number, value in enumerate(args, start=1)}, **kwargs}
-    return ", ".join(f"{name}: {kind(value)}" for name, value in named.items()) or "none"
+    return ", ".join(f"{name}: {kind(value)}" for name, value in by_name(args, kwargs).items()) or "none"
+
+
+def by_name(args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{str(number): value for number, value in enumerate(args, start=1)}, **kwargs}
 
 
 def kind(value: Any) -> str:
-    return f"{named(value.dtype)} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    layout = "" if value.layout == torch.strided else f", {named(value.layout)}"
+    return f"{named(value.dtype)} {tuple(value.shape)}{layout}{'' if value.device.type == 'cpu' else f' on {value.device}'}"
 
 
-def named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def named(part: torch.dtype | torch.layout) -> str:
+    return str(part).removeprefix("torch.")
 
 
-def hint(program: Program, text: str) -> str:
-    """What to do where the numbers of data and parameters are of different kinds."""
-    dtypes = {p.dtype for module in modules_of(program.fn) for p in module.parameters() if p.is_floating_point()}
-    others = {t.dtype for t in tensors_in((program.args, program.kwargs))} - dtypes
-    if len(dtypes) != 1 or not others or not any(word in text for word in OF_DTYPES):
-        return ""
-    own = named(dtypes.pop())
-    return f". Its parameters are {own}: pass data of that kind (x.to(torch.{own})), or convert model and guide (.double())"
+def hint(programs: Sequence[Callable], args: tuple, kwargs: Mapping[str, Any], text: str) -> str:
+    """What to do about arguments that programs seldom take, and where data and parameters are of different kinds."""
+    arguments = by_name(args, kwargs)
+    for name, value in arguments.items():
+        remedy = remedy_for(value)
+        if remedy:
+            return f". Argument {name} is a {type(value).__name__}: {remedy}"
+    parameters = [p for module in modules_of(*programs) for p in module.parameters()]
+    devices = {p.device for p in parameters} | {t.device for t in tensors_in((args, kwargs))}
+    if len(devices) > 1:
+        return f". Data and parameters lie on {', '.join(sorted(map(str, devices)))}: move all to one device, x.to(device)"
+    dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+    others = {t.dtype for t in tensors_in((args, kwargs))} - dtypes
+    if len(dtypes) == 1 and others and any(word in text for word in OF_DTYPES):
+        own = named(dtypes.pop())
+        return (
+            f". Its parameters are {own}: pass data of that kind (x.to(torch.{own})), or convert model and guide (.double())"
+        )
+    bad = [n for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point() and not all_finite(v)]
+    if bad:
+        return f". Argument {bad[0]} has NaN or infinite values: remove those rows, or mask what is missing"
+    return ""
+
+
+def all_finite(value: Tensor) -> bool:
+    return value.is_meta or value.layout != torch.strided or bool(value.isfinite().all())

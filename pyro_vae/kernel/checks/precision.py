@@ -14,8 +14,6 @@ from ..programs import score
 from ..records import Record, padded
 from .agreement import values_of
 
-CHECKED_PARTICLES = 2  # per datum, those with the highest log p(x, z) of the last ones weighed
-
 
 class Movement(NamedTuple):
     """How far log-weights move when they are computed in float64.
@@ -30,7 +28,7 @@ class Movement(NamedTuple):
 
 @torch.no_grad()
 def movement(call: Call) -> Movement:
-    """Weigh the best of the particles that were weighed last once more, in float64.
+    """Weigh two of the particles that were weighed last once more, in float64: the best, and one as the posterior has them.
 
     Costs one decoder evaluation per particle, and none where everything was computed in float64 already. The density of
     the guide is looked at as well where the particles are its own draws.
@@ -42,7 +40,7 @@ def movement(call: Call) -> Movement:
     records = [before.model, before.guide] if own else [before.model]
     if all(site.log_prob.dtype == torch.float64 for record in records for site in record.values()):
         return Movement(torch.zeros(1, call.batch_size, dtype=torch.float64, device=call.device))
-    particles = best_particles(before)
+    particles = best_and_typical(before, own)
     call.cost += len(particles)
     mode = InFloat64()
     try:
@@ -74,15 +72,25 @@ def is_own_draw(weights: LogDensities) -> bool:
     return all(drawn.shape == given.shape and torch.equal(drawn, given) for drawn, given in sides)
 
 
-def best_particles(weights: LogDensities) -> Tensor:
-    """Indices of the particles of highest log p(x, z) per datum, (P, B), or (P, 1) where all data share a draw."""
+def best_and_typical(weights: LogDensities, own: bool) -> Tensor:
+    """Indices of two particles per datum, (2, B), or (2, 1) where all data share a draw.
+
+    The one of highest log p(x, z), which many particles hardly have a second of, and their median by weight: where rounding
+    hides what an observation says, the best are those about which it says nothing.
+    """
     log_joint = weights.log_joint.detach().nan_to_num(nan=-torch.inf)
+    log_weight = weights.log_weight.detach().nan_to_num(nan=-torch.inf) if own else torch.zeros_like(log_joint)
     layout, values = weights.layout, drawn_values(weights, weights.guide)
     if layout.datum_dim is not None:
         dims = [layout.datum_dim - layout.event_dims[name] for name in values]
         if any(v.shape[dim] != layout.batch_size for v, dim in zip(values.values(), dims, strict=True)):
-            log_joint = log_joint.sum(-1, keepdim=True)
-    return log_joint.topk(min(CHECKED_PARTICLES, len(log_joint)), 0).indices
+            log_joint, log_weight = (part.sum(-1, keepdim=True) for part in (log_joint, log_weight))
+    if len(log_joint) == 1:
+        return torch.zeros_like(log_joint, dtype=torch.long)
+    order = log_joint.sort(dim=0, descending=True, stable=True).indices
+    share = torch.take_along_dim(log_weight, order, 0).softmax(0).nan_to_num().cumsum(0)
+    place = (share < 0.5).sum(0, keepdim=True).clamp(max=len(share) - 1)
+    return torch.cat([order[:1], torch.take_along_dim(order, place, 0)])
 
 
 def drawn_values(weights: LogDensities, record: Record) -> dict[str, Tensor]:

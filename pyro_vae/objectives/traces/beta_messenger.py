@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ...kernel import IMPUTED, check_subsample
-from ..traces.shared_plates import check_shared_plates
+from ..traces.shared_plates import check_not_shared, check_shared_plates
 from .matching import (
     UNCONSTRAINED,
     Beta,
@@ -133,6 +133,7 @@ def weigh_traces(
     latents = [n for n, s in model_sites.items() if not s["is_observed"]]
     imputed = drop_imputed(model_trace, guide_sites, latents)
     check_guide(guide_sites, latents)
+    check_not_shared(model_sites)
     make_losses_direct(guide_sites)
     if not interleaved:
         check_scales(on_model.scales, on_guide.scales)

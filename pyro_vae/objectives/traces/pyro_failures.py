@@ -50,7 +50,7 @@ GENERAL = ("shapes disagree at site", "Shape mismatch inside plate", "must match
 
 
 @contextmanager
-def named_failures(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+def pyro_failures(model: Callable, guide: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except EnumerationError:

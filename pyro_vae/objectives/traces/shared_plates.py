@@ -1,4 +1,4 @@
-"""Refuse pairs that call one plate by two names."""
+"""Refuse pairs that call one plate by two names, and one observation for all data of a plate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import StructureError, SubsamplingError
+from ...errors import ArgumentError, StructureError, SubsamplingError
 from ...kernel import same_indices
+
+PARTICLES = "num_particles_vectorized"  # Pyro's plate for many particles
 
 
 def check_shared_plates(
@@ -35,6 +37,22 @@ def check_plate_names(model_sites: Mapping[str, Any], guide_sites: Mapping[str, 
             f"latent site '{name}' is in plate '{ours}' of the model and in plate '{theirs}' of the guide, so its densities "
             "would be summed over two axes instead of one: give the plate the same name on both sides"
         )
+
+
+def check_not_shared(model_sites: Mapping[str, Any]) -> None:
+    """Refuse an observed event without an axis for any plate: mostly a single datum, x[0], in the place of a batch."""
+    for name, site in model_sites.items():
+        event_dim = site["fn"].event_dim
+        if not site["is_observed"] or not event_dim or not site["value"].numel():  # a factor has an empty value
+            continue
+        batch = site["value"].shape[: site["value"].ndim - event_dim]
+        plates = [f for f in site["cond_indep_stack"] if f.vectorized and f.size > 1 and f.name != PARTICLES]
+        if plates and all(len(batch) < -f.dim or batch[f.dim] == 1 for f in plates):
+            raise ArgumentError(
+                f"the plate '{plates[-1].name}' holds {plates[-1].size} data, but the observed site '{name}' has one value "
+                f"of shape {tuple(site['value'].shape)} for all of them. A single datum needs its own axis: pass x[None] or "
+                "x[:1]. If all data do share this observation, expand it to one row per datum"
+            )
 
 
 def renamed_plates(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
