@@ -58,7 +58,7 @@ def doubled(value):
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore")  # a deprecation, of another class in newer releases
     scripted = torch.jit.script(doubled)
 
 
