@@ -29,6 +29,7 @@ __all__ = [
     "ParameterStoreWarning",
     "PrecisionWarning",
     "ProgramError",
+    "RecordFileError",
     "ScheduleWarning",
     "SiteMismatchError",
     "StructureError",
@@ -143,6 +144,10 @@ class MissingPackageError(ImportError, RuntimeError):
 
 class NonFiniteError(RuntimeError):
     """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
+
+
+class RecordFileError(OSError, ValueError):
+    """A file of records that is damaged, of another kind or version, or cannot be read or written."""
 
 
 class UnreliableEvidenceWarning(UserWarning):

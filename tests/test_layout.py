@@ -63,7 +63,7 @@ OUTSIDE = {
     "calibration": {"matplotlib"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
-    "records": {"pandas"},
+    "records": {"numpy", "pandas"},
     "leave_one_out": {"arviz"},
     "samples": {"tqdm"},
     "plots": {"numpy", "matplotlib"},

@@ -130,12 +130,14 @@ class BetaSweep(Result):
     :ivar pairs: the P trained (model, guide).
     :ivar stores: the P states of Pyro's parameter store that belong to them. A pair whose parameters live there is used
         inside `with pyro.get_param_store().scope(sweep.stores[i]):`; one of modules needs no store.
+        Both are programs, which no file holds: `save` leaves them out, and after `load` they are empty.
     :ivar num_data: N.
     :ivar num_updates: steps of the optimiser for each beta.
     """
 
     _rows_are = "betas"
     _hidden = ("pairs", "stores")
+    _not_stored = {"pairs": (), "stores": ()}  # programs
 
     beta: Tensor
     rate: Tensor

@@ -14,8 +14,10 @@ from .doubts import (
     without_doubt,
 )
 from .estimate import LEVEL, Estimate, difference, normal_quantile, student_quantile, student_tail
+from .files import write_whole
 from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
 from .result import Result
+from .storing import from_arrays, load_value, save_value, to_arrays
 
 __all__ = [
     "ANNEALED_CHAINS",
@@ -33,13 +35,18 @@ __all__ = [
     "concatenated",
     "counted",
     "difference",
+    "from_arrays",
+    "load_value",
     "mean_cost",
     "normal_quantile",
     "remedy_for",
+    "save_value",
     "student_quantile",
     "student_tail",
+    "to_arrays",
     "to_plain",
     "warn_about",
     "without_doubt",
     "without_warnings",
+    "write_whole",
 ]

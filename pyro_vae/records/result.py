@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from numbers import Number
-from typing import TYPE_CHECKING, Any, ClassVar
+from os import PathLike
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from ..errors import MissingPackageError
+from ..errors import MissingPackageError, RecordFileError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+R = TypeVar("R", bound="Result")
 SHOWN = 5  # rows in a notebook
 STYLE = "max-width: 100%; overflow-x: auto"
 
@@ -29,6 +31,47 @@ class Result:
     _rows_are: ClassVar[str] = "data"  # what rows are called
     _derived: ClassVar[tuple[str, ...]] = ()
     _hidden: ClassVar[tuple[str, ...]] = ()
+    _not_stored: ClassVar[Mapping[str, Any]] = {}  # fields that no file holds, and what a loaded record has in their place
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the record into one file, an npz without pickle. `load` gives it back bit for bit.
+
+        The file is written beside its place and renamed: after a crash, or on a full disk, it is what it was before.
+
+        :param path: of the file; one that exists is replaced. The name is taken as it is: no ending is added.
+        :raises RecordFileError: if the file cannot be written, or the record holds what no file can, such as a function.
+
+        Example::
+
+            result.save("evidence.npz")
+            result = pv.Evidence.load("evidence.npz")
+        """
+        from .storing import save_value  # which knows the records
+
+        save_value(path, self)
+
+    @classmethod
+    def load(cls: type[R], path: str | PathLike[str]) -> R:
+        """The record that `save` wrote, with tensors on the CPU; a subclass loads records of its own kind only.
+
+        Classes are looked up by name among the record classes. Nothing in the file is imported, unpickled or run.
+
+        :param path: of the file.
+        :raises RecordFileError: if the file is missing, of another kind of record or a newer version, or damaged: its
+            SHA-256 is checked before anything is read.
+
+        Example::
+
+            result.save("evidence.npz")
+            result = pv.Evidence.load("evidence.npz")
+        """
+        from .storing import load_value  # which knows the records
+
+        record = load_value(path)
+        if not isinstance(record, cls):
+            kind = type(record).__name__
+            raise RecordFileError(f"'{path}' holds a {kind}, expected a {cls.__name__}: load it with {kind}.load")
+        return record
 
     def to_dataframe(self) -> DataFrame:
         """One row per datum (or unit, beta, step: whatever the record has numbers of) as a pandas `DataFrame`.

@@ -1,0 +1,153 @@
+"""Files that are whole or absent: written beside their place and renamed, read only where their digest agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..errors import RecordFileError
+
+# The comment at the end of the zip archive: what the file is, and the SHA-256 of all bytes before this digest.
+MARK = b"pyro_vae sha256 "
+DIGEST = 64  # hexadecimal digits
+PIECE = 2**20  # bytes that are hashed at a time
+HEADER, ARRAY = "header.json", ".npy"
+# Types of torch that NumPy lacks are stored as whole numbers of the same width.
+WIDTHS = {1: torch.uint8, 2: torch.int16}
+
+
+def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Write a file that is either whole or, after any failure, what it was before.
+
+    `write` gets a temporary file in the same folder, open for reading too, under a name that nobody can guess. It is forced
+    to the disk, renamed, and the folder is forced to the disk. Links are followed.
+
+    :raises RecordFileError: if the file cannot be written, as on a full disk or in a folder that is read-only.
+    """
+    if "\0" in os.fsdecode(path):
+        raise RecordFileError(f"cannot write {path!r}: a path cannot hold a null character. Pass one without")
+    try:
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(16)}.tmp")
+        try:
+            with open(temporary, "x+b") as file:  # "x" refuses to open what exists
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RecordFileError(
+            f"cannot write '{path}': {error.strerror or error}. What was there before is as it was. Pass a path in a folder "
+            "that exists, may be written and has room"
+        ) from error
+    with suppress(OSError):  # not every file system can; the file is whole and on the disk already
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_arrays(path: str | PathLike[str], header: Any, arrays: Mapping[str, Tensor]) -> None:
+    """Write named tensors and a header that JSON can hold into one npz file, by `write_whole`.
+
+    `numpy.load(path)` reads the tensors too. The file ends in a SHA-256 of itself. The same content makes the same bytes.
+
+    :raises RecordFileError: if the file cannot be written.
+    """
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in arrays.items()}
+    text = json.dumps({"dtypes": dtypes, "content": header}, allow_nan=False).encode()
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(zipfile.ZipInfo(HEADER), text)  # a ZipInfo carries no time of day
+            for name, value in arrays.items():
+                with archive.open(zipfile.ZipInfo(name + ARRAY), "w", force_zip64=True) as member:
+                    numpy.lib.format.write_array(member, as_numpy(value), allow_pickle=False)
+            archive.comment = MARK + b"0" * DIGEST
+        end = file.seek(-DIGEST, os.SEEK_END)
+        file.seek(0)
+        digest = digest_of(file, end)
+        file.seek(end)
+        file.write(digest)
+
+    write_whole(path, write)
+
+
+def read_arrays(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
+    """The header and the tensors that `write_arrays` wrote, on the CPU.
+
+    :raises RecordFileError: if the file cannot be opened, was not written by `write_arrays`, or one bit of it has changed.
+    """
+    try:
+        with open(path, "rb") as file:  # checked and read through one handle: a file put in its place cannot slip in
+            check_whole(path, file)
+            with zipfile.ZipFile(file) as archive:
+                header = json.loads(archive.read(HEADER))
+                arrays = {name: read_tensor(archive, name, dtype) for name, dtype in header["dtypes"].items()}
+            return header["content"], arrays
+    except RecordFileError:
+        raise
+    except OSError as error:
+        raise RecordFileError(
+            f"cannot read '{path}': {error.strerror or error}. Pass the path of a file that save() wrote"
+        ) from error
+    except Exception as error:  # the digest agrees, yet the content is not what write_arrays writes
+        raise RecordFileError(f"'{path}' holds no records: {error}. Pass a file that save() wrote") from error
+
+
+def check_whole(path: str | PathLike[str], file: BinaryIO) -> None:
+    """Refuse a file whose digest, at its end, is not that of its content; leaves the file at its start."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - DIGEST - len(MARK), 0))
+    end = file.read()
+    if not end.startswith(MARK):
+        raise RecordFileError(
+            f"'{path}' ({size} bytes) does not end as a file of records does: it was cut short or damaged, or was not "
+            "written by save(). Nothing was read. Save it again, or take a copy"
+        )
+    file.seek(0)
+    if digest_of(file, size - DIGEST) != end[len(MARK) :]:
+        raise RecordFileError(
+            f"'{path}' is damaged: its content does not have the SHA-256 that was written with it. Nothing was read. Save "
+            "it again, or take a copy"
+        )
+    file.seek(0)
+
+
+def digest_of(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the next `size` bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while size > 0 and (piece := file.read(min(size, PIECE))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest().encode()
+
+
+def as_numpy(value: Tensor) -> numpy.ndarray:
+    try:
+        return value.numpy()
+    except TypeError:  # bfloat16 and the like, which NumPy lacks
+        return value.contiguous().view(WIDTHS[value.element_size()]).numpy()
+
+
+def read_tensor(archive: zipfile.ZipFile, name: str, dtype: str) -> Tensor:
+    with archive.open(name + ARRAY) as member:
+        value = torch.from_numpy(numpy.lib.format.read_array(member, allow_pickle=False))
+    stored = getattr(torch, dtype)
+    return value if value.dtype == stored else value.view(stored)
