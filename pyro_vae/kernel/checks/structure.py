@@ -156,7 +156,7 @@ def analyse(
         unknown_supports=tuple(n for n in latents if support_of(innermost(model_sites[n].fn)) is None),
         stripped_scales=find_scales(guide_sites, model_sites),
         bytes_per_particle=max(
-            s.value.element_size() * batch_shape(s).numel() * s.fn.event_shape.numel() for s in all_sites
+            s.value.element_size() * math.prod(batch_shape(s)) * math.prod(s.fn.event_shape) for s in all_sites
         ),
         subsampled=any(f.name == layout.datum_plate and f.size != f.full_size for s in all_sites for f in s.frames),
     )
