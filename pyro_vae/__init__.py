@@ -3,7 +3,7 @@
 from . import errors, exact, nn, ops, plots
 from .calibration import Calibration, GuideCalibration
 from .comparison import Comparison, PairedDifference, compare
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,

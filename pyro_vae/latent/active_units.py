@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
+from ..evaluation import over_loader
 from ..evidence import OfPair
 from ..options import real_number, whole_number
 from .per_unit import unit_terms

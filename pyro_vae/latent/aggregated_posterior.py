@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
+from ..evaluation import over_loader
 from ..evidence import OfPair
 from ..kernel import Call, Record, Structure
 from ..noise import Noise

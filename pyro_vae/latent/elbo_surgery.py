@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
+from ..evaluation import over_loader
 from ..evidence import OfPair
 from ..noise import Noise, batch_noise, checked_seed, noise_seed
 from ..options import one_of, whole_number

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, listed, quoted
+from ..evaluation import over_batches
 from ..evidence import OfPair
 from ..noise import checked_seed
 from ..options import one_of, whole_number

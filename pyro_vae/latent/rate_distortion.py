@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
 from ..errors import NonFiniteError, OptionError
+from ..evaluation import over_loader
 from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise

@@ -13,7 +13,7 @@ import torch
 from ..batches import ToArguments, arguments_of, check_loader, first_element, picked
 from ..calibration import GuideCalibration
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
-from ..evaluate import evaluate
+from ..evaluation import evaluate
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, Pair

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..batches import ToArguments, check_loader, first_element, over_loader
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError
+from ..evaluation import over_loader
 from ..evidence import Evidence, OfPair
 from ..noise import Noise
 from .images import checked_shape, image_shape_of

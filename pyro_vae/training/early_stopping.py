@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import tensors_in
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError, OptionError, ScheduleWarning
+from ..evaluation import over_batches
 from ..isolation import eval_mode
 from ..kernel import INFER, Call, Pair, narrow_record
 from ..noise import Noise, kept_random_state

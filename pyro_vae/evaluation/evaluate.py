@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .batches import ToArguments, first_element, over_loader
-from .records import warn_about, without_warnings
+from ..batches import ToArguments, first_element
+from ..records import warn_about, without_warnings
+from .loop import over_loader
 
 
 def evaluate(
