@@ -1,11 +1,12 @@
 """From the batches of a loader to the arguments of the model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from .arguments import tensors_in
 from .errors import ArgumentError, EmptyBatchError, StructureError
 
 T = TypeVar("T")
@@ -44,9 +45,10 @@ def check_loader(loader: Any) -> None:
         )
 
 
-def run_on_batch(run: Callable[..., T], batch: Any, args: ToArguments) -> T:
+def run_on_arguments(
+    run: Callable[..., T], positional: tuple[Any, ...], named: dict[str, Any], batch: Any, args: ToArguments
+) -> T:
     """Call `run` on the arguments of a batch. A refusal says what else the batch held."""
-    positional, named = arguments_of(batch, args)
     try:
         return run(*positional, **named)
     except (ArgumentError, StructureError) as error:
@@ -84,15 +86,5 @@ def num_data_in(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
 
 
 def num_rows(batch: Any) -> int:
-    """The length of the first tensor with an axis in a batch: a tensor, or a nest of sequences and mappings; else 1."""
-    return next((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), 1)
-
-
-def tensors_of(batch: Any) -> Iterator[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        yield from tensors_of(list(batch.values()))
-    elif isinstance(batch, (tuple, list)):
-        for part in batch:
-            yield from tensors_of(part)
+    """The length of the first tensor with an axis in a batch; 1 where there is none."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 1)

@@ -1,6 +1,6 @@
 """Estimators over whole data sets."""
 
 from .evaluate import evaluate
-from .loop import Found, OnError, over_batches, over_loader
+from .loop import Folder, OnError, over_batches, over_loader
 
-__all__ = ["Found", "OnError", "evaluate", "over_batches", "over_loader"]
+__all__ = ["Folder", "OnError", "evaluate", "over_batches", "over_loader"]

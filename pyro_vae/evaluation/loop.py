@@ -1,50 +1,93 @@
 """One loop over numbered batches: it serves all that takes a loader."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from os import PathLike
+from typing import Any, Literal, TypeVar
 
 import torch
-from tqdm import tqdm
 
-from ..batches import NO_BATCH, ToArguments, check_loader, num_rows, run_on_batch
-from ..errors import EmptyBatchError
+from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, num_rows, run_on_arguments
+from ..errors import CheckpointError, EmptyBatchError, SkippedBatchWarning
 from ..noise import batch_noise, kept_random_state
+from ..options import one_of
+from .checkpoint import Checkpoint, checkpoint_at, storable
+from .digests import digest_of
+from .found import Batch, Found, add_words, in_words
+from .progress import Bar, RunningMean
 
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
-
-
-class Batch(NamedTuple):
-    """A batch of the loader: its number and the place of its first datum, both from 0, and how many data it has."""
-
-    number: int
-    first: int
-    size: int
-    data: Any
-
-    def __str__(self) -> str:
-        return f"batch {self.number} (data {self.first} to {self.first + self.size - 1}, counted from 0)"
-
-
-@dataclass(frozen=True)
-class Found(Generic[T]):
-    """What came of a batch: a result, or in its place the words of the error for which it was skipped."""
-
-    number: int
-    first: int
-    size: int
-    result: T | None
-    error: str = ""
+Folder = str | PathLike[str]
 
 
 def over_loader(
-    run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None, progress: bool, title: str
+    run: Callable[..., T],
+    loader: Iterable[Any],
+    args: ToArguments,
+    *,
+    of: Any,
+    seed: int | None,
+    progress: bool,
+    title: str = "",
+    each: Callable[[T], None] | None = None,
+    checkpoint: Folder | None = None,
+    on_error: OnError | None = None,
 ) -> list[T]:
-    """`over_batches` of a checked loader, behind a progress bar with this title."""
+    """`over_batches` of a checked loader, behind a progress bar, with a checkpoint if one is asked for.
+
+    :param of: the estimator behind `run`: its name is on the bar, and a checkpoint is one of its options and parameters.
+    :param each: takes the results one by one, in order, in place of a list.
+    :param on_error: "skip" leaves out batches that raise, with a warning; `None` where the caller has no such option.
+    """
+    results: list[T] = []
+    skipped: list[Found] = []
+    shown: Any = {"title": title or type(of).__name__, "progress": progress}
+    with over(run, loader, args, of=of, seed=seed, checkpoint=checkpoint, on_error=on_error, **shown) as found:
+        for one in found:
+            if one.error:
+                skipped.append(one)
+            else:
+                (each or results.append)(one.result)  # type: ignore[arg-type]
+    warn_skipped(skipped, stacklevel=4)  # past the estimator and torch.no_grad, to the caller
+    return results
+
+
+@contextmanager
+def over(
+    run: Callable[..., T],
+    loader: Iterable[Any],
+    args: ToArguments,
+    *,
+    of: Any,
+    seed: int | None,
+    progress: bool,
+    title: str,
+    checkpoint: Folder | None,
+    on_error: OnError | None,
+    mean: RunningMean | None = None,
+) -> Iterator[Iterator[Found[T]]]:
+    """`outcomes` of a checked loader, behind a progress bar that shows `mean`. What came is in the checkpoint at the end."""
     check_loader(loader)
-    return over_batches(run, tqdm(loader, desc=title, unit="batch", disable=not progress), args, seed=seed)
+    if on_error is not None:
+        one_of("on_error", on_error, OnError)
+    with (
+        checkpoint_at(checkpoint, of, seed) as kept,
+        Bar(title, loader, progress, kept.num_batches if kept else 0) as bar,
+        closing(outcomes(run, loader, args, seed=seed, checkpoint=kept, on_error=on_error)) as found,
+    ):
+        yield bar.behind(found, mean)
+
+
+def warn_skipped(skipped: Sequence[Found], stacklevel: int) -> None:
+    """Name the batches that were left out."""
+    if skipped:
+        said = "; ".join(f"{in_words(one)}: {one.error}" for one in skipped[:3])
+        more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        num_data = sum(one.size for one in skipped)
+        message = f"{len(skipped)} batches with {num_data} data were skipped and are not in the result: {said}{more}"
+        warnings.warn(SkippedBatchWarning(message), stacklevel=stacklevel + 1)
 
 
 def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None) -> list[T]:
@@ -56,32 +99,80 @@ def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments
     :raises ArgumentError: if `args` returns no tuple and no dict.
     """
     with closing(outcomes(run, loader, args, seed=seed)) as found:
-        results = [one.result for one in found]
-    if not results:
-        raise EmptyBatchError(NO_BATCH)
-    return results  # type: ignore[return-value]
+        return [one.result for one in found]  # type: ignore[misc]
 
 
 def outcomes(
-    run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None
+    run: Callable[..., T],
+    loader: Iterable[Any],
+    args: ToArguments,
+    *,
+    seed: int | None,
+    on_error: OnError | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Generator[Found[T], None, None]:
-    """What comes of every batch, in their order."""
+    """What comes of every batch, in their order: from the checkpoint where it is known, and kept there where it is new.
+
+    An error says the number of its batch and the data in it, and keeps its class; or its words come in the place of a result.
+
+    :raises EmptyBatchError: if the loader yields nothing.
+    """
+    seed = seed if checkpoint is None else checkpoint.seed
     kept = nullcontext if seed is None else kept_random_state
 
     def compute(batch: Batch) -> Found[T]:
+        about: dict[str, Any] = {"number": batch.number, "first": batch.first, "size": batch.size}
         with batch_noise(batch.number), kept():
             if seed is not None:
                 torch.manual_seed(seed)
-            result = run_on_batch(run, batch.data, args)
-        return Found(batch.number, batch.first, batch.size, result)
+            try:
+                positional, named = arguments_of(batch.data, args)
+                if checkpoint is not None:
+                    about["digest"] = digest_of((positional, named))
+                    if (known := checkpoint.take(batch, about["digest"], on_error)) is not None:
+                        return known
+                result = run_on_arguments(run, positional, named, batch.data, args)
+                return Found(**about, result=result if checkpoint is None else storable(result))
+            except CheckpointError:
+                raise
+            except Exception as error:
+                if on_error != "skip":
+                    remedy = 'To leave such batches out, pass on_error="skip"' if on_error else ""
+                    add_words(error, before=f"{in_words(batch)}: ", after=remedy)
+                    raise
+                errors.append(error)
+                return Found(**about, result=None, error=f"{type(error).__name__}: {error}")
 
+    number, num_skipped, errors = -1, 0, []
     with kept():
-        yield from map(compute, numbered(loader))  # where processes share the batches out
+        if seed is not None:
+            torch.manual_seed(seed)  # a loader that shuffles draws from it
+        for number, one in enumerate(map(compute, numbered(loader))):
+            if checkpoint is not None:
+                checkpoint.add(one)
+            num_skipped += bool(one.error)
+            yield one
+    if checkpoint is not None:
+        checkpoint.check_all_taken(number + 1)
+    if number < 0:
+        raise EmptyBatchError(NO_BATCH)
+    if num_skipped == number + 1:
+        raise EmptyBatchError(
+            f"all {num_skipped} batches were skipped, so that there is no result. {in_words(one)}: {one.error}"
+        ) from (errors[-1] if errors else None)
 
 
 def numbered(loader: Iterable[Any]) -> Iterator[Batch]:
-    first = 0
-    for number, data in enumerate(loader):
+    """The batches of a loader; its errors say where it stopped."""
+    iterator, number, first = iter(loader), 0, 0
+    while True:
+        try:
+            data = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            add_words(error, before=f"the loader failed at batch {number} (from datum {first} on, counted from 0): ")
+            raise
         batch = Batch(number, first, num_rows(data), data)
         yield batch
-        first += batch.size
+        number, first = number + 1, first + batch.size

@@ -91,7 +91,7 @@ class AggregatedPosterior(OfPair):
                     free[id(structure)] = structure, free_sites(call, guide)
                 return sample_of_batch(call, guide, free[id(structure)][1])
 
-        batches = over_loader(sample, loader, arguments, seed=self.seed, progress=progress, title=type(self).__name__)
+        batches = over_loader(sample, loader, arguments, seed=self.seed, progress=progress, of=self)
         return joined(batches, found)
 
 

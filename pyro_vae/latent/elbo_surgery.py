@@ -103,7 +103,7 @@ class ELBOSurgery(OfPair):
     def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> Surgery:
         seed = checked_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
-        over_loader(collector.add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
+        over_loader(collector.add, loader, args, seed=self.seed, progress=progress, of=self)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         chosen = self._choose(batches, seed)

@@ -101,7 +101,7 @@ class SampleCheck(OfPair):
     ) -> SampleCheckResult:
         check_loader(train)
         name = type(self).__name__
-        options: Any = {"seed": self.seed, "progress": progress}
+        options: Any = {"of": self, "seed": self.seed, "progress": progress}
         looks = Looks.cat(over_loader(self._look, loader, args, title=f"{name}, held-out", **options))
         check_evidence(evidence, looks)
         image_shape = image_shape_of(looks.shapes, self.image_shape)
