@@ -41,10 +41,8 @@ class Checkpoint:
     def __init__(self, folder: Path, call: Mapping[str, str], seed: int | None) -> None:
         self.folder = folder
         self._pending: list[Found] = []
-        self._start, self._due = (
-            time.monotonic(),
-            0.0,
-        )  # the first batch is written at once: what cannot be written shows early
+        # The first batch is written at once, so that what cannot be written shows early.
+        self._start, self._due = time.monotonic(), 0.0
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         about = {**call, **{f"version of {name}": number for name, number in versions().items()}, "seed": repr(seed)}
@@ -67,8 +65,8 @@ class Checkpoint:
         kept = self._kept.pop(batch.number, None)
         if kept is not None and kept.digest != digest:
             raise CheckpointError(
-                f"{in_words(batch)} holds other data than when the checkpoint '{self.folder}' was made: a call goes on only over the "
-                "same batches in the same order. Pass the loader as it was, or another path. A loader that shuffles keeps "
+                f"{in_words(batch)} holds other data than when the checkpoint '{self.folder}' was made: a call goes on only over "
+                "the same batches in the same order. Pass the loader as it was, or another path. A loader that shuffles keeps "
                 "its order under seed=, or under a generator of its own with a fixed seed"
             )
         return None if kept is not None and kept.error and on_error != "skip" else kept
@@ -107,7 +105,8 @@ class Checkpoint:
             others = sorted(one.name for one in self.folder.iterdir() if one.name != LOCK)
             if others:
                 raise CheckpointError(
-                    f"'{self.folder}' is no checkpoint: it has no {MANIFEST} and holds {others[0]}. Pass a new or an empty folder"
+                    f"'{self.folder}' is no checkpoint: it has no {MANIFEST} and holds {others[0]}. Pass a new or an "
+                    "empty folder"
                 )
             manifest = {"format": FORMAT, "seed": fresh_seed() if seed is None else seed, "run": secrets.token_hex(8)}
             self._save(MANIFEST, {**manifest, "call": dict(about)})
@@ -115,8 +114,8 @@ class Checkpoint:
         manifest = self._load(path, "Delete the folder to begin again")
         if manifest.get("format") != FORMAT:
             raise CheckpointError(
-                f"the checkpoint '{self.folder}' has format {manifest.get('format')}, expected {FORMAT}: it was made by another "
-                f"version of pyro_vae. {OTHERWISE}"
+                f"the checkpoint '{self.folder}' has format {manifest.get('format')}, expected {FORMAT}: it was made by "
+                f"another version of pyro_vae. {OTHERWISE}"
             )
         check_same_call(self.folder, manifest["call"], about)
         return manifest

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -105,7 +105,7 @@ def of_class(kind: type) -> dict[str, Any]:
 
 def of_function(function: types.FunctionType) -> dict[str, Any]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    closure = {name: cell.cell_contents for name, cell in cells if is_filled(cell)}
+    closure = {name: contents for name, cell in cells for contents in contents_of(cell)}
     parts = {"": f"{function.__module__}.{function.__qualname__}", **{f".{n}": part for n, part in closure.items()}}
     parts |= {".defaults": function.__defaults__, ".kwdefaults": function.__kwdefaults__}
     if is_of_package(function):
@@ -114,12 +114,12 @@ def of_function(function: types.FunctionType) -> dict[str, Any]:
     return {**parts, ".code": of_code(function.__code__), **{f".{n}": part for n, part in read.items()}}
 
 
-def is_filled(cell: types.CellType) -> bool:
+def contents_of(cell: types.CellType) -> list[Any]:
+    """Nothing, for a variable that was not set yet."""
     try:
-        cell.cell_contents
-    except ValueError:  # a variable that was not set yet
-        return False
-    return True
+        return [cell.cell_contents]
+    except ValueError:
+        return []
 
 
 def inner_codes(code: types.CodeType) -> list[types.CodeType]:
@@ -142,7 +142,10 @@ def of_code(code: types.CodeType) -> str:
 def of_numbers(value: Any) -> str:
     """The digest of a tensor or an array: type, shape and bytes."""
     with torch._C.DisableTorchFunction():
-        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(numpy.asarray(value))
+        if not isinstance(value, Tensor):
+            array = numpy.ascontiguousarray(value)
+            return hexadecimal(repr((array.dtype, array.shape)).encode(), array.tobytes())
+        tensor = value.detach()
         tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
         plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
         return hexadecimal(repr((plain.dtype, tuple(plain.shape))).encode(), plain.reshape(-1).view(torch.uint8).numpy())
@@ -153,7 +156,3 @@ def hexadecimal(*pieces: Any) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
-
-
-def call_of(program: Callable) -> str:
-    return getattr(program, "__name__", type(program).__name__)

@@ -92,7 +92,7 @@ def evaluate(
                     check_has_mean(mean, one.result)
             if tolerance is not None and mean.is_within(tolerance):
                 break
-    results = [one.result for one in outcomes if not one.error]
+    results: list[Any] = [one.result for one in outcomes if not one.error]
     joined = with_loader_index(type(results[0]).cat(results), rows_of(outcomes))
     warn_about(joined, stacklevel=2)
     warn_skipped([one for one in outcomes if one.error], stacklevel=2)
@@ -102,12 +102,12 @@ def evaluate(
 def check_has_mean(mean: RunningMean, record: Any) -> None:
     if not mean.name:
         raise OptionError(
-            f"tolerance is an error of the mean over data, but a {type(record).__name__} has no number per datum to take the "
-            "mean of: leave tolerance out"
+            f"tolerance is an error of the mean over data, but a {type(record).__name__} has no number per datum to take "
+            "the mean of: leave tolerance out"
         )
 
 
-def rows_of(outcomes: Sequence[Found]) -> Tensor | None:
+def rows_of(outcomes: Sequence[Found[Any]]) -> Tensor | None:
     """(N,) the place in the loader, from 0, of each datum with a row; `None` where rows are not the data of the batches.
 
     Where all batches have one row each, as with `datum_plate=None`, a batch is a datum.

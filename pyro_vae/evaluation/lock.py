@@ -32,7 +32,8 @@ def locked(path: Path) -> Iterator[None]:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write '{path}' for a checkpoint: {error.strerror}. Pass a path in a folder that exists and may be written"
+            f"cannot write '{path}' for a checkpoint: {error.strerror}. Pass a path in a folder that exists and may be "
+            "written"
         ) from error
     try:
         if fcntl is not None:
@@ -54,6 +55,6 @@ def locked(path: Path) -> Iterator[None]:
 
 def in_use(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint '{path.parent}' is in use by another call: wait until it ends, or pass another path. Processes that "
-        "share one call out among them belong to a group of torch.distributed"
+        f"the checkpoint '{path.parent}' is in use by another call: wait until it ends, or pass another path. Processes "
+        "that share one call out among them belong to a group of torch.distributed"
     )

@@ -113,12 +113,14 @@ def outcomes(
 ) -> Generator[Found[T], None, None]:
     """What comes of every batch, in their order: from the checkpoint where it is known, and kept there where it is new.
 
-    An error says the number of its batch and the data in it, and keeps its class; or its words come in the place of a result.
+    An error says the number of its batch and the data in it, and keeps its class; or its words come in the place of a
+    result.
 
     :raises EmptyBatchError: if the loader yields nothing.
     """
     seed = seed if checkpoint is None else checkpoint.seed
     kept = nullcontext if seed is None else kept_random_state
+    errors: list[Exception] = []
 
     def compute(batch: Batch) -> Found[T]:
         about: dict[str, Any] = {"number": batch.number, "first": batch.first, "size": batch.size}
@@ -143,20 +145,20 @@ def outcomes(
                 errors.append(error)
                 return Found(**about, result=None, error=f"{type(error).__name__}: {error}")
 
-    number, num_skipped, errors = -1, 0, []
+    num_batches = num_skipped = 0
     with kept():
         if seed is not None:
             torch.manual_seed(seed)  # a loader that shuffles draws from it
-        for number, one in enumerate(map(compute, numbered(loader))):
+        for one in map(compute, numbered(loader)):
             if checkpoint is not None:
                 checkpoint.add(one)
-            num_skipped += bool(one.error)
+            num_batches, num_skipped = num_batches + 1, num_skipped + bool(one.error)
             yield one
     if checkpoint is not None:
-        checkpoint.check_all_taken(number + 1)
-    if number < 0:
+        checkpoint.check_all_taken(num_batches)
+    if not num_batches:
         raise EmptyBatchError(NO_BATCH)
-    if num_skipped == number + 1:
+    if num_skipped == num_batches:
         raise EmptyBatchError(
             f"all {num_skipped} batches were skipped, so that there is no result. {in_words(one)}: {one.error}"
         ) from (errors[-1] if errors else None)
