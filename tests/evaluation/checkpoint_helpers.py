@@ -10,11 +10,16 @@ from torch import nn
 import pyro_vae as pv
 
 
+def linear(num_in, num_out, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(num_in, num_out)
+
+
 class Model(nn.Module):
     def __init__(self, seed=0):
         super().__init__()
-        torch.manual_seed(seed)
-        self.decoder = nn.Linear(2, 4)
+        self.decoder = linear(2, 4, seed)
         self.register_buffer("scale", torch.tensor(0.5))
 
     def forward(self, x):
@@ -27,8 +32,7 @@ class Model(nn.Module):
 class Guide(nn.Module):
     def __init__(self, seed=1):
         super().__init__()
-        torch.manual_seed(seed)
-        self.encoder = nn.Linear(4, 2)
+        self.encoder = linear(4, 2, seed)
 
     def forward(self, x):
         pyro.module("encoder", self.encoder)

@@ -65,11 +65,11 @@ def test_a_finished_one_gives_its_record_without_running_the_model(tmp_path, run
 
 CHEAP = {"num_steps": 5, "num_chains": 2, "num_leapfrog": 1}
 MAKERS = {
-    "gaps": lambda m, g: pv.InferenceGaps(m, g, num_particles=10, evidence=partial(pv.ImportanceSampling, num_particles=10)),
     "exact": pv.ExactEvidence,
     "calibration": lambda m, g: pv.GuideCalibration(m, g, num_particles=20),
 }
 SLOW = {
+    "gaps": lambda m, g: pv.InferenceGaps(m, g, num_particles=10, evidence=partial(pv.ImportanceSampling, num_particles=10)),
     "adaptive": lambda m, g: pv.AdaptiveImportanceSampling(m, g, num_particles=100, num_gradients=10),
     "annealed": lambda m, g: pv.AnnealedImportanceSampling(m, g, **CHEAP),
     "sandwich": lambda m, g: pv.BidirectionalMonteCarlo(m, g, latents={"z": torch.zeros(3, 2)}, **CHEAP),
@@ -135,7 +135,7 @@ OTHERS = {
     "model.scale is another one": (estimator, lambda: estimator(moved(Model(), "scale")), 0),
     "guide.encoder.bias is another one": (
         estimator,
-        lambda: estimator(guide=changed(Guide(), "encoder").get_submodule("")),
+        lambda: estimator(guide=moved(Guide(), "encoder.bias")),
         0,
     ),
     "class was": (estimator, lambda: pv.AdaptiveImportanceSampling(Model(), Guide(), num_particles=100), 0),
@@ -181,7 +181,7 @@ def test_another_version_is_refused_by_name(tmp_path, monkeypatch):
     before = module.versions
     with monkeypatch.context() as patch:
         patch.setattr(module, "versions", lambda: {**before(), "torch": "1.0"})
-        with pytest.raises(CheckpointError, match="version of torch was '.*' and is '1.0'"):
+        with pytest.raises(CheckpointError, match=r"version of torch was .* and is 1\.0"):
             run(estimator(), batches_of(data()), tmp_path)
     monkeypatch.setattr(module, "FORMAT", 2)
     with pytest.raises(CheckpointError, match="has format 1, expected 2"):
@@ -361,14 +361,14 @@ def test_short_batches_share_a_file(tmp_path, monkeypatch):
 
 
 def test_units_and_the_curve_go_on_too(tmp_path, runs):
-    x = data()
+    x = data(15)
     for name, made in {
-        "units": lambda: pv.ActiveUnits(Model(), Guide(), seed=0),
-        "curve": lambda: pv.RateDistortion(Model(), Guide(), seed=0, num_steps=25, num_chains=2),
+        "units": lambda: pv.ActiveUnits(Model(), Guide(), num_particles=3, seed=0),
+        "curve": lambda: pv.RateDistortion(Model(), Guide(), seed=0, betas=(2.0,), num_steps=2, num_chains=2),
     }.items():
         whole = made()(batches_of(x), progress=False)
         with pytest.raises(Stop):
-            made()(until(3, batches_of(x)), progress=False, checkpoint=tmp_path / name)
+            made()(until(2, batches_of(x)), progress=False, checkpoint=tmp_path / name)
         runs.clear()
         assert same(made()(batches_of(x), progress=False, checkpoint=tmp_path / name), whole)
-        assert len(runs) == 2
+        assert len(runs) == 1
