@@ -4,6 +4,7 @@ from . import errors, exact, nn, ops, plots
 from .calibration import Calibration, GuideCalibration
 from .comparison import Comparison, PairedDifference, compare
 from .evaluate import evaluate
+from .evaluation import single_process
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,
@@ -160,5 +161,6 @@ __all__ = [
     "refit_guide",
     "schedules",
     "simulate",
+    "single_process",
     "traverse",
 ]

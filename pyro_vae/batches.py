@@ -1,6 +1,6 @@
 """Run a function of the model's arguments on every batch of a data set."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -9,6 +9,8 @@ from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from .errors import ArgumentError, EmptyBatchError, StructureError
+from .evaluation.digests import digest_of, told
+from .evaluation.processes import check_agreed, computed_everywhere, rank_and_size, shared_out, shared_seed
 from .noise import batch_noise, kept_random_state
 
 T = TypeVar("T")
@@ -48,32 +50,60 @@ def check_loader(loader: Any) -> None:
 
 
 def over_loader(
-    run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None, progress: bool, title: str
-) -> list[T]:
-    """`over_batches` of a checked loader, behind a progress bar with this title."""
+    run: Callable[..., T],
+    loader: Iterable[Any],
+    args: ToArguments,
+    *,
+    of: Any,
+    seed: int | None,
+    progress: bool,
+    title: str = "",
+    everywhere: bool = False,
+) -> Iterator[T]:
+    """`over_batches` of a checked loader, on rank 0 behind a progress bar; its title is by default the class of `of`."""
     check_loader(loader)
-    return over_batches(run, tqdm(loader, desc=title, unit="batch", disable=not progress), args, seed=seed)
+    bar = tqdm(loader, desc=title or type(of).__name__, unit="batch", disable=not progress or rank_and_size()[0] > 0)
+    return over_batches(run, bar, args, of=of, seed=seed, everywhere=everywhere)
 
 
-def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None) -> list[T]:
-    """Call `run` on the arguments of every batch and return the results in order. Every batch has noise of its own.
+def over_batches(
+    run: Callable[..., T],
+    loader: Iterable[Any],
+    args: ToArguments,
+    *,
+    of: Any,
+    seed: int | None,
+    everywhere: bool = False,
+) -> Iterator[T]:
+    """Call `run` on the arguments of every batch; the results in order. Every batch has noise of its own.
 
-    With a seed the caller's random state is restored, even where the loader draws from it.
+    Under a process group the batches are shared out among the ranks, and all get all results: what `run` leaves behind in
+    Python is known to one rank only. With a seed the caller's random state is restored, even where the loader draws from it.
 
+    :param of: what has the programs, in `model` and `guide`, and the options: the same on all ranks.
+    :param everywhere: let every rank compute all batches.
     :raises EmptyBatchError: if the loader yields nothing.
     :raises ArgumentError: if `args` returns no tuple and no dict.
+    :raises ProcessesError: where the ranks of a group differ, or one is gone.
     """
+    if rank_and_size()[1] > 1:
+        check_agreed({"seed": seed, **told(of)})
+        seed = shared_seed(seed)
     kept = nullcontext if seed is None else kept_random_state
-    results = []
+
+    def compute(number: int, batch: Any) -> T:
+        with batch_noise(number), kept():
+            if seed is not None:
+                torch.manual_seed(seed)
+            return run_on_batch(run, batch, args)
+
+    is_empty = True
     with kept():
-        for number, batch in enumerate(loader):
-            with batch_noise(number), kept():
-                if seed is not None:
-                    torch.manual_seed(seed)
-                results.append(run_on_batch(run, batch, args))
-    if not results:
+        for result in (computed_everywhere if everywhere else shared_out)(loader, compute, digest_of):
+            is_empty = False
+            yield result
+    if is_empty:
         raise EmptyBatchError(NO_BATCH)
-    return results
 
 
 def run_on_batch(run: Callable[..., T], batch: Any, args: ToArguments) -> T:

@@ -28,6 +28,7 @@ __all__ = [
     "OptionError",
     "ParameterStoreWarning",
     "PrecisionWarning",
+    "ProcessesError",
     "ProgramError",
     "ScheduleWarning",
     "SiteMismatchError",
@@ -139,6 +140,10 @@ class CompileError(RuntimeError):
 
 class MissingPackageError(ImportError, RuntimeError):
     """An optional package is not installed."""
+
+
+class ProcessesError(RuntimeError):
+    """The processes of a `torch.distributed` group differ in what they were to share, or one of them is gone."""
 
 
 class NonFiniteError(RuntimeError):

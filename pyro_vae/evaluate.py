@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .batches import ToArguments, first_element, over_loader
+from .evaluation.processes import rank_and_size
 from .records import warn_about, without_warnings
 
 
@@ -39,7 +40,8 @@ def evaluate(
         with without_warnings():  # the joined record speaks for all batches
             return estimator(*arguments, **named)
 
-    results = over_loader(quietly, loader, args, seed=seed, progress=progress, title=type(estimator).__name__)
+    results = list(over_loader(quietly, loader, args, of=estimator, seed=seed, progress=progress))
     joined = type(results[0]).cat(results)
-    warn_about(joined, stacklevel=2)
+    if rank_and_size()[0] == 0:
+        warn_about(joined, stacklevel=2)
     return joined

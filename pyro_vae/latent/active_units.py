@@ -9,7 +9,7 @@ import torch
 from ..batches import ToArguments, first_element, over_loader
 from ..evidence import OfPair
 from ..options import real_number, whole_number
-from .per_unit import unit_terms
+from .per_unit import UnitTerms, unit_terms
 from .sums import UnitSums
 from .unit_activity import UnitActivity
 
@@ -86,11 +86,12 @@ class ActiveUnits(OfPair):
     def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> UnitActivity:
         sums = UnitSums(self.epsilon)
 
-        def add(*arguments: Any, **named: Any) -> None:
+        def terms_of(*arguments: Any, **named: Any) -> UnitTerms:
             with self._pair.open(arguments, named, self.seed) as call:
-                sums.add(unit_terms(call, self.num_particles))
+                return unit_terms(call, self.num_particles)
 
-        over_loader(add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
+        for terms in over_loader(terms_of, loader, args, of=self, seed=self.seed, progress=progress):
+            sums.add(terms)
         return sums.activity(threshold=self.threshold, delta=self.delta, num_particles=self.num_particles)
 
 

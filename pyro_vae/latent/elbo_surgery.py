@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..batches import ToArguments, first_element, over_loader
+from ..evaluation.processes import rank_and_size, shared_seed
 from ..evidence import OfPair
-from ..noise import Noise, batch_noise, checked_seed, noise_seed
+from ..noise import Noise, batch_noise, noise_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture, check_batches, mean_cost
@@ -100,9 +101,11 @@ class ELBOSurgery(OfPair):
 
     @torch.no_grad()
     def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> Surgery:
-        seed = checked_seed(self.seed)
+        seed = shared_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
-        over_loader(collector.add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
+        options: Any = {"of": self, "seed": self.seed, "progress": progress, "everywhere": True}
+        for _ in over_loader(collector.add, loader, args, **options):
+            pass
         batches = collector.batches
         check_batches(batches, self.aggregate)
         chosen = self._choose(batches, seed)
@@ -120,7 +123,8 @@ class ELBOSurgery(OfPair):
             aggregate=self.aggregate,
             cost=mean_cost(batches),
         )
-        warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
+        if rank_and_size()[0] == 0:
+            warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
         return surgery
 
     def _choose(self, batches: Sequence[BatchDraws], seed: int) -> list[Tensor]:

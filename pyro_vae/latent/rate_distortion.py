@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..batches import ToArguments, first_element, over_loader
 from ..errors import NonFiniteError, OptionError
+from ..evaluation.processes import rank_and_size
 from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise
@@ -109,11 +110,12 @@ class RateDistortion(OfPair):
     ) -> RateDistortionCurve:
         sums = CurveSums()
 
-        def add(*arguments: Any, **named: Any) -> None:
+        def terms_of(*arguments: Any, **named: Any) -> CurveTerms:
             with self._pair.open(arguments, named, self.seed) as call:
-                sums.add(self._terms(call))
+                return self._terms(call)
 
-        over_loader(add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
+        for terms in over_loader(terms_of, loader, args, of=self, seed=self.seed, progress=progress):
+            sums.add(terms)
         columns = sums.estimates()
         num_points = len(self._reported)
         names = ("rate", "distortion", "bound", "excess")
@@ -135,7 +137,8 @@ class RateDistortion(OfPair):
             cost=sums.cost / sums.num_data,
             support_checked=self._pair.check_support,
         )
-        warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
+        if rank_and_size()[0] == 0:
+            warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
         return curve
 
     def _terms(self, call: Call) -> CurveTerms:

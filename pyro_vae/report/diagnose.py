@@ -14,11 +14,12 @@ from ..batches import ToArguments, arguments_of, check_loader, first_element, pi
 from ..calibration import GuideCalibration
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
 from ..evaluate import evaluate
+from ..evaluation.processes import rank_and_size, shared_seed
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, Pair
 from ..latent import ActiveUnits, ELBOSurgery
-from ..noise import checked_seed, kept_random_state
+from ..noise import kept_random_state
 from ..options import whole_number
 from ..records import without_warnings
 from ..samples import SampleCheck
@@ -102,7 +103,7 @@ def diagnose(
     """
     start = time.perf_counter()
     check_loaders(train=train, test=test)
-    num_data, seed = whole_number("num_data", num_data), checked_seed(seed)
+    num_data, seed = whole_number("num_data", num_data), shared_seed(seed)
     shared: dict[str, Any] = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
     run = Run(
@@ -149,7 +150,7 @@ class Run:
         simulated, _ = picked(held_out, NUM_SIMULATED, self.args, plate)
         total = 2 * len(held_out) + len(known) + len(simulated) + 3 * num_batches
         options: Any = {"args": self.args, "progress": False}
-        with Stages(total, progress) as stage:
+        with Stages(total, progress and rank_and_size()[0] == 0) as stage:
             of_test = evaluate(self.gaps, stage("gaps on test data", held_out), seed=self.seed, **options)
             of_train = evaluate(self.gaps, stage("gaps on training data", known), seed=self.seed, **options)
             trial = partial(evaluate, self.trial, stage("self-check", simulated), seed=self.seed, **options)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import noise
 from ..batches import ToArguments, check_loader, first_element, over_loader
 from ..errors import ArgumentError
 from ..evidence import Evidence, OfPair
@@ -100,20 +101,21 @@ class SampleCheck(OfPair):
     ) -> SampleCheckResult:
         check_loader(train)
         name = type(self).__name__
-        options: Any = {"seed": self.seed, "progress": progress}
-        looks = Looks.cat(over_loader(self._look, loader, args, title=f"{name}, held-out", **options))
+        options: Any = {"of": self, "seed": self.seed, "progress": progress}
+        looks = Looks.cat(list(over_loader(self._look, loader, args, title=f"{name}, held-out", **options)))
         check_evidence(evidence, looks)
         image_shape = image_shape_of(looks.shapes, self.image_shape)
         num_data = len(looks.data)
         neighbours = Neighbours(torch.cat([looks.sample_draws, looks.data]))
 
-        def compare(*arguments: Any, **named: Any) -> None:
+        def compare(*arguments: Any, **named: Any) -> int:
             with self._pair.open(arguments, named, self.seed) as call:
                 values = values_in(reconstruction(call), call.layout)
                 check_shapes(shapes_of(values), looks.shapes)
-                neighbours.add(joined(values))
+                return neighbours.add(joined(values), noise.batch_number)
 
-        over_loader(compare, train, args, title=f"{name}, training data", **options)
+        sizes = list(over_loader(compare, train, args, title=f"{name}, training data", **options))
+        neighbours.merge()
         sample_distance, data_distance = neighbours.distance.to(looks.reconstruction_means.dtype).split(num_data)
         closest = sample_distance.argsort(stable=True)[:KEPT]
         return SampleCheckResult(
@@ -122,12 +124,12 @@ class SampleCheck(OfPair):
             sharpness=None if image_shape is None else looks.sharpness(image_shape),
             sample_distance=sample_distance,
             data_distance=data_distance,
-            nearest=neighbours.index[:num_data],
+            nearest=neighbours.index(sizes)[:num_data],
             closest=closest,
             closest_samples=looks.sample_draws[closest],
             closest_train=neighbours.rows[closest],
             image_shape=image_shape,
-            num_train=neighbours.num_train,
+            num_train=sum(sizes),
             support_checked=self._pair.check_support,
         )
 

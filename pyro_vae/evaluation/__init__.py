@@ -1,0 +1,7 @@
+"""Estimators over whole data sets."""
+
+from .processes import single_process
+
+__all__ = [
+    "single_process",
+]

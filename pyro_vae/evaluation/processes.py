@@ -1,0 +1,275 @@
+"""Several processes under an initialised `torch.distributed` group: the batches of a loader are shared out among them.
+
+Every rank goes through the whole loader, in rounds of as many batches as there are ranks. Rank r computes batch r of a
+round; then all tell one another what they saw and found. So every rank has all results, in the order of the data, and after
+each round all know whether one has failed, has other data, or is gone.
+"""
+
+import io
+import itertools
+import pickle
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ..errors import ProcessesError
+from ..noise import checked_seed
+
+T = TypeVar("T")
+ALONE = "For a job of its own on each rank, or on one rank alone, make the call inside `with pyro_vae.single_process():`"
+# What to do about ranks that differ.
+SAME_LOADER = (
+    "Pass the same loader on every rank, without a DistributedSampler, shuffle or random augmentation: its batches are "
+    "shared out here"
+)
+REMEDIES = {"parameters": "Load the same state on every rank, or send it from one, torch.distributed.broadcast(tensor, 0)"}
+
+_alone = False
+
+
+@contextmanager
+def single_process() -> Iterator[None]:
+    """Inside, this process computes everything itself, whatever process group is initialised.
+
+    For ranks that each have a model or data of their own, and for an evaluation on one rank while the others wait.
+
+    Example::
+
+        if torch.distributed.get_rank() == 0:
+            with pv.single_process():
+                result = pv.evaluate(estimator, loader)
+        torch.distributed.barrier()
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process in the default group and how many it has; (0, 1) where nothing is shared out."""
+    if _alone or not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def exchanged(what: str, value: T) -> list[T]:
+    """What each rank passed, by rank.
+
+    :param what: the occasion, in words, the same on all ranks.
+    :raises ProcessesError: where another rank is gone, or makes another call or none within the timeout of the group.
+    """
+    rank, size = rank_and_size()
+    if size == 1:
+        return [value]
+    said: list[Any] = [None] * size
+    mine = packed((what, value))
+    try:
+        dist.all_gather_object(said, mine)  # by way of the GPU where the backend has no other, as nccl
+    except RuntimeError as error:
+        raise ProcessesError(
+            f"rank {rank} of {size} waited for the others at {what} and got no answer: one of them has ended, or has not "
+            f"made the same call within the timeout of the process group. Look at what the others printed. {ALONE}. From "
+            f"torch.distributed: {error}"
+        ) from error
+    found = [unpacked(one) for one in said]
+    for other, (came, _) in enumerate(found):
+        if came != what:
+            raise ProcessesError(
+                f"rank {rank} is at {what}, rank {other} at {came}: make the same calls on all ranks. {ALONE}"
+            )
+    return [one for _, one in found]
+
+
+def of_rank_0(what: str, value: T) -> T:
+    """What rank 0 passed, on all ranks."""
+    return exchanged(what, value)[0]
+
+
+def shared_seed(seed: int | None) -> int:
+    """The seed, or where there is none a fresh one: that of rank 0 on all ranks."""
+    fresh = checked_seed(seed)
+    return of_rank_0("the seed", fresh) if seed is None else fresh
+
+
+def check_agreed(about: Mapping[str, Any]) -> None:
+    """Refuse ranks that differ in any of these: the name of something, and a string or number that tells it."""
+    said = exchanged("the start of a pass over the data", dict(about))
+    for name, mine in said[0].items():
+        for rank, one in enumerate(said):
+            if one.get(name) != mine:
+                raise ProcessesError(
+                    f"the ranks of a process group must have the same {name}, but rank 0 has {mine!r} and rank {rank} "
+                    f"{one.get(name)!r}. {REMEDIES.get(name, 'Make the same call on all ranks')}. {ALONE}"
+                )
+
+
+def gathered(what: str, compute: Callable[[], T]) -> list[T]:
+    """What each rank computes, by rank. An exception on one comes up on all."""
+    if rank_and_size()[1] == 1:
+        return [compute()]
+    found, failure = None, None
+    try:
+        found = packed(compute())
+    except Exception as error:
+        failure = failure_of(error, what)
+    said = exchanged(what, (found, failure))
+    raise_first([failed for _, failed in said])
+    return [unpacked(one) for one, _ in said if one is not None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong on one rank; `error` can be sent, and says where it comes from."""
+
+    error: Exception
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one rank says at the end of a round.
+
+    :ivar seen: digests of the batches of the round, fewer than ranks where the loader has ended or failed.
+    :ivar complete: whether there are no more of them than that.
+    :ivar found: the result of its own batch, packed.
+    :ivar failed: the number of the batch where it failed.
+    """
+
+    seen: tuple[str, ...]
+    complete: bool
+    found: bytes | None = None
+    failed: int = -1
+    failure: Failure | None = None
+
+
+def shared_out(batches: Iterable[Any], compute: Callable[[int, Any], T], digest: Callable[[Any], str]) -> Iterator[T]:
+    """`compute(number, batch)` for all batches in their order, on every rank, each computed by one of them.
+
+    All ranks must stop taking results at the same one. An exception comes up on all of them, and where one process alone
+    would have raised it: after the results before.
+
+    :param digest: tells a batch from others, so that ranks with other data are found.
+    :raises ProcessesError: where ranks see other batches, or one of them is gone.
+    """
+    rank, size = rank_and_size()
+    if size == 1:
+        yield from (compute(number, batch) for number, batch in enumerate(batches))
+        return
+    iterator = iter(batches)
+    for first in itertools.count(step=size):
+        mine, seen, complete, found, failed, failure = None, [], True, None, -1, None
+        try:
+            for place, batch in enumerate(itertools.islice(iterator, size)):
+                mine = batch if place == rank else mine
+                seen.append(digest(batch))
+        except Exception as error:
+            complete, failed = False, first + len(seen)
+            failure = failure_of(error, f"batch {failed}")
+        if rank < len(seen):
+            try:
+                with single_process():  # loops inside are this rank's own
+                    found = packed(compute(first + rank, mine))
+            except Exception as error:
+                failed = first + rank
+                failure = failure_of(error, f"batch {failed}")
+        own = Said(tuple(seen), complete, found, failed, failure)
+        said = exchanged(f"batches {first} to {first + size - 1}", own)
+        check_same_batches(said, first)
+        for number, one in enumerate(said, first):
+            raise_first([other.failure for other in said if other.failed == number])
+            if one.found is None:
+                return
+            yield unpacked(one.found)
+
+
+def computed_everywhere(
+    batches: Iterable[Any], compute: Callable[[int, Any], T], digest: Callable[[Any], str]
+) -> Iterator[T]:
+    """As `shared_out`, but every rank computes all batches. Ranks with other batches are found at the end."""
+    rank, size = rank_and_size()
+    seen: list[str] = []
+    failure = None
+    try:
+        for number, batch in enumerate(batches):
+            if size > 1:
+                seen.append(digest(batch))
+            with single_process():
+                result = compute(number, batch)
+            yield result
+    except Exception as error:
+        if size == 1:
+            raise
+        failure = failure_of(error, f"batch {max(len(seen) - 1, 0)}")
+    said = exchanged("the end of the batches", Said(tuple(seen), failure is None, failure=failure))
+    check_same_batches(said, 0)
+    raise_first([one.failure for one in said])
+
+
+def check_same_batches(said: Sequence[Said], first: int) -> None:
+    """Refuse ranks whose loaders have other batches, or end elsewhere."""
+    for rank, one in enumerate(said):
+        pairs = zip(said[0].seen, one.seen, strict=False)
+        bad = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+        if bad is not None:
+            raise ProcessesError(
+                f"batch {first + bad} of rank {rank} is another one than that of rank 0, but every rank must go through the "
+                f"same batches. {SAME_LOADER}. {ALONE}"
+            )
+    ends = {rank: len(one.seen) for rank, one in enumerate(said) if one.complete}
+    if len(set(ends.values())) > 1:
+        short, long = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+        raise ProcessesError(
+            f"the loader of rank {short} has {first + ends[short]} batches, that of rank {long} more, but every rank must "
+            f"go through the same batches. {SAME_LOADER}. {ALONE}"
+        )
+
+
+def raise_first(failures: Sequence[Failure | None]) -> None:
+    for failure in failures:
+        if failure is not None:
+            raise failure.error from ProcessesError(failure.traceback)
+
+
+def failure_of(error: Exception, what: str) -> Failure:
+    """The exception in a form that all ranks can raise; of the same class where that can be sent."""
+    rank, size = rank_and_size()
+    where = f"rank {rank} of {size}, {what}"
+    told = "".join(traceback.format_exception(error))
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        copy.args = (f"{copy} ({where})",)
+        same = type(copy) is type(error) and where in str(copy)
+    except Exception:
+        same = False
+    if not same:
+        copy = ProcessesError(f"{type(error).__name__}: {error} ({where})")
+    return Failure(copy, f"on rank {rank}:\n{told}")
+
+
+def packed(result: Any) -> bytes:
+    file = io.BytesIO()
+    try:
+        torch.save(result, file)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:  # as pickle words it by the kind of object
+        raise ProcessesError(
+            f"what was found for a batch ({type(result).__name__}) cannot be sent to the other ranks: {error}. Return a "
+            f"record of numbers and tensors. {ALONE}"
+        ) from error
+    return file.getvalue()
+
+
+def unpacked(result: bytes) -> Any:
+    """From a rank of the same job. What lay on its GPU lies on this rank's current one."""
+    return torch.load(io.BytesIO(result), map_location=own_device, weights_only=False)
+
+
+def own_device(storage: Any, location: str) -> Any:
+    return storage.cuda() if location.startswith("cuda") else storage
