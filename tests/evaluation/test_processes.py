@@ -1,9 +1,10 @@
 """Several processes under a process group: the batches are shared out, and every number is that of one process."""
 
 import json
+import re
 
 import pytest
-from launch import torchrun
+from launch import start_ranks, torchrun
 
 
 def outcomes(num_processes, folder):
@@ -28,3 +29,37 @@ def test_two_processes(tmp_path):
 def test_four_processes(tmp_path):
     found, _ = outcomes(4, tmp_path)
     assert not failures(found), "\n".join(failures(found))
+
+
+def ended(ranks, timeout=120):
+    """What each rank printed, and its exit status."""
+    try:
+        return [(rank.communicate(timeout=timeout)[0], rank.returncode) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others():
+    (alive, status), (_, killed) = ended(start_ranks(2, "group_faults.py", "killed", 30))
+    assert killed == -9
+    assert status == 3, alive
+    assert "rank 0 of 2 waited for the others at batches 4 to 5" in alive
+    assert float(re.search(r"after ([\d.]+) s", alive)[1]) < 20
+
+
+@pytest.mark.slow
+def test_a_rank_that_makes_no_call_ends_the_wait_of_the_others():
+    (waiting, status), _ = ended(start_ranks(2, "group_faults.py", "absent", 5))
+    assert status == 3, waiting
+    assert "waited for the others at the start of a pass" in waiting
+    assert "single_process" in waiting
+    assert 4 < float(re.search(r"after ([\d.]+) s", waiting)[1]) < 20
+
+
+@pytest.mark.slow
+def test_one_rank_alone():
+    (said, status), (_, other) = ended(start_ranks(2, "group_faults.py", "alone", 5))
+    assert (status, other) == (0, 0), said
+    assert "result of 16" in said
