@@ -3,8 +3,7 @@
 from . import errors, exact, nn, ops, plots
 from .calibration import Calibration, GuideCalibration
 from .comparison import Comparison, PairedDifference, compare
-from .evaluate import evaluate
-from .evaluation import single_process
+from .evaluation import evaluate, single_process
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,

@@ -1,17 +1,13 @@
-"""Run a function of the model's arguments on every batch of a data set."""
+"""From the batches of a loader to the arguments of the model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
-from tqdm import tqdm
 
+from .arguments import tensors_in
 from .errors import ArgumentError, EmptyBatchError, StructureError
-from .evaluation.digests import digest_of, told
-from .evaluation.processes import check_agreed, computed_everywhere, rank_and_size, shared_out, shared_seed
-from .noise import batch_noise, kept_random_state
 
 T = TypeVar("T")
 NO_BATCH = "the loader yielded no batch: pass one with at least one datum"
@@ -49,66 +45,10 @@ def check_loader(loader: Any) -> None:
         )
 
 
-def over_loader(
-    run: Callable[..., T],
-    loader: Iterable[Any],
-    args: ToArguments,
-    *,
-    of: Any,
-    seed: int | None,
-    progress: bool,
-    title: str = "",
-    everywhere: bool = False,
-) -> Iterator[T]:
-    """`over_batches` of a checked loader, on rank 0 behind a progress bar; its title is by default the class of `of`."""
-    check_loader(loader)
-    bar = tqdm(loader, desc=title or type(of).__name__, unit="batch", disable=not progress or rank_and_size()[0] > 0)
-    return over_batches(run, bar, args, of=of, seed=seed, everywhere=everywhere)
-
-
-def over_batches(
-    run: Callable[..., T],
-    loader: Iterable[Any],
-    args: ToArguments,
-    *,
-    of: Any,
-    seed: int | None,
-    everywhere: bool = False,
-) -> Iterator[T]:
-    """Call `run` on the arguments of every batch; the results in order. Every batch has noise of its own.
-
-    Under a process group the batches are shared out among the ranks, and all get all results: what `run` leaves behind in
-    Python is known to one rank only. With a seed the caller's random state is restored, even where the loader draws from it.
-
-    :param of: what has the programs, in `model` and `guide`, and the options: the same on all ranks.
-    :param everywhere: let every rank compute all batches.
-    :raises EmptyBatchError: if the loader yields nothing.
-    :raises ArgumentError: if `args` returns no tuple and no dict.
-    :raises ProcessesError: where the ranks of a group differ, or one is gone.
-    """
-    if rank_and_size()[1] > 1:
-        check_agreed({"seed": seed, **told(of)})
-        seed = shared_seed(seed)
-    kept = nullcontext if seed is None else kept_random_state
-
-    def compute(number: int, batch: Any) -> T:
-        with batch_noise(number), kept():
-            if seed is not None:
-                torch.manual_seed(seed)
-            return run_on_batch(run, batch, args)
-
-    is_empty = True
-    with kept():
-        for result in (computed_everywhere if everywhere else shared_out)(loader, compute, digest_of):
-            is_empty = False
-            yield result
-    if is_empty:
-        raise EmptyBatchError(NO_BATCH)
-
-
-def run_on_batch(run: Callable[..., T], batch: Any, args: ToArguments) -> T:
+def run_on_arguments(
+    run: Callable[..., T], positional: tuple[Any, ...], named: dict[str, Any], batch: Any, args: ToArguments
+) -> T:
     """Call `run` on the arguments of a batch. A refusal says what else the batch held."""
-    positional, named = arguments_of(batch, args)
     try:
         return run(*positional, **named)
     except (ArgumentError, StructureError) as error:
@@ -142,4 +82,9 @@ def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate:
 def num_data_in(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
     """By the first tensor with an axis: only a budget hangs on it."""
     positional, named = arguments
-    return next((len(arg) for arg in (*positional, *named.values()) if isinstance(arg, torch.Tensor) and arg.ndim), 1)
+    return num_rows([*positional, *named.values()])
+
+
+def num_rows(batch: Any) -> int:
+    """The length of the first tensor with an axis in a batch; 1 where there is none."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 1)

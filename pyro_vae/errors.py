@@ -8,6 +8,7 @@ __all__ = [
     "ArgumentError",
     "AuxiliarySiteError",
     "BatchCouplingError",
+    "CheckpointError",
     "CollapseWarning",
     "ComparisonError",
     "CompileError",
@@ -30,8 +31,10 @@ __all__ = [
     "PrecisionWarning",
     "ProcessesError",
     "ProgramError",
+    "RecordFileError",
     "ScheduleWarning",
     "SiteMismatchError",
+    "SkippedBatchWarning",
     "StructureError",
     "SubsamplingError",
     "SupportError",
@@ -138,6 +141,10 @@ class CompileError(RuntimeError):
     """An objective with `compile=` cannot be traced or compiled for these programs, or gives other numbers than without."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint that was made by another call or from other data, is damaged, in use, or cannot be written."""
+
+
 class MissingPackageError(ImportError, RuntimeError):
     """An optional package is not installed."""
 
@@ -148,6 +155,10 @@ class ProcessesError(RuntimeError):
 
 class NonFiniteError(RuntimeError):
     """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
+
+
+class RecordFileError(OSError, ValueError):
+    """A file of records that is damaged, of another kind or version, or cannot be read or written."""
 
 
 class UnreliableEvidenceWarning(UserWarning):
@@ -172,6 +183,10 @@ class ParameterStoreWarning(UserWarning):
 
 class CollapseWarning(UserWarning):
     """Most units of the latents carry nothing about the data: the posterior has collapsed onto the prior."""
+
+
+class SkippedBatchWarning(UserWarning):
+    """Batches that raised were left out of a result, as `on_error="skip"` asks for."""
 
 
 class SurgeryWarning(UserWarning):

@@ -1,9 +1,7 @@
 """Run a user's program without side effects on parameter store, random state, settings, buffers and stored traces."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -20,7 +18,6 @@ from .errors import ArgumentError, BatchCouplingError, quoted
 from .noise import kept_random_state
 
 STORE = ("_params", "_param_to_name", "_constraints")  # the dictionaries of Pyro's parameter store
-LIBRARIES = {"pyro", "pyro_vae", "torch"}  # whose functions read nothing of the user's from their globals
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 OFF_BY_DEFAULT = {F.alpha_dropout, F.feature_alpha_dropout}
 BATCH_NORMS = {F.batch_norm, torch.batch_norm}
@@ -39,59 +36,9 @@ def modules_of(*programs: Callable) -> list[torch.nn.Module]:
     return [owner for owner in owners if isinstance(owner, torch.nn.Module)]
 
 
-def state_of(*programs: Callable) -> list[Any]:
-    """The tensors that programs are made of, in an order that depends on the programs alone.
-
-    Those of Pyro's parameter store; parameters and buffers of modules; and tensors and modules that a function reads from
-    around it (its closure, globals), also in functions that it calls from there.
-    """
-    found: list[Any] = [dict(sorted((name, param.detach()) for name, param in pyro.get_param_store()._params.items()))]
-    seen: dict[int, Any] = {}  # by id; kept, so that no id is used twice
-    waiting: list[Any] = list(reversed(programs))
-    while waiting:
-        thing = waiting.pop()
-        if id(thing) in seen:
-            continue
-        seen[id(thing)] = thing
-        if isinstance(thing, Tensor):
-            found.append(thing.detach())
-        elif isinstance(thing, torch.nn.Module):
-            found.append([(n, t.detach()) for n, t in (*thing.named_parameters(), *thing.named_buffers())])
-        else:
-            waiting += reversed(list(around(thing)))
-    return found
-
-
-def around(thing: Any) -> Iterator[Any]:
-    """What a function, or an object, holds or reads from around it, as far as it may hold tensors."""
-    core, bound = unwrapped(thing) if callable(thing) else (thing, ())
-    yield from bound
-    if isinstance(core, partial):
-        yield from (core.func, *core.args, *core.keywords.values())
-    elif isinstance(core, MethodType):
-        yield from (core.__self__, core.__func__)
-    elif isinstance(core, FunctionType):
-        yield from (core.__defaults__ or ())
-        for cell in core.__closure__ or ():
-            with suppress(ValueError):  # not filled yet
-                yield cell.cell_contents
-        if core.__module__.partition(".")[0] not in LIBRARIES:
-            yield from (core.__globals__[name] for name in names_in(core.__code__) if name in core.__globals__)
-    elif isinstance(core, (tuple, list)):
-        yield from core
-    elif isinstance(core, dict):
-        yield from core.values()
-    elif core is not thing:
-        yield core
-    elif not isinstance(core, (type, ModuleType)):  # what else an object holds may be data of this process alone
-        held = getattr(core, "__dict__", {}).values()
-        yield from (value for value in held if isinstance(value, (torch.nn.Module, torch.nn.Parameter)))
-
-
-def names_in(code: CodeType) -> list[str]:
-    """The names that a function's code mentions, and those that the functions inside of it do."""
-    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in names_in(part)]
-    return list(dict.fromkeys([*code.co_names, *inner]))
+def stored_parameters() -> dict[str, Tensor]:
+    """The unconstrained parameters in Pyro's store, by name."""
+    return dict(pyro.get_param_store()._params)
 
 
 @contextmanager

@@ -22,12 +22,11 @@ from ..noise import checked_seed
 
 T = TypeVar("T")
 ALONE = "For a job of its own on each rank, or on one rank alone, make the call inside `with pyro_vae.single_process():`"
-# What to do about ranks that differ.
 SAME_LOADER = (
-    "Pass the same loader on every rank, without a DistributedSampler, shuffle or random augmentation: its batches are "
-    "shared out here"
+    "Pass the same loader on every rank, without a DistributedSampler, a generator of its own or random augmentation: its "
+    "batches are shared out here"
 )
-REMEDIES = {"parameters": "Load the same state on every rank, or send it from one, torch.distributed.broadcast(tensor, 0)"}
+SAME = "Pass the same options, and load the same state on every rank or send it from one (torch.distributed.broadcast)"
 
 _alone = False
 
@@ -102,13 +101,21 @@ def shared_seed(seed: int | None) -> int:
 def check_agreed(about: Mapping[str, Any]) -> None:
     """Refuse ranks that differ in any of these: the name of something, and a string or number that tells it."""
     said = exchanged("the start of a pass over the data", dict(about))
-    for name, mine in said[0].items():
-        for rank, one in enumerate(said):
-            if one.get(name) != mine:
-                raise ProcessesError(
-                    f"the ranks of a process group must have the same {name}, but rank 0 has {mine!r} and rank {rank} "
-                    f"{one.get(name)!r}. {REMEDIES.get(name, 'Make the same call on all ranks')}. {ALONE}"
-                )
+    for rank, one in enumerate(said):
+        names = [name for name in {**said[0], **one} if said[0].get(name) != one.get(name)]
+        if names:
+            which = ", ".join(in_words(name, said[0].get(name), one.get(name), rank) for name in names[:3])
+            more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ProcessesError(
+                f"all ranks of a process group must make the same call with the same parameters, but {which}{more}. {SAME}. "
+                f"{ALONE}"
+            )
+
+
+def in_words(name: str, mine: Any, other: Any, rank: int) -> str:
+    if isinstance(mine, str) and isinstance(other, str) and len(mine) == len(other) == 64:  # digests
+        return f"'{name}' of rank {rank} is another one than that of rank 0"
+    return f"'{name}' is {mine} on rank 0 and {other} on rank {rank}"
 
 
 def gathered(what: str, compute: Callable[[], T]) -> list[T]:
@@ -119,10 +126,27 @@ def gathered(what: str, compute: Callable[[], T]) -> list[T]:
     try:
         found = packed(compute())
     except Exception as error:
-        failure = failure_of(error, what)
+        failure = failure_of(error)
     said = exchanged(what, (found, failure))
     raise_first([failed for _, failed in said])
     return [unpacked(one) for one, _ in said if one is not None]
+
+
+def rank_0_first(what: str, compute: Callable[[], T]) -> T:
+    """`compute()` on rank 0, and then on the others. An exception on one comes up on all."""
+    rank, size = rank_and_size()
+    if size == 1:
+        return compute()
+    found: list[T] = []
+    for turn in (True, False):
+        failure = None
+        if (rank == 0) == turn:
+            try:
+                found.append(compute())
+            except Exception as error:
+                failure = failure_of(error)
+        raise_first(exchanged(what, failure))
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -150,8 +174,8 @@ class Said:
     failure: Failure | None = None
 
 
-def shared_out(batches: Iterable[Any], compute: Callable[[int, Any], T], digest: Callable[[Any], str]) -> Iterator[T]:
-    """`compute(number, batch)` for all batches in their order, on every rank, each computed by one of them.
+def shared_out(batches: Iterable[Any], compute: Callable[[Any], T], digest: Callable[[Any], str]) -> Iterator[T]:
+    """`compute(batch)` for all batches in their order, on every rank, each computed by one of them.
 
     All ranks must stop taking results at the same one. An exception comes up on all of them, and where one process alone
     would have raised it: after the results before.
@@ -161,7 +185,7 @@ def shared_out(batches: Iterable[Any], compute: Callable[[int, Any], T], digest:
     """
     rank, size = rank_and_size()
     if size == 1:
-        yield from (compute(number, batch) for number, batch in enumerate(batches))
+        yield from map(compute, batches)
         return
     iterator = iter(batches)
     for first in itertools.count(step=size):
@@ -172,14 +196,14 @@ def shared_out(batches: Iterable[Any], compute: Callable[[int, Any], T], digest:
                 seen.append(digest(batch))
         except Exception as error:
             complete, failed = False, first + len(seen)
-            failure = failure_of(error, f"batch {failed}")
+            failure = failure_of(error)
         if rank < len(seen):
             try:
                 with single_process():  # loops inside are this rank's own
-                    found = packed(compute(first + rank, mine))
+                    found = packed(compute(mine))
             except Exception as error:
                 failed = first + rank
-                failure = failure_of(error, f"batch {failed}")
+                failure = failure_of(error)
         own = Said(tuple(seen), complete, found, failed, failure)
         said = exchanged(f"batches {first} to {first + size - 1}", own)
         check_same_batches(said, first)
@@ -190,24 +214,22 @@ def shared_out(batches: Iterable[Any], compute: Callable[[int, Any], T], digest:
             yield unpacked(one.found)
 
 
-def computed_everywhere(
-    batches: Iterable[Any], compute: Callable[[int, Any], T], digest: Callable[[Any], str]
-) -> Iterator[T]:
+def computed_everywhere(batches: Iterable[Any], compute: Callable[[Any], T], digest: Callable[[Any], str]) -> Iterator[T]:
     """As `shared_out`, but every rank computes all batches. Ranks with other batches are found at the end."""
     rank, size = rank_and_size()
     seen: list[str] = []
     failure = None
     try:
-        for number, batch in enumerate(batches):
+        for batch in batches:
             if size > 1:
                 seen.append(digest(batch))
             with single_process():
-                result = compute(number, batch)
+                result = compute(batch)
             yield result
     except Exception as error:
         if size == 1:
             raise
-        failure = failure_of(error, f"batch {max(len(seen) - 1, 0)}")
+        failure = failure_of(error)
     said = exchanged("the end of the batches", Said(tuple(seen), failure is None, failure=failure))
     check_same_batches(said, 0)
     raise_first([one.failure for one in said])
@@ -238,10 +260,10 @@ def raise_first(failures: Sequence[Failure | None]) -> None:
             raise failure.error from ProcessesError(failure.traceback)
 
 
-def failure_of(error: Exception, what: str) -> Failure:
+def failure_of(error: Exception) -> Failure:
     """The exception in a form that all ranks can raise; of the same class where that can be sent."""
     rank, size = rank_and_size()
-    where = f"rank {rank} of {size}, {what}"
+    where = f"on rank {rank} of {size}"
     told = "".join(traceback.format_exception(error))
     try:
         copy = pickle.loads(pickle.dumps(error))
@@ -250,7 +272,8 @@ def failure_of(error: Exception, what: str) -> Failure:
     except Exception:
         same = False
     if not same:
-        copy = ProcessesError(f"{type(error).__name__}: {error} ({where})")
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        copy = ProcessesError(f"{type(error).__name__}: {error}{notes} ({where})")
     return Failure(copy, f"on rank {rank}:\n{told}")
 
 

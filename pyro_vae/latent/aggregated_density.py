@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, StructureError
-from ..evaluation.processes import gathered, rank_and_size
+from ..evaluation import gathered, rank_and_size
 from ..isolation import isolated
 from ..kernel import Pair
 from .draws import BatchDraws, LogQ, Rows

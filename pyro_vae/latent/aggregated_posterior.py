@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
+from ..evaluation import over_loader
 from ..evidence import OfPair
 from ..kernel import Call, Record, Structure
 from ..noise import Noise
@@ -90,9 +91,9 @@ class AggregatedPosterior(OfPair):
                     free[id(structure)] = structure, free_sites(call, guide)
                 return sample_of_batch(call, guide, free[id(structure)][1]), list(last)
 
-        found = over_loader(sample, loader, arguments, of=self, seed=self.seed, progress=progress)
-        batches, kept = zip(*found, strict=True)
-        return joined(batches, [label for labels_of_batch in kept for label in labels_of_batch])
+        found = over_loader(sample, loader, arguments, seed=self.seed, progress=progress, of=self)
+        batches, of_batches = zip(*found, strict=True)
+        return joined(batches, [found for labels in of_batches for found in labels])
 
 
 def draw_guide(call: Call) -> Record:

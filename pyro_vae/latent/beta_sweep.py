@@ -16,9 +16,9 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, over_batches
+from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
-from ..evaluation.processes import single_process
+from ..evaluation import over_batches, single_process
 from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
 from ..isolation import eval_mode, isolated_store
 from ..kernel import INFER, Pair

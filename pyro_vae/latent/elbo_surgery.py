@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
-from ..evaluation.processes import rank_and_size, shared_seed
+from ..batches import ToArguments, first_element
+from ..evaluation import over_loader, rank_and_size, shared_seed
 from ..evidence import OfPair
 from ..noise import Noise, batch_noise, noise_seed
 from ..options import one_of, whole_number
@@ -103,9 +103,8 @@ class ELBOSurgery(OfPair):
     def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> Surgery:
         seed = shared_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
-        options: Any = {"of": self, "seed": self.seed, "progress": progress, "everywhere": True}
-        for _ in over_loader(collector.add, loader, args, **options):
-            pass
+        # The prior of each batch is compared with that of the one before: every rank looks at all of them.
+        over_loader(collector.add, loader, args, seed=self.seed, progress=progress, of=self, everywhere=True)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         chosen = self._choose(batches, seed)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, listed, quoted
-from ..evaluation.processes import rank_and_size, shared_seed
+from ..evaluation import over_batches, rank_and_size, shared_seed
 from ..evidence import OfPair
 from ..options import one_of, whole_number
 from ..records import warn_about
@@ -128,8 +128,7 @@ class MutualInformationGap(OfPair):
             collector.add(*arguments, **named)
             check_fit(values, collector.batches)
 
-        for _ in over_batches(add, with_factors(), args, of=self, seed=self.seed, everywhere=True):
-            pass
+        over_batches(add, with_factors(), args, of=self, seed=self.seed, everywhere=True)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         labels, counts = labels_of(torch.cat(values), self.aggregate)

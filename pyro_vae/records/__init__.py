@@ -14,7 +14,7 @@ from .doubts import (
     without_doubt,
 )
 from .estimate import LEVEL, Estimate, difference, normal_quantile, student_quantile, student_tail
-from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
+from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, with_loader_index, without_warnings
 from .result import Result
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "student_tail",
     "to_plain",
     "warn_about",
+    "with_loader_index",
     "without_doubt",
     "without_warnings",
 ]

@@ -29,6 +29,7 @@ class Result:
     _rows_are: ClassVar[str] = "data"  # what rows are called
     _derived: ClassVar[tuple[str, ...]] = ()
     _hidden: ClassVar[tuple[str, ...]] = ()
+    _headline: ClassVar[str] = ""  # the number per datum whose mean is watched while a loader is gone through
 
     def to_dataframe(self) -> DataFrame:
         """One row per datum (or unit, beta, step: whatever the record has numbers of) as a pandas `DataFrame`.

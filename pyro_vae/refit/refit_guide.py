@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, picked
 from ..errors import ArgumentError, EmptyBatchError
-from ..evaluate import evaluate
-from ..evaluation.processes import single_process
+from ..evaluation import evaluate, single_process
 from ..evidence import Evidence, simulate_arguments
 from ..gaps import Gaps, InferenceGaps
 from ..isolation import eval_mode

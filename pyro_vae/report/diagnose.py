@@ -13,8 +13,7 @@ import torch
 from ..batches import ToArguments, arguments_of, check_loader, first_element, picked
 from ..calibration import GuideCalibration
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
-from ..evaluate import evaluate
-from ..evaluation.processes import rank_and_size, shared_seed
+from ..evaluation import evaluate, rank_and_size, shared_seed
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, Pair

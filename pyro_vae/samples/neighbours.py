@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..evaluation.processes import exchanged
+from ..evaluation import exchanged
 
 BATCH = 2**32  # a place is the number of the batch times this, and the number within the batch
 CHUNK = 2048  # rows on either side of a block of distances

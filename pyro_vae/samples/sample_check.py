@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from .. import noise
-from ..batches import ToArguments, check_loader, first_element, over_loader
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError
+from ..evaluation import over_loader
 from ..evidence import Evidence, OfPair
 from ..noise import Noise
 from .images import checked_shape, image_shape_of
@@ -102,7 +103,7 @@ class SampleCheck(OfPair):
         check_loader(train)
         name = type(self).__name__
         options: Any = {"of": self, "seed": self.seed, "progress": progress}
-        looks = Looks.cat(list(over_loader(self._look, loader, args, title=f"{name}, held-out", **options)))
+        looks = Looks.cat(over_loader(self._look, loader, args, title=f"{name}, held-out", **options))
         check_evidence(evidence, looks)
         image_shape = image_shape_of(looks.shapes, self.image_shape)
         num_data = len(looks.data)
@@ -114,7 +115,7 @@ class SampleCheck(OfPair):
                 check_shapes(shapes_of(values), looks.shapes)
                 return neighbours.add(joined(values), noise.batch_number)
 
-        sizes = list(over_loader(compare, train, args, title=f"{name}, training data", **options))
+        sizes = over_loader(compare, train, args, title=f"{name}, training data", **options)
         neighbours.merge()
         sample_distance, data_distance = neighbours.distance.to(looks.reconstruction_means.dtype).split(num_data)
         closest = sample_distance.argsort(stable=True)[:KEPT]

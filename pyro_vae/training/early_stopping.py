@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import tensors_in
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError, OptionError, ScheduleWarning
-from ..evaluation.processes import of_rank_0
+from ..evaluation import of_rank_0, over_batches
 from ..isolation import eval_mode
 from ..kernel import INFER, Call, Pair, narrow_record
 from ..noise import Noise, kept_random_state
@@ -233,7 +233,8 @@ class EarlyStopping:
         with kept_random_state(), eval_mode(self._model, self._guide), self._best.finding():
             torch.manual_seed(self.seed)  # a loader that shuffles draws from it
             # Every rank of a process group has to find and keep the state, so that each runs all batches.
-            found = over_batches(run, self._held_out, self._args, of=pair, seed=self.seed, everywhere=True)
+            of = self._model, self._guide
+            found = over_batches(run, self._held_out, self._args, of=of, seed=self.seed, everywhere=True)
             sums, parts = map(list, zip(*found, strict=True))
         terms = of_rank_0("a look at the held-out data", torch.cat(parts, 1))  # so that all stop at the same update
         if self._fingerprint is None:

@@ -1,9 +1,9 @@
 """How much sooner several processes are done than one, with one thread each, and whether their numbers are the same.
 
-The gaps of 1,000 data in batches of 50, for a 64-32-8 VAE. Every number of processes runs the same call some times in turn with the
-others; starts and imports do not count. Prints the shortest time by the clock, and that of the processor on the busiest
-rank, which is what the clock would say on a machine that does nothing else; the ratio to one process; and whether all numbers
-are those of one process bit for bit. `--processes 1 2 4 --rounds 3 --data 1000` are the defaults but for the 4.
+The gaps of 1,000 data in batches of 50, for a 64-32-8 VAE. Every number of processes runs the same call some times, in turn
+with the others; starts and imports do not count. Prints the shortest time by the clock, and that of the processor on the
+busiest rank, which leaves out what other programs took; the ratios to one process; and whether all numbers are those of one
+process bit for bit. `--processes 1 2 4 --rounds 3 --data 1000` are the defaults but for the 4.
 
     python tests/benchmarks/processes.py
 """

@@ -216,7 +216,7 @@ def check_other_parameters():
     _, _, x = pair()
     rank = group.get_rank()
     vae = pv.mlp_vae(4, 2, likelihood=pv.nn.Normal(), hidden=(3,))  # another start on each rank
-    with raises(ProcessesError, "the same parameters", "broadcast"):
+    with raises(ProcessesError, "decoder", "of rank 1 is another", "broadcast"):
         pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide), [x], progress=False)
 
     def in_closure(shift):
@@ -227,7 +227,7 @@ def check_other_parameters():
 
     lm, x = linear_gaussian()
     for shift in (torch.tensor(0.5 + rank), torch.nn.Linear(2, 2).bias.detach()):
-        with raises(ProcessesError, "the same parameters"):
+        with raises(ProcessesError, "of rank 1 is another one"):
             pv.ActiveUnits(model_of(lm), guide_of(in_closure(shift)))([x], progress=False)
 
     def from_store(x):
@@ -235,7 +235,7 @@ def check_other_parameters():
             pyro.sample("z", dist.Normal(pyro.param("loc"), 1.0).expand([len(x), 2]).to_event(1))
 
     pyro.param("loc", torch.full((), float(rank), dtype=torch.double))
-    with raises(ProcessesError, "the same parameters"):
+    with raises(ProcessesError, "of rank 1 is another one"):
         pv.evaluate(pv.ImportanceSampling(model_of(lm), from_store), [x], progress=False)
     with pv.single_process(), quiet():
         pv.evaluate(pv.ImportanceSampling(model_of(lm), from_store), [x], progress=False)
@@ -244,12 +244,12 @@ def check_other_parameters():
 def check_other_options():
     model, guide, x = pair()
     rank = group.get_rank()
-    with raises(ProcessesError, "the same options", "num_particles=151"):
+    with raises(ProcessesError, "'num_particles' is 150 on rank 0 and 151 on rank 1"):
         pv.evaluate(pv.ImportanceSampling(model, guide, num_particles=150 + rank), [x], progress=False)
-    with raises(ProcessesError, "the same seed", "rank 0 has 0"):
+    with raises(ProcessesError, "'seed of the call' is 0 on rank 0 and 1 on rank 1"):
         pv.evaluate(pv.ImportanceSampling(model, guide), [x], seed=rank, progress=False)
     kind = pv.InferenceGaps if rank else pv.ImportanceSampling
-    with raises(ProcessesError, "the same estimator", "InferenceGaps"):
+    with raises(ProcessesError, "ImportanceSampling", "InferenceGaps"):
         pv.evaluate(kind(model, guide), [x], progress=False)
 
 
@@ -264,8 +264,9 @@ def check_loaders_that_differ():
     estimator, data = pv.ImportanceSampling(model, guide, num_particles=150), TensorDataset(x)
     with raises(ProcessesError, "batch 0 of rank 1", "DistributedSampler"):
         pv.evaluate(estimator, DataLoader(data, 3, sampler=DistributedSampler(data)), progress=False)
-    with raises(ProcessesError, "of rank ", "shuffle"):
-        pv.evaluate(estimator, DataLoader(data, 3, shuffle=True), progress=False)
+    own = torch.Generator().manual_seed(group.get_rank())
+    with raises(ProcessesError, "batch 0 of rank 1", "generator"):
+        pv.evaluate(estimator, DataLoader(data, 3, shuffle=True, generator=own), progress=False)
     with raises(ProcessesError, "batch 0 of rank 1"):
         pv.evaluate(estimator, DataLoader(data, 3 + group.get_rank()), progress=False)
     with raises(ProcessesError, "batch 2 of rank 1"):
@@ -274,9 +275,16 @@ def check_loaders_that_differ():
         pv.evaluate(estimator, changed.split(3), progress=False)
     with raises(ProcessesError, "batch 3 of rank 1"):
         pv.ELBOSurgery(model, guide)(torch.cat([x[:9], x[9:] + group.get_rank()]).split(3), progress=False)
-    torch.manual_seed(0)
+
+
+def check_a_loader_that_shuffles_has_one_order():
+    """That of the seed, whatever the random states of the ranks."""
+    model, guide, x = pair(12)
+    estimator = pv.ImportanceSampling(model, guide, num_particles=150)
+    loader = DataLoader(TensorDataset(x), 3, shuffle=True)
+    same_as_one_process(lambda: pv.evaluate(estimator, loader, seed=1, progress=False))
     with quiet():
-        pv.evaluate(estimator, DataLoader(data, 3, shuffle=True), progress=False)
+        assert len(pv.evaluate(estimator, loader, progress=False)) == 12
 
 
 def check_an_empty_loader():
