@@ -75,8 +75,8 @@ class Checkpoint:
         kept = self._kept.pop(batch.number, None)
         if kept is not None and kept.digest != digest:
             raise CheckpointError(
-                f"{in_words(batch)} holds other data than when the checkpoint '{self.folder}' was made: a call goes on "
-                "only over the same batches in the same order. Pass the loader as it was, or another path. A loader that "
+                f"{in_words(batch)} holds other data than when the checkpoint '{self.folder}' was made: a call goes on only "
+                "over the same batches in the same order. Pass the loader as it was, or another path. A loader that "
                 "shuffles keeps its order under seed=, or under a generator of its own with a fixed seed"
             )
         return None if kept is not None and kept.error and on_error != "skip" else kept

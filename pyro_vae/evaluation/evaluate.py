@@ -115,7 +115,7 @@ def rows_of(outcomes: Sequence[Found[Any]]) -> Tensor | None:
     Where all batches have one row each, as with `datum_plate=None`, a batch is a datum.
     """
     found = [one for one in outcomes if not one.error]
-    rows = [len(one.result) if hasattr(one.result, "__len__") else 0 for one in found]
+    rows = [len(one.result or ()) for one in found]
     if rows == [one.size for one in found]:
         return torch.cat([torch.arange(one.first, one.first + one.size) for one in found])
     return torch.tensor([one.number for one in found]) if set(rows) == {1} else None
