@@ -9,6 +9,7 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import group_checkpoints
 import group_estimators
 import pyro
 import torch
@@ -198,8 +199,8 @@ def main(folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     outcomes = {}
-    for name, check in {**globals(), **vars(group_estimators)}.items():
-        if name.startswith("check_") and check.__module__ in ("__main__", "group_estimators"):
+    for name, check in {**globals(), **vars(group_estimators), **vars(group_checkpoints)}.items():
+        if name.startswith("check_") and check.__module__ in ("__main__", "group_estimators", "group_checkpoints"):
             pyro.clear_param_store()
             pyro.set_rng_seed(dist.get_rank())  # the ranks share no random state
             try:

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from launch import start_ranks, torchrun
 
 
@@ -41,17 +42,31 @@ def ended(ranks, timeout=120):
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_others():
-    (alive, status), (_, killed) = ended(start_ranks(2, "group_faults.py", "killed", 30))
+@pytest.mark.parametrize("resumed_by", [1, 2, 4])
+def test_a_rank_that_is_killed_ends_the_others_and_the_checkpoint_is_whole(tmp_path, resumed_by):
+    (alive, status), (_, killed) = ended(start_ranks(2, "group_faults.py", "killed", 30, tmp_path))
     assert killed == -9
     assert status == 3, alive
     assert "rank 0 of 2 waited for the others at batches 4 to 5" in alive
+    assert "make the same call again to go on" in alive
     assert float(re.search(r"after ([\d.]+) s", alive)[1]) < 20
+    folders = [tmp_path, tmp_path / "unbroken"]
+    folders[1].mkdir()
+    for num_processes, folder in ((resumed_by, folders[0]), (1, folders[1])):
+        said = ended(start_ranks(num_processes, "group_faults.py", "whole", 30, folder))
+        assert not any(status for _, status in said), said
+    (resumed, found), (whole, truth) = (torch.load(folder / "0.pt", weights_only=True) for folder in folders)
+    assert repr(found) == repr(truth)  # NaN is not equal to itself
+    assert whole == 8
+    counts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True)[0] for rank in range(resumed_by)]
+    assert sum(counts) <= 4, (
+        counts
+    )  # of the eight, the first four were on the disk at least but for those of the last second
 
 
 @pytest.mark.slow
-def test_a_rank_that_makes_no_call_ends_the_wait_of_the_others():
-    (waiting, status), _ = ended(start_ranks(2, "group_faults.py", "absent", 5))
+def test_a_rank_that_makes_no_call_ends_the_wait_of_the_others(tmp_path):
+    (waiting, status), _ = ended(start_ranks(2, "group_faults.py", "absent", 5, tmp_path))
     assert status == 3, waiting
     assert "waited for the others at the start of a pass" in waiting
     assert "single_process" in waiting
@@ -59,7 +74,7 @@ def test_a_rank_that_makes_no_call_ends_the_wait_of_the_others():
 
 
 @pytest.mark.slow
-def test_one_rank_alone():
-    (said, status), (_, other) = ended(start_ranks(2, "group_faults.py", "alone", 5))
+def test_one_rank_alone(tmp_path):
+    (said, status), (_, other) = ended(start_ranks(2, "group_faults.py", "alone", 5, tmp_path))
     assert (status, other) == (0, 0), said
     assert "result of 16" in said
