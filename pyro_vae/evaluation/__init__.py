@@ -1,5 +1,6 @@
 """Estimators over whole data sets."""
 
+from .checkpoint import checkpoint_at
 from .evaluate import evaluate
 from .loop import Folder, OnError, over_batches, over_loader
 from .processes import exchanged, gathered, of_rank_0, rank_and_size, shared_seed, single_process
@@ -7,6 +8,7 @@ from .processes import exchanged, gathered, of_rank_0, rank_and_size, shared_see
 __all__ = [
     "Folder",
     "OnError",
+    "checkpoint_at",
     "evaluate",
     "exchanged",
     "gathered",

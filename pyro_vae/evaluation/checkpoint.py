@@ -30,6 +30,7 @@ PACKAGES = ("pyro_vae", "pyro-ppl", "torch")
 # have thousands of files and no more.
 PAUSE, SHARE = 1.0, 1e-3
 WRITABLE = "Pass a path in a folder that exists and may be written"
+GO_ON = "Make the same call again to go on from the checkpoint"
 OTHERWISE = "Make the call as it was, pass another path, or delete the folder to begin again"
 
 
@@ -112,7 +113,8 @@ class Checkpoint:
         self._due = time.monotonic() + max(PAUSE, SHARE * (time.monotonic() - self._start))
 
     def how_to_go_on(self) -> str:
-        return f"The checkpoint '{self.folder}' holds {self.num_batches} batches: make the same call again to go on"
+        held = f", which holds {self.num_batches} batches" if self.num_batches else ""
+        return f"{GO_ON} '{self.folder}'{held}"
 
     def _manifest(self, about: Mapping[str, str], seed: int | None) -> Any:
         path = self.folder / MANIFEST
@@ -197,7 +199,8 @@ def checkpoint_at(path: str | PathLike[str] | None, of: Any, seed: int | None) -
         except BaseException as error:
             with suppress(CheckpointError):
                 checkpoint.write()
-                add_words(error, after=checkpoint.how_to_go_on())
+                if GO_ON not in str(error):  # said already where one call is a part of another
+                    add_words(error, after=checkpoint.how_to_go_on())
             raise
         checkpoint.write()
 

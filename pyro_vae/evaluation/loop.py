@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from os import PathLike
 from typing import Any, Literal, TypeVar
 
@@ -170,7 +171,7 @@ def outcomes(
     with kept():
         if seed is not None:
             torch.manual_seed(seed)  # a loader that shuffles draws from it
-        share = computed_everywhere if everywhere else shared_out
+        share = partial(computed_everywhere, why_not=lambda one: one.error) if everywhere else shared_out
         for one in share(numbered(loader), compute, lambda batch: digest_of(batch.data)):
             if checkpoint is not None:
                 checkpoint.set_known(one)

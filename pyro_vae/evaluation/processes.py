@@ -11,7 +11,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -165,6 +165,7 @@ class Said:
     :ivar complete: whether there are no more of them than that.
     :ivar found: the result of its own batch, packed.
     :ivar failed: the number of the batch where it failed.
+    :ivar skipped: why batches were left out, by their numbers.
     """
 
     seen: tuple[str, ...]
@@ -172,6 +173,7 @@ class Said:
     found: bytes | None = None
     failed: int = -1
     failure: Failure | None = None
+    skipped: Mapping[int, str] = field(default_factory=dict)
 
 
 def shared_out(batches: Iterable[Any], compute: Callable[[Any], T], digest: Callable[[Any], str]) -> Iterator[T]:
@@ -214,25 +216,40 @@ def shared_out(batches: Iterable[Any], compute: Callable[[Any], T], digest: Call
             yield unpacked(one.found)
 
 
-def computed_everywhere(batches: Iterable[Any], compute: Callable[[Any], T], digest: Callable[[Any], str]) -> Iterator[T]:
-    """As `shared_out`, but every rank computes all batches. Ranks with other batches are found at the end."""
+def computed_everywhere(
+    batches: Iterable[Any], compute: Callable[[Any], T], digest: Callable[[Any], str], why_not: Callable[[T], str]
+) -> Iterator[T]:
+    """As `shared_out`, but every rank computes all batches. Ranks with other batches are found at the end.
+
+    :param why_not: why a batch was left out, or nothing.
+    """
     rank, size = rank_and_size()
     seen: list[str] = []
+    skipped: dict[int, str] = {}
     failure = None
     try:
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if size > 1:
                 seen.append(digest(batch))
             with single_process():
                 result = compute(batch)
+            if reason := why_not(result):
+                skipped[number] = reason
             yield result
     except Exception as error:
         if size == 1:
             raise
         failure = failure_of(error)
-    said = exchanged("the end of the batches", Said(tuple(seen), failure is None, failure=failure))
+    own = Said(tuple(seen), failure is None, failure=failure, skipped=skipped)
+    said = exchanged("the end of the batches", own)
     check_same_batches(said, 0)
     raise_first([one.failure for one in said])
+    for other, one in enumerate(said):
+        if one.skipped.keys() != said[0].skipped.keys():
+            raise ProcessesError(
+                f"rank 0 left out the batches {said[0].skipped or 'none'}, rank {other} {one.skipped or 'none'}, but all "
+                "ranks must go on with the same data: mend what they say, or leave those batches out of the loader"
+            )
 
 
 def check_same_batches(said: Sequence[Said], first: int) -> None:

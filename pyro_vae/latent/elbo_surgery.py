@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..batches import ToArguments, first_element
-from ..evaluation import over_loader, rank_and_size, shared_seed
+from ..evaluation import OnError, over_loader, rank_and_size, shared_seed
 from ..evidence import OfPair
 from ..noise import Noise, batch_noise, noise_seed
 from ..options import one_of, whole_number
@@ -69,8 +69,9 @@ class ELBOSurgery(OfPair):
     :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
 
     Called with a loader, any iterable of batches, which is gone through once, in any order; `args`, which maps a batch to
-    the tuple of the model's arguments or a dict of keywords (by default its first element); and `progress`; returns
-    `Surgery`. Kept in memory are, per datum, K draws, 2 (D + 1) sums in double precision for each, and the parameters of its
+    the tuple of the model's arguments or a dict of keywords (by default its first element); `progress`; and `on_error` as in
+    `evaluate`; returns `Surgery`. There is no checkpoint: draws and distributions of all data must be in memory at once.
+    Kept in memory are, per datum, K draws, 2 (D + 1) sums in double precision for each, and the parameters of its
     distributions (2 D numbers for a diagonal Gaussian). Where dimensions are not independent, the arguments of every batch
     are kept in place of distributions, and the guide runs again for every block of draws.
 
@@ -100,11 +101,19 @@ class ELBOSurgery(OfPair):
         one_of("aggregate", self.aggregate, Aggregate)
 
     @torch.no_grad()
-    def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> Surgery:
+    def __call__(
+        self,
+        loader: Iterable[Any],
+        *,
+        args: ToArguments = first_element,
+        progress: bool = True,
+        on_error: OnError = "raise",
+    ) -> Surgery:
         seed = shared_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
         # The prior of each batch is compared with that of the one before: every rank looks at all of them.
-        over_loader(collector.add, loader, args, seed=self.seed, progress=progress, of=self, everywhere=True)
+        options: Any = {"seed": self.seed, "progress": progress, "on_error": on_error, "everywhere": True}
+        over_loader(collector.add, loader, args, of=self, **options)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         chosen = self._choose(batches, seed)

@@ -1,6 +1,5 @@
 """Nearest training data, found in one pass."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -26,13 +25,12 @@ class Neighbours:
         self.place = torch.full_like(self.distance, torch.iinfo(torch.long).max, dtype=torch.long)
         self.rows = torch.zeros_like(queries)
 
-    def add(self, train: Tensor, number: int) -> int:
-        """Look at the batch with this number, in rising order; returns how many data it has."""
+    def add(self, train: Tensor, number: int) -> None:
+        """Look at the batch with this number, in rising order."""
         for first_train in range(0, len(train), CHUNK):
             part = train[first_train : first_train + CHUNK].to(self.queries)
             for first in range(0, len(self.queries), CHUNK):
                 self._compare(slice(first, first + CHUNK), part, number * BATCH + first_train)
-        return len(train)
 
     def merge(self) -> None:
         """Take in what the other ranks of a process group found in their batches. Of equal distances the first counts."""
@@ -42,10 +40,11 @@ class Neighbours:
             self.place = torch.where(nearer, place, self.place)
             self.rows = torch.where(nearer.unsqueeze(1), rows, self.rows)
 
-    def index(self, sizes: Sequence[int]) -> Tensor:
-        """The numbers of the nearest data among all, from the sizes of all batches."""
-        firsts = self.place.new_tensor([0, *itertools.accumulate(sizes)])
-        return firsts[self.place // BATCH] + self.place % BATCH
+    def index(self, batches: Sequence[tuple[int, int]]) -> Tensor:
+        """The numbers of the nearest data among all that were looked at, from the numbers and sizes of all batches."""
+        numbers, sizes = self.place.new_tensor(batches).unbind(1)
+        firsts = sizes.cumsum(0) - sizes
+        return firsts[torch.searchsorted(numbers, self.place // BATCH)] + self.place % BATCH
 
     def _compare(self, chunk: slice, part: Tensor, first: int) -> None:
         queries, candidates = self.queries[chunk].double(), part.double()

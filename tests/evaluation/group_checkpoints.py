@@ -47,7 +47,7 @@ def stop_at(estimator, x, where, path):
 
     pv.ImportanceSampling.estimate = stumbling
     try:
-        with raises(MemoryError, "stumbled", "batch", "make the same call again to go on"):
+        with raises(MemoryError, "batch", "stumbled", "ake the same call again to go on"):
             run(estimator, x, checkpoint=path)
     finally:
         pv.ImportanceSampling.estimate = forward
@@ -166,6 +166,26 @@ def check_the_same_batches_are_skipped():
     assert len(skipped) == (group.get_rank() == 0), said
     with raises(EmptyBatchError, "all 6 batches were skipped"):
         run(estimator, x * torch.nan, on_error="skip")
+
+
+def check_looks_that_skip_batches():
+    model, guide, x = pair(12)
+    bad = x.clone()
+    bad[[3, 6]] = torch.nan
+    options = {"progress": False, "on_error": "skip"}
+    same_as_one_process(lambda: pv.ELBOSurgery(model, guide, seed=1)(bad.split(2), **options))
+    same_as_one_process(lambda: pv.ActiveUnits(model, guide, seed=1)(bad.split(2), **options))
+    found = same_as_one_process(lambda: pv.SampleCheck(model, guide, seed=1)([x], train=bad.split(2), **options))
+    kept = pv.SampleCheck(model, guide, seed=1)([x], train=bad[~bad.isnan().any(1)].split(2), progress=False)
+    assert torch.equal(found.nearest, kept.nearest)
+
+    def failing_on_rank_1(batch):
+        if group.get_rank() == 1 and torch.equal(batch, x[4:6]):
+            raise MemoryError("only here")
+        return (batch,)
+
+    with raises(ProcessesError, "rank 0 left out the batches none", "2", "only here"), quiet():
+        pv.ELBOSurgery(model, guide, seed=1)(x.split(2), args=failing_on_rank_1, **options)
 
 
 def run_skipping(estimator, x):

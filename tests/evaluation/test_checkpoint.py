@@ -298,7 +298,7 @@ def test_two_calls_at_once_are_refused(tmp_path):
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="holds 3 batches: make the same call again to go on"):
+    with pytest.raises(KeyboardInterrupt, match="Make the same call again to go on from .*, which holds 3 batches"):
         run(estimator(), until(3, batches_of(data()), KeyboardInterrupt), tmp_path)
     assert len(run(estimator(), batches_of(data()), tmp_path)) == 23
 
