@@ -176,7 +176,7 @@ def check_looks_that_skip_batches():
     same_as_one_process(lambda: pv.ELBOSurgery(model, guide, seed=1)(bad.split(2), **options))
     same_as_one_process(lambda: pv.ActiveUnits(model, guide, seed=1)(bad.split(2), **options))
     found = same_as_one_process(lambda: pv.SampleCheck(model, guide, seed=1)([x], train=bad.split(2), **options))
-    kept = pv.SampleCheck(model, guide, seed=1)([x], train=bad[~bad.isnan().any(1)].split(2), progress=False)
+    kept = pv.SampleCheck(model, guide, seed=1)([x], train=[x[:2], x[4:6], x[8:]], progress=False)
     assert torch.equal(found.nearest, kept.nearest)
 
     def failing_on_rank_1(batch):
