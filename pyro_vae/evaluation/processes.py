@@ -39,10 +39,8 @@ def single_process() -> Iterator[None]:
 
     Example::
 
-        if torch.distributed.get_rank() == 0:
-            with pv.single_process():
-                result = pv.evaluate(estimator, loader)
-        torch.distributed.barrier()
+        with pv.single_process():  # on rank 0, say
+            result = pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide), loader)
     """
     global _alone
     before, _alone = _alone, True

@@ -21,11 +21,12 @@ def environment(**more):
     return {**os.environ, **THREADS, "PYTHONPATH": path, "PYTHONWARNINGS": "default", **more}
 
 
-def torchrun(num_processes, program, *args, timeout=240):
-    """Run `tests/evaluation/<program>` under torchrun; all that it printed, and its exit status."""
+def torchrun(num_processes, program, *args, cwd=HERE, timeout=240):
+    """Run a program under torchrun; all that it printed, and its exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(HERE / program), *map(str, args)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False, cwd=HERE)
+    options = {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, env=environment(), timeout=timeout, cwd=cwd, **options)
     return done.stdout + done.stderr, done.returncode
 
 

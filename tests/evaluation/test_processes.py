@@ -2,10 +2,16 @@
 
 import json
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from launch import start_ranks, torchrun
+from pair_helpers import quiet
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "several_processes.py"
 
 
 def outcomes(num_processes, folder):
@@ -24,6 +30,27 @@ def test_two_processes(tmp_path):
     found, output = outcomes(2, tmp_path)
     assert len(found[0]) > 35
     assert not failures(found), "\n".join(failures(found))
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
+    """Two processes, and this one alone with the checkpoint that they left, or with none, print the same."""
+    said, status = torchrun(2, EXAMPLE, cwd=tmp_path)
+    assert status == 0, said
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    try:
+        for folder in (tmp_path, tmp_path / "other"):
+            folder.mkdir(exist_ok=True)
+            monkeypatch.chdir(folder)
+            with quiet():
+                runpy.run_path(str(EXAMPLE))
+            alone = capsys.readouterr().out
+            assert "200 data" in alone
+            assert alone in said, (alone, said)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
