@@ -42,7 +42,7 @@ class Neighbours:
 
     def index(self, batches: Sequence[tuple[int, int]]) -> Tensor:
         """The numbers of the nearest data among all that were looked at, from the numbers and sizes of all batches."""
-        numbers, sizes = self.place.new_tensor(batches).unbind(1)
+        numbers, sizes = (self.place.new_tensor(column) for column in zip(*batches, strict=True))
         firsts = sizes.cumsum(0) - sizes
         return firsts[torch.searchsorted(numbers, self.place // BATCH)] + self.place % BATCH
 
