@@ -60,7 +60,7 @@ OUTSIDE = {
     "exact": {"numpy"},
     "comparison": {"matplotlib"},
     "calibration": {"matplotlib"},
-    "evaluation": {"tqdm"},
+    "evaluation": {"numpy", "tqdm"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "records": {"pandas"},

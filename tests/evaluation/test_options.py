@@ -30,7 +30,7 @@ def with_nan(*places, size=5, num_data=23):
 def test_an_error_says_its_batch_and_data_and_how_to_leave_it_out(tmp_path):
     with pytest.raises(
         InvalidDataError,
-        match=r"^batch 2 \(data 10 to 14, counted from 0\): .*NaN.*To leave such batches out, pass on_error=",
+        match=r"^batch 2 \(data 10 to 14, counted from 0\): .*NaN.*To leave such batches out, pass on",
     ):
         run(estimator(), with_nan(12))
     with pytest.raises(InvalidDataError, match=r"^batch 4 \(data 20 to 22.*which holds 4 batches"):
