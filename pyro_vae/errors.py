@@ -29,7 +29,9 @@ __all__ = [
     "OptionError",
     "ParameterStoreWarning",
     "PrecisionWarning",
+    "ProcessesError",
     "ProgramError",
+    "RecordFileError",
     "ScheduleWarning",
     "SiteMismatchError",
     "SkippedBatchWarning",
@@ -147,8 +149,16 @@ class MissingPackageError(ImportError, RuntimeError):
     """An optional package is not installed."""
 
 
+class ProcessesError(RuntimeError):
+    """The processes of a `torch.distributed` group differ in what they were to share, or one of them is gone."""
+
+
 class NonFiniteError(RuntimeError):
     """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
+
+
+class RecordFileError(OSError, ValueError):
+    """A file of records that is damaged, of another kind or version, or cannot be read or written."""
 
 
 class UnreliableEvidenceWarning(UserWarning):

@@ -8,7 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..records import from_arrays, load_value, save_value, to_arrays
 from .digests import about_call
 from .found import Batch, Found, add_words, in_words
 from .lock import locked
+from .processes import check_agreed, rank_0_first, rank_and_size
 
 FORMAT = 1  # of the folder; raised when older versions of the package would misread it
 MANIFEST, LOCK = "manifest.npz", "lock"
@@ -36,19 +37,28 @@ OTHERWISE = "Make the call as it was, pass another path, or delete the folder to
 class Checkpoint:
     """What was found for the batches of one call, in a folder of its own.
 
+    The ranks of a process group each have one of the same folder and write files of their own. All is known to all of them.
+
+    :param first: make the folder where there is none, and clear up in it: for rank 0, before the others.
     :ivar seed: of the call; drawn once where none was given, and kept.
     """
 
-    def __init__(self, folder: Path, call: Mapping[str, str], seed: int | None) -> None:
+    def __init__(self, folder: Path, call: Mapping[str, str], seed: int | None, first: bool = True) -> None:
         self.folder = folder
         self._pending: list[Found] = []
         # The first batch is written at once, so that what cannot be written shows early.
         self._start, self._due = time.monotonic(), 0.0
-        for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+        if first:
+            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+        elif not (folder / MANIFEST).exists():
+            raise CheckpointError(
+                f"'{folder}' is not the folder of rank 0, which has made a checkpoint there: all ranks must see the same "
+                "folder. Pass one on a disk that they share"
+            )
         about = {**call, **{f"version of {name}": number for name, number in versions().items()}, "seed": repr(seed)}
         manifest = self._manifest(about, seed)
-        self.seed, self._run = manifest["seed"], manifest["run"]
+        self.seed, self.run = manifest["seed"], manifest["run"]
         found = [one for path in sorted(folder.glob("batches-*.npz")) for one in self._read(path)]
         # Of a batch that was skipped at first and has a result since, the result counts.
         self._kept = {one.number: one for one in sorted(found, key=lambda one: not one.error)}
@@ -81,6 +91,11 @@ class Checkpoint:
         if time.monotonic() >= self._due:
             self.write()
 
+    def set_known(self, found: Found) -> None:
+        """Count a batch of which another rank may have taken care."""
+        self._kept.pop(found.number, None)
+        self._on_disk.setdefault(found.number, found.error)
+
     def check_all_taken(self, num_batches: int) -> None:
         """:raises CheckpointError: if the loader has ended before the batches of the checkpoint."""
         if self._kept:
@@ -93,7 +108,7 @@ class Checkpoint:
         """Write what is not yet on the disk."""
         if self._pending:
             name = SHARD.format(first=self._pending[0].number, token=secrets.token_hex(8))
-            self._save(name, {"run": self._run, "batches": [vars(found) for found in self._pending]})
+            self._save(name, {"run": self.run, "batches": [vars(found) for found in self._pending]})
             self._pending = []
         self._due = time.monotonic() + max(PAUSE, SHARE * (time.monotonic() - self._start))
 
@@ -125,7 +140,7 @@ class Checkpoint:
     def _read(self, path: Path) -> list[Found]:
         remedy = "Delete that file: its batches are then run again, and only those"
         shard = self._load(path, remedy)
-        if shard.get("run") != self._run:
+        if shard.get("run") != self.run:
             raise CheckpointError(f"'{path}' belongs to another checkpoint than its {MANIFEST}. {remedy}")
         return [Found(**one) for one in shard["batches"]]
 
@@ -164,13 +179,17 @@ def checkpoint_at(path: str | PathLike[str] | None, of: Any, seed: int | None) -
     if path is None:
         yield None
         return
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot make the folder '{path}' for a checkpoint: {error.strerror}. {WRITABLE}") from error
-    with locked(folder / LOCK):
-        checkpoint = Checkpoint(folder, about_call(of), seed)
+    folder, is_first = Path(path), rank_and_size()[0] == 0
+    with ExitStack() as stack:
+
+        def opened() -> Checkpoint:
+            if is_first:
+                make_folder(folder)
+                stack.enter_context(locked(folder / LOCK))
+            return Checkpoint(folder, about_call(of), seed, is_first)
+
+        checkpoint = rank_0_first("the checkpoint", opened)
+        check_agreed({"checkpoint": checkpoint.run})
         try:
             yield checkpoint
         except CheckpointError:
@@ -184,6 +203,13 @@ def checkpoint_at(path: str | PathLike[str] | None, of: Any, seed: int | None) -
                     add_words(error, after=checkpoint.how_to_go_on())
             raise
         checkpoint.write()
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder '{folder}' for a checkpoint: {error.strerror}. {WRITABLE}") from error
 
 
 def check_same_call(folder: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:

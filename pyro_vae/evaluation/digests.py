@@ -33,6 +33,20 @@ def about_call(of: Any) -> dict[str, str]:
     return found.found
 
 
+def about_ranks(of: Any) -> dict[str, str]:
+    """Of `about_call`, what must be the same on all ranks of a process group: the class, the options, tensors.
+
+    Plain values that model and guide read may differ, as the number of the rank does.
+    """
+    options = {f.name for f in dataclasses.fields(of)} if dataclasses.is_dataclass(of) else set()
+    told = {"class", *options} - {"model", "guide"}
+    return {name: text for name, text in about_call(of).items() if name.split(".")[0] in told or is_digest(text)}
+
+
+def is_digest(text: str) -> bool:
+    return len(text) == 64
+
+
 def digest_of(value: Any) -> str:
     """One digest of data: of tensors, arrays and plain values in any nest of containers and objects."""
     found = Description()

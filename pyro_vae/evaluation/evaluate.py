@@ -13,6 +13,7 @@ from ..options import real_number
 from ..records import warn_about, with_loader_index, without_warnings
 from .found import Found
 from .loop import OnError, over, warn_skipped
+from .processes import rank_and_size
 from .progress import RunningMean
 
 
@@ -94,7 +95,8 @@ def evaluate(
                 break
     results: list[Any] = [one.result for one in outcomes if not one.error]
     joined = with_loader_index(type(results[0]).cat(results), rows_of(outcomes))
-    warn_about(joined, stacklevel=2)
+    if rank_and_size()[0] == 0:
+        warn_about(joined, stacklevel=2)
     warn_skipped([one for one in outcomes if one.error], stacklevel=2)
     return joined
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..batches import ToArguments, first_element
-from ..evaluation import OnError, over_loader
+from ..evaluation import OnError, over_loader, rank_and_size, shared_seed
 from ..evidence import OfPair
-from ..noise import Noise, batch_noise, checked_seed, noise_seed
+from ..noise import Noise, batch_noise, noise_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture, check_batches, mean_cost
@@ -109,9 +109,11 @@ class ELBOSurgery(OfPair):
         progress: bool = True,
         on_error: OnError = "raise",
     ) -> Surgery:
-        seed = checked_seed(self.seed)
+        seed = shared_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
-        over_loader(collector.add, loader, args, of=self, seed=self.seed, progress=progress, on_error=on_error)
+        # The prior of each batch is compared with that of the one before: every rank looks at all of them.
+        options: Any = {"seed": self.seed, "progress": progress, "on_error": on_error, "everywhere": True}
+        over_loader(collector.add, loader, args, of=self, **options)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         chosen = self._choose(batches, seed)
@@ -129,7 +131,8 @@ class ELBOSurgery(OfPair):
             aggregate=self.aggregate,
             cost=mean_cost(batches),
         )
-        warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
+        if rank_and_size()[0] == 0:
+            warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
         return surgery
 
     def _choose(self, batches: Sequence[BatchDraws], seed: int) -> list[Tensor]:

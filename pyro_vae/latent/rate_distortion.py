@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..batches import ToArguments, first_element
 from ..errors import NonFiniteError, OptionError
-from ..evaluation import Folder, OnError, over_loader
+from ..evaluation import Folder, OnError, over_loader, rank_and_size
 from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise
@@ -143,7 +143,8 @@ class RateDistortion(OfPair):
             cost=sums.cost / sums.num_data,
             support_checked=self._pair.check_support,
         )
-        warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
+        if rank_and_size()[0] == 0:
+            warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
         return curve
 
     def _terms(self, call: Call) -> CurveTerms:

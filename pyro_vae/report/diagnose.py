@@ -14,12 +14,12 @@ import torch
 from ..batches import ToArguments, arguments_of, check_loader, first_element, picked
 from ..calibration import GuideCalibration
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
-from ..evaluation import Folder, OnError, checkpoint_at, evaluate
+from ..evaluation import Folder, OnError, checkpoint_at, evaluate, rank_and_size, shared_seed
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, Pair
 from ..latent import ActiveUnits, ELBOSurgery
-from ..noise import checked_seed, kept_random_state
+from ..noise import kept_random_state
 from ..options import seed_or_none, whole_number
 from ..records import without_warnings
 from ..samples import SampleCheck
@@ -125,7 +125,7 @@ def diagnose(
     asked: dict[str, Any] = {"num_data": num_data, "num_particles": num_particles, "image_shape": image_shape, **shared}
     of = partial(diagnose, model, guide, evidence=evidence, data=data, **asked)
     with checkpoint_at(checkpoint, of, seed) as kept:
-        seed = checked_seed(seed) if kept is None else kept.seed
+        seed = shared_seed(seed) if kept is None else kept.seed
         chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
         run = Run(
             gaps=InferenceGaps(model, guide, num_particles=num_particles, evidence=evidence, **shared),
@@ -180,7 +180,7 @@ class Run:
             "calibration": len(held_out),
             **dict.fromkeys(("latent units", "surgery", "samples"), num_train),
         }
-        with Stages(COSTS, num_batches, progress) as stage:
+        with Stages(COSTS, num_batches, progress and rank_and_size()[0] == 0) as stage:
             of_test = self.evaluated(self.gaps, "gaps on test data", held_out, stage)
             of_train = self.evaluated(self.gaps, "gaps on training data", known, stage)
             trial = partial(self.evaluated, self.trial, "self-check", simulated, stage)

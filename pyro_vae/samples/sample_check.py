@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import noise
 from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError
 from ..evaluation import OnError, over_loader
@@ -111,13 +112,15 @@ class SampleCheck(OfPair):
         num_data = len(looks.data)
         neighbours = Neighbours(torch.cat([looks.sample_draws, looks.data]))
 
-        def compare(*arguments: Any, **named: Any) -> None:
+        def compare(*arguments: Any, **named: Any) -> tuple[int, int]:
             with self._pair.open(arguments, named, self.seed) as call:
                 values = values_in(reconstruction(call), call.layout)
                 check_shapes(shapes_of(values), looks.shapes)
-                neighbours.add(joined(values))
+                neighbours.add(joined(values), noise.batch_number)
+                return noise.batch_number, len(values[0])
 
-        over_loader(compare, train, args, title=f"{name}, training data", **options)
+        sizes = over_loader(compare, train, args, title=f"{name}, training data", **options)
+        neighbours.merge()
         sample_distance, data_distance = neighbours.distance.to(looks.reconstruction_means.dtype).split(num_data)
         closest = sample_distance.argsort(stable=True)[:KEPT]
         return SampleCheckResult(
@@ -126,12 +129,12 @@ class SampleCheck(OfPair):
             sharpness=None if image_shape is None else looks.sharpness(image_shape),
             sample_distance=sample_distance,
             data_distance=data_distance,
-            nearest=neighbours.index[:num_data],
+            nearest=neighbours.index(sizes)[:num_data],
             closest=closest,
             closest_samples=looks.sample_draws[closest],
             closest_train=neighbours.rows[closest],
             image_shape=image_shape,
-            num_train=neighbours.num_train,
+            num_train=sum(size for _, size in sizes),
             support_checked=self._pair.check_support,
         )
 
