@@ -232,7 +232,7 @@ def difference(name: str, then: str | None, now: str | None) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
-    return {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **{name: version_of(name) for name in PACKAGES}}
 
 
 def version_of(package: str) -> str:

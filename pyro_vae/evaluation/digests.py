@@ -17,6 +17,8 @@ from ..isolation import stored_parameters
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 # Code of these is told by the versions of packages.
 PACKAGES = {"pyro", "pyro_vae", "torch", "numpy"} | sys.stdlib_module_names
+# What an earlier run has left: the trace of an autoguide's first call holds that batch and its draws.
+PASSING = {"pyro.poutine.trace_struct"}
 DEPTH = 12  # of objects within objects
 
 
@@ -75,7 +77,7 @@ class Description:
 
     def _parts(self, name: str, value: Any) -> Mapping[str, Any]:
         """What a value is made of, by what stands behind its own name."""
-        if isinstance(value, types.ModuleType):
+        if isinstance(value, types.ModuleType) or type(value).__module__ in PASSING:
             return {}
         if isinstance(value, Mapping):
             return {f"[{key}]": part for key, part in value.items()}
@@ -90,7 +92,7 @@ class Description:
         if isinstance(value, types.FunctionType):
             return of_function(value)
         if isinstance(value, type):
-            return {".class": f"{value.__module__}.{value.__qualname__}", **of_class(value)}
+            return {"": f"{value.__module__}.{value.__qualname__}", **of_class(value)}
         kind = {".class": type(value)}
         if isinstance(value, torch.nn.Module):
             return {**kind, **{f".{n}": part for n, part in parts_of_module(value).items()}}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoint_helpers import Guide, Model, Stop, batches_of, data, estimator, same, until
 from pair_helpers import quiet
+from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
@@ -138,7 +139,11 @@ OTHERS = {
         lambda: estimator(guide=moved(Guide(), "encoder.bias")),
         0,
     ),
-    "class was": (estimator, lambda: pv.AdaptiveImportanceSampling(Model(), Guide(), num_particles=100), 0),
+    "class was .* and is .*Adaptive": (
+        estimator,
+        lambda: pv.AdaptiveImportanceSampling(Model(), Guide(), num_particles=100),
+        0,
+    ),
     "tensor is another one": (lambda: estimator(with_closure(0.5)), lambda: estimator(with_closure(0.6)), 0),
     "model.*scale was 1.0 and is 2.0": (lambda: estimator(scaled(Model(), 1.0)), lambda: estimator(scaled(Model(), 2.0)), 0),
 }
@@ -174,6 +179,24 @@ def test_parameters_in_the_store_count_and_modules_count_once(tmp_path):
         run(estimator(model), until(2, batches_of(data())), tmp_path)
     pyro.module("decoder", model.decoder)  # as training does; another process may load a state instead
     assert len(run(estimator(model), batches_of(data()), tmp_path)) == 23
+
+
+def test_an_autoguide_may_have_been_set_up_by_another_batch(tmp_path):
+    """Its first call leaves a trace with data and draws; what counts are its parameters."""
+
+    def guide_at(x, seed):
+        torch.manual_seed(seed)
+        guide = AutoNormal(Model())
+        guide(x)
+        with torch.no_grad():
+            for parameter in guide.parameters():
+                parameter.fill_(0.1)
+        return guide
+
+    batches = batches_of(data(20))
+    with pytest.raises(Stop):
+        run(estimator(guide=guide_at(batches[0], 0)), until(2, batches), tmp_path)
+    assert len(run(estimator(guide=guide_at(batches[1], 1)), batches, tmp_path)) == 20
 
 
 def test_another_version_is_refused_by_name(tmp_path, monkeypatch):
