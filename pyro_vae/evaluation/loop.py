@@ -98,7 +98,8 @@ def warn_skipped(skipped: Sequence[Found], stacklevel: int) -> None:
         said = "; ".join(f"{in_words(one)}: {one.error}" for one in skipped[:3])
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         num_data = sum(one.size for one in skipped)
-        message = f"{len(skipped)} batches with {num_data} data were skipped and are not in the result: {said}{more}"
+        batches = "1 batch was" if len(skipped) == 1 else f"{len(skipped)} batches were"
+        message = f"{batches} skipped, with {num_data} data that are not in the result: {said}{more}"
         warnings.warn(SkippedBatchWarning(message), stacklevel=stacklevel + 1)
 
 

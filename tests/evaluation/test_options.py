@@ -71,7 +71,7 @@ def test_batches_that_raise_are_left_out_on_request_and_rows_say_which_data_they
     with pytest.warns(SkippedBatchWarning) as caught:
         found = run(estimator(), with_nan(6, 22), on_error="skip")
     words = str(caught[0].message)
-    assert "2 batches with 8 data were skipped" in words
+    assert "2 batches were skipped, with 8 data" in words
     assert "batch 1 (data 5 to 9, counted from 0): InvalidDataError: " in words and "batch 4 (data 20 to 22" in words
     assert found.loader_index.tolist() == [*range(5), *range(10, 20)]
     assert torch.equal(found.log_evidence, whole.log_evidence[found.loader_index])
