@@ -31,7 +31,9 @@ def evaluate(
     r"""Run an estimator over a loader and join the results in the order of the data.
 
     Every batch has noise of its own, a function of the seed and of the number of the batch alone. So a run that was
-    interrupted and goes on from a checkpoint gives the numbers of one that was not, bit for bit.
+    interrupted and goes on from a checkpoint gives the numbers of one that was not, bit for bit. Under an initialised
+    `torch.distributed` group the batches are shared out among its ranks, and each gets the whole record, with the numbers of
+    one process.
 
     With `tolerance` it stops after the first batch at which the mean of the headline number (log p(x) of `Evidence`, the
     inference gap of `Gaps`) is known well enough::
@@ -64,6 +66,7 @@ def evaluate(
     :raises CheckpointError: if the checkpoint was made by another call (estimator, options, parameters, seed, versions) or
         from other data or another order of them, if a file of it is damaged, in use by another process, or cannot be
         written. The message says what differs and which file it is.
+    :raises ProcessesError: if the ranks of a group differ in loader, options or parameters, or one of them is gone.
     :raises OptionError: for a tolerance that is not positive, or a record without a number per datum for it.
 
     An error that a batch raises keeps its class and says the number of the batch and the data in it.

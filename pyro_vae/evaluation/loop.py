@@ -16,8 +16,9 @@ from ..options import one_of
 from .checkpoint import Checkpoint, checkpoint_at, storable
 from .digests import about_ranks, digest_of
 from .found import Batch, Found, add_words, in_words
-from .processes import check_agreed, computed_everywhere, rank_and_size, shared_out, shared_seed
+from .processes import check_agreed, rank_and_size, shared_seed
 from .progress import Bar, RunningMean
+from .sharing import computed_everywhere, shared_out
 
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]

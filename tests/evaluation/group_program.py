@@ -22,9 +22,9 @@ from pyro_vae.evaluation.processes import (
     exchanged,
     of_rank_0,
     rank_and_size,
-    shared_out,
     single_process,
 )
+from pyro_vae.evaluation.sharing import shared_out
 
 TIMEOUT = timedelta(seconds=30)
 
