@@ -154,7 +154,9 @@ class Checkpoint:
         try:
             save_value(self.folder / name, value)
         except RecordFileError as error:
-            raise CheckpointError(f"a file of the checkpoint cannot be written: {error}") from error
+            raise CheckpointError(
+                f"a file of the checkpoint cannot be written: {error}. Once there is room, the same call goes on"
+            ) from error
 
 
 def storable(result: Any) -> Any:
