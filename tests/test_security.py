@@ -17,6 +17,8 @@ PACKAGE = Path(pv.__file__).parent
 CALLS = {"eval", "exec", "compile", "__import__", "mktemp", "system", "popen"}
 OF_OTHERS = {"eval", "compile"}  # `module.eval()`, `re.compile()`, `torch.compile()`
 MODULES = {"pickle", "marshal", "shelve", "dill", "urllib", "http", "socket", "requests", "subprocess", "ftplib", "ssl"}
+# What the ranks of one process group hand one another is pickled, as torch.distributed does: they run the same program.
+AMONG_RANKS = "evaluation/processes.py"
 MARKUP = "<b>$\\frac{$_&"
 
 
@@ -37,7 +39,8 @@ def test_nothing_runs_code_from_text():
 def test_nothing_reads_pickles_or_the_network():
     imported = {place: alias.name.split(".")[0] for place, node in nodes(ast.Import) for alias in node.names}
     imported |= {place: (node.module or "").split(".")[0] for place, node in nodes(ast.ImportFrom) if node.level == 0}
-    assert not {place: name for place, name in imported.items() if name in MODULES}
+    named = {place: name for place, name in imported.items() if name in MODULES}
+    assert {place.partition(":")[0]: name for place, name in named.items()} == {AMONG_RANKS: "pickle"}
 
 
 def test_files_are_read_without_pickle():
@@ -47,7 +50,7 @@ def test_files_are_read_without_pickle():
         if not isinstance(func, ast.Attribute) or func.attr != "load" or not isinstance(func.value, ast.Name):
             continue
         options = {word.arg: ast.literal_eval(word.value) for word in node.keywords if isinstance(word.value, ast.Constant)}
-        if func.value.id == "torch":
+        if func.value.id == "torch" and not place.startswith(AMONG_RANKS):
             assert options.get("weights_only") is True, place
         if func.value.id in ("numpy", "np"):
             assert options.get("allow_pickle") is False, place

@@ -19,6 +19,8 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 PACKAGES = {"pyro", "pyro_vae", "torch", "numpy"} | sys.stdlib_module_names
 # What an earlier run has left: the trace of an autoguide's first call holds that batch and its draws.
 PASSING = {"pyro.poutine.trace_struct"}
+# Not what a module is: whether it trains, and the name of a VAE in the store, which counts those that its process has built.
+NOT_DESCRIBED = {"training", "store_name"}
 DEPTH = 12  # of objects within objects
 
 
@@ -104,7 +106,7 @@ class Description:
 def parts_of_module(module: torch.nn.Module) -> dict[str, Any]:
     """Parameters, buffers, modules and public attributes; the mode is not one of them, for all is run in eval mode."""
     state = vars(module)
-    own = {name: value for name, value in state.items() if not name.startswith("_") and name != "training"}
+    own = {name: value for name, value in state.items() if not name.startswith("_") and name not in NOT_DESCRIBED}
     return {**state["_parameters"], **state["_buffers"], **state["_modules"], **own}
 
 

@@ -1,6 +1,7 @@
 """Match the sites of model and guide, and refuse what has no known weights per datum."""
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
