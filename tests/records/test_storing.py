@@ -13,13 +13,12 @@ import numpy
 import pytest
 import torch
 from pair_helpers import F64, make_evidence, make_gaps
+from test_every_record import COLUMNS, made
 
 import pyro_vae as pv
 from pyro_vae.errors import RecordFileError
 from pyro_vae.records import Result, from_arrays, load_value, save_value, to_arrays, write_whole
 from pyro_vae.records import files as files_module
-
-from test_every_record import COLUMNS, made
 
 
 def same(one, other):
@@ -77,7 +76,21 @@ def test_programs_stay_out_of_a_sweep(records, tmp_path):
     assert back.pairs == () and back.stores == ()
 
 
-DTYPES = "float64 float32 float16 bfloat16 float8_e5m2 int64 int32 int16 int8 uint8 bool complex64 complex128".split()
+DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e5m2",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
