@@ -3,7 +3,7 @@
 from . import errors, exact, nn, ops, plots
 from .calibration import Calibration, GuideCalibration
 from .comparison import Comparison, PairedDifference, compare
-from .evaluate import evaluate
+from .evaluation import evaluate, single_process
 from .evidence import (
     AdaptiveImportanceSampling,
     AnnealedImportanceSampling,
@@ -160,5 +160,6 @@ __all__ = [
     "refit_guide",
     "schedules",
     "simulate",
+    "single_process",
     "traverse",
 ]

@@ -1,15 +1,13 @@
-"""Run a function of the model's arguments on every batch of a data set."""
+"""From the batches of a loader to the arguments of the model."""
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
-from tqdm import tqdm
 
+from .arguments import tensors_in
 from .errors import ArgumentError, EmptyBatchError, StructureError
-from .noise import batch_noise, kept_random_state
 
 T = TypeVar("T")
 NO_BATCH = "the loader yielded no batch: pass one with at least one datum"
@@ -47,38 +45,10 @@ def check_loader(loader: Any) -> None:
         )
 
 
-def over_loader(
-    run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None, progress: bool, title: str
-) -> list[T]:
-    """`over_batches` of a checked loader, behind a progress bar with this title."""
-    check_loader(loader)
-    return over_batches(run, tqdm(loader, desc=title, unit="batch", disable=not progress), args, seed=seed)
-
-
-def over_batches(run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, seed: int | None) -> list[T]:
-    """Call `run` on the arguments of every batch and return the results in order. Every batch has noise of its own.
-
-    With a seed the caller's random state is restored, even where the loader draws from it.
-
-    :raises EmptyBatchError: if the loader yields nothing.
-    :raises ArgumentError: if `args` returns no tuple and no dict.
-    """
-    kept = nullcontext if seed is None else kept_random_state
-    results = []
-    with kept():
-        for number, batch in enumerate(loader):
-            with batch_noise(number), kept():
-                if seed is not None:
-                    torch.manual_seed(seed)
-                results.append(run_on_batch(run, batch, args))
-    if not results:
-        raise EmptyBatchError(NO_BATCH)
-    return results
-
-
-def run_on_batch(run: Callable[..., T], batch: Any, args: ToArguments) -> T:
+def run_on_arguments(
+    run: Callable[..., T], positional: tuple[Any, ...], named: dict[str, Any], batch: Any, args: ToArguments
+) -> T:
     """Call `run` on the arguments of a batch. A refusal says what else the batch held."""
-    positional, named = arguments_of(batch, args)
     try:
         return run(*positional, **named)
     except (ArgumentError, StructureError) as error:
@@ -112,4 +82,9 @@ def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate:
 def num_data_in(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
     """By the first tensor with an axis: only a budget hangs on it."""
     positional, named = arguments
-    return next((len(arg) for arg in (*positional, *named.values()) if isinstance(arg, torch.Tensor) and arg.ndim), 1)
+    return num_rows([*positional, *named.values()])
+
+
+def num_rows(batch: Any) -> int:
+    """The length of the first tensor with an axis in a batch; 1 where there is none."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 1)

@@ -8,6 +8,7 @@ __all__ = [
     "ArgumentError",
     "AuxiliarySiteError",
     "BatchCouplingError",
+    "CheckpointError",
     "CollapseWarning",
     "ComparisonError",
     "CompileError",
@@ -28,10 +29,12 @@ __all__ = [
     "OptionError",
     "ParameterStoreWarning",
     "PrecisionWarning",
+    "ProcessesError",
     "ProgramError",
     "RecordFileError",
     "ScheduleWarning",
     "SiteMismatchError",
+    "SkippedBatchWarning",
     "StructureError",
     "SubsamplingError",
     "SupportError",
@@ -138,8 +141,16 @@ class CompileError(RuntimeError):
     """An objective with `compile=` cannot be traced or compiled for these programs, or gives other numbers than without."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint that was made by another call or from other data, is damaged, in use, or cannot be written."""
+
+
 class MissingPackageError(ImportError, RuntimeError):
     """An optional package is not installed."""
+
+
+class ProcessesError(RuntimeError):
+    """The processes of a `torch.distributed` group differ in what they were to share, or one of them is gone."""
 
 
 class NonFiniteError(RuntimeError):
@@ -172,6 +183,10 @@ class ParameterStoreWarning(UserWarning):
 
 class CollapseWarning(UserWarning):
     """Most units of the latents carry nothing about the data: the posterior has collapsed onto the prior."""
+
+
+class SkippedBatchWarning(UserWarning):
+    """Batches that raised were left out of a result, as `on_error="skip"` asks for."""
 
 
 class SurgeryWarning(UserWarning):

@@ -36,6 +36,11 @@ def modules_of(*programs: Callable) -> list[torch.nn.Module]:
     return [owner for owner in owners if isinstance(owner, torch.nn.Module)]
 
 
+def stored_parameters() -> dict[str, Tensor]:
+    """The unconstrained parameters in Pyro's store, by name."""
+    return dict(pyro.get_param_store()._params)
+
+
 @contextmanager
 def isolated_store() -> Iterator[None]:
     """Let programs read the parameter store, and remove on exit what they add.

@@ -50,7 +50,7 @@ NO_PYRO_AT_ALL = {
     "exact",
     "records",
     "plots",
-    "evaluate",
+    "evaluation",
     "simulate",
 }
 # What may be imported from outside, beside the standard library, torch, and Pyro as above.
@@ -58,9 +58,9 @@ OUTSIDE = {
     "noise": {"numpy"},
     "arguments": {"numpy"},
     "exact": {"numpy"},
-    "batches": {"tqdm"},
     "comparison": {"matplotlib"},
     "calibration": {"matplotlib"},
+    "evaluation": {"numpy", "tqdm"},
     "evidence": {"tqdm"},
     "latent": {"tqdm"},
     "records": {"numpy", "pandas"},

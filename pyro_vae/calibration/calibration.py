@@ -25,7 +25,7 @@ LEVELS = 0.5, 0.9  # of the intervals whose coverage is printed
 ROWS = 20  # printed
 FEW_DATA = 100  # below which ranks show large faults only
 GAP = "symmetric gap"
-PER_DATUM = ("ranks", "shift", "stretch", "at_latents", "elbo")
+PER_DATUM = ("ranks", "shift", "stretch", "at_latents", "elbo", "loader_index")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +49,7 @@ class Calibration(Result):
     :ivar given: the sites outside the data that have one value: everything here is given them.
     :ivar left_out: latents of the model without a rank: the guide lacks them, or they are summed out.
     :ivar unchecked: why the symmetric gap is not known.
+    :ivar loader_index: (B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call.
     """
 
     _hidden = ("names",)
@@ -65,6 +66,7 @@ class Calibration(Result):
     given: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     unchecked: dict[str, str] = field(default_factory=dict)
+    loader_index: Tensor | None = None
 
     @classmethod
     def cat(cls, records: Sequence[Calibration]) -> Calibration:

@@ -42,6 +42,7 @@ PER_DATUM = (
     "second_std_error",
     "particles",
     "index",
+    "loader_index",
     "fingerprint",
 )
 
@@ -69,6 +70,7 @@ class Evidence(Result):
     :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
     :ivar barrier: how many annealing steps are enough, of annealed chains (`Barrier`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
+    :ivar loader_index: (B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call.
     :ivar fingerprint: (B,) int64, of the observed data: equal for the same datum, whatever the model. `None` where it is not
         known, as in a record of your own. `compare` goes by it.
     :ivar measure: what p(x) is: a "probability" of discrete data, a "density" or "mixed"; empty where it is not known.
@@ -86,6 +88,7 @@ class Evidence(Result):
 
     _derived = ("doubts", "reliable")
     _hidden = ("checks", "curve")
+    _headline = "log_evidence"
 
     log_evidence: Tensor
     std_error: Tensor
@@ -115,6 +118,7 @@ class Evidence(Result):
     method: str = ""
     checks: Mapping[str, Tensor] = field(default_factory=dict)
     unchecked: Mapping[str, str] = field(default_factory=dict)
+    loader_index: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.bound != "exact" and self.num_particles < JUDGED:

@@ -20,7 +20,8 @@ class Sandwich(Result):
         that of the chains, given those latents.
     """
 
-    _derived = ("width", "doubts", "reliable")
+    _derived = ("width", "doubts", "reliable", "loader_index")
+    _headline = "width"
 
     lower: Evidence
     upper: Evidence
@@ -54,6 +55,11 @@ class Sandwich(Result):
     def reliable(self) -> Tensor:
         """(B,) true where there is no doubt at all."""
         return table.without_doubt(self.doubts, like=self.width)
+
+    @property
+    def loader_index(self) -> Tensor | None:
+        """(B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call."""
+        return self.lower.loader_index
 
     def __len__(self) -> int:
         return len(self.lower)

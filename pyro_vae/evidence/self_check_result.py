@@ -25,7 +25,7 @@ class SelfCheckResult(Result):
     :ivar sandwich: the `Sandwich` of the same data.
     """
 
-    _derived = ("doubts", "reliable")
+    _derived = ("doubts", "reliable", "loader_index")
 
     evidence: Evidence
     sandwich: Sandwich
@@ -135,6 +135,11 @@ class SelfCheckResult(Result):
             "unchecked": self.unchecked,
             "reliable": self.reliable.tolist(),
         }
+
+    @property
+    def loader_index(self) -> Tensor | None:
+        """(B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call."""
+        return self.evidence.loader_index
 
     def __len__(self) -> int:
         return len(self.evidence)

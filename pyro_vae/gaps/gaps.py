@@ -47,7 +47,8 @@ class Gaps(Result):
     :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
     """
 
-    _derived = (*GAPS, "doubts", "reliable")
+    _derived = (*GAPS, "doubts", "reliable", "loader_index")
+    _headline = "inference"
 
     elbo: Tensor
     optimal_elbo: Tensor
@@ -99,6 +100,11 @@ class Gaps(Result):
             std_errors={name: error[kept] for name, error in self.std_errors.items()},
             evidence=self.evidence.select(kept),
         )
+
+    @property
+    def loader_index(self) -> Tensor | None:
+        """(B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call."""
+        return self.evidence.loader_index
 
     def __len__(self) -> int:
         return len(self.elbo)

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
+from ..evaluation import Folder, OnError, over_loader
 from ..evidence import OfPair
 from ..options import real_number, whole_number
-from .per_unit import unit_terms
+from .per_unit import UnitTerms, unit_terms
 from .sums import UnitSums
 from .unit_activity import UnitActivity
 
@@ -55,7 +56,8 @@ class ActiveUnits(OfPair):
     :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
 
     Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments or a dict
-    of keywords (by default its first element), and `progress`; returns `UnitActivity`. Memory does not grow with the data.
+    of keywords (by default its first element), `progress`, and `checkpoint` and `on_error` as in `evaluate`; returns
+    `UnitActivity`. Memory does not grow with the data.
     Every parameter that the guide has per datum must fit the batches.
 
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
@@ -83,14 +85,23 @@ class ActiveUnits(OfPair):
         )
 
     @torch.no_grad()
-    def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> UnitActivity:
+    def __call__(
+        self,
+        loader: Iterable[Any],
+        *,
+        args: ToArguments = first_element,
+        progress: bool = True,
+        checkpoint: Folder | None = None,
+        on_error: OnError = "raise",
+    ) -> UnitActivity:
         sums = UnitSums(self.epsilon)
 
-        def add(*arguments: Any, **named: Any) -> None:
+        def terms(*arguments: Any, **named: Any) -> UnitTerms:
             with self._pair.open(arguments, named, self.seed) as call:
-                sums.add(unit_terms(call, self.num_particles))
+                return unit_terms(call, self.num_particles)
 
-        over_loader(add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
+        kept: Any = {"checkpoint": checkpoint, "on_error": on_error}
+        over_loader(terms, loader, args, of=self, seed=self.seed, progress=progress, each=sums.add, **kept)
         return sums.activity(threshold=self.threshold, delta=self.delta, num_particles=self.num_particles)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import NonFiniteError, StructureError
+from ..evaluation import gathered, rank_and_size
 from ..isolation import isolated
 from ..kernel import Pair
 from .draws import BatchDraws, LogQ, Rows
@@ -49,25 +50,49 @@ class Mixture:
     def run(self, pair: Pair, *, within: bool, progress: bool) -> None:
         """Add up all pairs of rows and columns, or only those `within` a batch. The guide of the pair may run again."""
         with isolated(pair.model, pair.guide, devices=[self.own.device]):
-            self._add_up(within, progress)
+            if rank_and_size()[1] == 1:
+                self._add_up(within, progress)
+            else:
+                self._share_out(within, progress)
         self._check()
 
-    def _add_up(self, within: bool, progress: bool) -> None:
+    def _add_up(self, within: bool, progress: bool) -> Tensor:
+        """Those rows that are this rank's; which they are, (R,)."""
+        rank, size = rank_and_size()
         num_rows = len(self.owners)
+        mine = torch.zeros(num_rows, dtype=torch.bool, device=self.own.device)  # the rows that this rank adds up
         spans = list(itertools.pairwise(self.limits)) if within else [(0, num_rows)] * len(self.batches)
         num_pairs = sum(batch.size * (stop - start) for batch, (start, stop) in zip(self.batches, spans, strict=True))
         first = 0
-        with tqdm(total=num_pairs, desc="aggregated posterior", unit="pair", unit_scale=True, disable=not progress) as bar:
-            for batch, (start, stop) in zip(self.batches, spans, strict=True):
-                if start < stop:
+        hidden = not progress or rank > 0
+        with tqdm(total=num_pairs, desc="aggregated posterior", unit="pair", unit_scale=True, disable=hidden) as bar:
+            for place, (batch, (start, stop)) in enumerate(zip(self.batches, spans, strict=True)):
+                blocks = self._blocks(start, stop)[(rank - place if within else rank) % size :: size]
+                if blocks:
                     with batch.columns.opened() as log_q:
-                        for block in self._blocks(batch.size, start, stop):
+                        for block in blocks:
                             self._add(log_q, block, first, batch.size)
-                            bar.update(batch.size * (block.stop - block.start))
+                            mine[block] = True
+                bar.update(batch.size * (stop - start))
                 first += batch.size
+        return mine
 
-    def _blocks(self, size: int, start: int, stop: int) -> list[slice]:
-        row_bytes = size * sum(rows[0].numel() * rows.element_size() for rows in self.rows.values())
+    def _share_out(self, within: bool, progress: bool) -> None:
+        """Under a process group each rank adds up some of the rows, and takes in those of the others."""
+        tables = [self.own, self.others, self.counts, *self.alike]
+
+        def compute() -> tuple[Tensor, list[Tensor]]:
+            mine = self._add_up(within, progress)
+            return mine, [table[mine] for table in tables]
+
+        for rows, parts in gathered("the aggregated posterior", compute):
+            for table, part in zip(tables, parts, strict=True):
+                table[rows] = part
+
+    def _blocks(self, start: int, stop: int) -> list[slice]:
+        """The same rows in a block for all batches, whatever their size: each is for one process."""
+        largest = max(batch.size for batch in self.batches)
+        row_bytes = largest * sum(rows[0].numel() * rows.element_size() for rows in self.rows.values())
         length = max(BLOCK_BYTES.get(self.own.device.type, BLOCK_BYTES["cuda"]) // max(row_bytes, 1), 1)
         return [slice(first, min(first + length, stop)) for first in range(start, stop, length)]
 

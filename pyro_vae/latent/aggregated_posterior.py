@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
+from ..evaluation import over_loader
 from ..evidence import OfPair
 from ..kernel import Call, Record, Structure
 from ..noise import Noise
@@ -72,26 +73,27 @@ class AggregatedPosterior(OfPair):
         progress: bool = True,
         labels: Callable[[Any], Tensor] | None = None,
     ) -> LatentSample:
-        found: list[Tensor] = []
+        last: list[Tensor] = []  # the labels of the batch at hand
         free: dict[int, tuple[Structure, frozenset[str]]] = {}  # by id, the structure kept so that the id is its own
 
         def arguments(batch: Any) -> Any:
             if labels is not None:
-                found.append(labels(batch))
+                last[:] = [labels(batch)]
             return args(batch)
 
-        def sample(*arguments: Any, **named: Any) -> LatentSample:
+        def sample(*arguments: Any, **named: Any) -> tuple[LatentSample, list[Tensor]]:
             with self._pair.open(arguments, named, self.seed) as call:
                 if labels is not None:
-                    check_labels(found[-1], call.batch_size)
+                    check_labels(last[0], call.batch_size)
                 guide = draw_guide(call)
                 structure = call.structure
                 if id(structure) not in free:
                     free[id(structure)] = structure, free_sites(call, guide)
-                return sample_of_batch(call, guide, free[id(structure)][1])
+                return sample_of_batch(call, guide, free[id(structure)][1]), list(last)
 
-        batches = over_loader(sample, loader, arguments, seed=self.seed, progress=progress, title=type(self).__name__)
-        return joined(batches, found)
+        found = over_loader(sample, loader, arguments, seed=self.seed, progress=progress, of=self)
+        batches, of_batches = zip(*found, strict=True)
+        return joined(batches, [found for labels in of_batches for found in labels])
 
 
 def draw_guide(call: Call) -> Record:

@@ -16,8 +16,9 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, over_batches
+from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
+from ..evaluation import over_batches, single_process
 from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
 from ..isolation import eval_mode, isolated_store
 from ..kernel import INFER, Pair
@@ -109,7 +110,7 @@ def beta_sweep(
     estimator: Any = partial(AdaptiveImportanceSampling, **options) if evidence is None else evidence
     points: list[Point] = []
     bar = tqdm(total=len(betas) * num_epochs, desc="beta_sweep", unit="epoch", disable=not progress)
-    with bar, nullcontext() if seed is None else kept_random_state():
+    with bar, single_process(), nullcontext() if seed is None else kept_random_state():
         for beta in betas:
             if seed is not None:
                 pyro.set_rng_seed(seed % 2**32)
@@ -211,7 +212,7 @@ def measure(
             record = estimator(*arguments, **named)
         return [(terms.mean(0), mean_std_error(terms)) for terms in (rate, distortion, -(rate + distortion))], record
 
-    own, records = zip(*over_batches(run, loader, args, seed=seed), strict=True)
+    own, records = zip(*over_batches(run, loader, args, of=pair, seed=seed), strict=True)
     columns = zip(*own, strict=True)
     return [Estimate.over_data(*map(torch.cat, zip(*column, strict=True))) for column in columns], Evidence.cat(records)
 

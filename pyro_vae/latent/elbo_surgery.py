@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
+from ..evaluation import OnError, over_loader, rank_and_size, shared_seed
 from ..evidence import OfPair
-from ..noise import Noise, batch_noise, checked_seed, noise_seed
+from ..noise import Noise, batch_noise, noise_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture, check_batches, mean_cost
@@ -68,8 +69,9 @@ class ELBOSurgery(OfPair):
     :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
 
     Called with a loader, any iterable of batches, which is gone through once, in any order; `args`, which maps a batch to
-    the tuple of the model's arguments or a dict of keywords (by default its first element); and `progress`; returns
-    `Surgery`. Kept in memory are, per datum, K draws, 2 (D + 1) sums in double precision for each, and the parameters of its
+    the tuple of the model's arguments or a dict of keywords (by default its first element); `progress`; and `on_error` as in
+    `evaluate`; returns `Surgery`. There is no checkpoint: draws and distributions of all data must be in memory at once.
+    Kept in memory are, per datum, K draws, 2 (D + 1) sums in double precision for each, and the parameters of its
     distributions (2 D numbers for a diagonal Gaussian). Where dimensions are not independent, the arguments of every batch
     are kept in place of distributions, and the guide runs again for every block of draws.
 
@@ -99,10 +101,19 @@ class ELBOSurgery(OfPair):
         one_of("aggregate", self.aggregate, Aggregate)
 
     @torch.no_grad()
-    def __call__(self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True) -> Surgery:
-        seed = checked_seed(self.seed)
+    def __call__(
+        self,
+        loader: Iterable[Any],
+        *,
+        args: ToArguments = first_element,
+        progress: bool = True,
+        on_error: OnError = "raise",
+    ) -> Surgery:
+        seed = shared_seed(self.seed)
         collector = Collector(self._pair, self.num_particles, seed)
-        over_loader(collector.add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
+        # The prior of each batch is compared with that of the one before: every rank looks at all of them.
+        options: Any = {"seed": self.seed, "progress": progress, "on_error": on_error, "everywhere": True}
+        over_loader(collector.add, loader, args, of=self, **options)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         chosen = self._choose(batches, seed)
@@ -120,7 +131,8 @@ class ELBOSurgery(OfPair):
             aggregate=self.aggregate,
             cost=mean_cost(batches),
         )
-        warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
+        if rank_and_size()[0] == 0:
+            warn_about(surgery, stacklevel=3)  # past torch.no_grad, to the caller
         return surgery
 
     def _choose(self, batches: Sequence[BatchDraws], seed: int) -> list[Tensor]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, listed, quoted
+from ..evaluation import over_batches, rank_and_size, shared_seed
 from ..evidence import OfPair
-from ..noise import checked_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
 from .aggregated_density import Mixture, check_batches, mean_cost
@@ -115,11 +115,12 @@ class MutualInformationGap(OfPair):
         factors: Callable[[Any], Tensor] = second_element,
     ) -> FactorInformation:
         check_loader(loader)
-        collector = Collector(self._pair, self.num_particles, checked_seed(self.seed))
+        collector = Collector(self._pair, self.num_particles, shared_seed(self.seed))
         values: list[Tensor] = []
+        shown = progress and rank_and_size()[0] == 0
 
         def with_factors() -> Iterator[Any]:
-            for batch in tqdm(loader, desc=type(self).__name__, unit="batch", disable=not progress):
+            for batch in tqdm(loader, desc=type(self).__name__, unit="batch", disable=not shown):
                 values.append(checked_factors(factors(batch)))
                 yield batch
 
@@ -127,7 +128,7 @@ class MutualInformationGap(OfPair):
             collector.add(*arguments, **named)
             check_fit(values, collector.batches)
 
-        over_batches(add, with_factors(), args, seed=self.seed)
+        over_batches(add, with_factors(), args, of=self, seed=self.seed, everywhere=True)
         batches = collector.batches
         check_batches(batches, self.aggregate)
         labels, counts = labels_of(torch.cat(values), self.aggregate)
@@ -147,7 +148,8 @@ class MutualInformationGap(OfPair):
             dtype=batches[0].log_prior.dtype,
             cost=mean_cost(batches),
         )
-        warn_about(found, stacklevel=3)  # past torch.no_grad, to the caller
+        if rank_and_size()[0] == 0:
+            warn_about(found, stacklevel=3)  # past torch.no_grad, to the caller
         return found
 
 

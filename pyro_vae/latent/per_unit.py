@@ -12,6 +12,7 @@ from ..densities import by_number, innermost, known_kl
 from ..kernel import Call, Layout, LogDensities, Record, SiteRecord, padded, reduce_to_datum
 from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
+from ..records import Result
 from .formulas import density_of_guide, joint_kl, mean_of
 from .refusals import check_finite, refuse_without_draws
 
@@ -28,16 +29,16 @@ class SiteTerms:
     is_kl: bool  # of q and p given the same draws; otherwise only the sum over all sites is a KL
 
 
-@dataclass(frozen=True)
-class Averages:
+@dataclass(frozen=True, eq=False, repr=False)
+class Averages(Result):
     """Means over particles, and the variances of these means."""
 
     value: Tensor
     variance: Tensor
 
 
-@dataclass(frozen=True)
-class UnitTerms:
+@dataclass(frozen=True, eq=False, repr=False)
+class UnitTerms(Result):
     """All latent sites of one batch. B data, D units, S sites; nats."""
 
     units: tuple[str, ...]

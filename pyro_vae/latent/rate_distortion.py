@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element, over_loader
+from ..batches import ToArguments, first_element
 from ..errors import NonFiniteError, OptionError
+from ..evaluation import Folder, OnError, over_loader, rank_and_size
 from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from ..options import is_real, whole_number
-from ..records import Estimate, warn_about
+from ..records import Estimate, Result, warn_about
 from .rate_distortion_curve import RateDistortionCurve
 from .sums import Moments
 
@@ -68,8 +69,8 @@ class RateDistortion(OfPair):
     :param prior_sites: refused here if any, because they would be drawn anew at every step.
 
     Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments or a dict
-    of keywords (by default its first element), and `progress`; returns `RateDistortionCurve`. Memory does not grow with the
-    data or with T.
+    of keywords (by default its first element), `progress`, and `checkpoint` and `on_error` as in `evaluate`; returns
+    `RateDistortionCurve`. Memory does not grow with the data or with T.
 
     An enumerated site is summed out of p(x|z) and p(z); what a guide that enumerates it loses over that counts as rate.
 
@@ -105,15 +106,22 @@ class RateDistortion(OfPair):
 
     @torch.no_grad()
     def __call__(
-        self, loader: Iterable[Any], *, args: ToArguments = first_element, progress: bool = True
+        self,
+        loader: Iterable[Any],
+        *,
+        args: ToArguments = first_element,
+        progress: bool = True,
+        checkpoint: Folder | None = None,
+        on_error: OnError = "raise",
     ) -> RateDistortionCurve:
         sums = CurveSums()
 
-        def add(*arguments: Any, **named: Any) -> None:
+        def terms(*arguments: Any, **named: Any) -> CurveTerms:
             with self._pair.open(arguments, named, self.seed) as call:
-                sums.add(self._terms(call))
+                return self._terms(call)
 
-        over_loader(add, loader, args, seed=self.seed, progress=progress, title=type(self).__name__)
+        kept: Any = {"checkpoint": checkpoint, "on_error": on_error}
+        over_loader(terms, loader, args, of=self, seed=self.seed, progress=progress, each=sums.add, **kept)
         columns = sums.estimates()
         num_points = len(self._reported)
         names = ("rate", "distortion", "bound", "excess")
@@ -135,7 +143,8 @@ class RateDistortion(OfPair):
             cost=sums.cost / sums.num_data,
             support_checked=self._pair.check_support,
         )
-        warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
+        if rank_and_size()[0] == 0:
+            warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
         return curve
 
     def _terms(self, call: Call) -> CurveTerms:
@@ -167,8 +176,8 @@ class RateDistortion(OfPair):
         return CurveTerms(value, variance, acceptance, call.cost)
 
 
-@dataclass(frozen=True)
-class CurveTerms:
+@dataclass(frozen=True, eq=False, repr=False)
+class CurveTerms(Result):
     """Means over chains or draws and their Monte Carlo variances, (B, columns); acceptance (B,); cost per datum."""
 
     value: Tensor

@@ -20,6 +20,7 @@ from ..records import (
     Result,
     are_many,
     check_same,
+    concatenated,
     mean_cost,
     normal_quantile,
     student_quantile,
@@ -64,6 +65,7 @@ class LeaveOneOutResult(Result):
     :ivar stripped_scales: scales of `poutine.scale` and N/B, by site, that are left out: each datum counts once.
     :ivar local: what estimated log p(x_n | theta), or "" where data have no latents of their own and it is exact.
     :ivar unchecked: why something was not done or judged, by its name.
+    :ivar loader_index: (B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call.
     """
 
     _derived = ("elpd", "std_error", "pareto_k", "ess", "doubts", "reliable")
@@ -85,6 +87,7 @@ class LeaveOneOutResult(Result):
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
     local: str = ""
     unchecked: Mapping[str, str] = field(default_factory=dict)
+    loader_index: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.num_draws < MIN_PARTICLES_FOR_K:
@@ -118,6 +121,7 @@ class LeaveOneOutResult(Result):
             seen=torch.cat([r.seen for r in parts]) if partial else None,  # type: ignore[misc]
             full_size=first.full_size if partial else sum(r.full_size for r in records),
             cost=mean_cost(records),
+            **concatenated(records, ("loader_index",)),
             stripped_scales={k: v for r in records for k, v in r.stripped_scales.items()},
             unchecked={n: why for r in records for n, why in r.unchecked.items()},
         )
@@ -136,6 +140,7 @@ class LeaveOneOutResult(Result):
             log_others=self.log_others + self.log_likelihood[:, ~chosen].double().sum(1),
             rounding=None if self.rounding is None else self.rounding[:, kept],
             index=None if self.index is None else self.index[kept],
+            loader_index=None if self.loader_index is None else self.loader_index[kept],
         )
 
     def __len__(self) -> int:

@@ -51,8 +51,9 @@ class Expectation(Result):
     :ivar checks: (B,) bool by reason: what was found about f.
     """
 
-    _derived = ("bias", "doubts", "reliable")
+    _derived = ("bias", "doubts", "reliable", "loader_index")
     _hidden = ("checks",)
+    _headline = "value"
 
     value: Tensor
     std_error: Tensor
@@ -86,6 +87,11 @@ class Expectation(Result):
         some: dict[str, Any] = {n: getattr(self, n)[kept] for n in PER_DATUM}
         checks = {name: flags[kept] for name, flags in self.checks.items()}
         return replace(self, **some, checks=checks, evidence=self.evidence.select(kept))
+
+    @property
+    def loader_index(self) -> Tensor | None:
+        """(B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call."""
+        return self.evidence.loader_index
 
     def __len__(self) -> int:
         return len(self.value)

@@ -15,7 +15,7 @@ from .doubts import (
 )
 from .estimate import LEVEL, Estimate, difference, normal_quantile, student_quantile, student_tail
 from .files import write_whole
-from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, without_warnings
+from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, with_loader_index, without_warnings
 from .result import Result
 from .storing import from_arrays, load_value, save_value, to_arrays
 
@@ -46,6 +46,7 @@ __all__ = [
     "to_arrays",
     "to_plain",
     "warn_about",
+    "with_loader_index",
     "without_doubt",
     "without_warnings",
     "write_whole",

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,18 @@ def concatenated(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]
             parts = [like.new_full((len(r),), torch.nan) if p is None else p for r, p in zip(records, parts, strict=True)]
         joined[name] = None if like is None else torch.cat(parts)
     return joined
+
+
+def with_loader_index(record: Any, index: Tensor | None) -> Any:
+    """The record with the place of each of its data in the loader, where it has a field for that, or records in it have."""
+    changed: dict[str, Any] = {}
+    for field in fields(record) if is_dataclass(record) else ():
+        value = getattr(record, field.name)
+        if field.name == "loader_index":
+            changed[field.name] = index
+        elif is_dataclass(value) and hasattr(value, "cat"):  # about the same data
+            changed[field.name] = with_loader_index(value, index)
+    return replace(record, **changed) if changed else record
 
 
 def to_plain(record: Any) -> dict[str, Any]:

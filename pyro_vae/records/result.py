@@ -31,6 +31,7 @@ class Result:
     _rows_are: ClassVar[str] = "data"  # what rows are called
     _derived: ClassVar[tuple[str, ...]] = ()
     _hidden: ClassVar[tuple[str, ...]] = ()
+    _headline: ClassVar[str] = ""  # the number per datum whose mean is watched while a loader is gone through
     _not_stored: ClassVar[Mapping[str, Any]] = {}  # fields that no file holds, and what a loaded record has in their place
 
     def save(self, path: str | PathLike[str]) -> None:

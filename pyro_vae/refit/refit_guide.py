@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element, picked
 from ..errors import ArgumentError, EmptyBatchError
-from ..evaluate import evaluate
+from ..evaluation import evaluate, single_process
 from ..evidence import Evidence, simulate_arguments
 from ..gaps import Gaps, InferenceGaps
 from ..isolation import eval_mode
@@ -132,6 +132,7 @@ def refit_guide(
         nullcontext() if seed is None else kept_random_state(),
         tqdm(total=num_epochs, unit="epoch", disable=not progress) as bar,
         without_warnings(),
+        single_process(),  # what is trained is this process's own
     ):
         if seed is not None:
             pyro.set_rng_seed(seed % 2**32)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,13 +14,13 @@ import torch
 from ..batches import ToArguments, arguments_of, check_loader, first_element, picked
 from ..calibration import GuideCalibration
 from ..errors import ArgumentError, LatentsError, NonFiniteError, OptionError, StructureError, SurgeryWarning
-from ..evaluate import evaluate
+from ..evaluation import Folder, OnError, checkpoint_at, evaluate, rank_and_size, shared_seed
 from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, Pair
 from ..latent import ActiveUnits, ELBOSurgery
-from ..noise import checked_seed, kept_random_state
-from ..options import whole_number
+from ..noise import kept_random_state
+from ..options import seed_or_none, whole_number
 from ..records import without_warnings
 from ..samples import SampleCheck
 from ..simulate import reconstruct, simulated_data
@@ -29,6 +30,16 @@ from .diagnosis import Diagnosis
 T = TypeVar("T")
 NUM_SIMULATED = 100  # data of the self-check: enough to see a mode that holds a fifth of the mass
 NUM_DRAWS = 1000  # data that the means of the surgery are taken over; q(z) is made of all
+# Decoder evaluations per datum, as the records of a pair on images say; of the last four as many as take the same time.
+COSTS = {
+    "gaps on test data": 2700.0,
+    "gaps on training data": 2700.0,
+    "self-check": 23000.0,
+    "calibration": 100.0,
+    "latent units": 12.0,
+    "surgery": 12.0,
+    "samples": 12.0,
+}
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch", "numpy")
 
 
@@ -49,6 +60,8 @@ def diagnose(
     prior_sites: Collection[str] = (),
     check_support: bool = True,
     progress: bool = True,
+    checkpoint: Folder | None = None,
+    on_error: OnError = "raise",
 ) -> Diagnosis:
     r"""What is wrong with this VAE, and what to change first: one call, one page.
 
@@ -81,7 +94,11 @@ def diagnose(
         batch one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
     :param check_support: raise on observations outside the support of their likelihood.
-    :param progress: show one progress bar.
+    :param progress: show one progress bar; its remaining time weighs the parts by their cost.
+    :param checkpoint: a folder for what is finished, as in `evaluate`: the same call goes on from there. Gaps, trials and
+        units are kept by batch. Surgery and samples are made again: they need draws of all data in memory at once, which
+        are quickly drawn and large.
+    :param on_error: what to do about a batch that raises: "raise", or "skip" to leave it out with a `SkippedBatchWarning`.
 
     :returns: a `Diagnosis`, N data each; nats per datum.
     :raises ArgumentError: if a loader is a tensor or can be gone through once only, or if `args` returns no tuple.
@@ -89,6 +106,7 @@ def diagnose(
     :raises LocalFitError: for latents that cannot be fitted per datum, such as discrete ones.
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty loader.
+    :raises CheckpointError: for a checkpoint of another call, see `evaluate`.
 
     References: Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558; Hoffman and Johnson, 2016,
     http://approximateinference.org/accepted/HoffmanJohnson2016.pdf; Grosse, Ancha and Roy, 2016,
@@ -102,22 +120,28 @@ def diagnose(
     """
     start = time.perf_counter()
     check_loaders(train=train, test=test)
-    num_data, seed = whole_number("num_data", num_data), checked_seed(seed)
+    num_data, seed = whole_number("num_data", num_data), seed_or_none(seed)
     shared: dict[str, Any] = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
-    chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
-    run = Run(
-        gaps=InferenceGaps(model, guide, num_particles=num_particles, evidence=evidence, **shared),
-        trial=SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared),
-        calibration=GuideCalibration(model, guide, data=data, **shared),
-        units=ActiveUnits(model, guide, seed=seed, **shared),
-        surgery=ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared),
-        looks=SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared),
-        args=args,
-        seed=seed,
-    )
-    with without_warnings(SurgeryWarning), kept_random_state():  # the findings state the doubts
-        torch.manual_seed(seed)  # a loader that shuffles draws from it
-        measured = run.measure(train, test, num_data, progress)
+    asked: dict[str, Any] = {"num_data": num_data, "num_particles": num_particles, "image_shape": image_shape, **shared}
+    of = partial(diagnose, model, guide, evidence=evidence, data=data, **asked)
+    with checkpoint_at(checkpoint, of, seed) as kept:
+        seed = shared_seed(seed) if kept is None else kept.seed
+        chosen = partial(AdaptiveImportanceSampling, num_particles=num_particles, **shared) if evidence is None else evidence
+        run = Run(
+            gaps=InferenceGaps(model, guide, num_particles=num_particles, evidence=evidence, **shared),
+            trial=SelfCheck(model, guide, evidence=chosen, data=data, progress=False, **shared),
+            calibration=GuideCalibration(model, guide, data=data, **shared),
+            units=ActiveUnits(model, guide, seed=seed, **shared),
+            surgery=ELBOSurgery(model, guide, num_draws=NUM_DRAWS, seed=seed, **shared),
+            looks=SampleCheck(model, guide, image_shape=image_shape, seed=seed, **shared),
+            args=args,
+            seed=seed,
+            folder=None if checkpoint is None else Path(checkpoint),
+            on_error=on_error,
+        )
+        with without_warnings(SurgeryWarning), kept_random_state():  # the findings state the doubts
+            torch.manual_seed(seed)  # a loader that shuffles draws from it
+            measured = run.measure(train, test, num_data, progress)
     return Diagnosis(
         **measured,
         left_out=run.left_out,
@@ -139,22 +163,30 @@ class Run:
     looks: SampleCheck
     args: ToArguments
     seed: int
+    folder: Path | None
+    on_error: OnError
     left_out: dict[str, str] = field(default_factory=dict)
 
     def measure(self, train: Iterable[Any], test: Iterable[Any], num_data: int, progress: bool) -> dict[str, Any]:
         """The fields of `Measured`: gaps on parts of both data sets, units, surgery and samples on all training data."""
         plate = self.gaps.datum_plate
         held_out, _ = picked(test, num_data, self.args, plate)
-        known, num_batches = picked(train, num_data, self.args, plate)
+        known, num_train = picked(train, num_data, self.args, plate)
         simulated, _ = picked(held_out, NUM_SIMULATED, self.args, plate)
-        total = 2 * len(held_out) + len(known) + len(simulated) + 3 * num_batches
-        options: Any = {"args": self.args, "progress": False}
-        with Stages(total, progress) as stage:
-            of_test = evaluate(self.gaps, stage("gaps on test data", held_out), seed=self.seed, **options)
-            of_train = evaluate(self.gaps, stage("gaps on training data", known), seed=self.seed, **options)
-            trial = partial(evaluate, self.trial, stage("self-check", simulated), seed=self.seed, **options)
-            calibration = partial(evaluate, self.calibration, stage("calibration", held_out), seed=self.seed, **options)
-            units = partial(self.units, stage("latent units", train), **options)
+        num_batches = {
+            "gaps on test data": len(held_out),
+            "gaps on training data": len(known),
+            "self-check": len(simulated),
+            "calibration": len(held_out),
+            **dict.fromkeys(("latent units", "surgery", "samples"), num_train),
+        }
+        with Stages(COSTS, num_batches, progress and rank_and_size()[0] == 0) as stage:
+            of_test = self.evaluated(self.gaps, "gaps on test data", held_out, stage)
+            of_train = self.evaluated(self.gaps, "gaps on training data", known, stage)
+            trial = partial(self.evaluated, self.trial, "self-check", simulated, stage)
+            calibration = partial(self.evaluated, self.calibration, "calibration", held_out, stage)
+            options: Any = {"args": self.args, "progress": False, "on_error": self.on_error}
+            units = partial(self.units, stage("latent units", train), checkpoint=self.kept("latent units"), **options)
             surgery = partial(self.surgery, stage("surgery", train), **options)
             looks = partial(self.looks, held_out, train=stage("samples", train), evidence=of_test.evidence, **options)
             return {
@@ -165,11 +197,29 @@ class Run:
                 "units": self.unless_refused("units", units),
                 "surgery": self.unless_refused("surgery", surgery),
                 "samples": self.unless_refused("samples", looks),
-                **self.pictures(held_out[0]),
+                **self.pictures(held_out),
             }
 
+    def evaluated(self, estimator: Callable[..., Any], name: str, batches: Iterable[Any], stage: Stages) -> Any:
+        kept: Any = {"seed": self.seed, "checkpoint": self.kept(name), "on_error": self.on_error}
+        return evaluate(estimator, stage(name, batches), args=self.args, progress=False, **kept)
+
+    def kept(self, name: str) -> Path | None:
+        """The folder of a part of the checkpoint."""
+        return None if self.folder is None else self.folder / name
+
+    def pictures(self, batches: Iterable[Any]) -> dict[str, Any]:
+        """Those of the first batch; where batches may be skipped, of the first that can be used."""
+        for batch in batches:
+            try:
+                return self.pictures_of(batch)
+            except Exception:
+                if self.on_error == "raise":
+                    raise
+        return {"simulation": None, "reconstruction": None}
+
     @torch.no_grad()
-    def pictures(self, batch: Any) -> dict[str, Any]:
+    def pictures_of(self, batch: Any) -> dict[str, Any]:
         """A draw from the model, and a batch as the model gives it back."""
         gaps = self.gaps
         positional, named = arguments_of(batch, self.args)

@@ -1,10 +1,14 @@
 """Nearest training data, found in one pass."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..evaluation import exchanged
+
+BATCH = 2**32  # a place is the number of the batch times this, and the number within the batch
 CHUNK = 2048  # rows on either side of a block of distances
 
 
@@ -18,22 +22,35 @@ class Neighbours:
     def __init__(self, queries: Tensor) -> None:
         self.queries, self.middle = queries, queries.double().mean(0)
         self.distance = torch.full_like(queries[:, 0], math.inf, dtype=torch.double)
-        self.index = torch.zeros_like(self.distance, dtype=torch.long)
+        self.place = torch.full_like(self.distance, torch.iinfo(torch.long).max, dtype=torch.long)
         self.rows = torch.zeros_like(queries)
-        self.num_train = 0
 
-    def add(self, train: Tensor) -> None:
-        for part in train.split(CHUNK):
-            part = part.to(self.queries)
+    def add(self, train: Tensor, number: int) -> None:
+        """Look at the batch with this number, in rising order."""
+        for first_train in range(0, len(train), CHUNK):
+            part = train[first_train : first_train + CHUNK].to(self.queries)
             for first in range(0, len(self.queries), CHUNK):
-                self._compare(slice(first, first + CHUNK), part)
-            self.num_train += len(part)
+                self._compare(slice(first, first + CHUNK), part, number * BATCH + first_train)
 
-    def _compare(self, chunk: slice, part: Tensor) -> None:
+    def merge(self) -> None:
+        """Take in what the other ranks of a process group found in their batches. Of equal distances the first counts."""
+        for distance, place, rows in exchanged("the nearest data", (self.distance, self.place, self.rows)):
+            nearer = (distance < self.distance) | ((distance == self.distance) & (place < self.place))
+            self.distance = torch.where(nearer, distance, self.distance)
+            self.place = torch.where(nearer, place, self.place)
+            self.rows = torch.where(nearer.unsqueeze(1), rows, self.rows)
+
+    def index(self, batches: Sequence[tuple[int, int]]) -> Tensor:
+        """The numbers of the nearest data among all that were looked at, from the numbers and sizes of all batches."""
+        numbers, sizes = (self.place.new_tensor(column) for column in zip(*batches, strict=True))
+        firsts = sizes.cumsum(0) - sizes
+        return firsts[torch.searchsorted(numbers, self.place // BATCH)] + self.place % BATCH
+
+    def _compare(self, chunk: slice, part: Tensor, first: int) -> None:
         queries, candidates = self.queries[chunk].double(), part.double()
         near = torch.cdist(queries - self.middle, candidates - self.middle, compute_mode="use_mm_for_euclid_dist").argmin(1)
         distance = (queries - candidates[near]).square().sum(1).sqrt()
         nearer = distance < self.distance[chunk]
         self.distance[chunk] = torch.where(nearer, distance, self.distance[chunk])
-        self.index[chunk] = torch.where(nearer, near + self.num_train, self.index[chunk])
+        self.place[chunk] = torch.where(nearer, near + first, self.place[chunk])
         self.rows[chunk] = torch.where(nearer.unsqueeze(1), part[near], self.rows[chunk])

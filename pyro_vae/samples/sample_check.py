@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from ..batches import ToArguments, check_loader, first_element, over_loader
+from .. import noise
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError
+from ..evaluation import OnError, over_loader
 from ..evidence import Evidence, OfPair
 from ..noise import Noise
 from .images import checked_shape, image_shape_of
@@ -61,8 +63,10 @@ class SampleCheck(OfPair):
 
     Called with a loader of N held-out data, any iterable of batches; `train`, the M training data, another one, gone through
     once, in any order; `args`, which maps a batch of either to the tuple of the model's arguments (by default its first
-    element); `evidence`, the `Evidence` of the held-out data **in the order of the loader** (`gaps.evidence` will do); and
-    `progress`; returns `SampleCheckResult`. Time goes with N M X; kept in memory are eight numbers for each of the N X.
+    element); `evidence`, the `Evidence` of the held-out data **in the order of the loader** (`gaps.evidence` will do);
+    `progress`; and `on_error` as in `evaluate`; returns `SampleCheckResult`. There is no checkpoint: what takes the time,
+    the search for neighbours, needs all held-out data at once. Time goes with N M X; kept in memory are eight numbers for
+    each of the N X.
 
     :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, classes as
         observations (a squared difference of class numbers means nothing), a likelihood without a mean, a factor in the
@@ -97,23 +101,26 @@ class SampleCheck(OfPair):
         args: ToArguments = first_element,
         evidence: Evidence | None = None,
         progress: bool = True,
+        on_error: OnError = "raise",
     ) -> SampleCheckResult:
         check_loader(train)
         name = type(self).__name__
-        options: Any = {"seed": self.seed, "progress": progress}
+        options: Any = {"of": self, "seed": self.seed, "progress": progress, "on_error": on_error}
         looks = Looks.cat(over_loader(self._look, loader, args, title=f"{name}, held-out", **options))
         check_evidence(evidence, looks)
         image_shape = image_shape_of(looks.shapes, self.image_shape)
         num_data = len(looks.data)
         neighbours = Neighbours(torch.cat([looks.sample_draws, looks.data]))
 
-        def compare(*arguments: Any, **named: Any) -> None:
+        def compare(*arguments: Any, **named: Any) -> tuple[int, int]:
             with self._pair.open(arguments, named, self.seed) as call:
                 values = values_in(reconstruction(call), call.layout)
                 check_shapes(shapes_of(values), looks.shapes)
-                neighbours.add(joined(values))
+                neighbours.add(joined(values), noise.batch_number)
+                return noise.batch_number, len(values[0])
 
-        over_loader(compare, train, args, title=f"{name}, training data", **options)
+        sizes = over_loader(compare, train, args, title=f"{name}, training data", **options)
+        neighbours.merge()
         sample_distance, data_distance = neighbours.distance.to(looks.reconstruction_means.dtype).split(num_data)
         closest = sample_distance.argsort(stable=True)[:KEPT]
         return SampleCheckResult(
@@ -122,12 +129,12 @@ class SampleCheck(OfPair):
             sharpness=None if image_shape is None else looks.sharpness(image_shape),
             sample_distance=sample_distance,
             data_distance=data_distance,
-            nearest=neighbours.index[:num_data],
+            nearest=neighbours.index(sizes)[:num_data],
             closest=closest,
             closest_samples=looks.sample_draws[closest],
             closest_train=neighbours.rows[closest],
             image_shape=image_shape,
-            num_train=neighbours.num_train,
+            num_train=sum(size for _, size in sizes),
             support_checked=self._pair.check_support,
         )
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import tensors_in
-from ..batches import ToArguments, check_loader, first_element, over_batches
+from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError, OptionError, ScheduleWarning
+from ..evaluation import of_rank_0, over_batches
 from ..isolation import eval_mode
 from ..kernel import INFER, Call, Pair, narrow_record
 from ..noise import Noise, kept_random_state
@@ -223,16 +224,19 @@ class EarlyStopping:
         """The ELBO of each datum, (N,); of one datum alone, that of each particle."""
         # A new pair each time: parameters have moved, and what the last look found out holds no longer.
         pair = Pair(self._model, self._guide, **self._options)
-        sums: list[float] = []
 
-        def run(*args: Any, **kwargs: Any) -> Tensor:
-            sums.append(sum(float(t.detach().double().nansum()) for t in tensors_in([args, kwargs])))
+        def run(*args: Any, **kwargs: Any) -> tuple[float, Tensor]:
+            total = sum(float(t.detach().double().nansum()) for t in tensors_in([args, kwargs]))
             with pair.open(args, kwargs, self.seed) as call:
-                return weighted_elbo(call, self.num_particles, beta)
+                return total, weighted_elbo(call, self.num_particles, beta)
 
         with kept_random_state(), eval_mode(self._model, self._guide), self._best.finding():
             torch.manual_seed(self.seed)  # a loader that shuffles draws from it
-            terms = torch.cat(over_batches(run, self._held_out, self._args, seed=self.seed), 1)
+            # Every rank of a process group has to find and keep the state, so that each runs all batches.
+            of = self._model, self._guide
+            found = over_batches(run, self._held_out, self._args, of=of, seed=self.seed, everywhere=True)
+            sums, parts = map(list, zip(*found, strict=True))
+        terms = of_rank_0("a look at the held-out data", torch.cat(parts, 1))  # so that all stop at the same update
         if self._fingerprint is None:
             self._fingerprint = sums
         if sums != self._fingerprint:

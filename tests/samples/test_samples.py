@@ -141,10 +141,10 @@ def test_pieces_change_nothing(monkeypatch):
 
 def test_a_copy_is_at_zero_and_the_first_of_equals_counts():
     search = neighbours.Neighbours(torch.tensor([[1000.1, 3.0], [0.0, 0.0]]))
-    search.add(torch.tensor([[5.0, 5.0], [1000.1, 3.0], [3.0, 4.0]]))
-    search.add(torch.tensor([[1000.1, 3.0], [-3.0, 4.0]]))
+    search.add(torch.tensor([[5.0, 5.0], [1000.1, 3.0], [3.0, 4.0]]), 0)
+    search.add(torch.tensor([[1000.1, 3.0], [-3.0, 4.0]]), 1)
     assert search.distance.tolist() == [0.0, 5.0]
-    assert search.index.tolist() == [1, 2]
+    assert search.index([(0, 3), (1, 2)]).tolist() == [1, 2]
     assert search.rows[1].tolist() == [3.0, 4.0]
 
 

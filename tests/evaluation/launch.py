@@ -1,0 +1,47 @@
+"""Run a program as several processes of one group, one thread each, on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(**more):
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE), str(HERE.parent)])
+    return {**os.environ, **THREADS, "PYTHONPATH": path, "PYTHONWARNINGS": "default", **more}
+
+
+def torchrun(num_processes, program, *args, cwd=HERE, timeout=240):
+    """Run a program under torchrun; all that it printed, and its exit status."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(HERE / program), *map(str, args)]
+    options = {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, env=environment(), timeout=timeout, cwd=cwd, **options)
+    return done.stdout + done.stderr, done.returncode
+
+
+def start_ranks(num_processes, program, *args):
+    """The same processes without torchrun, which would end the others when one of them dies."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
+    command = [sys.executable, str(HERE / program), *map(str, args)]
+    return [
+        subprocess.Popen(
+            command,
+            env=environment(**group, RANK=str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=HERE,
+        )
+        for rank in range(num_processes)
+    ]
