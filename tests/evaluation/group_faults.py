@@ -52,6 +52,9 @@ def main(fault, seconds, folder):
     except ProcessesError as error:
         print(f"after {time.monotonic() - start:.1f} s: {error}")
         os._exit(3)  # without a word to the group, which waits for the others
+    if fault == "whole":
+        dist.barrier()
+    dist.destroy_process_group()  # else its threads may end the interpreter by an abort
 
 
 if __name__ == "__main__":

@@ -86,9 +86,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_checkpoint_is_whole(tmp_p
     assert repr(found) == repr(truth)  # NaN is not equal to itself
     assert whole == 8
     counts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True)[0] for rank in range(resumed_by)]
-    assert sum(counts) <= 4, (
-        counts
-    )  # of the eight, the first four were on the disk at least but for those of the last second
+    assert sum(counts) <= 4, counts  # of the eight, four were on the disk
 
 
 @pytest.mark.slow
