@@ -44,6 +44,7 @@ class Result:
 
         Example::
 
+            result = pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide), loader)
             result.save("evidence.npz")
             result = pv.Evidence.load("evidence.npz")
         """
@@ -63,6 +64,7 @@ class Result:
 
         Example::
 
+            result = pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide), loader)
             result.save("evidence.npz")
             result = pv.Evidence.load("evidence.npz")
         """
