@@ -45,6 +45,7 @@ class Result:
 
         Example::
 
+            result = pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide), loader)
             result.save("evidence.npz")
             result = pv.Evidence.load("evidence.npz")
         """
@@ -64,6 +65,7 @@ class Result:
 
         Example::
 
+            result = pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide), loader)
             result.save("evidence.npz")
             result = pv.Evidence.load("evidence.npz")
         """

@@ -37,7 +37,8 @@ def snapshot(modules):
         "validation": (torch.distributions.Distribution._validate_args, pyro.infer.util.is_validation_enabled()),
         "stack": len(pyro.poutine.runtime._PYRO_STACK),
         "gradient mode": torch.is_grad_enabled(),
-        "filters": list(warnings.filters),
+        # A library that is imported late adds filters for warnings of its own.
+        "filters": [kept for kept in warnings.filters if kept[2].__module__.startswith("pyro_vae") or kept[2] is Warning],
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "batch": noise.batch_number,
     }

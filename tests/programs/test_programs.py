@@ -1,6 +1,7 @@
 """Every cell of the table in docs/programs.md."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def test_the_table_is_what_was_found():
     """Every row and note that was found stands there; without zuko one row less is found."""
     text = PAGE.read_text()
     assert START in text and END in text
-    assert set(table(FOUND).splitlines()) <= set(text.splitlines()), "run python -m tests.programs"
+    found, page = ({re.sub(r"\[\d+\]|^\d+\.", "[]", line) for line in part.splitlines()} for part in (table(FOUND), text))
+    assert found <= page, "run python -m tests.programs"  # notes are counted anew where a process has found some rows only
     if len(FOUND) == len(PROGRAMS) * len(COLUMNS):
         assert written(text, table(FOUND)) == text, "run python -m tests.programs"
