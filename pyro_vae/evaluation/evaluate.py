@@ -1,6 +1,7 @@
 """Any estimator over a whole data set."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..batches import ToArguments, first_element
-from ..errors import OptionError
+from ..errors import ArgumentError, OptionError
 from ..options import real_number
 from ..records import warn_about, with_loader_index, without_warnings
 from .found import Found
 from .loop import OnError, over, warn_skipped
+from .parts import Parts
 from .processes import rank_and_size
 from .progress import RunningMean
 
@@ -62,7 +64,8 @@ def evaluate(
 
     :returns: one record for all data, fields (N,).
     :raises EmptyBatchError: if the loader yields nothing, or all batches were skipped.
-    :raises ArgumentError: if the loader is a tensor or a data set of single data, or if `args` returns no tuple.
+    :raises ArgumentError: if the loader is a tensor or a data set of single data, if `args` returns no tuple, or if the
+        estimator returns no record.
     :raises CheckpointError: if the checkpoint was made by another call (estimator, options, parameters, seed, versions) or
         from other data or another order of them, if a file of it is damaged, in use by another process, or cannot be
         written. The message says what differs and which file it is.
@@ -81,23 +84,31 @@ def evaluate(
 
     def quietly(*arguments: Any, **named: Any) -> Any:
         with without_warnings():  # the joined record speaks for all batches
-            return estimator(*arguments, **named)
+            record = estimator(*arguments, **named)
+        if not callable(getattr(type(record), "cat", None)):
+            raise ArgumentError(
+                "expected an estimator that returns a record with a class method cat, which joins those of several batches; "
+                f"got a {type(record).__name__}: pass an estimator such as pv.ImportanceSampling(model, guide)"
+            )
+        return record
 
     mean = RunningMean()
-    outcomes: list[Found] = []
+    parts = Parts()
+    outcomes: list[Found[int]] = []  # with their numbers of rows, not the rows
     shown: Any = {"progress": progress, "title": type(estimator).__name__, "mean": mean}
     kept: Any = {"checkpoint": checkpoint, "on_error": on_error, "of": estimator, "seed": seed}
     with over(quietly, loader, args, **kept, **shown) as found:
         for one in found:
-            outcomes.append(one)
+            result: Any = one.result
+            outcomes.append(replace(one, result=len(result) if hasattr(result, "__len__") else 0))
             if not one.error:
-                mean.add(one.result)
+                parts.add(result)
+                mean.add(result)
                 if tolerance is not None:
-                    check_has_mean(mean, one.result)
+                    check_has_mean(mean, result)
             if tolerance is not None and mean.is_within(tolerance):
                 break
-    results: list[Any] = [one.result for one in outcomes if not one.error]
-    joined = with_loader_index(type(results[0]).cat(results), rows_of(outcomes))
+    joined = with_loader_index(parts.joined(), rows_of(outcomes))
     if rank_and_size()[0] == 0:
         warn_about(joined, stacklevel=2)
     warn_skipped([one for one in outcomes if one.error], stacklevel=2)
@@ -112,13 +123,13 @@ def check_has_mean(mean: RunningMean, record: Any) -> None:
         )
 
 
-def rows_of(outcomes: Sequence[Found[Any]]) -> Tensor | None:
+def rows_of(outcomes: Sequence[Found[int]]) -> Tensor | None:
     """(N,) the place in the loader, from 0, of each datum with a row; `None` where rows are not the data of the batches.
 
     Where all batches have one row each, as with `datum_plate=None`, a batch is a datum.
     """
     found = [one for one in outcomes if not one.error]
-    rows = [len(one.result or ()) for one in found]
+    rows = [one.result for one in found]
     if rows == [one.size for one in found]:
         return torch.cat([torch.arange(one.first, one.first + one.size) for one in found])
     return torch.tensor([one.number for one in found]) if set(rows) == {1} else None

@@ -89,6 +89,7 @@ class Evidence(Result):
     _derived = ("doubts", "reliable")
     _hidden = ("checks", "curve")
     _headline = "log_evidence"
+    _joins_in_steps = True
 
     log_evidence: Tensor
     std_error: Tensor

@@ -22,6 +22,7 @@ class Sandwich(Result):
 
     _derived = ("width", "doubts", "reliable", "loader_index")
     _headline = "width"
+    _joins_in_steps = True
 
     lower: Evidence
     upper: Evidence

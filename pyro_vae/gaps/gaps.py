@@ -49,6 +49,7 @@ class Gaps(Result):
 
     _derived = (*GAPS, "doubts", "reliable", "loader_index")
     _headline = "inference"
+    _joins_in_steps = True
 
     elbo: Tensor
     optimal_elbo: Tensor

@@ -54,6 +54,7 @@ class Expectation(Result):
     _derived = ("bias", "doubts", "reliable", "loader_index")
     _hidden = ("checks",)
     _headline = "value"
+    _joins_in_steps = True
 
     value: Tensor
     std_error: Tensor

@@ -79,5 +79,5 @@ def without_warnings(*others: type[Warning]) -> Iterator[None]:
 
 def warn_about(record: Any, stacklevel: int) -> None:
     """Issue the warnings of a record; `stacklevel` counts from the caller, as in `warnings.warn`."""
-    for warning in record.warnings():
+    for warning in getattr(record, "warnings", tuple)():  # a record of one's own may have none
         warnings.warn(warning, stacklevel=stacklevel + 1)

@@ -32,6 +32,7 @@ class Result:
     _derived: ClassVar[tuple[str, ...]] = ()
     _hidden: ClassVar[tuple[str, ...]] = ()
     _headline: ClassVar[str] = ""  # the number per datum whose mean is watched while a loader is gone through
+    _joins_in_steps: ClassVar[bool] = False  # whether `cat` of parts that were joined before is `cat` of all of them
     _not_stored: ClassVar[Mapping[str, Any]] = {}  # fields that no file holds, and what a loaded record has in their place
 
     def save(self, path: str | PathLike[str]) -> None:

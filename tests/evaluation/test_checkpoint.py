@@ -364,7 +364,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 def test_a_result_that_no_file_holds_is_refused_at_once(tmp_path):
     class Own:
-        cat = None
+        cat = print
 
     calls = []
 
