@@ -66,12 +66,21 @@ class Fitted:
             self, space=space, proposal=self.proposal.select(kept), moments=(mean[kept], scale[kept]), witnesses=witnesses
         )
 
+    def misses_mode(self, log_evidence: Tensor, std_error: Tensor, num_draws: float, *, of_mean: bool) -> Tensor:
+        """(B,), whether the search knows a mode that the proposal lacks, by an estimate of log p(x) from its draws.
+
+        :param of_mean: whether the draws are for the mean of a function of the latents. A mode of a small share may move
+            that by many of its errors, where log p(x) moves by one.
+        """
+        assert self.witnesses is not None
+        lightest = LIGHT_FOR_MEANS if of_mean else LIGHT_MODE + CERTAIN * std_error
+        return missed_modes(self.witnesses, self.proposal, log_evidence + CERTAIN * std_error, lightest, num_draws)
+
 
 def with_search(evidence: Evidence, fitted: Fitted | None, *, of_mean: bool = False) -> Evidence:
     """The record with what the fits have found about themselves; `None` where no proposal was needed.
 
-    :param of_mean: whether the draws are for the mean of a function of the latents. A mode of a small share may move that by
-        many of its errors, where log p(x) moves by one.
+    :param of_mean: as in `Fitted.misses_mode`.
     """
     if fitted is None:
         return evidence
@@ -89,10 +98,8 @@ def with_search(evidence: Evidence, fitted: Fitted | None, *, of_mean: bool = Fa
         return replace(evidence, unchecked={**evidence.unchecked, "search": why_not})
     if evidence.num_particles == 1:
         return replace(evidence, unchecked={**evidence.unchecked, "search": "the error of one particle is not known"})
-    highest = evidence.log_evidence + CERTAIN * evidence.std_error
     num_draws = evidence.num_particles if evidence.method == FITTED_PROPOSALS else math.inf
-    lightest = LIGHT_FOR_MEANS if of_mean else LIGHT_MODE + CERTAIN * evidence.std_error
-    missed = missed_modes(fitted.witnesses, fitted.proposal, highest, lightest, num_draws)
+    missed = fitted.misses_mode(evidence.log_evidence, evidence.std_error, num_draws, of_mean=of_mean)
     return replace(evidence, checks={**evidence.checks, "search": missed})
 
 

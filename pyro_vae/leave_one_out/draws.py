@@ -1,14 +1,15 @@
 """Draws of the latents outside the plate of the data, with their densities: from the guide, or from fitted proposals."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..evidence import fit_proposals, guide_draws, summed_draws
+from ..evidence import Fitted, fit_proposals, guide_draws, summed_draws
 from ..kernel import Call, LogDensities, Outside, Record, narrow_record
 from ..noise import NOISE_BLOCK, Noise
+from ..ops import MIN_PARTICLES_FOR_K, log_mean_exp, log_mean_exp_std_error
 from ..proposals import LatentSpace, MixtureProposal, draws_of_prior, proposal_draws
 
 Values = dict[str, Tensor]
@@ -24,12 +25,14 @@ class OutsideSample:
     :ivar log_prior: (S,), log p(theta), with what is observed outside the plate.
     :ivar log_proposal: (S,), the log-density that theta was drawn from.
     :ivar method: what it was drawn from.
+    :ivar found: the fit behind it, where one searched for modes.
     """
 
     values: Values
     log_prior: Tensor
     log_proposal: Tensor
     method: str
+    found: Fitted | None = None
 
     def __len__(self) -> int:
         return len(self.log_prior)
@@ -78,7 +81,22 @@ def fitted(call: Call, outside: Outside, num_draws: int) -> OutsideSample:
     guide, model, weights = guide_draws(call)
     guide, model = summed_draws(call, guide, model)
     found = fit_proposals(call, guide, model, weights.elbo, num_draws, None, "auto")
-    return from_proposal(call, outside, found.space, found.proposal, {}, num_draws)
+    return replace(from_proposal(call, outside, found.space, found.proposal, {}, num_draws), found=found)
+
+
+def misses_mode(sample: OutsideSample, log_likelihood: Tensor) -> tuple[bool | None, str]:
+    """Whether the search knows a mode of p(theta given all data) that the draws lack; or `None`, and why nobody knows.
+
+    :param log_likelihood: (S, N), of all data.
+    """
+    found = sample.found
+    if found is None:
+        return None, f"no search for modes behind {sample.method} here"
+    if found.witnesses is None or len(sample) < MIN_PARTICLES_FOR_K:
+        return None, found.why_not or f"S < {MIN_PARTICLES_FOR_K}"
+    log_weight = (sample.log_prior.double() + log_likelihood.double().sum(1) - sample.log_proposal.double()).unsqueeze(-1)
+    log_evidence, std_error = log_mean_exp(log_weight, 0), log_mean_exp_std_error(log_weight)
+    return bool(found.misses_mode(log_evidence, std_error, len(sample), of_mean=True).any()), ""  # scores are means
 
 
 def full(value: Tensor, num_draws: int) -> Tensor:

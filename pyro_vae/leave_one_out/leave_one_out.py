@@ -15,7 +15,7 @@ from ..kernel import Call, Outside, Pair, movement
 from ..noise import Noise, batch_noise, checked_seed, noise_seed
 from ..options import one_of, whole_number
 from ..records import warn_about
-from .draws import OutsideSample, fitted, from_guide, from_proposal, narrowed, values_inside
+from .draws import OutsideSample, fitted, from_guide, from_proposal, misses_mode, narrowed, values_inside
 from .leave_one_out_result import LeaveOneOutResult
 from .marginal_space import MarginalSpace, fit_outside
 
@@ -210,6 +210,9 @@ class LeaveOneOut(OfPair):
         if why_not:
             unchecked["fitted proposal"] = why_not
         log_likelihood = torch.cat(rows)
+        missed, why_not_searched = misses_mode(sample, log_likelihood)
+        if why_not_searched:
+            unchecked["search"] = why_not_searched
         return LeaveOneOutResult(
             log_likelihood=log_likelihood,
             log_prior=sample.log_prior,
@@ -222,6 +225,7 @@ class LeaveOneOut(OfPair):
             full_size=outside.full_size,
             cost=cost,
             rounding=rounding,
+            misses_mode=missed,
             index=given.index,
             seen=given.index,
             stripped_scales=given.structure.stripped_scales,

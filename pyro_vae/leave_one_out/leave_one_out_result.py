@@ -60,6 +60,7 @@ class LeaveOneOutResult(Result):
     :ivar plate: the plate of the data.
     :ivar full_size: data in that plate, of which a call may have seen a part.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
+    :ivar misses_mode: whether the search knows a mode that the draws lack; `None` where none was made.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar seen: indices of all data that count in the weights, where the plate is subsampled.
     :ivar stripped_scales: scales of `poutine.scale` and N/B, by site, that are left out: each datum counts once.
@@ -82,6 +83,7 @@ class LeaveOneOutResult(Result):
     full_size: int
     cost: float
     rounding: Tensor | None = None
+    misses_mode: bool | None = None
     index: Tensor | None = None
     seen: Tensor | None = None
     stripped_scales: Mapping[str, float | Tensor] = field(default_factory=dict)
@@ -248,7 +250,8 @@ class LeaveOneOutResult(Result):
         "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above
         min(1 - 1/log10 S, 0.7). "data's own latents": more than 5% of the weight lies on draws at which the estimate of
         log p(x_n | theta) is in doubt. "few draws": below 100 draws, the error rests on fewer than five.
-        "precision": float64 moves elpd by more than a tenth of its error.
+        "search": the search knows a mode of p(theta | x) that the draws lack. "precision": float64 moves elpd by more than a
+        tenth of its error.
         """
         found = {}
         if "tails" not in self.unchecked:
@@ -258,6 +261,8 @@ class LeaveOneOutResult(Result):
             found["few draws"] = (self._scores.num_behind_error < FEWEST_BEHIND) | (self.num_draws == 1)
         if self.local:
             found["data's own latents"] = self._scores.share_doubted > FEW
+        if self.misses_mode is not None:
+            found["search"] = torch.full_like(self.elpd, self.misses_mode, dtype=torch.bool)
         if self.rounding is not None:
             found["precision"] = self._rounded()
         return found
@@ -300,6 +305,11 @@ class LeaveOneOutResult(Result):
                 f"the weights without {data} have a Pareto k above {limit}: these data are so influential that their elpd "
                 "is likely off by more than the stated error"
             )
+        if reason == "search":
+            return (
+                f"the draws of {', '.join(self.draws)} lack a mode of their posterior that the search knows: all scores are "
+                "likely off by more than the stated error"
+            )
         if reason == "few draws":
             return f"the error of elpd of {data} rests on fewer than five draws, so that it is likely too small"
         if reason == "precision":
@@ -311,7 +321,7 @@ class LeaveOneOutResult(Result):
             return "Use float64: model.double(), guide.double(), and the data in double"
         if reason == "few draws":
             return "Raise num_draws"
-        return REMEDIES[self.method] if reason == "tails" else "Give evidence= an estimator with more particles"
+        return REMEDIES[self.method] if reason in ("tails", "search") else "Give evidence= an estimator with more particles"
 
     @property
     def log_joint(self) -> Tensor:
