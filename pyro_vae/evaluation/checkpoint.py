@@ -19,7 +19,7 @@ from ..noise import fresh_seed
 from ..records import from_arrays, load_value, save_value, to_arrays
 from .digests import about_call
 from .found import Batch, Found, add_words, in_words
-from .lock import locked
+from .lock import WRITABLE, locked
 from .processes import check_agreed, rank_0_first, rank_and_size
 
 FORMAT = 1  # of the folder; raised when older versions of the package would misread it
@@ -29,7 +29,6 @@ PACKAGES = ("pyro_vae", "pyro-ppl", "torch")
 # Seconds between two shards: a forced write must not slow down batches of milliseconds. Later less often, so that long runs
 # have thousands of files and no more.
 PAUSE, SHARE = 1.0, 1e-3
-WRITABLE = "Pass a path in a folder that exists and may be written"
 GO_ON = "Make the same call again to go on from the checkpoint"
 OTHERWISE = "Make the call as it was, pass another path, or delete the folder to begin again"
 

@@ -12,6 +12,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and files are whole or absent all the same
     fcntl = None  # type: ignore[assignment]
 
+WRITABLE = "Pass a path in a folder that exists and may be written"
 # The lock of the system is one of processes: what this one has must be known here. A forked process has none of it.
 _held: set[tuple[int, str]] = set()
 
@@ -31,10 +32,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write '{path}' for a checkpoint: {error.strerror}. Pass a path in a folder that exists and may be "
-            "written"
-        ) from error
+        raise CheckpointError(f"cannot write '{path}' for a checkpoint: {error.strerror}. {WRITABLE}") from error
     try:
         if fcntl is not None:
             try:

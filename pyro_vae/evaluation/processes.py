@@ -92,7 +92,7 @@ def check_agreed(about: Mapping[str, Any]) -> None:
     for rank, one in enumerate(said):
         names = [name for name in {**said[0], **one} if said[0].get(name) != one.get(name)]
         if names:
-            which = ", ".join(in_words(name, said[0].get(name), one.get(name), rank) for name in names[:3])
+            which = ", ".join(difference_in_words(name, said[0].get(name), one.get(name), rank) for name in names[:3])
             more = f", and {len(names) - 3} more" if len(names) > 3 else ""
             raise ProcessesError(
                 f"all ranks of a process group must make the same call with the same parameters, but {which}{more}. {SAME}. "
@@ -100,7 +100,7 @@ def check_agreed(about: Mapping[str, Any]) -> None:
             )
 
 
-def in_words(name: str, mine: Any, other: Any, rank: int) -> str:
+def difference_in_words(name: str, mine: Any, other: Any, rank: int) -> str:
     if isinstance(mine, str) and isinstance(other, str) and len(mine) == len(other) == 64:  # digests
         return f"'{name}' of rank {rank} is another one than that of rank 0"
     return f"'{name}' is {mine} on rank 0 and {other} on rank {rank}"
