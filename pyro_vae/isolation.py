@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from .arguments import unwrapped
+from .autocast import for_programs_alone
 from .errors import ArgumentError, BatchCouplingError, quoted
 from .noise import kept_random_state
 
@@ -120,7 +121,7 @@ def eval_mode(*programs: Callable) -> Iterator[list[torch.nn.Module]]:
 def unseen(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
     """Hide runs from handlers around the call, and restore random state, stored traces and settings on exit.
 
-    Argument checks of distributions are off: the kernel checks data and results itself.
+    Argument checks of distributions are off: the kernel checks data and results itself. Autocast reaches programs alone.
     """
     torch_validation = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
     with ExitStack() as stack:
@@ -129,6 +130,7 @@ def unseen(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
         stack.enter_context(kept_random_state(devices))
         stack.enter_context(kept_traces(*programs))
         stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(for_programs_alone())
         yield
 
 

@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "pyro")
 # Where a name lives: its private members that are used here.
 MEMBERS = {
     "pyro.infer.autoguide.AutoContinuous": ["_unpack_latent"],
-    "pyro.infer.elbo.ELBO": ["_get_traces"],
+    "pyro.infer.elbo.ELBO": ["_get_traces", "_guess_max_plate_nesting"],
     "pyro.infer.trace_elbo": ["_compute_log_r"],
     "pyro.infer.trace_elbo.Trace_ELBO": ["_differentiable_loss_particle", "_get_trace"],
     "pyro.infer.traceenum_elbo": ["_compute_model_factors"],

@@ -71,7 +71,7 @@ class LivePair(Pair):
             refuse_coupling(in_train_mode)
             refuse_guide(self.guide, self.datum_plate)
             with moved_parameters() as norms:
-                found = self._find_out(guide, model, seed=0)
+                found = self.find_out(guide, model, seed=0)
             structure, guide.names, model.names, guide.execution, model.execution = found
             call = Call(guide, model, structure, 0, devices[0], check_support=False, pair=self)
             call.data_checked = True

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import isolation
 from ..arguments import check_signature, devices_of, signature_of
+from ..autocast import autocast_around, off_for_programs
 from ..densities import bounds_of, support_of
-from ..errors import AuxiliarySiteError, StructureError, quoted
+from ..errors import AuxiliarySiteError, ProgramError, StructureError, quoted
 from ..noise import Noise, checked_seed, noise_seed, seed_torch
 from .calls import Call, check_data, refuse_shared
 from .checks.agreement import choose_executions
@@ -85,7 +86,7 @@ class Pair:
             modes = tuple(m.training for top in modules for m in top.modules())
             key = (signature_of((args, kwargs)), modes, versions, guide.known)
             if key not in self._known:
-                self._known[key] = self._find_out(guide, model, seed)
+                self._known[key] = self.find_out(guide, model, seed)
             structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
             guide.layout = model.layout = structure.layout
             if structure.layout.fixed:
@@ -102,6 +103,19 @@ class Pair:
     ) -> tuple[Program, Program]:
         shared: Any = {"indices": indices, "draw_indices": draw_indices, "fixed": dict(known or {}), "full_sizes": {}}
         return Program(self.guide, args, kwargs, side="guide", **shared), Program(self.model, args, kwargs, **shared)
+
+    def find_out(self, guide: Program, model: Program, seed: int) -> Found:
+        """The structure. The checks compare what should agree to rounding errors, so they run without autocast.
+
+        A program that runs under autocast alone, since it casts tensors itself, is checked under it.
+        """
+        if autocast_around():
+            try:
+                with off_for_programs():
+                    return self._find_out(guide, model, seed)
+            except ProgramError:
+                pass
+        return self._find_out(guide, model, seed)
 
     def _find_out(self, guide: Program, model: Program, seed: int) -> Found:
         seed_torch(noise_seed(seed, Noise.PROBE, 0))

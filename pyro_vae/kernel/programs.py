@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..autocast import for_program
 from ..densities import find_masks
 from ..errors import StructureError, quoted
 from .folding import folded_draws, folded_scores
@@ -56,7 +57,7 @@ class Program:
         """One run of the program, plain or with a leading particle axis."""
         options |= {"num_particles": num_particles, "base_draws": self.base_draws}
         recorder = Recorder(self.layout, self.indices, self.draw_indices, self.fixed, self.full_sizes, **options)
-        with recorder:
+        with recorder, for_program():
             self.fn(*self.args, **self.kwargs)
         self.ran_plainly = True
         if self.names is not None and self.names != recorder.sites.keys():

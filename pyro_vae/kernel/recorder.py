@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from ..autocast import for_program
 from ..densities import draw_base, filled, has_edges, innermost, inside_support, is_one_way, log_prob_at, push
 from ..errors import StructureError
 from .checks.subsamples import check_subsample
@@ -80,7 +81,8 @@ class Site:
             log_prob = self.own_log_prob
         else:
             value = filled(self.density, self.value, self.mask)
-            log_prob = log_prob_at(self.name, self.density, value)
+            with for_program():  # a flow may run its network
+                log_prob = log_prob_at(self.name, self.density, value)
             if self.is_given and has_edges(self.density):
                 # Some densities go on beyond their support when argument checks are off.
                 outside = ~inside_support(self.density, value)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.distributions.utils import broadcast_all
 
+from ..autocast import switched_off
 from .checked import check_value, finite_numbers
 
 SMALL = 0.02  # logits below which two terms of a series are nearer the truth than a difference of large numbers
@@ -173,13 +174,18 @@ class FastBinomial(dist.Binomial):
 
 
 class CheckedMultivariateNormal(dist.MultivariateNormal):
-    """`MultivariateNormal` whose `log_prob` looks at its data as `CheckedIndependent` does."""
+    """`MultivariateNormal` whose `log_prob` looks at its data as `CheckedIndependent` does. Autocast is off inside."""
 
     accepts = finite_numbers("MultivariateNormal")
 
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        with switched_off():
+            return super().rsample(torch.Size(sample_shape))
+
     def log_prob(self, value: Tensor) -> Tensor:
         check_value(value, self.event_shape, self.accepts)
-        return super().log_prob(value)
+        with switched_off():
+            return super().log_prob(value)
 
 
 @register_kl(CheckedMultivariateNormal, torch.distributions.Independent)

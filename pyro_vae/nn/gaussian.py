@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from ..autocast import full_under_autocast
 from ..errors import ArgumentError, OptionError
 from ..options import is_real
 from .checked import finite_numbers
@@ -91,7 +92,7 @@ class Normal(Head):
         if self.option is None:
             return self.checked(dist.Normal(chunks[0], positive(chunks[1]), validate_args=False))
         scale = self.scale
-        scale = scale if isinstance(scale, Tensor) else raw.new_full((), scale)  # exact in any dtype, as no buffer is
+        scale = scale if isinstance(scale, Tensor) else chunks[0].new_full((), scale)  # exact in any dtype, as no buffer is
         keep = self.keep if self.couples_batch and self.training else None
         return shared_scale(chunks[0], scale, self.event_dim, self.accepts, keep)
 
@@ -136,6 +137,7 @@ class MultivariateNormal(Head):
         return event_size * (event_size + 3) // 2
 
     def forward(self, raw: Tensor) -> Any:
+        raw = full_under_autocast(raw)
         width = raw.shape[-1]
         dim = (math.isqrt(9 + 8 * width) - 3) // 2
         if dim < 1 or self.num_outputs(dim) != width:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from ..autocast import full_under_autocast
 from ..errors import ArgumentError
 from ..options import whole_number
 from .checked import Accepts, CheckedIndependent, checked
@@ -46,6 +47,7 @@ class Head(nn.Module):
 
         :raises ArgumentError: if they cannot be shared out evenly.
         """
+        raw = full_under_autocast(raw)
         if raw.ndim < self.event_dim or raw.shape[-self.event_dim] % self.num_params:
             raise ArgumentError(
                 f"the {self.accepts.head} head needs {self.num_params} numbers per number of an event, chunked along "

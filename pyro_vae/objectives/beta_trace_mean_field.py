@@ -15,6 +15,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from ..autocast import for_program
 from ..densities import innermost
 from ..errors import StructureError
 from .terms import Density, Pass
@@ -175,7 +176,8 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
             self._call = ()
 
     def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return tape_pair(self.max_plate_nesting, model, guide, args, kwargs)
+        with for_program():
+            return tape_pair(self.max_plate_nesting, model, guide, args, kwargs)
 
     def _measure(self, traces: WeighedTraces) -> Pass:
         model, guide = traces.model_sites, traces.guide_sites
@@ -200,7 +202,8 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
 
 def score(site: Any) -> Tensor:
     """The log-density of a site, summed over its plates, with scale and mask."""
-    site["unscaled_log_prob"] = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    with for_program():
+        site["unscaled_log_prob"] = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     total: Tensor = scale_and_mask(site["unscaled_log_prob"], site["scale"], site["mask"]).sum()
     return total
 

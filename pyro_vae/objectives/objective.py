@@ -12,6 +12,7 @@ from pyro.infer import ELBO
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
+from ..autocast import for_programs_alone
 from ..errors import OptionError, ScheduleWarning
 from ..kernel import named_failures
 from ..options import whole_number
@@ -55,11 +56,11 @@ class Objective(ELBO):
         return self._terms
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        with named_failures(model, guide, args, kwargs):
+        with named_failures(model, guide, args, kwargs), for_programs_alone():
             return float(self._loss_alone(model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        with named_failures(model, guide, args, kwargs):
+        with named_failures(model, guide, args, kwargs), for_programs_alone():
             if self._compiled is None:
                 loss = float(self._loss_and_grads(model, guide, args, kwargs))
             else:
@@ -68,7 +69,7 @@ class Objective(ELBO):
         return loss
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        with named_failures(model, guide, args, kwargs):
+        with named_failures(model, guide, args, kwargs), for_programs_alone():
             if self._compiled is None or not torch.is_grad_enabled():
                 loss = self._differentiable_loss(model, guide, args, kwargs)
             else:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..arguments import devices_of
+from ..autocast import for_program
 from ..errors import OptionError, StructureError, quoted
 from ..isolation import eval_mode, modules_of, unseen
 
@@ -132,7 +133,7 @@ class FrozenModel:
     def _running(self, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
         programs = self._model, self._guide
         devices = devices_of((args, kwargs), modules_of(*programs))
-        with unseen(*programs, devices=devices), eval_mode(*programs), torch.enable_grad():
+        with unseen(*programs, devices=devices), for_program(), eval_mode(*programs), torch.enable_grad():
             yield
 
     def _modules(self) -> set[nn.Module]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-DEVICES = ("cpu", "cuda")
+from ...autocast import autocast_around
 
 
 class Arguments(NamedTuple):
@@ -59,10 +59,9 @@ def arguments_of(args: tuple, kwargs: Mapping[str, Any]) -> Arguments:
 
 def settings_now() -> tuple:
     """Settings of torch that change what a step computes."""
-    cast = tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES)
-    return cast, torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return autocast_around(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def is_rough() -> bool:
     """Whether torch may compute in fewer digits than its tensors have."""
-    return any(map(torch.is_autocast_enabled, DEVICES)) or torch.get_float32_matmul_precision() != "highest"
+    return bool(autocast_around()) or torch.get_float32_matmul_precision() != "highest"

@@ -10,6 +10,7 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
+from ...autocast import for_program
 from ...densities import FillHoles
 from ..objective import BetaObjective
 from ..terms import Density, Pass, Terms, places_of, terms_of
@@ -50,12 +51,18 @@ class BetaELBO(BetaObjective):
             check_imputed(traces.model_sites, traces.imputed)
         return traces.model, traces.guide
 
+    def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> None:
+        with for_program():
+            super()._guess_max_plate_nesting(model, guide, args, kwargs)
+
     def _run_pair(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        return super()._get_trace(model, guide, args, kwargs)  # type: ignore[safe-super]
+        with for_program():  # Pyro also takes the log-densities of its sites there
+            return super()._get_trace(model, guide, args, kwargs)  # type: ignore[safe-super]
 
     def _measure(self, traces: WeighedTraces) -> Pass:
-        traces.model.compute_log_prob()
-        traces.guide.compute_score_parts()
+        with for_program():
+            traces.model.compute_log_prob()
+            traces.guide.compute_score_parts()
         return densities_of(traces)
 
 

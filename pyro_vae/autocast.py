@@ -1,0 +1,140 @@
+"""Autocast around a call reaches the user's programs alone: densities and what is made of them are in full precision."""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from copy import copy
+from functools import cache
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.distribution import COERCIONS
+from pyro.distributions.hmm import HiddenMarkovModel
+from torch import Tensor
+from torch.distributions import Transform
+
+DEVICES = ("cpu", "cuda")
+HALF = (torch.bfloat16, torch.float16)
+# Their own draws and densities multiply matrices, which autocast would do in half precision.
+WITH_MATRICES = (
+    torch.distributions.MultivariateNormal,
+    torch.distributions.LowRankMultivariateNormal,
+    torch.distributions.Wishart,
+    dist.MultivariateStudentT,
+    dist.GaussianMRF,
+    HiddenMarkovModel,
+)
+Autocast = tuple[tuple[str, torch.dtype], ...]  # the kinds of devices for which it is on, and the precision of each
+
+_around: ContextVar[Autocast] = ContextVar("_around", default=())
+
+
+def autocast_around() -> Autocast:
+    """The autocast that programs run under: that of this moment, or that which `for_programs_alone` has switched off."""
+    now = ((device, torch.get_autocast_dtype(device)) for device in DEVICES if torch.is_autocast_enabled(device))
+    return tuple(now) or _around.get()
+
+
+@contextmanager
+def for_programs_alone() -> Iterator[None]:
+    """Switch autocast off, but inside `for_program`. Distributions that programs make get their parameters in float32."""
+    around = autocast_around()
+    if not around:
+        yield
+        return
+    token = _around.set(around)
+    COERCIONS.append(in_full_precision)
+    try:
+        with switched_off():
+            yield
+    finally:
+        COERCIONS.remove(in_full_precision)
+        _around.reset(token)
+
+
+@contextmanager
+def for_program() -> Iterator[None]:
+    """Switch autocast on again as the user had it."""
+    around = _around.get()
+    if not around:
+        yield
+        return
+    # torch keeps weights in half precision until the outermost autocast ends. Those that a run without gradients has left
+    # would take the gradient from the runs that follow.
+    torch.clear_autocast_cache()
+    with ExitStack() as stack:
+        for device, dtype in around:
+            stack.enter_context(torch.autocast(device, dtype=dtype))
+        yield
+
+
+@contextmanager
+def off_for_programs() -> Iterator[None]:
+    """Inside `for_programs_alone`: programs run without autocast, too."""
+    token = _around.set(())
+    try:
+        yield
+    finally:
+        _around.reset(token)
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def full(raw: Any) -> Any:
+    """What a network under autocast gives, in float32: a tensor, or a transform or list that holds some."""
+    if isinstance(raw, Tensor):
+        return raw.float() if raw.dtype in HALF else raw
+    if isinstance(raw, (list, tuple)):
+        items = [full(item) for item in raw]
+        return raw if all(new is old for new, old in zip(items, raw, strict=True)) else type(raw)(items)
+    if isinstance(raw, Transform) and not isinstance(raw, torch.nn.Module):
+        attributes = {name: full(value) for name, value in vars(raw).items()}
+        if any(attributes[name] is not value for name, value in vars(raw).items()):
+            raw = copy(raw)
+            vars(raw).update(attributes)
+    return raw
+
+
+def full_under_autocast(raw: Tensor) -> Tensor:
+    """A tensor in float32 where autocast is on; a network in half precision without it gets half precision back."""
+    return full(raw) if autocast_around() else raw
+
+
+def in_full_precision(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Make a distribution of Pyro's with its parameters in float32: one of its `COERCIONS`.
+
+    They are cast before they are used. Afterwards it would be too late: `Normal(loc, 0.2)` gives its scale the precision of
+    `loc`, and a `Categorical` normalises its logits.
+    """
+    if not _around.get():  # of another thread
+        return None
+    cast = tuple(map(full, args)), {name: full(value) for name, value in kwargs.items()}
+    made = without_autocast(cls) if issubclass(cls, WITH_MATRICES) else cls
+    with switched_off():  # some multiply matrices when they are made
+        return ABCMeta.__call__(made, *cast[0], **cast[1])
+
+
+@cache
+def without_autocast(cls: Any) -> Any:
+    """A class of the same name that draws and scores with autocast off."""
+    methods = {name: off(getattr(cls, name)) for name in ("__call__", "sample", "rsample", "log_prob") if hasattr(cls, name)}
+    return type(cls)(cls.__name__, (cls,), methods)
+
+
+def off(method: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with switched_off():
+            return method(*args, **kwargs)
+
+    return run
