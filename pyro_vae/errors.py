@@ -40,6 +40,7 @@ __all__ = [
     "SupportError",
     "SurgeryWarning",
     "UnreliableEvidenceWarning",
+    "UntrainedParameterWarning",
 ]
 
 
@@ -179,6 +180,10 @@ class ScheduleWarning(UserWarning):
 
 class ParameterStoreWarning(UserWarning):
     """Pyro's parameter store held other values under a program's names: the program keeps its own."""
+
+
+class UntrainedParameterWarning(UserWarning):
+    """A loss depends on parameters that the optimiser leaves as they are: it was made before they were."""
 
 
 class CollapseWarning(UserWarning):

@@ -3,6 +3,7 @@
 from .beta_trace import BetaTrace_ELBO, BetaTraceGraph_ELBO
 from .beta_trace_enum import BetaTraceEnum_ELBO
 from .beta_trace_mean_field import BetaTraceMeanField_ELBO
+from .gradients import leaves_behind
 from .importance_weighted_elbo import ImportanceWeightedELBO
 from .inclusive_kl import InclusiveKL
 from .terms import Terms
@@ -20,5 +21,6 @@ __all__ = [
     "Terms",
     "TotalCorrelationELBO",
     "depends_on_own_draw",
+    "leaves_behind",
     "out_of_order",
 ]

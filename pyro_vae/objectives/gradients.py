@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -118,3 +118,19 @@ class GradientOf(torch.autograd.Function):
 def with_gradient_of(surrogate: Tensor, loss: Tensor) -> Tensor:
     """The value of `loss` with the gradient of `surrogate`, both of one shape."""
     return GradientOf.apply(surrogate, loss)
+
+
+def leaves_behind(numbers: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors that a backward pass from these would give a gradient to."""
+    numbers = list(numbers)
+    found = {id(number): number for number in numbers if number.is_leaf and number.requires_grad}
+    seen, waiting = set(), [number.grad_fn for number in numbers]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.setdefault(id(node.variable), node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return list(found.values())

@@ -19,6 +19,7 @@ from ..options import whole_number
 from .compiled import Compiled, compiled_or_none
 from .terms import Terms
 from .traces.matching import Beta, Betas
+from .untrained import UntrainedWatch
 from .weights import Schedule, Weight, checked_weights, value_of
 
 CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
@@ -188,6 +189,16 @@ class ObjectiveModule(ELBOModule):
     """A pair under an objective as one `nn.Module` that returns the loss; its state holds `num_updates` too."""
 
     elbo: Objective
+
+    def __init__(self, model: nn.Module, guide: nn.Module, elbo: Objective) -> None:
+        super().__init__(model, guide, elbo)
+        self._untrained = UntrainedWatch(self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().forward(*args, **kwargs)
+        if not self._untrained.done and loss.requires_grad:
+            self._untrained.look(self, loss)
+        return loss
 
     def get_extra_state(self) -> dict[str, int]:
         return self.elbo.state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..arguments import devices_of
 from ..autocast import for_program
 from ..errors import OptionError, StructureError, quoted
 from ..isolation import eval_mode, modules_of, unseen
+from ..objectives import leaves_behind
 
 NOT_REGISTERED = "was not registered in the param store because requires_grad=False"  # Pyro, of what is frozen on purpose
 
@@ -55,10 +56,10 @@ class FrozenModel:
                 core = unwrap(self._guide)
                 if isinstance(core, GuideMessenger):  # it runs the model as well
                     trace = core.get_traces()[1]
-            of_guide = leaves_behind(numbers_of(trace))
+            of_guide = set(leaves_behind(numbers_of(trace)))
             trace.detach_()
             with met_modules(self._in_model):
-                of_model = leaves_behind(numbers_of(self._replayed(trace, args, kwargs)))
+                of_model = set(leaves_behind(numbers_of(self._replayed(trace, args, kwargs))))
         self.of_model |= of_model
         self._take_gradients()
         self.shared |= {name_of(param) for param in of_guide & self.of_model}
@@ -164,22 +165,6 @@ def numbers_of(trace: Any) -> list[Tensor]:
     trace.compute_log_prob()
     sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
     return [number for site in sites for number in (site["log_prob"], site["value"]) if isinstance(number, Tensor)]
-
-
-def leaves_behind(numbers: Iterable[Tensor]) -> set[Tensor]:
-    """The leaves of autograd's graph that these depend on."""
-    found: set[Tensor] = {number for number in numbers if number.is_leaf and number.requires_grad}
-    stack = [number.grad_fn for number in numbers if number.grad_fn is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        if hasattr(node, "variable"):
-            found.add(node.variable)
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return found
 
 
 def name_of(param: Tensor) -> str:

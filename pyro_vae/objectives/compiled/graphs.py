@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CompileError
+from ..gradients import leaves_behind
 from ..terms import Terms
 from ..traces.matching import Beta
 from ..weights import snapshot
@@ -17,7 +18,7 @@ from .inductor import compiled_function
 from .options import Options
 from .outputs import agree, lent
 from .refusals import OTHERWISE, named_compiling, refuse_arguments, refuse_hooks, refuse_moved
-from .runs import Step, eager_step, kept_buffers, kept_noise, leaves_of, numbers_of
+from .runs import Step, eager_step, kept_buffers, kept_noise, numbers_of
 from .surroundings import Surroundings, modules_inside
 from .tracing import Traced, as_input, traced_step
 
@@ -164,7 +165,7 @@ def build(
     refuse_arguments([*arguments.tensors, *(leaf.value for leaf in arguments.leaves if leaf is not None), *weights.values()])
     with modules_inside(model, guide) as modules:
         loss = objective._differentiable_loss(model, guide, args, kwargs)
-    leaves = leaves_of(loss)
+    leaves = leaves_behind([loss])
     refuse_hooks(leaves)
     first = numbers_of(objective, loss.detach(), loss, leaves)
     slots = {name: as_input(weights[name], first.parts[0]) for name in inputs}

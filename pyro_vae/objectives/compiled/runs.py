@@ -52,21 +52,6 @@ def numbers_of(objective: Objective, loss: Tensor, surrogate: Tensor, leaves: li
     return Step([loss.detach(), *of_terms, *objective._arrays()], gradients, terms)
 
 
-def leaves_of(loss: Tensor) -> list[Tensor]:
-    """The tensors that a backward pass would give a gradient to."""
-    found: dict[int, Tensor] = {}
-    seen, waiting = set(), [loss.grad_fn]
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.setdefault(id(node.variable), node.variable)
-        waiting += [following for following, _ in node.next_functions]
-    return list(found.values())
-
-
 class Eager(NamedTuple):
     """:ivar params: by name, the unconstrained tensor of each parameter, and whether it is the value as well."""
 

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parent
+HERE = TESTS / "evaluation"  # where programs are looked for that are given by name
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -17,7 +18,7 @@ def free_port():
 
 
 def environment(**more):
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE), str(HERE.parent)])
+    path = os.pathsep.join([str(TESTS.parent), str(HERE), str(TESTS)])
     return {**os.environ, **THREADS, "PYTHONPATH": path, "PYTHONWARNINGS": "default", **more}
 
 
