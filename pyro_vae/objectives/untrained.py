@@ -50,9 +50,9 @@ class UntrainedWatch:
 def warn(names: list[str]) -> None:
     warnings.warn(
         f"the loss depends on {quoted(names)}, which the optimiser leaves as they are: they were made in the first call, "
-        "after loss.parameters() was read. Call the loss once under torch.no_grad() before you make the optimiser, and before "
-        "DistributedDataParallel. Parameters of pyro.param join loss.parameters() where the program is a PyroModule; give "
-        "others to the optimiser yourself, or train with SVI",
+        "after loss.parameters() was read. Call the loss once under torch.no_grad() before you make the optimiser, and "
+        "before DistributedDataParallel. Parameters of pyro.param join loss.parameters() where the program is a "
+        "PyroModule; give others to the optimiser yourself, or train with SVI",
         UntrainedParameterWarning,
         stacklevel=5,
     )
