@@ -1,0 +1,146 @@
+"""Heads of encoders beyond the normal ones: what q(z given x) can be."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import ConditionalTransform
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from ..autocast import full_under_autocast
+from ..errors import ArgumentError
+from ..options import whole_number
+from .checked import finite_numbers
+from .gaussian import positive
+from .head import Head
+from .priors import StandardNormal, checked_transforms
+
+
+class Family(Head):
+    """A head for the latents of an encoder, real vectors whose numbers depend on one another."""
+
+    def __init__(self) -> None:
+        super().__init__(finite_numbers(type(self).__name__))
+
+    @property
+    def support(self) -> Constraint:
+        return constraints.real_vector
+
+
+class LowRankNormal(Family):
+    r"""A normal vector whose covariance is a diagonal and R factors, N(loc, diag(scale^2) + F F^T), for encoders.
+
+    Between `Normal`, R = 0, and `MultivariateNormal`, which has D (D + 1) / 2 numbers for its covariance: for many latents
+    of which some go together. The network gives D numbers for loc, D for scale and D for each column of F. Ong et al., 2018,
+    https://arxiv.org/abs/1707.01069.
+
+    :param rank: R.
+    :raises OptionError: if the rank is below 1.
+    :raises ArgumentError: when called, if no D fits the width of the raw numbers.
+
+    Called with raw numbers (..., D (2 + R)), returns a distribution with batch shape (...) and event shape (D,), in nats.
+    Its KL to `StandardNormal` is sampled.
+
+    >>> head = LowRankNormal(3)
+    >>> head.num_outputs(20), head(torch.zeros(5, 100)).event_shape
+    (100, torch.Size([20]))
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = whole_number("rank", rank, lowest=1)
+        self.num_params = 2 + self.rank
+
+    def forward(self, raw: Tensor) -> Any:
+        loc, scale, *columns = self.chunks(raw)
+        return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), positive(scale).square(), validate_args=False)
+
+
+class MixtureNormal(Family):
+    r"""A mixture of M diagonal normals, q(z given x) = sum_m w_m N(z; loc_m, diag(scale_m^2)), for encoders.
+
+    For posteriors with several modes. Draws have gradients with respect to all parameters, the weights included
+    (`pyro.distributions.MixtureOfDiagNormals`, after Jankowiak and Obermeyer, 2018, https://arxiv.org/abs/1806.01851), so
+    that every objective takes it. The ELBO itself prefers one mode: train with `ImportanceWeightedELBO` or `InclusiveKL`.
+
+    :param num_components: M.
+    :raises OptionError: if it is below 2.
+    :raises ArgumentError: when called, if no D fits the width of the raw numbers.
+
+    Called with raw numbers (..., M (2 D + 1)), returns a distribution with batch shape (...) and event shape (D,), in nats:
+    first the M D means, component by component, then the scales, then the M logits. Its KL is sampled. Components whose raw
+    numbers are equal have equal gradients: let the network's last layer start at random, as torch's do.
+
+    >>> head = MixtureNormal(4)
+    >>> head.num_outputs(20), head(torch.zeros(5, 164)).event_shape
+    (164, torch.Size([20]))
+    """
+
+    def __init__(self, num_components: int) -> None:
+        super().__init__()
+        self.num_components = whole_number("num_components", num_components, lowest=2)
+
+    def num_outputs(self, event_size: int) -> int:
+        return self.num_components * (2 * event_size + 1)
+
+    def forward(self, raw: Tensor) -> Any:
+        raw = full_under_autocast(raw)
+        num_components, width = self.num_components, raw.shape[-1]
+        event_size, rest = divmod(width - num_components, 2 * num_components)
+        if event_size < 1 or rest:
+            raise ArgumentError(
+                f"the MixtureNormal head of {num_components} components needs {num_components} (2 D + 1) numbers for D "
+                f"latents, got shape {tuple(raw.shape)}: let the network's last layer have head.num_outputs(D) outputs"
+            )
+        loc, scale, logits = raw.split([num_components * event_size] * 2 + [num_components], -1)
+        shape = (num_components, event_size)
+        return dist.MixtureOfDiagNormals(loc.unflatten(-1, shape), positive(scale).unflatten(-1, shape), logits)
+
+
+class Flow(Family):
+    r"""A conditional normalizing flow: bijections T_x, which depend on the network's output, map noise to latents::
+
+        z = T_x(e), e ~ N(0, I),   log q(z given x) = log N(e; 0, I) - log |det dT_x/de|
+
+    Rezende and Mohamed, 2015, https://arxiv.org/abs/1505.05770; inverse autoregressive flows Kingma et al., 2016,
+    https://arxiv.org/abs/1606.04934; splines Durkan et al., 2019, https://arxiv.org/abs/1906.04032.
+
+    :param latent_dim: D.
+    :param context_dim: numbers that the network gives, from which the transforms make their parameters.
+    :param transforms: conditional bijections from noise to latents in this order, such as
+        `pyro.distributions.transforms.conditional_affine_autoregressive(D, context_dim)` or
+        `conditional_spline(D, context_dim)`.
+    :raises OptionError: for a number below 1, or transforms that are none.
+    :raises ArgumentError: when called, for raw numbers of another width.
+
+    Called with raw numbers (..., context_dim), returns a distribution with batch shape (...) and event shape (D,), in nats.
+    Its KL is sampled. The density at values of others (surgery, aggregated posteriors) inverts the flow: D passes for an
+    autoregressive one, one for splines by coupling.
+
+    >>> from pyro.distributions.transforms import conditional_affine_autoregressive
+    >>> head = Flow(3, 8, [conditional_affine_autoregressive(3, 8, hidden_dims=[16])])
+    >>> head.num_outputs(3), head(torch.zeros(5, 8)).event_shape
+    (8, torch.Size([3]))
+    """
+
+    def __init__(self, latent_dim: int, context_dim: int, transforms: Sequence[Any]) -> None:
+        super().__init__()
+        self.base, self.context_dim = StandardNormal(latent_dim), whole_number("context_dim", context_dim, lowest=1)
+        example = "pyro.distributions.transforms.conditional_affine_autoregressive(D, context_dim)"
+        self.transforms = checked_transforms(transforms, ConditionalTransform, example)
+        self.networks = nn.ModuleList(t for t in self.transforms if isinstance(t, nn.Module))
+
+    def num_outputs(self, event_size: int) -> int:
+        return self.context_dim
+
+    def forward(self, raw: Tensor) -> Any:
+        if raw.shape[-1:] != (self.context_dim,):
+            raise ArgumentError(
+                f"the Flow head takes {self.context_dim} numbers, got shape {tuple(raw.shape)}: let the network's last "
+                "layer have head.num_outputs(D) outputs"
+            )
+        base = self.base().expand(raw.shape[:-1])
+        return dist.TransformedDistribution(base, [t.condition(raw) for t in self.transforms], validate_args=False)
