@@ -34,8 +34,8 @@ class LowRankNormal(Family):
     r"""A normal vector whose covariance is a diagonal and R factors, N(loc, diag(scale^2) + F F^T), for encoders.
 
     Between `Normal`, R = 0, and `MultivariateNormal`, which has D (D + 1) / 2 numbers for its covariance: for many latents
-    of which some go together. The network gives D numbers for loc, D for scale and D for each column of F. Ong et al., 2018,
-    https://arxiv.org/abs/1707.01069.
+    of which some go together. The network gives D numbers for loc, D for scale and D for each column of F. Rezende,
+    Mohamed and Wierstra, 2014, https://arxiv.org/abs/1401.4082, with R = 1.
 
     :param rank: R.
     :raises OptionError: if the rank is below 1.

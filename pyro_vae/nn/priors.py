@@ -88,11 +88,12 @@ class VampPrior(nn.Module):
 
     `pv.refit_guide` refuses such a pair, because the model would change with the guide.
 
-    Example::
-
-        encoder = nn.Sequential(pv.nn.MLP(64, 16), pv.nn.Normal())
-        decoder = nn.Sequential(pv.nn.MLP(8, 64), pv.nn.Binomial(16))
-        vae = pv.VAE(encoder, decoder, pv.nn.VampPrior(encoder, x[:20].clone(), bounds=(0, 16)))
+    >>> from pyro_vae import VAE
+    >>> encoder = torch.nn.Sequential(MLP(64, 16), Normal())
+    >>> decoder = torch.nn.Sequential(MLP(8, 64), Binomial(16))
+    >>> vae = VAE(encoder, decoder, VampPrior(encoder, torch.full((20, 64), 8.0), bounds=(0, 16)))
+    >>> vae.prior().event_shape
+    torch.Size([8])
     """
 
     def __init__(self, encoder: nn.Module, pseudo_inputs: Tensor, *, bounds: tuple[float, float] | None = None) -> None:
@@ -110,12 +111,12 @@ class VampPrior(nn.Module):
     @property
     def _between(self) -> Transform:
         constraint = constraints.real if self.bounds is None else constraints.interval(*self.bounds)
-        return transform_to(constraint)  # type: ignore[no-any-return]
+        return transform_to(constraint)
 
     @property
     def pseudo_inputs(self) -> Tensor:
         """The pseudo-inputs as the encoder sees them, (M, *X)."""
-        return self._between(self.raw_inputs)  # type: ignore[no-any-return]
+        return self._between(self.raw_inputs)
 
     def forward(self) -> Any:
         return mixture(self.logits, self.encoder(self.pseudo_inputs))
@@ -127,12 +128,13 @@ class FlowPrior(nn.Module):
         log p(z) = log N(T(z); 0, I) + log |det dT/dz|
 
     With the flow in this direction a density takes one pass, which is what training needs; draws invert it. Rezende and
-    Mohamed, 2015, https://arxiv.org/abs/1505.05770; as a prior Huang et al., 2017, https://arxiv.org/abs/1710.01766.
+    Mohamed, 2015, https://arxiv.org/abs/1505.05770; as a prior Chen et al., 2017, https://arxiv.org/abs/1611.02731.
 
     :param latent_dim: D, the number of latents of a datum.
     :param transforms: bijections with an inverse, from latents to noise in this order, such as
-        `pyro.distributions.transforms.spline_coupling(D)`, `affine_autoregressive(D)` (draws take D passes) or one of zuko
-        by `pyro.contrib.zuko.ZukoToPyro`. What is an `nn.Module` among them trains with the model.
+        `pyro.distributions.transforms.spline_coupling(D)`, `affine_autoregressive(D)` (draws take D passes, in Pyro 1.9.2
+        in the default dtype alone) or one of zuko by `pyro.contrib.zuko.ZukoToPyro`. What is an `nn.Module` among them
+        trains with the model.
     :returns: when called, a distribution with event shape (D,) and no batch shape, in nats. Its KL has no formula, so the
         objectives sample it.
     :raises OptionError: for a number below 1, or transforms that are none.
