@@ -129,8 +129,11 @@ class GuideOffsets:
             value = (values if latent == site else unconstrained).get(latent)
             if key[1] != "loc" or value is None or unit is None or any(lacks_inverse(t) for t in self.transforms[site]):
                 continue
-            for transform in reversed(self.transforms[site]):
-                value = transform.inv(value)
+            try:
+                for transform in reversed(self.transforms[site]):
+                    value = transform.inv(value)
+            except RuntimeError:  # a conditional flow, whose networks hold a context for each particle
+                continue
             if value.numel() == self._origins[key].numel() and bool(value.isfinite().all()):
                 self.put(key, value)
         self.restore(before, ~where)

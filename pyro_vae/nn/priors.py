@@ -154,8 +154,17 @@ class FlowPrior(nn.Module):
         return dist.TransformedDistribution(self.base(), [t.inv for t in reversed(self.transforms)], validate_args=False)
 
 
+class Mixture(dist.MixtureSameFamily):
+    """`MixtureSameFamily` of vectors that hands each component a value of its own: conditional flows do not broadcast."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        weights = self.mixture_distribution.logits
+        values = value.unsqueeze(-2).expand(*value.shape[:-1], weights.shape[-1], value.shape[-1])
+        return (weights + self.component_distribution.log_prob(values)).logsumexp(-1)
+
+
 def mixture(logits: Tensor, components: Any) -> Any:
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits, validate_args=False), components, validate_args=False)
+    return Mixture(dist.Categorical(logits=logits, validate_args=False), components, validate_args=False)
 
 
 def checked_transforms(transforms: Sequence[Any], kind: type, example: str) -> list[Any]:
