@@ -132,9 +132,9 @@ class FlowPrior(nn.Module):
 
     :param latent_dim: D, the number of latents of a datum.
     :param transforms: bijections with an inverse, from latents to noise in this order, such as
-        `pyro.distributions.transforms.spline_coupling(D)`, `affine_autoregressive(D)` (draws take D passes, in Pyro 1.9.2
-        in the default dtype alone) or one of zuko by `pyro.contrib.zuko.ZukoToPyro`. What is an `nn.Module` among them
-        trains with the model.
+        `pyro.distributions.transforms.spline_coupling(D)` or `affine_autoregressive(D)` (draws take D passes, in Pyro 1.9.2
+        in the default dtype alone). What is an `nn.Module` among them trains with the model. A flow of zuko is a prior as it
+        is, in a module whose `forward` returns `pyro.contrib.zuko.ZukoToPyro(flow())`.
     :returns: when called, a distribution with event shape (D,) and no batch shape, in nats. Its KL has no formula, so the
         objectives sample it.
     :raises OptionError: for a number below 1, or transforms that are none.
