@@ -103,5 +103,43 @@ class Concatenated(nn.Module):
         return self.network(torch.cat([tensor.expand(*leading, -1) for tensor in inputs], -1))
 
 
+class WithSizeFactor(nn.Module):
+    """A decoder of counts with size factors: `head(network(z), size_factor)`, called with z and y.
+
+    The first column of y, (B, 1 + C), is the size factor of the datum, which multiplies the mean: its number of all counts
+    over their mean, say, or a time of exposure. The other C columns are conditions, such as a one-hot batch, which are
+    joined to z as by `Concatenated`. The factor is given, not modelled.
+
+    :param network: module of z and the conditions, (..., D + C), to the raw numbers of the head.
+    :param head: a head of counts of `pyro_vae.nn`, called with raw numbers and a size factor.
+    :raises ArgumentError: when called, for y without a column, or factors that are not positive.
+
+    Example::
+
+        likelihood = pv.nn.NegativeBinomial("learned", theta_shape=(64,))
+        vae = pv.ConditionalVAE(
+            encoder=pv.models.Concatenated(nn.Sequential(nn.Linear(64 + 1, 16), pv.nn.Normal()), likelihood.input_layer()),
+            decoder=pv.models.WithSizeFactor(nn.Linear(8, likelihood.num_outputs(64)), likelihood),
+            prior=pv.nn.StandardNormal(8),
+        )
+        counts = torch.poisson(torch.full((100, 64), 3.0))
+        total = counts.sum(-1, keepdim=True)
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(counts, total / total.mean())
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network, self.head = Concatenated(network), head
+
+    def forward(self, z: Tensor, y: Tensor) -> Any:
+        if y.ndim < 2 or not y.shape[-1]:
+            raise ArgumentError(
+                f"y must have a row for each datum whose first column is its size factor, (B, 1 + C), got {tuple(y.shape)}: "
+                "pass size_factor.unsqueeze(-1)"
+            )
+        size_factor, conditions = y[..., :1], y[..., 1:]
+        return self.head(self.network(z, conditions) if conditions.shape[-1] else self.network(z), size_factor)
+
+
 def shapes_of(tensors: Iterable[Tensor]) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)

@@ -1,10 +1,15 @@
 """Parts of a VAE: bodies from tensor to tensor, heads from tensor to distribution, priors. Each is a plain `nn.Module`."""
 
 from .bodies import MLP, BatchApply, ConvNet, DeconvNet
+from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from .gaussian import MultivariateNormal, Normal
 from .head import Head
-from .inputs import OneHot, Scale
+from .heavy_tails import Laplace, StudentT
+from .heterogeneous import Heterogeneous
+from .inputs import Log, Log1p, OneHot, Scale
 from .likelihoods import Bernoulli, Binomial, Categorical, ContinuousBernoulli, DiscretizedLogistic
+from .logistic_mixture import DiscretizedLogisticMixture
+from .positive import Gamma, LogNormal
 from .priors import StandardNormal
 
 __all__ = [
@@ -16,11 +21,23 @@ __all__ = [
     "ConvNet",
     "DeconvNet",
     "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "Gamma",
     "Head",
+    "Heterogeneous",
+    "Laplace",
+    "Log",
+    "Log1p",
+    "LogNormal",
     "MLP",
     "MultivariateNormal",
+    "NegativeBinomial",
     "Normal",
     "OneHot",
+    "Poisson",
     "Scale",
     "StandardNormal",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
 ]

@@ -126,7 +126,7 @@ def pair_of(head, size):
 @every_head
 def test_evidence_of_a_head_is_its_density(name):
     head = SPECS[name].make()
-    x = simulated(head, num_data=5)
+    x = simulated(head, num_data=5, spread=SPECS[name].spread_of_data)
     model, guide, decoder = pair_of(head, 6)
     evidence = pv.ImportanceSampling(model, guide, num_particles=3, seed=0)(x)
     torch.testing.assert_close(evidence.log_evidence, decoder(torch.zeros(5, 1)).log_prob(x).detach())
@@ -136,7 +136,7 @@ def test_evidence_of_a_head_is_its_density(name):
 def test_the_kernel_and_svi_refuse_such_data_too(name):
     """The kernel runs with argument checks off and looks for itself; Pyro passes the head's words on."""
     head = SPECS[name].make()
-    x = simulated(head, num_data=5).float()
+    x = simulated(head, num_data=5, spread=SPECS[name].spread_of_data).float()
     x[3, 2] = SPECS[name].bad[-1]
     model, guide, _ = pair_of(head, 6)
     with pytest.raises(pv.errors.InvalidDataError, match=r"'obs'.*in data \[3\]"):

@@ -1,0 +1,222 @@
+"""Poisson and negative binomial counts whose densities are right in float32 for large counts and large dispersions.
+
+Both are built on Loader's form: log n! is Stirling's formula plus a small rest, and the large terms that then cancel are
+taken together as a deviance. Loader (2000), "Fast and Accurate Computation of Binomial Probabilities".
+"""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+HALF_LOG_2PI = math.log(2 * math.pi) / 2
+SERIES_FROM = 8  # from here on the series of eight terms is right to rounding in float64
+STIRLING_SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+NEAR = 0.1  # |x - m| / (x + m) below which seven terms of a series are right to rounding in float64
+
+
+def stirling_rest(x: Tensor) -> Tensor:
+    """log Gamma(x + 1) - [(x + 1/2) log x - x + log(2 pi) / 2] for x > 0: about 1 / (12 x)."""
+    is_large = x >= SERIES_FROM
+    inverse = 1 / torch.where(is_large, x, SERIES_FROM)
+    small = torch.where(is_large, torch.ones_like(x), x)
+    direct = torch.lgamma(small + 1) - (small + 0.5) * small.log() + small - HALF_LOG_2PI
+    return torch.where(is_large, inverse * polynomial(inverse.square(), STIRLING_SERIES), direct)
+
+
+def deviance(x: Tensor, excess: Tensor, log_ratio: Tensor) -> Tensor:
+    """x log(x / m) - (x - m), not negative, for x, m > 0; near x = m it is a series in (x - m) / (x + m).
+
+    :param excess: x - m, which the caller can take without cancellation.
+    :param log_ratio: log(x / m), used where x and m are far apart.
+    """
+    ratio = excess / (2 * x - excess)
+    square = ratio.square()
+    series = 2 * x * ratio * square * polynomial(square, [1 / n for n in range(3, 17, 2)]) + excess * ratio
+    return torch.where(ratio.abs() < NEAR, series, x * log_ratio - excess)
+
+
+def polynomial(x: Tensor, coefficients: Any) -> Tensor:
+    total = torch.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * x + coefficient
+    return total
+
+
+def as_float(value: Tensor, like: Tensor) -> Tensor:
+    return value if value.is_floating_point() else value.to(torch.promote_types(like.dtype, torch.float32))
+
+
+class Counts(TorchDistribution):
+    """What the distributions of counts share. One theta per gene is not copied for each cell."""
+
+    support = constraints.nonnegative_integer
+    names: tuple[str, ...]
+
+    def __init__(self, *parameters: Tensor, validate_args: bool | None = None) -> None:
+        for name, parameter in zip(self.names, parameters, strict=True):
+            setattr(self, name, parameter)
+        shape = torch.broadcast_shapes(*(parameter.shape for parameter in parameters))
+        super().__init__(shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Counts":
+        new = type(self).__new__(type(self)) if _instance is None else _instance
+        first, *others = (getattr(self, name) for name in self.names)
+        Counts.__init__(new, first.expand(batch_shape), *others, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        value = as_float(value, getattr(self, self.names[0]))
+        is_zero = value == 0
+        some = self._log_prob_of_some(torch.where(is_zero, torch.ones_like(value), value))
+        return torch.where(is_zero, self.log_prob_of_zero, some)
+
+    @property
+    def log_prob_of_zero(self) -> Tensor:
+        raise NotImplementedError
+
+    def _log_prob_of_some(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class StablePoisson(Counts):
+    r"""Poisson counts of a given log-mean::
+
+        log p(x) = x log_mean - exp(log_mean) - log x!
+
+    Three large terms, which cancel. `torch.distributions.Poisson` adds them as they stand: in float32 log p of 2,000 counts
+    near 1e6 is off by 14 nats.
+
+    :param log_mean: any real numbers.
+    """
+
+    arg_constraints = {"log_mean": constraints.real}
+    names = ("log_mean",)
+    log_mean: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  as in torch
+        with torch.no_grad():
+            return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
+
+    @property
+    def log_prob_of_zero(self) -> Tensor:
+        return -self.mean
+
+    def _log_prob_of_some(self, x: Tensor) -> Tensor:
+        log_x = x.log()
+        of_data = stirling_rest(x) + log_x / 2 + HALF_LOG_2PI
+        return -of_data - deviance(x, x - self.mean, log_x - self.log_mean)
+
+
+class StableNegativeBinomial(Counts):
+    r"""Counts of mean m and variance m + m^2 / theta: a Poisson variable whose rate is m times a Gamma of mean one::
+
+        p(x) = Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + m))^theta (m / (theta + m))^x
+
+    For theta to infinity it is the Poisson distribution. The formula as it stands, which is that of
+    `torch.distributions.NegativeBinomial` and `pyro.distributions.GammaPoisson`, subtracts numbers of the size of
+    theta log(theta): in float32 log p of 2,000 counts near 1 is off by 26 nats at theta = 1e5 and by 700 at 1e6.
+
+    :param log_mean: log m, any real numbers.
+    :param theta: inverse dispersion, positive.
+    """
+
+    arg_constraints = {"log_mean": constraints.real, "theta": constraints.positive}
+    names = ("log_mean", "theta")
+    log_mean: Tensor
+    theta: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_mean.exp().expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean + self.mean.square() / self.theta
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  as in torch
+        with torch.no_grad():
+            theta = self.theta.expand(self._extended_shape(sample_shape))
+            return torch.poisson(dist.Gamma(theta, torch.ones_like(theta), validate_args=False).sample() / theta * self.mean)
+
+    @property
+    def log_prob_of_zero(self) -> Tensor:
+        return -self.theta * torch.log1p(self.log_mean.exp() / self.theta)
+
+    def _log_prob_of_some(self, x: Tensor) -> Tensor:
+        """As R's dnbinom: the deviances of x and of theta from what a mean of x + theta in all would give them."""
+        theta, mean, log_x = self.theta, self.log_mean.exp(), x.log()
+        excess = (x - mean) / (1 + mean / theta)
+        # log((x + theta) / (mean + theta)), by the small one of two numbers that may be next to one
+        relative = (x - mean) / (theta + mean)
+        is_small = relative.abs() < 0.5
+        safe = torch.where(is_small, relative, torch.zeros_like(relative))
+        log_ratio = torch.where(is_small, safe.log1p(), (x + theta).log() - (theta + mean).log())
+        of_data = stirling_rest(x) + log_x / 2 + HALF_LOG_2PI
+        of_theta = stirling_rest(x + theta) - stirling_rest(theta) - torch.log1p(x / theta) / 2
+        of_x = deviance(x, excess, log_x - self.log_mean - log_ratio)
+        return of_theta - of_data - of_x - deviance(theta, -excess, -log_ratio)
+
+
+class ZeroInflated(TorchDistribution):
+    r"""Zero with probability g = 1 / (1 + exp(-gate_logits)), otherwise a draw of `counts`, which may be zero too::
+
+        p(0) = g + (1 - g) counts(0),   p(x) = (1 - g) counts(x) for x > 0
+
+    Pyro's `ZeroInflatedPoisson` (1.9.2) gives other densities once its mean was read.
+
+    :param counts: distribution of whole numbers from 0 on.
+    :param gate_logits: any real numbers.
+    """
+
+    arg_constraints = {"gate_logits": constraints.real}
+    support = constraints.nonnegative_integer
+
+    def __init__(self, counts: Any, gate_logits: Tensor, validate_args: bool | None = None) -> None:
+        shape = torch.broadcast_shapes(counts.batch_shape, gate_logits.shape)
+        self.counts, self.gate_logits = counts.expand(shape), gate_logits.expand(shape)
+        super().__init__(shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ZeroInflated":
+        new = self._get_checked_instance(ZeroInflated, _instance)
+        ZeroInflated.__init__(
+            new, self.counts.expand(batch_shape), self.gate_logits.expand(batch_shape), validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        drawn = F.logsigmoid(-self.gate_logits) + self.counts.log_prob(value)
+        return torch.where(value == 0, torch.logaddexp(F.logsigmoid(self.gate_logits), drawn), drawn)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  as in torch
+        with torch.no_grad():
+            x = self.counts.sample(sample_shape)
+            return torch.where(torch.rand_like(x) < self.gate_logits.sigmoid(), torch.zeros_like(x), x)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(-self.gate_logits) * self.counts.mean
+
+    @property
+    def variance(self) -> Tensor:
+        gate, mean = self.gate_logits.sigmoid(), self.counts.mean
+        return torch.sigmoid(-self.gate_logits) * (self.counts.variance + gate * mean.square())
