@@ -79,7 +79,8 @@ def all_counts(fn, dtype):
     counts = torch.arange(EXACT_UP_TO + 1, dtype=F64)
     of_counts = torch.ones_like(counts)
     of_counts[-2:] = torch.tensor([1 - 1 / 24, 1 / 24])
-    mean, theta = float(fn.mean.detach()), float(getattr(theta_of(fn), "theta", torch.tensor(1e9)).detach())
+    below = fn.base_dist.counts if hasattr(fn.base_dist, "counts") else fn.base_dist
+    mean, theta = float(below.mean.detach()), float(getattr(below, "theta", torch.tensor(1e9)).detach())
     end = math.log(EXACT_UP_TO + 50 * mean + 1000 * mean / theta)
     logs = torch.linspace(math.log(EXACT_UP_TO - 0.5), end, 100_001, dtype=F64)
     x, step = logs.exp(), float(logs[1] - logs[0])
@@ -87,10 +88,6 @@ def all_counts(fn, dtype):
     simpson[[0, -1]] = 1
     weights = x * simpson * step / 3
     return Points(torch.cat([counts, x]).to(dtype), torch.cat([of_counts, weights]).to(dtype))
-
-
-def theta_of(fn):
-    return getattr(fn.base_dist, "counts", fn.base_dist)
 
 
 def whole_numbers(num_values):
