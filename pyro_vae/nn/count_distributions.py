@@ -1,7 +1,7 @@
 """Poisson and negative binomial counts whose densities are right in float32 for large counts and large dispersions.
 
 Both are built on Loader's form: log n! is Stirling's formula plus a small rest, and the large terms that then cancel are
-taken together as a deviance. Loader (2000), "Fast and Accurate Computation of Binomial Probabilities".
+taken together as a deviance. C. Loader, 2000, "Fast and Accurate Computation of Binomial Probabilities"; R's dnbinom is too.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch.distributions import constraints
 HALF_LOG_2PI = math.log(2 * math.pi) / 2
 SERIES_FROM = 8  # from here on the series of eight terms is right to rounding in float64
 STIRLING_SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+SMALLEST_MEAN = 1e-20  # below it means are taken by their logarithms
 NEAR = 0.1  # |x - m| / (x + m) below which seven terms of a series are right to rounding in float64
 
 
@@ -29,16 +30,19 @@ def stirling_rest(x: Tensor) -> Tensor:
     return torch.where(is_large, inverse * polynomial(inverse.square(), STIRLING_SERIES), direct)
 
 
-def deviance(x: Tensor, excess: Tensor, log_ratio: Tensor) -> Tensor:
+def deviance(x: Tensor, m: Tensor, log_m: Tensor, excess: Tensor) -> Tensor:
     """x log(x / m) - (x - m), not negative, for x, m > 0; near x = m it is a series in (x - m) / (x + m).
 
+    :param log_m: used where m may have underflowed.
     :param excess: x - m, which the caller can take without cancellation.
-    :param log_ratio: log(x / m), used where x and m are far apart.
     """
     ratio = excess / (2 * x - excess)
     square = ratio.square()
     series = 2 * x * ratio * square * polynomial(square, [1 / n for n in range(3, 17, 2)]) + excess * ratio
-    return torch.where(ratio.abs() < NEAR, series, x * log_ratio - excess)
+    is_normal = m > SMALLEST_MEAN
+    quotient = x / torch.where(is_normal, m, torch.ones_like(m))
+    log_quotient = torch.where(is_normal, quotient.log(), x.log() - log_m)
+    return torch.where(ratio.abs() < NEAR, series, x * log_quotient - excess)
 
 
 def polynomial(x: Tensor, coefficients: Any) -> Tensor:
@@ -119,9 +123,8 @@ class StablePoisson(Counts):
         return -self.mean
 
     def _log_prob_of_some(self, x: Tensor) -> Tensor:
-        log_x = x.log()
-        of_data = stirling_rest(x) + log_x / 2 + HALF_LOG_2PI
-        return -of_data - deviance(x, x - self.mean, log_x - self.log_mean)
+        of_data = stirling_rest(x) + x.log() / 2 + HALF_LOG_2PI
+        return -of_data - deviance(x, self.mean, self.log_mean, x - self.mean)
 
 
 class StableNegativeBinomial(Counts):
@@ -161,17 +164,13 @@ class StableNegativeBinomial(Counts):
 
     def _log_prob_of_some(self, x: Tensor) -> Tensor:
         """As R's dnbinom: the deviances of x and of theta from what a mean of x + theta in all would give them."""
-        theta, mean, log_x = self.theta, self.log_mean.exp(), x.log()
-        excess = (x - mean) / (1 + mean / theta)
-        # log((x + theta) / (mean + theta)), by the small one of two numbers that may be next to one
-        relative = (x - mean) / (theta + mean)
-        is_small = relative.abs() < 0.5
-        safe = torch.where(is_small, relative, torch.zeros_like(relative))
-        log_ratio = torch.where(is_small, safe.log1p(), (x + theta).log() - (theta + mean).log())
-        of_data = stirling_rest(x) + log_x / 2 + HALF_LOG_2PI
+        theta, mean = self.theta, self.log_mean.exp()
+        excess, share = (x - mean) / (1 + mean / theta), (x + theta) / (mean + theta)
+        log_share = share.log()
+        of_data = stirling_rest(x) + x.log() / 2 + HALF_LOG_2PI
         of_theta = stirling_rest(x + theta) - stirling_rest(theta) - torch.log1p(x / theta) / 2
-        of_x = deviance(x, excess, log_x - self.log_mean - log_ratio)
-        return of_theta - of_data - of_x - deviance(theta, -excess, -log_ratio)
+        of_x = deviance(x, mean * share, self.log_mean + log_share, excess)
+        return of_theta - of_data - of_x - deviance(theta, theta * share, theta.log() + log_share, -excess)
 
 
 class ZeroInflated(TorchDistribution):

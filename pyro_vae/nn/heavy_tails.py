@@ -83,7 +83,7 @@ class StableStudentT(TorchDistribution):
     r"""Student's t, with the difference of log-gammas in its normaliser taken without cancellation.
 
     That difference is -log(df / 2) / 2 to leading order, of numbers of the size of df log(df): in float32
-    `torch.distributions.StudentT` is off by 2e-4 nats at df = 1000, for every number of a datum alike.
+    `torch.distributions.StudentT` is off by 0.005 nats at df = 1e4 and 0.02 at 1e5, for every number of a datum alike.
     """
 
     arg_constraints = {"df": constraints.positive, "loc": constraints.real, "scale": constraints.positive}

@@ -96,7 +96,7 @@ class LogNormal(Head):
 class StableGamma(dist.Gamma):
     """Pyro's Gamma, with the terms of its density that cancel for a large concentration taken together.
 
-    In float32 that of torch is off by 0.01 nats at a concentration of 1e4 and by 1 at 1e6.
+    In float32 that of torch is off by 0.01 nats on average at a concentration of 1e4 and by 0.7 at 1e6.
     """
 
     support = constraints.positive  # torch has 0 in it, where the density is 0 or infinite
@@ -106,7 +106,7 @@ class StableGamma(dist.Gamma):
             self._validate_sample(value)
         a, expected = self.concentration, self.rate * value
         log_x = value.log()
-        cost = deviance(a, a - expected, a.log() - self.rate.log() - log_x)
+        cost = deviance(a, expected, self.rate.log() + log_x, a - expected)
         return a.log() / 2 - HALF_LOG_2PI - stirling_rest(a) - cost - log_x
 
 
