@@ -173,6 +173,11 @@ class ColumnLayers(nn.Module):
         self.layers, self.widths = nn.ModuleList(layers), list(widths)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.ndim or x.shape[-1] != sum(self.widths):
+            raise ArgumentError(
+                f"the Heterogeneous head has {sum(self.widths)} columns, but the data have shape {tuple(x.shape)}: name a "
+                "head for each"
+            )
         return torch.cat([layer(part) for layer, part in zip(self.layers, x.split(self.widths, -1), strict=True)], -1)
 
 

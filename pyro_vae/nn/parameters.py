@@ -52,9 +52,9 @@ class PositiveParameter(nn.Module):
         if not (0 < option < math.inf if isinstance(option, float) else option in (None, "learned")):
             raise OptionError(f"{name} must be None, a positive number or 'learned', got {option!r}")
         self.name, self.option, self.link = name, option, link
-        self.shape = tuple(whole_number(f"each of {name}_shape", size) for size in shape)
+        self.shape = tuple(whole_number(f"each number in the shape of {name}", size) for size in shape)
         if self.shape and option != "learned":
-            raise OptionError(f'{name}_shape is that of what is learned, but {name} is {option!r}: pass {name}="learned"')
+            raise OptionError(f'a shape is for a {name} that is learned, but {name} is {option!r}: pass {name}="learned"')
         self.num_params = int(option is None)
         if option == "learned":
             self.log_value = nn.Parameter(torch.zeros(self.shape))

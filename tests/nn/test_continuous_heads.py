@@ -154,9 +154,9 @@ def test_options_that_do_not_fit_are_named():
                 make(bad)
     with pytest.raises(OptionError, match="df must be a positive number or 'learned', got None"):
         nn.StudentT(None)
-    with pytest.raises(OptionError, match='theta_shape is that of what is learned.*pass theta="learned"'):
+    with pytest.raises(OptionError, match='a shape is for a theta that is learned, but theta is None: pass theta="learned"'):
         nn.NegativeBinomial(theta_shape=(3,))
-    with pytest.raises(OptionError, match="each of theta_shape must be a whole number"):
+    with pytest.raises(OptionError, match="each number in the shape of theta must be a whole number"):
         nn.NegativeBinomial("learned", theta_shape=(0,))
 
 
