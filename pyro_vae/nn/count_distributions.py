@@ -37,12 +37,17 @@ def deviance(x: Tensor, m: Tensor, log_m: Tensor, excess: Tensor) -> Tensor:
     :param excess: x - m, which the caller can take without cancellation.
     """
     ratio = excess / (2 * x - excess)
-    square = ratio.square()
-    series = 2 * x * ratio * square * polynomial(square, [1 / n for n in range(3, 17, 2)]) + excess * ratio
+    series = 2 * x * atanh_rest(ratio) + excess * ratio
     is_normal = m > SMALLEST_MEAN
-    quotient = x / torch.where(is_normal, m, torch.ones_like(m))
-    log_quotient = torch.where(is_normal, quotient.log(), x.log() - log_m)
-    return torch.where(ratio.abs() < NEAR, series, x * log_quotient - excess)
+    quotient = torch.where(is_normal, m, x) / x  # not x / m, whose slope overflows
+    log_quotient = torch.where(is_normal, quotient.log(), log_m - x.log())
+    return torch.where(ratio.abs() < NEAR, series, -x * log_quotient - excess)
+
+
+def atanh_rest(x: Tensor) -> Tensor:
+    """atanh(x) - x for |x| < 0.1."""
+    square = x.square()
+    return x * square * polynomial(square, [1 / n for n in range(3, 17, 2)])
 
 
 def polynomial(x: Tensor, coefficients: Any) -> Tensor:
@@ -160,12 +165,19 @@ class StableNegativeBinomial(Counts):
 
     @property
     def log_prob_of_zero(self) -> Tensor:
-        return -self.theta * torch.log1p(self.log_mean.exp() / self.theta)
+        """-theta log(1 + m / theta); as -m and a small rest where theta is large, for the sake of its slope."""
+        mean = self.log_mean.exp()
+        part = mean / self.theta
+        half = part / (2 + part)
+        near = 2 * mean / (2 + part) + 2 * self.theta * atanh_rest(half)
+        return -torch.where(half < NEAR, near, self.theta * part.log1p())
 
     def _log_prob_of_some(self, x: Tensor) -> Tensor:
         """As R's dnbinom: the deviances of x and of theta from what a mean of x + theta in all would give them."""
         theta, mean = self.theta, self.log_mean.exp()
-        excess, share = (x - mean) / (1 + mean / theta), (x + theta) / (mean + theta)
+        excess, relative = (x - mean) / (1 + mean / theta), (x - mean) / (mean + theta)
+        # Next to one, the slope by theta of the second form would be the difference of two numbers next to 1 / theta.
+        share = torch.where(relative.abs() < 0.5, 1 + relative, (x + theta) / (mean + theta))
         log_share = share.log()
         of_data = stirling_rest(x) + x.log() / 2 + HALF_LOG_2PI
         of_theta = stirling_rest(x + theta) - stirling_rest(theta) - torch.log1p(x / theta) / 2
