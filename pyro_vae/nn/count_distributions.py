@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 HALF_LOG_2PI = math.log(2 * math.pi) / 2
-SERIES_FROM = 8  # from here on the series of eight terms is right to rounding in float64
-STIRLING_SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
-SMALLEST_MEAN = 1e-20  # below it means are taken by their logarithms
-NEAR = 0.1  # |x - m| / (x + m) below which seven terms of a series are right to rounding in float64
+# From 8 on, and below 0.1, the series are right to rounding in float64. Their first three terms are so in float32.
+SERIES_FROM, STIRLING_SERIES = 8, (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+NEAR, ATANH_SERIES = 0.1, tuple(1 / n for n in range(3, 17, 2))
 
 
 def stirling_rest(x: Tensor) -> Tensor:
@@ -30,29 +29,28 @@ def stirling_rest(x: Tensor) -> Tensor:
     return torch.where(is_large, inverse * polynomial(inverse.square(), STIRLING_SERIES), direct)
 
 
-def deviance(x: Tensor, m: Tensor, log_m: Tensor, excess: Tensor) -> Tensor:
+def deviance(x: Tensor, excess: Tensor, log_ratio: Tensor) -> Tensor:
     """x log(x / m) - (x - m), not negative, for x, m > 0; near x = m it is a series in (x - m) / (x + m).
 
-    :param log_m: used where m may have underflowed.
     :param excess: x - m, which the caller can take without cancellation.
+    :param log_ratio: log(x / m), used where x and m are far apart.
     """
     ratio = excess / (2 * x - excess)
     series = 2 * x * atanh_rest(ratio) + excess * ratio
-    is_normal = m > SMALLEST_MEAN
-    quotient = torch.where(is_normal, m, x) / x  # not x / m, whose slope overflows
-    log_quotient = torch.where(is_normal, quotient.log(), log_m - x.log())
-    return torch.where(ratio.abs() < NEAR, series, -x * log_quotient - excess)
+    return torch.where(ratio.abs() < NEAR, series, x * log_ratio - excess)
 
 
 def atanh_rest(x: Tensor) -> Tensor:
     """atanh(x) - x for |x| < 0.1."""
     square = x.square()
-    return x * square * polynomial(square, [1 / n for n in range(3, 17, 2)])
+    return x * square * polynomial(square, ATANH_SERIES)
 
 
-def polynomial(x: Tensor, coefficients: Any) -> Tensor:
-    total = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
+def polynomial(x: Tensor, series: tuple[float, ...]) -> Tensor:
+    """The sum of series[n] x^n, in lower precisions than float64 of its first three terms."""
+    *others, before, last = series if x.dtype == torch.float64 else series[:3]
+    total = last * x + before
+    for coefficient in reversed(others):
         total = total * x + coefficient
     return total
 
@@ -128,8 +126,9 @@ class StablePoisson(Counts):
         return -self.mean
 
     def _log_prob_of_some(self, x: Tensor) -> Tensor:
-        of_data = stirling_rest(x) + x.log() / 2 + HALF_LOG_2PI
-        return -of_data - deviance(x, self.mean, self.log_mean, x - self.mean)
+        log_x = x.log()
+        of_data = stirling_rest(x) + log_x / 2 + HALF_LOG_2PI
+        return -of_data - deviance(x, x - self.mean, log_x - self.log_mean)
 
 
 class StableNegativeBinomial(Counts):
@@ -174,15 +173,15 @@ class StableNegativeBinomial(Counts):
 
     def _log_prob_of_some(self, x: Tensor) -> Tensor:
         """As R's dnbinom: the deviances of x and of theta from what a mean of x + theta in all would give them."""
-        theta, mean = self.theta, self.log_mean.exp()
+        theta, mean, log_x = self.theta, self.log_mean.exp(), x.log()
         excess, relative = (x - mean) / (1 + mean / theta), (x - mean) / (mean + theta)
         # Next to one, the slope by theta of the second form would be the difference of two numbers next to 1 / theta.
         share = torch.where(relative.abs() < 0.5, 1 + relative, (x + theta) / (mean + theta))
         log_share = share.log()
-        of_data = stirling_rest(x) + x.log() / 2 + HALF_LOG_2PI
+        of_data = stirling_rest(x) + log_x / 2 + HALF_LOG_2PI
         of_theta = stirling_rest(x + theta) - stirling_rest(theta) - torch.log1p(x / theta) / 2
-        of_x = deviance(x, mean * share, self.log_mean + log_share, excess)
-        return of_theta - of_data - of_x - deviance(theta, theta * share, theta.log() + log_share, -excess)
+        of_x = deviance(x, excess, log_x - self.log_mean - log_share)
+        return of_theta - of_data - of_x - deviance(theta, -excess, -log_share)
 
 
 class ZeroInflated(TorchDistribution):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -14,6 +15,9 @@ from .inputs import Log
 from .likelihoods import SCORE
 from .parameters import PositiveParameter, exp_link
 
+SMALLEST_QUOTIENT = (
+    1e-30  # of x and its mean; below it, where one of them may underflow, differences of logarithms are taken
+)
 SMALLEST_CONCENTRATION = 0.1  # at .1 one draw in 6,000 is below the smallest number of float32, at .01 two in five
 
 
@@ -106,7 +110,11 @@ class StableGamma(dist.Gamma):
             self._validate_sample(value)
         a, expected = self.concentration, self.rate * value
         log_x = value.log()
-        cost = deviance(a, expected, self.rate.log() + log_x, a - expected)
+        quotient = expected / a
+        is_normal = quotient > SMALLEST_QUOTIENT
+        log_quotient = torch.where(is_normal, quotient, torch.ones_like(quotient)).log()
+        log_ratio = torch.where(is_normal, -log_quotient, a.log() - self.rate.log() - log_x)
+        cost = deviance(a, a - expected, log_ratio)
         return a.log() / 2 - HALF_LOG_2PI - stirling_rest(a) - cost - log_x
 
 
