@@ -10,9 +10,9 @@ from torch.distributions import constraints
 
 from ..errors import OptionError
 from .checked import finite_numbers
-from .count_distributions import HALF_LOG_2PI, stirling_rest
 from .head import Head
 from .parameters import PositiveParameter
+from .stirling import HALF_LOG_2PI, stirling_rest
 
 
 class Laplace(Head):

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .checked import Accepts
-from .count_distributions import HALF_LOG_2PI, deviance, stirling_rest
 from .gaussian import softplus2
 from .head import Head
 from .inputs import Log
 from .likelihoods import SCORE
 from .parameters import PositiveParameter, exp_link
+from .stirling import HALF_LOG_2PI, deviance, stirling_rest
 
 SMALLEST_QUOTIENT = (
     1e-30  # of x and its mean; below it, where one of them may underflow, differences of logarithms are taken

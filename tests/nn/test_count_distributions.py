@@ -14,9 +14,8 @@ from pyro_vae.nn.count_distributions import (
     StableNegativeBinomial,
     StablePoisson,
     ZeroInflated,
-    deviance,
-    stirling_rest,
 )
+from pyro_vae.nn.stirling import deviance, stirling_rest
 
 THETAS = (1e-4, 1e-2, 0.7, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7)
 MEANS = (1e-3, 1.0, 30.0, 1e3, 1e5, 1e6)
