@@ -36,8 +36,8 @@ class Columns(TorchDistribution):
 
     arg_constraints: dict[str, Constraint] = {}
 
-    def __init__(self, fns: Sequence[Any], dtype: torch.dtype, validate_args: bool | None = None) -> None:
-        self.fns, self.dtype = list(fns), dtype
+    def __init__(self, fns: Sequence[Any], validate_args: bool | None = None) -> None:
+        self.fns = list(fns)
         self.widths = [fn.batch_shape[-1] for fn in self.fns]
         leading = torch.broadcast_shapes(*(fn.batch_shape[:-1] for fn in self.fns))
         super().__init__(torch.Size((*leading, sum(self.widths))), validate_args=validate_args)
@@ -46,7 +46,7 @@ class Columns(TorchDistribution):
         new = self._get_checked_instance(Columns, _instance)
         leading = torch.Size(batch_shape)[:-1]
         fns = [fn.expand(torch.Size((*leading, width))) for fn, width in zip(self.fns, self.widths, strict=True)]
-        Columns.__init__(new, fns, self.dtype, validate_args=False)
+        Columns.__init__(new, fns, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -59,7 +59,7 @@ class Columns(TorchDistribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  as in torch
         with torch.no_grad():
-            return torch.cat([fn.sample(sample_shape).to(self.dtype) for fn in self.fns], -1)
+            return torch.cat([fn.sample(sample_shape) for fn in self.fns], -1)  # classes become numbers
 
     @property
     def mean(self) -> Tensor:

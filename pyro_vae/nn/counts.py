@@ -72,7 +72,7 @@ class NegativeBinomial(CountHead):
     r"""Counts that vary more than Poisson ones: mean m = size_factor exp(raw), variance m + m^2 / theta.
 
     theta is the inverse dispersion, as in scvi-tools; for large theta these are Poisson counts. In float32 log p(x) is right
-    for theta from 1e-4 to 1e7, where `torch.distributions.NegativeBinomial` is off by hundreds of nats.
+    for theta from 1e-4 to 1e7; `torch.distributions.NegativeBinomial` is off by 700 nats for 2,000 counts at theta = 1e6.
 
     :param theta: whose theta is.
 

@@ -35,7 +35,7 @@ class Heterogeneous(Head):
         pyro.sample("obs", decoder(z).base_dist.mask(seen).to_event(1), obs=x)
 
     A density and a probability are added here: log p(x) depends on the units of real-valued columns, and a rare class weighs
-    as much as its logarithm. Standardise real-valued columns.
+    as much as its logarithm. Standardise real-valued columns. Columns of counts have no size factor here.
 
     >>> head = Heterogeneous([Normal(), Bernoulli(), Categorical(4)], widths=(3, 1, 2))
     >>> head.num_outputs(6), head(torch.zeros(5, 15)).event_shape
@@ -81,7 +81,7 @@ class Heterogeneous(Head):
                 f"{tuple(raw.shape)}: let its last layer have head.num_outputs(number of columns) outputs"
             )
         fns = [head(part).base_dist for head, part in zip(self.heads, raw.split(sizes, -1), strict=True)]
-        fn = CheckedColumns(Columns(fns, raw.dtype, validate_args=False), 1)
+        fn = CheckedColumns(Columns(fns, validate_args=False), 1)
         fn.accepts, fn.parts, fn.widths = self.accepts, self.parts, self.widths
         return fn
 

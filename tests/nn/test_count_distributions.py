@@ -143,6 +143,10 @@ def test_the_deviance_is_that_of_its_formula_and_small_near_the_mean():
     m = x * torch.tensor([1e-9, 0.3, 0.81, 0.83, 1 - 1e-6, 1, 1 + 1e-9, 1.2, 1.23, 40, 1e9], dtype=F64)
     found = deviance(x, x - m, (x / m).log())
     torch.testing.assert_close(found, x * (x / m).log() - (x - m), rtol=1e-9, atol=1e-9)
+    near = 0.18 * x  # (x - m) / (x + m) = 0.099, the last place of the series
+    fine = deviance(x, near, -torch.log1p(-near / x))
+    rough = deviance(x.float(), near.float(), torch.full_like(x, torch.nan).float())
+    torch.testing.assert_close(rough.to(F64), fine, rtol=5e-7, atol=0)
     assert float(deviance(x, 1e-6 * x, torch.full_like(x, torch.nan)).div(x).max()) == pytest.approx(0.5e-12, rel=1e-5)
 
 
