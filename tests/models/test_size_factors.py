@@ -14,7 +14,7 @@ from pyro.optim import Adam
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ArgumentError, PrecisionWarning
+from pyro_vae.errors import ArgumentError, OptionError, PrecisionWarning
 from pyro_vae.models import Concatenated, ConditionalVAE, WithSizeFactor
 
 GENES = 20
@@ -108,6 +108,21 @@ def test_conditions_follow_the_size_factor():
     torch.testing.assert_close(fn.mean[1], expected.mean)
     assert bool(train(vae, x, y, 5).isfinite().all())
     assert vae.generate(y).shape == vae.reconstruct(x, y).shape == (60, GENES)
+
+
+def test_images_have_size_factors_too():
+    likelihood = pv.nn.Poisson(event_dim=3)
+    decoder = WithSizeFactor(pv.nn.DeconvNet(2, (1, 4, 4), channels=(3,)), likelihood)
+    z, size = torch.randn(3, 5, 2), torch.tensor([[1.0], [2.0], [3.0], [4.0], [50.0]])
+    fn = decoder(z, size)
+    assert (fn.batch_shape, fn.event_shape) == ((3, 5), (1, 4, 4))
+    torch.testing.assert_close(fn.mean, size.reshape(5, 1, 1, 1) * decoder(z, torch.ones(5, 1)).mean)
+
+
+@pytest.mark.parametrize("head", [pv.nn.Normal(), nn.Linear(2, 2), pv.nn.Poisson], ids=["Normal", "Linear", "a class"])
+def test_a_head_without_size_factors_is_refused(head):
+    with pytest.raises(OptionError, match="head must be a head of counts, whose forward takes a size_factor, got"):
+        WithSizeFactor(nn.Linear(2, GENES), head)
 
 
 def test_rows_without_a_size_factor_are_refused():
