@@ -25,6 +25,7 @@ from pair_helpers import (
 )
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoNormal
+from scipy import stats
 from torch import nn
 
 import pyro_vae as pv
@@ -47,9 +48,9 @@ def load(name):
 
 
 RenyiBound = load("extending_bound").RenyiBound
-ZeroInflatedPoisson = load("extending_head").ZeroInflatedPoisson
 MixtureSampling = load("extending_estimator").MixtureSampling
 plot_elbos = load("extending_plot").plot_elbos
+Weibull = load("extending_head").Weibull
 LM, X = linear_gaussian()
 ALPHAS = (-1.0, 0.0, 0.5, 2.0)
 
@@ -287,37 +288,37 @@ def test_an_objective_without_a_bound_says_so():
 # The head
 
 
-def test_the_head_sums_to_one_and_has_the_moments_of_the_formula():
+def test_the_head_is_scipys_integrates_to_one_and_has_the_moments_of_the_formula():
     raw = torch.tensor([[0.5, 1.5, -1.0, 2.0]], dtype=F64)
-    counts = torch.arange(200.0, dtype=F64)
-    fn = ZeroInflatedPoisson()(raw).base_dist
-    p = fn.log_prob(counts.unsqueeze(-1).unsqueeze(-1)).exp()  # (200, 1, 2)
-    rate, extra = torch.nn.functional.softplus(raw[..., :2]), raw[..., 2:].sigmoid()
-    mean = (p * counts.reshape(-1, 1, 1)).sum(0)
-    torch.testing.assert_close(p.sum(0), torch.ones(1, 2, dtype=F64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(mean, (1 - extra) * rate, rtol=0, atol=1e-10)
-    torch.testing.assert_close(p[0], extra + (1 - extra) * (-rate).exp(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(fn.mean, mean, rtol=0, atol=1e-10)
+    fn = Weibull()(raw).base_dist
+    scale, concentration = (torch.nn.functional.softplus(chunk) + 0.1 for chunk in raw.chunk(2, -1))
+    logs = torch.linspace(-90, 10, 20_001, dtype=F64)
+    x = logs.exp().reshape(-1, 1, 1)
+    p = fn.log_prob(x)
+    expected = stats.weibull_min.logpdf(x.numpy(), concentration.numpy(), scale=scale.numpy())
+    torch.testing.assert_close(p, torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+    weights = p.exp() * x * (100 / 20_000)
+    torch.testing.assert_close(weights.sum(0), torch.ones(1, 2, dtype=F64), rtol=0, atol=1e-9)
+    mean = scale * torch.lgamma(1 + 1 / concentration).exp()
+    torch.testing.assert_close((weights * x).sum(0), mean, rtol=1e-9, atol=0)
+    torch.testing.assert_close(fn.mean, mean)
 
 
-def test_the_head_stands_far_out_raw_numbers_and_reading_its_mean():
-    """Pyro's own class gives -inf once its mean was read, and NaN where the rate overflows."""
-    for raw in ([0.0, 20.0], [100.0, -50.0], [-50.0, 50.0]):
+def test_the_head_stands_far_out_raw_numbers():
+    for raw in ([0.0, 20.0], [50.0, -50.0], [-50.0, -50.0]):
         raw = torch.tensor(raw, requires_grad=True)
-        fn = ZeroInflatedPoisson()(raw)
-        before = fn.log_prob(torch.tensor([2.0]))
-        assert bool(fn.mean.isfinite().all()) and fn.expand((4,)).sample().shape == (4, 1)
-        after = fn.log_prob(torch.tensor([2.0]))
-        assert bool(before.isfinite()) and torch.equal(before, after)
-        (gradient,) = torch.autograd.grad(after, raw)
+        fn = Weibull()(raw)
+        log_prob = fn.log_prob(torch.tensor([1.5]))
+        assert bool(log_prob.isfinite()) and fn.expand((4,)).sample().shape == (4, 1)
+        (gradient,) = torch.autograd.grad(log_prob, raw)
         assert bool(gradient.isfinite().all())
 
 
 def test_the_head_trains_in_a_vae():
-    rate = torch.where(torch.arange(40) % 2 == 0, 1.0, 8.0).unsqueeze(-1).expand(40, 5)  # two kinds of data
-    x = torch.poisson(rate) * (torch.rand(40, 5) < 0.7)
-    vae = pv.mlp_vae(5, 2, likelihood=ZeroInflatedPoisson(), hidden=(16,))
-    torch.testing.assert_close(vae.encoder[0](x), (1 + x).log())
+    scale = torch.where(torch.arange(40) % 2 == 0, 1.0, 8.0).unsqueeze(-1).expand(40, 5)  # two kinds of data
+    x = dist.Weibull(scale, 2.0).sample()
+    vae = pv.mlp_vae(5, 2, likelihood=Weibull(), hidden=(16,))
+    torch.testing.assert_close(vae.encoder[0](x), x.log())
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), pv.BetaTraceMeanField_ELBO())
     losses = [svi.step(x) for _ in range(200)]
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
@@ -327,17 +328,17 @@ def test_the_head_trains_in_a_vae():
 
 
 def test_evidence_under_the_head_is_that_of_quadrature():
-    vae = pv.mlp_vae(5, 1, likelihood=ZeroInflatedPoisson(), hidden=(16,)).double()  # untrained: posteriors are smooth
-    x = torch.tensor([[0.0, 1.0, 0.0, 3.0, 2.0], [0.0, 0.0, 5.0, 0.0, 1.0]], dtype=F64)
+    vae = pv.mlp_vae(5, 1, likelihood=Weibull(), hidden=(16,)).double()  # untrained: posteriors are smooth
+    x = torch.tensor([[0.3, 1.0, 0.1, 3.0, 2.0], [0.01, 0.2, 5.0, 0.5, 1.0]], dtype=F64)
     truth = pv.ExactEvidence(vae.model, vae.guide)(x).log_evidence
     estimate = pv.AdaptiveImportanceSampling(vae.model, vae.guide, num_particles=2000, seed=0)(x)
     assert_near(estimate.log_evidence, truth, estimate.std_error, largest_error=0.02)
 
 
-@pytest.mark.parametrize("bad", [-1.0, 0.5, float("nan"), float("inf")])
-def test_the_head_refuses_what_are_no_counts(bad):
-    with pytest.raises(SupportError, match="ZeroInflatedPoisson head takes whole numbers from 0"):
-        ZeroInflatedPoisson()(torch.zeros(1, 4)).log_prob(torch.tensor([[1.0, bad]]))
+@pytest.mark.parametrize("bad", [-1.0, 0.0, float("nan"), float("inf")])
+def test_the_head_refuses_what_are_no_waiting_times(bad):
+    with pytest.raises(SupportError, match="Weibull head takes positive numbers"):
+        Weibull()(torch.zeros(1, 4)).log_prob(torch.tensor([[1.0, bad]]))
 
 
 # The estimator

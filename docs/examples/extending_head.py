@@ -1,41 +1,27 @@
-"""A likelihood of one's own: counts with more zeros than a Poisson variable has."""
+"""A likelihood of one's own: waiting times whose hazard rises or falls with the time that has passed."""
 
 import pyro.distributions as dist
-import torch
-from torch import nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 import pyro_vae as pv
 from pyro_vae.nn.checked import Accepts
 
-COUNTS = Accepts("ZeroInflatedPoisson", constraints.nonnegative_integer, "whole numbers from 0", "round them")
+TIMES = Accepts("Weibull", constraints.positive, "positive numbers", "leave out waiting times of zero")
+SMALLEST = 0.1  # of both parameters: keeps densities and gradients finite for any raw numbers
 
 
-class ZeroInflatedPoisson(pv.nn.Head):
-    """p(x) = g Poisson(x; 0) + (1 - g) Poisson(x; rate): the network gives softplus^-1 rate and logit g per number.
-
-    A mixture whose first rate is zero, because Pyro's ZeroInflatedPoisson gives other densities once its mean was read.
-    """
+class Weibull(pv.nn.Head):
+    """p(x) = (k / s) (x / s)^(k - 1) exp(-(x / s)^k): the network gives the scale s and the concentration k per number."""
 
     num_params = 2
 
     def __init__(self, *, event_dim=1):
-        super().__init__(COUNTS, event_dim=event_dim)
+        super().__init__(TIMES, event_dim=event_dim)
 
     def input_layer(self):
-        return LogCounts()
+        return pv.nn.Log()
 
     def forward(self, raw):
-        rate, logit = self.chunks(raw)
-        none = torch.zeros_like(rate)
-        gate = dist.Categorical(logits=torch.stack([logit, none], -1))
-        counts = dist.Poisson(torch.stack([none, softplus(rate)], -1), validate_args=False)
-        return self.checked(dist.MixtureSameFamily(gate, counts, validate_args=False))
-
-
-class LogCounts(nn.Module):
-    """Counts as an encoder should see them."""
-
-    def forward(self, x):
-        return x.log1p()
+        scale, concentration = (softplus(chunk) + SMALLEST for chunk in self.chunks(raw))
+        return self.checked(dist.Weibull(scale, concentration, validate_args=False))

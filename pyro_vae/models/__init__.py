@@ -1,7 +1,7 @@
 """Model and guide pairs: variational autoencoders that train under `SVI` and under `torch.optim`, copies included."""
 
 from .builders import conv_vae, mlp_conditional_vae, mlp_vae
-from .conditional import Concatenated, ConditionalVAE
+from .conditional import Concatenated, ConditionalVAE, WithSizeFactor
 from .linear import LinearVAE
 from .vae import VAE
 
@@ -10,6 +10,7 @@ __all__ = [
     "ConditionalVAE",
     "LinearVAE",
     "VAE",
+    "WithSizeFactor",
     "conv_vae",
     "mlp_conditional_vae",
     "mlp_vae",

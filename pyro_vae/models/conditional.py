@@ -1,5 +1,6 @@
 """The conditional VAE: the same model and guide, given another variable y."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, OptionError
+from ..nn import Head
 from .checks import distribution, num_rows
 from .programs import ConditionalGuide, ConditionalModel, prior_given
 from .vae import Networks, evaluating, mean_of
@@ -101,6 +103,50 @@ class Concatenated(nn.Module):
                 f"{shapes_of(inputs)}: pass one condition per datum, labels as one-hot"
             )
         return self.network(torch.cat([tensor.expand(*leading, -1) for tensor in inputs], -1))
+
+
+class WithSizeFactor(nn.Module):
+    """A decoder of counts with size factors: `head(network(z), size_factor)`, called with z and y.
+
+    The first column of y, (B, 1 + C), is the size factor of the datum, which multiplies the mean: its number of all counts
+    over their mean, say, or a time of exposure. The other C columns are conditions, such as a one-hot batch, which are
+    joined to z as by `Concatenated`. The factor is given, not modelled.
+
+    :param network: module of z and the conditions, (..., D + C), to the raw numbers of the head.
+    :param head: a head of counts of `pyro_vae.nn`, called with raw numbers and a size factor.
+    :raises OptionError: for a head that takes no size factor.
+    :raises ArgumentError: when called, for y without a column, or factors that are not positive.
+
+    Example::
+
+        likelihood = pv.nn.NegativeBinomial("learned", theta_shape=(64,))
+        vae = pv.ConditionalVAE(
+            encoder=pv.models.Concatenated(nn.Sequential(nn.Linear(64 + 1, 16), pv.nn.Normal()), likelihood.input_layer()),
+            decoder=pv.models.WithSizeFactor(nn.Linear(8, likelihood.num_outputs(64)), likelihood),
+            prior=pv.nn.StandardNormal(8),
+        )
+        counts = torch.poisson(torch.full((100, 64), 3.0))
+        total = counts.sum(-1, keepdim=True)
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(counts, total / total.mean())
+    """
+
+    def __init__(self, network: nn.Module, head: Head) -> None:
+        super().__init__()
+        if not isinstance(head, Head) or "size_factor" not in inspect.signature(head.forward).parameters:
+            raise OptionError(
+                f"head must be a head of counts, whose forward takes a size_factor, got {type(head).__name__}: pass "
+                "pv.nn.Poisson(), pv.nn.NegativeBinomial() or one of their zero-inflated kin"
+            )
+        self.network, self.head = Concatenated(network), head
+
+    def forward(self, z: Tensor, y: Tensor) -> Any:
+        if y.ndim < 2 or not y.shape[-1]:
+            raise ArgumentError(
+                f"y must have a row for each datum whose first column is its size factor, (B, 1 + C), got {tuple(y.shape)}: "
+                "pass size_factor.unsqueeze(-1)"
+            )
+        size_factor, conditions = y[..., 0].reshape(*y.shape[:-1], *[1] * self.head.event_dim), y[..., 1:]
+        return self.head(self.network(z, conditions) if conditions.shape[-1] else self.network(z), size_factor)
 
 
 def shapes_of(tensors: Iterable[Tensor]) -> str:

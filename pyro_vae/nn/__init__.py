@@ -1,11 +1,16 @@
 """Parts of a VAE: bodies from tensor to tensor, heads from tensor to distribution, priors. Each is a plain `nn.Module`."""
 
 from .bodies import MLP, BatchApply, ConvNet, DeconvNet
+from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from .families import Flow, LowRankNormal, MixtureNormal
 from .gaussian import MultivariateNormal, Normal
 from .head import Head
-from .inputs import OneHot, Scale
+from .heavy_tails import Laplace, StudentT
+from .heterogeneous import Heterogeneous
+from .inputs import Log, Log1p, OneHot, Scale
 from .likelihoods import Bernoulli, Binomial, Categorical, ContinuousBernoulli, DiscretizedLogistic
+from .logistic_mixture import DiscretizedLogisticMixture
+from .positive import Gamma, LogNormal
 from .priors import FlowPrior, MixturePrior, StandardNormal, VampPrior
 
 __all__ = [
@@ -17,17 +22,29 @@ __all__ = [
     "ConvNet",
     "DeconvNet",
     "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Flow",
     "FlowPrior",
+    "Gamma",
     "Head",
+    "Heterogeneous",
+    "Laplace",
+    "Log",
+    "Log1p",
+    "LogNormal",
     "LowRankNormal",
     "MLP",
     "MixtureNormal",
     "MixturePrior",
     "MultivariateNormal",
+    "NegativeBinomial",
     "Normal",
     "OneHot",
+    "Poisson",
     "Scale",
     "StandardNormal",
+    "StudentT",
     "VampPrior",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
 ]

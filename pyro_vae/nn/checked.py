@@ -72,7 +72,12 @@ def checked(base: Any, event_dim: int, accepts: Accepts) -> CheckedIndependent:
 
 
 def check_value(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> None:
-    """Raise `SupportError` on data without a density; the default for checking the support is the one of this moment."""
+    """Raise `SupportError` on data without a density."""
+    check_shape(value, event_shape, accepts)
+    check_support(value, len(event_shape), accepts)
+
+
+def check_shape(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> None:
     found = value.shape[max(value.ndim - len(event_shape), 0) :]
     if found != event_shape:  # costs nothing, and a silent broadcast would be a wrong number
         raise SupportError(
@@ -80,8 +85,12 @@ def check_value(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> Non
             f"{tuple(value.shape)}: their last {len(event_shape)} dimensions must be the same. Reshape the data, or let the "
             "network's last layer have head.num_outputs(event size) outputs"
         )
+
+
+def check_support(value: Tensor, event_dim: int, accepts: Accepts) -> None:
+    """The default for checking the support is the one of this moment."""
     if torch.distributions.Distribution._validate_args and not all_inside(value.detach(), accepts.support):
-        raise SupportError(describe(value.detach(), len(event_shape), accepts))
+        raise SupportError(describe(value.detach(), event_dim, accepts))
 
 
 def all_inside(value: Tensor, support: Constraint) -> bool:
@@ -97,7 +106,7 @@ def all_inside(value: Tensor, support: Constraint) -> bool:
     if isinstance(support, constraints.interval):
         (low, high), (smallest, largest) = bounds(support), value.aminmax()
         return bool((smallest >= low) & (largest <= high))
-    return bool(support.check(value).all())
+    return bool((support.check(value) & value.isfinite()).all())  # infinity is a positive number for torch
 
 
 def bounds(support: Any) -> tuple[float, float]:

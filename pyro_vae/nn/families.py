@@ -7,27 +7,13 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import ConditionalTransform
 from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
 
 from ..autocast import full_under_autocast
 from ..errors import ArgumentError
 from ..options import whole_number
-from .checked import finite_numbers
 from .gaussian import positive
-from .head import Head
+from .head import Family
 from .priors import StandardNormal, checked_transforms
-
-
-class Family(Head):
-    """A head for the latents of an encoder, real vectors whose numbers depend on one another."""
-
-    def __init__(self) -> None:
-        super().__init__(finite_numbers(type(self).__name__))
-
-    @property
-    def support(self) -> Constraint:
-        return constraints.real_vector
 
 
 class LowRankNormal(Family):

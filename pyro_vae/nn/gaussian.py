@@ -7,15 +7,13 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
 
 from ..autocast import full_under_autocast
 from ..errors import ArgumentError, OptionError
 from ..options import is_real
 from .checked import finite_numbers
 from .distributions import CheckedMultivariateNormal
-from .head import Head
+from .head import Family, Head
 from .shared_scale import BATCHES, shared_scale
 
 SMALLEST_SCALE = 1e-4
@@ -110,7 +108,7 @@ class Normal(Head):
         self.variance += (variance - self.variance) / self.num_batches.clamp(max=BATCHES)
 
 
-class MultivariateNormal(Head):
+class MultivariateNormal(Family):
     r"""A normal vector with full covariance, N(loc, L L^T), mostly for encoders.
 
     The network gives D numbers for loc, D for the diagonal of L (made positive as in `Normal`) and D (D - 1) / 2 for what
@@ -125,13 +123,6 @@ class MultivariateNormal(Head):
     >>> head.num_outputs(20), head(torch.zeros(5, 230)).event_shape
     (230, torch.Size([20]))
     """
-
-    def __init__(self) -> None:
-        super().__init__(finite_numbers("MultivariateNormal"))
-
-    @property
-    def support(self) -> Constraint:
-        return constraints.real_vector
 
     def num_outputs(self, event_size: int) -> int:
         return event_size * (event_size + 3) // 2

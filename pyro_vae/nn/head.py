@@ -9,7 +9,7 @@ from torch.distributions.constraints import Constraint
 from ..autocast import full_under_autocast
 from ..errors import ArgumentError
 from ..options import whole_number
-from .checked import Accepts, CheckedIndependent, checked
+from .checked import Accepts, CheckedIndependent, checked, finite_numbers
 
 
 class Head(nn.Module):
@@ -58,3 +58,14 @@ class Head(nn.Module):
 
     def checked(self, base: Any) -> CheckedIndependent:
         return checked(base, self.event_dim, self.accepts)
+
+
+class Family(Head):
+    """A head for latents alone: real vectors whose numbers depend on one another."""
+
+    def __init__(self) -> None:
+        super().__init__(finite_numbers(type(self).__name__))
+
+    @property
+    def support(self) -> Constraint:
+        return constraints.real_vector

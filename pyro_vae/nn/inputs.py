@@ -1,4 +1,4 @@
-"""Input layers: whole numbers scaled, classes one-hot."""
+"""Input layers: whole numbers scaled, classes one-hot, logarithms of counts and of positive numbers."""
 
 import torch
 from torch import Tensor, nn
@@ -41,3 +41,25 @@ class OneHot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         matches = (x.unsqueeze(-1) == self.classes).to(self.classes.dtype).movedim(-1, -self.event_dim - 1)
         return matches.flatten(-self.event_dim - 1, -self.event_dim)
+
+
+class Log1p(nn.Module):
+    """log(1 + x), for counts: 0 stays 0, and counts of all sizes are numbers that a network can take.
+
+    >>> Log1p()(torch.tensor([0.0, 99.0]))
+    tensor([0.0000, 4.6052])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log1p()
+
+
+class Log(nn.Module):
+    """log(x), for positive numbers.
+
+    >>> Log()(torch.tensor([1.0, 100.0]))
+    tensor([0.0000, 4.6052])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log()

@@ -126,7 +126,7 @@ def pair_of(head, size):
 @every_head
 def test_evidence_of_a_head_is_its_density(name):
     head = SPECS[name].make()
-    x = simulated(head, num_data=5)
+    x = simulated(head, num_data=5, spread=SPECS[name].spread_of_data)
     model, guide, decoder = pair_of(head, 6)
     evidence = pv.ImportanceSampling(model, guide, num_particles=3, seed=0)(x)
     torch.testing.assert_close(evidence.log_evidence, decoder(torch.zeros(5, 1)).log_prob(x).detach())
@@ -136,7 +136,7 @@ def test_evidence_of_a_head_is_its_density(name):
 def test_the_kernel_and_svi_refuse_such_data_too(name):
     """The kernel runs with argument checks off and looks for itself; Pyro passes the head's words on."""
     head = SPECS[name].make()
-    x = simulated(head, num_data=5).float()
+    x = simulated(head, num_data=5, spread=SPECS[name].spread_of_data).float()
     x[3, 2] = SPECS[name].bad[-1]
     model, guide, _ = pair_of(head, 6)
     with pytest.raises(pv.errors.InvalidDataError, match=r"'obs'.*in data \[3\]"):
@@ -144,6 +144,35 @@ def test_the_kernel_and_svi_refuse_such_data_too(name):
     svi = SVI(model, guide, Adam({"lr": 0.1}), Trace_ELBO())
     with pytest.raises(ValueError, match=r"site 'obs':\nthe \w+ head takes .* in rows \[3\]"):
         svi.evaluate_loss(x)
+
+
+@every_head
+@pytest.mark.parametrize("filling", [torch.nan, -7.5])
+def test_single_numbers_may_be_missing(name, filling):
+    """A mask below the event leaves out a number, whatever stands in its place: value and gradient see no hole."""
+    head = SPECS[name].make()
+    x = simulated(head, num_data=5, spread=SPECS[name].spread_of_data).float()
+    seen = torch.ones(5, 6, dtype=torch.bool)
+    seen[1, 2] = seen[3, 5] = seen[3, 0] = False
+    network = torch.nn.Sequential(Bias(head.num_outputs(6)), head).eval()
+    prior = nn.StandardNormal(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            fn = network(pyro.sample("latent", prior()))
+            pyro.sample("obs", fn.base_dist.mask(seen).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("latent", prior())
+
+    by_number = network(torch.zeros(5, 1)).base_dist.log_prob(x).detach()
+    holes = torch.where(seen, x, filling)
+    evidence = pv.ImportanceSampling(model, guide, num_particles=3, seed=0)(holes)
+    torch.testing.assert_close(evidence.log_evidence, torch.where(seen, by_number, 0.0).sum(-1), rtol=1e-5, atol=1e-5)
+    loss = pv.ImportanceWeightedELBO(num_particles=2)
+    loss.differentiable_loss(model, guide, holes).backward()
+    assert bool(network[0].raw.grad.isfinite().all())
 
 
 def test_a_pseudo_likelihood_can_still_be_evaluated_as_one():

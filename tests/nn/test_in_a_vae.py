@@ -60,7 +60,7 @@ def trains_and_has_gaps(vae, x, num_steps=100):
 @pytest.mark.parametrize("name", SPECS)
 def test_a_head_trains_and_has_gaps(name):
     head = SPECS[name].make()
-    trains_and_has_gaps(vae_for(head), simulated(head))
+    trains_and_has_gaps(vae_for(head), simulated(head, spread=SPECS[name].spread_of_data))
 
 
 def test_full_covariance_trains_and_has_gaps():

@@ -1,0 +1,118 @@
+"""Rows of a table whose columns are of several kinds, each column with a head of its own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, OptionError
+from ..options import whole_number
+from .checked import Accepts
+from .columns import CheckedColumns, Columns, ColumnSupport
+from .head import Family, Head
+
+
+class Heterogeneous(Head):
+    r"""Rows of a table with columns of several kinds: one head for each column or block of columns.
+
+    The event is the row, and log p(x given z) the sum over its columns. Nazábal et al. (2020), "Handling Incomplete
+    Heterogeneous Data using VAEs", https://arxiv.org/abs/1807.03653.
+
+    :param heads: heads of this module in the order of the columns, each with `event_dim=1`.
+    :param widths: how many columns each head has, one unless given.
+    :raises OptionError: for no heads, widths that do not belong to them, or a head whose numbers are not independent:
+        `MultivariateNormal` and `Normal("optimal")`.
+
+    Called with raw numbers (..., R), those of the first head first, where R is `num_outputs(X)` and X the number of columns,
+    returns a distribution with batch shape (...) and event shape (X,), in nats. Classes are numbers in their column. Its
+    `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for data
+    outside the support of their column, which it names. Encoders should see each column as its head has it, which
+    `input_layer()` gives. `mean` is NaN in columns of classes. A hole in a single column is masked below the event::
+
+        pyro.sample("obs", decoder(z).base_dist.mask(seen).to_event(1), obs=x)
+
+    A density and a probability are added here: log p(x) depends on the units of real-valued columns, and a rare class weighs
+    as much as its logarithm. Standardise real-valued columns. Columns of counts have no size factor here.
+
+    >>> head = Heterogeneous([Normal(), Bernoulli(), Categorical(4)], widths=(3, 1, 2))
+    >>> head.num_outputs(6), head(torch.zeros(5, 15)).event_shape
+    (15, torch.Size([6]))
+    """
+
+    def __init__(self, heads: Sequence[Head], *, widths: Sequence[int] | None = None) -> None:
+        heads = list(heads)
+        self.widths = [whole_number("each width", w) for w in ([1] * len(heads) if widths is None else widths)]
+        if not heads or len(self.widths) != len(heads):
+            raise OptionError(
+                f"expected heads, and one width for each, got {len(heads)} heads and {len(self.widths)} widths"
+            )
+        for head in heads:
+            check_part(head)
+        starts = [sum(self.widths[:i]) for i in range(len(heads))]
+        self.parts = [
+            replace(head.accepts, head=f"{head.accepts.head} ({columns(start, width)})")
+            for head, start, width in zip(heads, starts, self.widths, strict=True)
+        ]
+        support = ColumnSupport([part.support for part in self.parts], self.widths)
+        super().__init__(Accepts("Heterogeneous", support, "rows of a table", "see its columns"))
+        self.heads = nn.ModuleList(heads)
+
+    def num_outputs(self, event_size: int) -> int:
+        if event_size != sum(self.widths):
+            raise OptionError(
+                f"the Heterogeneous head has {sum(self.widths)} columns, but the data {event_size}: name a head for each"
+            )
+        return sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        return [head.num_outputs(width) for head, width in zip(self.heads, self.widths, strict=True)]  # type: ignore[operator]
+
+    def input_layer(self) -> nn.Module:
+        return ColumnLayers([head.input_layer() for head in self.heads], self.widths)  # type: ignore[operator]
+
+    def forward(self, raw: Tensor) -> Any:
+        sizes, num_columns = self._sizes(), sum(self.widths)
+        if not raw.ndim or raw.shape[-1] != sum(sizes):
+            raise ArgumentError(
+                f"the Heterogeneous head needs {sum(sizes)} numbers for {num_columns} columns, but its network gives shape "
+                f"{tuple(raw.shape)}: let its last layer have head.num_outputs(number of columns) outputs"
+            )
+        fns = [head(part).base_dist for head, part in zip(self.heads, raw.split(sizes, -1), strict=True)]
+        fn = CheckedColumns(Columns(fns, validate_args=False), 1)
+        fn.accepts, fn.parts, fn.widths = self.accepts, self.parts, self.widths
+        return fn
+
+
+class ColumnLayers(nn.Module):
+    """A layer for each block of columns, joined again."""
+
+    def __init__(self, layers: Sequence[nn.Module], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.layers, self.widths = nn.ModuleList(layers), list(widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.ndim or x.shape[-1] != sum(self.widths):
+            raise ArgumentError(
+                f"the Heterogeneous head has {sum(self.widths)} columns, but the data have shape {tuple(x.shape)}: name a "
+                "head for each"
+            )
+        return torch.cat([layer(part) for layer, part in zip(self.layers, x.split(self.widths, -1), strict=True)], -1)
+
+
+def check_part(head: Any) -> None:
+    if not isinstance(head, Head) or head.event_dim != 1:
+        kind = f"{type(head).__name__} with event_dim={head.event_dim}" if isinstance(head, Head) else type(head).__name__
+        raise OptionError(
+            f"each of the heads must be a head of pyro_vae.nn with event_dim=1, such as pv.nn.Normal(), got {kind}"
+        )
+    if isinstance(head, Family) or getattr(head, "couples_batch", False):
+        raise OptionError(
+            f"{type(head).__name__} has no density number by number: for a column pass Normal(), Normal('learned') or "
+            "Normal(0.1)"
+        )
+
+
+def columns(start: int, width: int) -> str:
+    return f"column {start}" if width == 1 else f"columns {start} to {start + width - 1}"
