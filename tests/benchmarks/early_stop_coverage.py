@@ -2,8 +2,8 @@
 
 The pair is linear and Gaussian, z ~ N(0, 1) in 2 dimensions and x given z ~ N(A z, 0.25) in 10, the guide its posterior with
 scales 1.2 times as large, so that log p(x) of each datum and its mean over the population are known. Every run draws data
-anew and stops where it will; the last row goes over 500 data without a tolerance. The estimates (100 particles) come from one call
-for all data of a run, and are handed to `evaluate` in batches of 20. Two intervals:
+anew and stops where it will; the last row goes over 500 data without a tolerance. The estimates, of 100 particles, come
+from one call for all data of a run, and are handed to `evaluate` in batches of 20. Two intervals:
 
 - population: the mean +- 1.96 `sampling_error`, for the mean over the population;
 - these data: `mean_confidence_interval`, for the mean of log p(x) over the data that were used.
