@@ -63,7 +63,7 @@ def with_changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         return {key: with_changed(part, kind, change) for key, part in value.items()}
-    if not is_dataclass(value):
+    if not is_dataclass(value) or isinstance(value, type):
         return value
     new = copy(value)
     for field in fields(value):
