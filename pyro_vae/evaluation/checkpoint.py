@@ -21,6 +21,7 @@ from .digests import about_call
 from .found import Batch, Found, add_words, in_words
 from .lock import WRITABLE, locked
 from .processes import check_agreed, rank_0_first, rank_and_size
+from .shards import Shards
 
 FORMAT = 1  # of the folder; raised when older versions of the package would misread it
 MANIFEST, LOCK = "manifest.npz", "lock"
@@ -58,10 +59,8 @@ class Checkpoint:
         about = {**call, **{f"version of {name}": number for name, number in versions().items()}, "seed": repr(seed)}
         manifest = self._manifest(about, seed)
         self.seed, self.run = manifest["seed"], manifest["run"]
-        found = [one for path in sorted(folder.glob("batches-*.npz")) for one in self._read(path)]
-        # Of a batch that was skipped at first and has a result since, the result counts.
-        self._kept = {one.number: one for one in sorted(found, key=lambda one: not one.error)}
-        self._on_disk = {one.number: one.error for one in self._kept.values()}
+        self._shards = Shards(sorted(folder.glob("batches-*.npz")), self._read)
+        self._on_disk = dict(self._shards.errors)
 
     @property
     def num_batches(self) -> int:
@@ -72,7 +71,7 @@ class Checkpoint:
 
         :raises CheckpointError: if the batch held other data when the checkpoint was made.
         """
-        kept = self._kept.pop(batch.number, None)
+        kept = self._shards.take(batch.number)
         if kept is not None and kept.digest != digest:
             raise CheckpointError(
                 f"{in_words(batch)} holds other data than when the checkpoint '{self.folder}' was made: a call goes on only "
@@ -92,15 +91,15 @@ class Checkpoint:
 
     def set_known(self, found: Found) -> None:
         """Count a batch of which another rank may have taken care."""
-        self._kept.pop(found.number, None)
+        self._shards.drop(found.number)
         self._on_disk.setdefault(found.number, found.error)
 
     def check_all_taken(self, num_batches: int) -> None:
         """:raises CheckpointError: if the loader has ended before the batches of the checkpoint."""
-        if self._kept:
+        if self._shards.last is not None:
             raise CheckpointError(
                 f"the loader ended after {num_batches} batches, but the checkpoint '{self.folder}' holds batch "
-                f"{max(self._kept)}: pass the loader as it was. An iterator that was used up must be made anew"
+                f"{self._shards.last}: pass the loader as it was. An iterator that was used up must be made anew"
             )
 
     def write(self) -> None:

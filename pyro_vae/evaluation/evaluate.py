@@ -1,7 +1,6 @@
 """Any estimator over a whole data set."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -93,25 +92,26 @@ def evaluate(
         return record
 
     mean = RunningMean()
-    parts = Parts()
-    outcomes: list[Found[int]] = []  # with their numbers of rows, not the rows
+    parts, rows = Parts(), Rows()
+    skipped: list[Found] = []
     shown: Any = {"progress": progress, "title": type(estimator).__name__, "mean": mean}
     kept: Any = {"checkpoint": checkpoint, "on_error": on_error, "of": estimator, "seed": seed}
     with over(quietly, loader, args, **kept, **shown) as found:
         for one in found:
-            result: Any = one.result
-            outcomes.append(replace(one, result=len(result) if hasattr(result, "__len__") else 0))
-            if not one.error:
-                parts.add(result)
-                mean.add(result)
+            rows.add(one)
+            if one.error:
+                skipped.append(one)
+            else:
+                parts.add(one.result)
+                mean.add(one.result)
                 if tolerance is not None:
-                    check_has_mean(mean, result)
+                    check_has_mean(mean, one.result)
             if tolerance is not None and mean.is_within(tolerance):
                 break
-    joined = with_loader_index(parts.joined(), rows_of(outcomes))
+    joined = with_loader_index(parts.joined(), rows.index(skipped))
     if rank_and_size()[0] == 0:
         warn_about(joined, stacklevel=2)
-    warn_skipped([one for one in outcomes if one.error], stacklevel=2)
+    warn_skipped(skipped, stacklevel=2)
     return joined
 
 
@@ -123,13 +123,34 @@ def check_has_mean(mean: RunningMean, record: Any) -> None:
         )
 
 
-def rows_of(outcomes: Sequence[Found[int]]) -> Tensor | None:
-    """(N,) the place in the loader, from 0, of each datum with a row; `None` where rows are not the data of the batches.
+class Rows:
+    """What is known of the rows of a record: whether each is a datum, or a batch, of the loader so far."""
 
-    Where all batches have one row each, as with `datum_plate=None`, a batch is a datum.
-    """
-    found = [one for one in outcomes if not one.error]
-    rows = [one.result for one in found]
-    if rows == [one.size for one in found]:
-        return torch.cat([torch.arange(one.first, one.first + one.size) for one in found])
-    return torch.tensor([one.number for one in found]) if set(rows) == {1} else None
+    def __init__(self) -> None:
+        self.are_data = self.are_batches = True
+        self._num_data = self._num_batches = 0
+
+    def add(self, one: Found) -> None:
+        self._num_data, self._num_batches = one.first + one.size, one.number + 1
+        if not one.error:
+            number = len(one.result) if hasattr(one.result, "__len__") else 0  # type: ignore[arg-type]
+            self.are_data &= number == one.size
+            self.are_batches &= number == 1
+
+    def index(self, skipped: Sequence[Found]) -> Tensor | None:
+        """(N,) the place in the loader, from 0, of each datum with a row; `None` where rows are not the data of the batches.
+
+        Where all batches have one row each, as with `datum_plate=None`, a batch is a datum.
+        """
+        if self.are_data:
+            return all_but(self._num_data, [slice(one.first, one.first + one.size) for one in skipped])
+        if self.are_batches:
+            return all_but(self._num_batches, [slice(one.number, one.number + 1) for one in skipped])
+        return None
+
+
+def all_but(number: int, skipped: Sequence[slice]) -> Tensor:
+    index, kept = torch.arange(number), torch.ones(number, dtype=torch.bool)
+    for some in skipped:
+        kept[some] = False
+    return index[kept] if skipped else index

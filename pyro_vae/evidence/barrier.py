@@ -47,7 +47,8 @@ class Barrier(Result):
     @property
     def enough(self) -> Tensor:
         """(B,) the steps at which the log-weights of a datum would have a variance of one half; never below 2 Lambda^2."""
-        return (torch.maximum(self.num_steps * self.variance, self.length.square()) / ENOUGH).ceil().clamp(min=1)
+        steps = torch.maximum(self.num_steps * self.variance, self.length.square())
+        return steps.div_(ENOUGH).ceil_().clamp_(min=1)
 
     @property
     def too_few(self) -> Tensor:
@@ -57,7 +58,7 @@ class Barrier(Result):
     @property
     def num_enough(self) -> int:
         """The steps that are enough for 95 of 100 data, to two digits."""
-        number = float(self.enough.double().quantile(SHARE))
+        number = quantile_in_place(self.enough, SHARE)
         unit = 10 ** max(math.floor(math.log10(number)) - 1, 0)
         return math.ceil(number / unit) * unit
 
@@ -83,3 +84,13 @@ class Barrier(Result):
         length = f"barrier of {float(self.length.median()):.1f} (median)"
         steps = "1 step is" if self.num_enough == 1 else f"{self.num_enough} steps are"
         return f"{length}: {steps} enough for 95% of the data, {self.num_steps} ran"
+
+
+def quantile_in_place(values: Tensor, share: float) -> float:
+    """`values.quantile(share)` in double precision, which leaves (B,) values in another order: no copy of them is made."""
+    place = share * (len(values) - 1)
+    ends = [math.floor(place), math.ceil(place)]
+    ordered = values.numpy(force=True)
+    ordered.partition(ends)
+    low, high = torch.from_numpy(ordered[ends]).double()
+    return float(torch.lerp(low, high, place - ends[0]))

@@ -28,6 +28,7 @@ from .k_curve import KCurve
 Bound = Literal["lower", "upper", "exact", "consistent"]
 RAISE = "Raise max_cost, and ask for a smaller tolerance than is needed"
 JUDGED = 100  # weights from which on a tail index is fitted
+MANY = 10_000  # numbers that become Python's at a time: each takes ten times as much memory there
 
 PER_DATUM = (
     "log_evidence",
@@ -252,7 +253,10 @@ class Evidence(Result):
         """The largest good Pareto k, by the number of weights."""
         if self.particles is None:
             return pareto_k_threshold(self.num_particles)
-        return self.log_evidence.new_tensor([pareto_k_threshold(k) for k in self.particles.tolist()])
+        threshold = torch.empty_like(self.log_evidence)
+        for part, particles in zip(threshold.split(MANY), self.particles.split(MANY), strict=True):
+            part.copy_(part.new_tensor([pareto_k_threshold(k) for k in particles.tolist()]))
+        return threshold
 
     @property
     def _above(self) -> Tensor:

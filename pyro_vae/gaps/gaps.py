@@ -150,10 +150,10 @@ class Gaps(Result):
         chance, so that it misses a mode, and is too low.
         """
         names = ["inference"] if self.unsplit else ["approximation", "inference"]
-        gaps, errors = torch.stack([getattr(self, n) for n in names]), torch.stack([self.std_errors[n] for n in names])
-        below = (gaps < -(SIGMAS * errors + ROUNDING)).any(0)
         of_evidence = self.evidence.doubts
-        below = below | of_evidence.get("below the ELBO", below)
+        below = of_evidence.get("below the ELBO", torch.zeros_like(self.converged))
+        for name in names:  # one by one, and in place: N may be in the millions
+            below = below | (getattr(self, name) < self.std_errors[name].mul(-SIGMAS).sub_(ROUNDING))
         of_fit = {} if self.unsplit else {"not converged": ~self.converged}
         return {**of_evidence, **of_fit, "below the ELBO": below}
 

@@ -140,7 +140,7 @@ def warnings_about(doubts: Mapping[str, Tensor], method: str, steps: str = "", *
 def more_than_chance(flags: Tensor, chance: float) -> bool:
     """Whether chance explains so many doubted data of (B,) in less than one of a hundred calls."""
     expected = chance * len(flags)
-    return int(flags.sum()) > expected + ONE_IN_A_HUNDRED * math.sqrt(expected)
+    return int(flags.count_nonzero()) > expected + ONE_IN_A_HUNDRED * math.sqrt(expected)
 
 
 def without_doubt(doubts: Mapping[str, Tensor], like: Tensor) -> Tensor:
@@ -160,15 +160,16 @@ def concatenated_flags(records: Sequence[Any]) -> dict[str, Tensor]:
     """The `checks` of several batches. A batch without a check has no doubt of it, and says why in `unchecked`."""
     reasons = dict.fromkeys(reason for record in records for reason in record.checks)
 
-    def flags(record: Any, reason: str) -> Tensor:
-        return record.checks.get(reason, torch.zeros_like(record.log_evidence, dtype=torch.bool))
+    def flags(reason: str) -> list[Tensor]:
+        known = next(record.checks[reason] for record in records if reason in record.checks)
+        return [r.checks[reason] if reason in r.checks else known.new_zeros(len(r)) for r in records]
 
-    return {reason: torch.cat([flags(record, reason) for record in records]) for reason in reasons}
+    return {reason: torch.cat(flags(reason)) for reason in reasons}
 
 
 def are_many(doubted: Tensor) -> bool:
     """Whether so many of the data are in doubt that their mean is not to be trusted."""
-    return int(doubted.sum()) > FEW * len(doubted)
+    return int(doubted.count_nonzero()) > FEW * len(doubted)
 
 
 def said_of_mean(doubted: Tensor) -> str:
@@ -177,7 +178,7 @@ def said_of_mean(doubted: Tensor) -> str:
 
 
 def count(flags: Tensor) -> str:
-    return f"{int(flags.sum())} of {len(flags)} data"
+    return f"{int(flags.count_nonzero())} of {len(flags)} data"
 
 
 def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
@@ -186,7 +187,7 @@ def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
     for reason in dict.fromkeys([*TABLE, *unchecked]):
         verb = "judged" if reason == "tails" else "checked"
         if reason in doubts:
-            number = f"{int(doubts[reason].sum())} of {len(doubts[reason])}"
+            number = f"{int(doubts[reason].count_nonzero())} of {len(doubts[reason])}"
             rest = f" (not all {verb}: {unchecked[reason]})" if reason in unchecked else ""
             parts.append(f"{reason} {number}{rest}")
         elif reason in unchecked:

@@ -32,7 +32,8 @@ class Result:
     _derived: ClassVar[tuple[str, ...]] = ()
     _hidden: ClassVar[tuple[str, ...]] = ()
     _headline: ClassVar[str] = ""  # the number per datum whose mean is watched while a loader is gone through
-    _joins_in_steps: ClassVar[bool] = False  # whether `cat` of parts that were joined before is `cat` of all of them
+    # Whether `cat` of parts that were joined before is `cat` of all of them, and takes each tensor once, by `torch.cat`.
+    _joins_in_steps: ClassVar[bool] = False
     _not_stored: ClassVar[Mapping[str, Any]] = {}  # fields that no file holds, and what a loaded record has in their place
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -2,11 +2,12 @@
 
 The first table: `evaluate` over a loader that makes its batches of 10 numbers per datum as it goes, 1,000 data each, with
 `ImportanceSampling` of 5 particles, every N in a process of its own: the bytes of the record, what the peak of the process
-(RSS) grew by after a first short run, and that peak less twice the record: at the end, when they are joined, the results of
-all batches and the whole record are there at once.
+(RSS) grew by after a first short run, that peak less the one record, and by how much it is above that of the first N.
+With `--checkpoint` the same for a run that writes one, and for the call that goes on from it when it is finished.
 The second table: seconds for an `Evidence` of 1,000,000 data.
 
     python tests/benchmarks/records_at_scale.py
+    python tests/benchmarks/records_at_scale.py --checkpoint --records 0
 """
 
 import argparse
@@ -60,12 +61,16 @@ def guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x / 2, 0.75).to_event(1))
 
 
-def evaluated(num_data: int) -> pv.Evidence:
+def evaluated(num_data: int, checkpoint: str | None = None) -> pv.Evidence:
     estimator = pv.ImportanceSampling(model, guide, num_particles=5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loader = DataLoader(Stream(num_data), batch_size=None)
-        return pv.evaluate(estimator, loader, args=lambda x: (x,), seed=0, progress=False)
+        return pv.evaluate(estimator, loader, args=first, seed=0, progress=False, checkpoint=checkpoint)
+
+
+def first(x: Tensor) -> tuple[Tensor]:
+    return (x,)
 
 
 def bytes_of(record: Any) -> int:
@@ -81,22 +86,32 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def memory(num_data: int) -> dict[str, float]:
+def memory(num_data: int, checkpoint: str | None) -> dict[str, float]:
     """What an evaluation of so many data adds to the peak of this process, which runs nothing else."""
     torch.set_num_threads(1)
     evaluated(2 * BATCH)  # imports and caches
     before, begin = peak_rss(), time.perf_counter()
-    record = evaluated(num_data)
+    record = evaluated(num_data, checkpoint)
     seconds = time.perf_counter() - begin
     return {"before": before, "peak": peak_rss(), "record": bytes_of(record), "seconds": seconds}
 
 
-def memory_in_a_process(num_data: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--memory", str(num_data)]
+def memory_in_a_process(num_data: int, checkpoint: str = "") -> dict[str, float]:
+    command = [sys.executable, __file__, "--memory", str(num_data), *(["--folder", checkpoint] if checkpoint else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_memory(title: str, found: dict[int, dict[str, float]]) -> None:
+    columns = ("data", 10), ("seconds", 8), ("record, MB", 11), ("added, MB", 10), ("less the record, MB", 20), ("grown", 6)
+    print(title, " ".join(f"{name:>{width}}" for name, width in columns), sep="\n")
+    beyond = {num_data: one["peak"] - one["record"] for num_data, one in found.items()}
+    for num_data, one in found.items():
+        added, grown = (one["peak"] - one["before"]) / 1e6, beyond[num_data] / next(iter(beyond.values())) - 1
+        sizes = f"{one['record'] / 1e6:>11.1f} {added:>10.1f} {beyond[num_data] / 1e6:>20.1f}"
+        print(f"{num_data:>10,} {one['seconds']:>8.1f} {sizes} {grown:>6.1%}")
 
 
 def some_evidence(num_data: int, seed: int) -> pv.Evidence:
@@ -152,20 +167,23 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--checkpoint", action="store_true", help="write one, and go on from it")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print(json.dumps(memory(options.memory)))
+        print(json.dumps(memory(options.memory, options.folder)))
         return
-    print(f"{'data':>10} {'seconds':>8} {'record, MB':>11} {'peak added, MB':>15} {'peak less 2 records, MB':>24}")
-    for num_data in options.data:
-        one = memory_in_a_process(num_data)
-        beyond = one["peak"] - 2 * one["record"]
-        added = (one["peak"] - one["before"]) / 1e6
-        print(f"{num_data:>10,} {one['seconds']:>8.1f} {one['record'] / 1e6:>11.1f} {added:>15.1f} {beyond / 1e6:>24.1f}")
-    print(f"\nseconds, an Evidence of {options.records:,} data")
-    for name, seconds in seconds_of(options.records, options.records // 100).items():
-        print(f"{name:<22} {seconds:>8.2f}")
+    if options.checkpoint:
+        with tempfile.TemporaryDirectory() as folder:
+            for title in ("with a checkpoint", "from the finished checkpoint"):
+                print_memory(title, {n: memory_in_a_process(n, f"{folder}/{n}") for n in options.data})
+    else:
+        print_memory("without a checkpoint", {n: memory_in_a_process(n) for n in options.data})
+    if options.records:
+        print(f"\nseconds, an Evidence of {options.records:,} data")
+        for name, seconds in seconds_of(options.records, options.records // 100).items():
+            print(f"{name:<22} {seconds:>8.2f}")
 
 
 if __name__ == "__main__":

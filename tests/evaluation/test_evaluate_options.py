@@ -140,6 +140,9 @@ def few(model, guide):
 def test_where_a_batch_is_one_datum_it_has_the_number_of_the_batch():
     found = run(estimator(datum_plate=None), batches_of(data(), 5))
     assert len(found) == 5 and found.loader_index.tolist() == [0, 1, 2, 3, 4]
+    with pytest.warns(SkippedBatchWarning):
+        found = run(estimator(datum_plate=None), with_nan(6), on_error="skip")
+    assert len(found) == 4 and found.loader_index.tolist() == [0, 2, 3, 4]
 
 
 class Stream(IterableDataset):

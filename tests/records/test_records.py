@@ -12,6 +12,7 @@ import torch
 from pair_helpers import F64, make_evidence, make_gaps
 
 import pyro_vae as pv
+from pyro_vae.evidence import evidence as evidence_module
 from pyro_vae.records import normal_quantile, student_quantile
 from pyro_vae.training import TrainingHistory
 
@@ -510,3 +511,13 @@ def test_chains_are_reported_as_chains():
     assert "too high" in str(warning) and "Raise num_steps" in str(warning)
     joined = pv.Evidence.cat([record, record])
     assert len(joined.acceptance) == 12
+
+
+def test_tails_are_judged_by_the_weights_of_each_datum(monkeypatch):
+    """min(1 - 1 / log10 K, 0.7), a few data at a time."""
+    monkeypatch.setattr(evidence_module, "MANY", 2)
+    sizes = [100, 200, 1000, 10_000, 150]
+    ends = [min(1 - 1 / math.log10(k), 0.7) for k in sizes]
+    for shift, doubted in ((-1e-6, False), (1e-6, True)):
+        record = make_evidence([-1.0] * 5, pareto_k=tensor(*ends) + shift, particles=torch.tensor(sizes))
+        assert record.doubts["tails"].tolist() == [doubted] * 5
