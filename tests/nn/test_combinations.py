@@ -1,8 +1,7 @@
 """Guide family x prior x likelihood: whatever is put together trains, and every estimator runs on it.
 
-All families with all priors, and every likelihood with one of each in turn. Log p(x) is held against quadrature over the two
-latents, whose grids follow each posterior. `test_families.py`, `test_learned_priors.py` and `test_heads.py` hold the densities
-of the parts.
+All families with all priors, and every likelihood with one of each in turn. Log p(x) is held against quadrature over two
+latents, whose grids follow each posterior. Other files hold the densities of the parts.
 """
 
 import warnings
