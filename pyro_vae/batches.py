@@ -35,6 +35,11 @@ def first_element(batch: Any) -> tuple[Any, ...] | Mapping[str, Any]:
 
 def arguments_of(batch: Any, args: ToArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional arguments and keyword arguments."""
+    if not callable(args):
+        raise ArgumentError(
+            f"args must be a function from a batch to a tuple of the model's arguments, got {args!r}, which is no function. "
+            "Write args=lambda batch: (batch[0],)"
+        )
     arguments = args(batch)
     if isinstance(arguments, Mapping):
         return (), dict(arguments)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NonFiniteError",
     "ObservedInGuideError",
     "OptionError",
+    "OutOfMemoryError",
     "ParameterStoreWarning",
     "PrecisionWarning",
     "ProcessesError",
@@ -155,6 +157,10 @@ class ProcessesError(RuntimeError):
 
 class NonFiniteError(RuntimeError):
     """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
+
+
+class OutOfMemoryError(torch.OutOfMemoryError, MemoryError):
+    """The machine, or its accelerator, has not the memory that a call asks for."""
 
 
 class RecordFileError(OSError, ValueError):

@@ -17,7 +17,7 @@ from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
-from ..options import is_real, whole_number
+from ..options import amount, is_real
 from ..records import Estimate, Result, warn_about
 from .rate_distortion_curve import RateDistortionCurve
 from .sums import Moments
@@ -94,7 +94,7 @@ class RateDistortion(OfPair):
     num_leapfrog: int = 1
 
     def check_options(self) -> None:
-        whole_number("num_chains", self.num_chains, lowest=2)
+        amount("num_chains", self.num_chains, lowest=2)
         names = ("num_steps", "num_chains", "num_leapfrog", "prior_sites")
         options: Any = {name: getattr(self, name) for name in names}
         self._chains = AnnealedChains(self.model, self.guide, **options, start="prior", progress=False)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import OptionError
 from ..nn import MLP, ConvNet, DeconvNet, Head, Normal, StandardNormal
-from ..options import whole_number
+from ..options import amount
 from .conditional import Concatenated, ConditionalVAE
 from .vae import VAE
 
@@ -45,7 +45,7 @@ def mlp_vae(
     """
     likelihood, posterior = own_head("likelihood", likelihood, 1), own_head("posterior", posterior or Normal(), 1)
     prior = StandardNormal(latent_dim)
-    width = input_shape(likelihood, (whole_number("data_dim", data_dim, lowest=1),))[0]
+    width = input_shape(likelihood, (amount("data_dim", data_dim, lowest=1),))[0]
     encoder = MLP(width, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
     decoder = MLP(latent_dim, likelihood.num_outputs(data_dim), hidden=hidden[::-1], activation=activation)
     return VAE(nn.Sequential(likelihood.input_layer(), encoder, posterior), nn.Sequential(decoder, likelihood), prior)
@@ -78,8 +78,8 @@ def mlp_conditional_vae(
     """
     likelihood, posterior = own_head("likelihood", likelihood, 1), own_head("posterior", posterior or Normal(), 1)
     prior = StandardNormal(latent_dim)
-    whole_number("condition_dim", condition_dim, lowest=1)
-    width = input_shape(likelihood, (whole_number("data_dim", data_dim, lowest=1),))[0]
+    amount("condition_dim", condition_dim, lowest=1)
+    width = input_shape(likelihood, (amount("data_dim", data_dim, lowest=1),))[0]
     encoder = MLP(width + condition_dim, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
     decoder = MLP(latent_dim + condition_dim, likelihood.num_outputs(data_dim), hidden=hidden[::-1], activation=activation)
     return ConditionalVAE(

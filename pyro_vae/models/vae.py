@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..errors import StructureError
-from ..options import whole_number
+from ..options import amount
 from .checks import checked_network, distribution
 from .programs import ConditionalGuide, ConditionalModel, Guide, Model
 
@@ -109,7 +109,7 @@ class VAE(Networks):
 
         :raises OptionError: for n below 1.
         """
-        n = whole_number("n", n)
+        n = amount("n", n)
         with evaluating(self):
             return self.decode(self.prior().sample((n,))).sample()
 

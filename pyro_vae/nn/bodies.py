@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, OptionError
-from ..options import whole_number
+from ..options import amount, whole_number
 
 Activation = Callable[[], nn.Module]
 
@@ -59,7 +59,7 @@ class MLP(nn.Sequential):
         hidden: Sequence[int] = (400,),
         activation: Activation = nn.ReLU,
     ) -> None:
-        widths = [whole_number("the width of a layer", width, lowest=1) for width in (in_features, *hidden, out_features)]
+        widths = [amount("the width of a layer", width, lowest=1) for width in (in_features, *hidden, out_features)]
         layers: list[nn.Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [nn.Linear(before, after), activation()]

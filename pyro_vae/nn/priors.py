@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..options import whole_number
+from ..options import amount
 from .checked import checked, finite_numbers
 
 
@@ -25,7 +25,7 @@ class StandardNormal(nn.Module):
         super().__init__()
         self.loc: Tensor
         self.scale: Tensor
-        size = whole_number("latent_dim", latent_dim, lowest=1)
+        size = amount("latent_dim", latent_dim, lowest=1)
         self.register_buffer("loc", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
         self.accepts = finite_numbers("StandardNormal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import OptionError, ScheduleWarning
 from ..kernel import named_failures
-from ..options import whole_number
+from ..options import amount, flag, whole_number
 from .compiled import Compiled, compiled_or_none
 from .terms import Terms
 from .traces.matching import Beta, Betas
 from .weights import Schedule, Weight, checked_weights, value_of
 
+MOST_DIMS = 64  # of a tensor
 CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
 
 
@@ -31,9 +33,10 @@ class Objective(ELBO):
     _given: Mapping[str, Beta] | None = None  # weights that are inputs of a graph, by name
 
     def __init__(self, *, compile: bool | Mapping[str, Any] = False, **options: Any) -> None:
+        check_options_of_pyro(**options)
         super().__init__(**options)
         self._compiled: Compiled | None = compiled_or_none(compile)
-        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.num_particles = amount("num_particles", self.num_particles)
         self.num_updates = 0
         self._calls_since_update = 0
         self._forget()
@@ -199,3 +202,10 @@ class ObjectiveModule(ELBOModule):
         missing_keys, own = args[2], f"{prefix}_extra_state"
         if own in missing_keys:  # the state of a module of Pyro, which has no count
             missing_keys.remove(own)
+
+
+def check_options_of_pyro(vectorize_particles: bool = False, max_plate_nesting: float = math.inf, **others: Any) -> None:
+    """Those that Pyro takes as they come, and trips over in a step."""
+    flag("vectorize_particles", vectorize_particles)
+    if not (isinstance(max_plate_nesting, float) and max_plate_nesting == math.inf):  # for Pyro to find out
+        whole_number("max_plate_nesting", max_plate_nesting, lowest=0, highest=MOST_DIMS)

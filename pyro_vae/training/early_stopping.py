@@ -16,8 +16,8 @@ from ..errors import ArgumentError, OptionError, ScheduleWarning
 from ..evaluation import of_rank_0, over_batches
 from ..isolation import eval_mode
 from ..kernel import INFER, Call, Pair, narrow_record
-from ..noise import Noise, kept_random_state
-from ..options import is_real, real_number, whole_number
+from ..noise import Noise, kept_random_state, seed_torch
+from ..options import amount, is_real, real_number, whole_number
 from ..records import LEVEL, normal_quantile
 from .held_out_history import HeldOutHistory
 from .kept_state import KeptState
@@ -113,7 +113,7 @@ class EarlyStopping:
         if isinstance(held_out, Iterator):  # not by iter(): that of a DataLoader draws from the caller's random state
             raise ArgumentError("held_out is gone through at every look: pass a DataLoader or a list, not an iterator")
         self.every, self.patience = whole_number("every", every), whole_number("patience", patience)
-        self.num_particles = whole_number("num_particles", num_particles, lowest=2)
+        self.num_particles = amount("num_particles", num_particles, lowest=2)
         self.seed = whole_number("seed", seed, lowest=0, why="training goes on from the global one")
         self.stopped_at: int | None = None
         self.num_without = 0
@@ -231,7 +231,7 @@ class EarlyStopping:
             return sum(float(t.detach().to_dense().double().nansum()) for t in tensors_in([args, kwargs])), elbo
 
         with kept_random_state(), eval_mode(self._model, self._guide), self._best.finding():
-            torch.manual_seed(self.seed)  # a loader that shuffles draws from it
+            seed_torch(self.seed)  # a loader that shuffles draws from it
             # Every rank of a process group has to find and keep the state, so that each runs all batches.
             of = self._model, self._guide
             found = over_batches(run, self._held_out, self._args, of=of, seed=self.seed, everywhere=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DatumPlateError, OptionError, ScheduleWarning
-from ..options import whole_number
+from ..options import flag, whole_number
 from .schedules import unfinished
 from .training_history import TrainingHistory
 
@@ -68,7 +68,7 @@ class Monitor:
     def __init__(self, objective: Any, *, num_updates: int | None = None, progress: bool = True) -> None:
         self.objective = objective
         self.num_updates = None if num_updates is None else whole_number("num_updates", num_updates)
-        self.progress = progress
+        self.progress = flag("progress", progress)
         self._per_datum: bool | None = None  # not known before the first step
         self._pending: list[_Row] = []
         self._columns: dict[Key, array[float]] = {}
