@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeGuard, get_args
 import numpy
 from torch import Tensor
 
-from .errors import OptionError
+from .errors import OptionError, described
 
+MOST_DIMS = 64  # of a tensor
 LARGEST = 2**63 - 1  # whole number that a tensor can hold
 MOST = 10**9  # of what is done or kept per datum: more is a slip of the keyboard, or a computer that hangs for years
 
@@ -54,7 +55,7 @@ def flag(name: str, value: Any) -> bool:
 def check_function(name: str, value: Any, what: str) -> None:
     """`what` says in words what the function takes and gives."""
     if not callable(value):
-        raise OptionError(f"{name} must be {what}, got {value!r}, which cannot be called: pass the function itself")
+        raise OptionError(f"{name} must be {what}, got {described(value)}, which cannot be called")
 
 
 def real_number(

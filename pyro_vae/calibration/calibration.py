@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
 from ..ops import MIN_PARTICLES_FOR_K, pareto_k, pareto_k_threshold
-from ..records import LEVEL, Estimate, Result, check_same, concatenated, mean_cost, to_plain
+from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, places, to_plain
 from .rows import CERTAIN, LOG_DENSITY, Row, row_of
 from .uniformity import GRID, band
 
@@ -71,6 +71,7 @@ class Calibration(Result):
     @classmethod
     def cat(cls, records: Sequence[Calibration]) -> Calibration:
         """Join the results of several simulations; they must come from the same estimator, with the same latents."""
+        check_records(cls, records)
         check_same(records, ("names", "num_particles", "given", "left_out"))
         joined: dict[str, Any] = {
             **concatenated(records, PER_DATUM),
@@ -82,6 +83,7 @@ class Calibration(Result):
 
     def select(self, kept: Tensor) -> Calibration:
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        kept = places(kept, len(self))
         some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
         return replace(self, **some)
 

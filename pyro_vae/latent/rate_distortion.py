@@ -17,7 +17,7 @@ from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
-from ..options import amount, is_real
+from ..options import amount, is_real, plain_float
 from ..records import Estimate, Result, warn_about
 from .rate_distortion_curve import RateDistortionCurve
 from .sums import Moments
@@ -256,10 +256,10 @@ def reported_betas(betas: Collection[float] | None) -> list[float]:
 
 def numbers_in(betas: Any) -> list[float]:
     """NaN where something is no number; empty where `betas` is no collection at all."""
-    known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 else betas
+    known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 and not betas.is_meta else betas
     if isinstance(known, Tensor) or not isinstance(known, Iterable):
         return []
-    return [float(beta) if is_real(beta) or isinstance(beta, Tensor) else math.nan for beta in known]
+    return [plain_float(beta) if is_real(beta) or isinstance(beta, Tensor) else math.nan for beta in known]
 
 
 def annealing_grid(powers: list[float], num_steps: int) -> tuple[list[float], dict[int, int]]:

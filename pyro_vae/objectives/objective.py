@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from ..errors import OptionError, ScheduleWarning
 from ..kernel import named_failures
-from ..options import amount, flag, whole_number
+from ..options import MOST_DIMS, amount, flag, whole_number
 from .compiled import Compiled, compiled_or_none
 from .terms import Terms
 from .traces.matching import Beta, Betas
 from .weights import Schedule, Weight, checked_weights, value_of
 
-MOST_DIMS = 64  # of a tensor
 CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
 
 

@@ -24,6 +24,9 @@ class Cell(NamedTuple):
     bad: Bad
     entrance: Entrance
 
+    def __str__(self) -> str:
+        return f"{self.entrance.name}, {self.place}, {self.bad.row}"
+
 
 def applies(place: str, bad: Bad, entrance: Entrance) -> bool:
     if entrance.costly and (not bad.refused or bad.same_as or place != "the loader" or bad.late):
@@ -78,7 +81,18 @@ def outcome_of(cell: Cell, good: Any) -> Outcome:
         return outcome
     if not cell.entrance.reads and cell.place != "the loader":
         return outcome  # the data are a template, and the guide is not asked
-    broken = not_finite(outcome.result)
+    outcome = checked(outcome)
+    if outcome.cell != "right answer":
+        return outcome
+    if cell.bad.refused or cell.bad.same_as:
+        other = same_numbers(outcome.result, good)
+        return Outcome(f"FAULT: other numbers: {other}") if other else outcome
+    return outcome
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """Of a right answer, whether its numbers are finite; if not, whether it says so."""
+    broken = not_finite(outcome.result) if outcome.cell == "right answer" else []
     if isinstance(outcome.result, float) and broken:
         shown = outcome.result == float("inf") or "NaN" in outcome.message
         return Outcome(SHOWN if shown else f"FAULT: the loss is {outcome.result}", outcome.message)
@@ -86,9 +100,6 @@ def outcome_of(cell: Cell, good: Any) -> Outcome:
         return Outcome(SHOWN)  # an ELBO of minus infinity
     if broken:
         return Outcome(IN_DOUBT) if in_doubt(outcome.result) else Outcome(f"FAULT: without doubt not finite: {broken}")
-    if cell.bad.refused or cell.bad.same_as:
-        other = same_numbers(outcome.result, good)
-        return Outcome(f"FAULT: other numbers: {other}") if other else outcome
     return outcome
 
 
