@@ -17,6 +17,7 @@ from ..errors import OptionError, ScheduleWarning
 from ..kernel import named_failures
 from ..options import MOST_DIMS, amount, flag, whole_number
 from .compiled import Compiled, compiled_or_none
+from .gradients import with_gradient_of
 from .terms import Terms
 from .traces.matching import Beta, Betas
 from .weights import Schedule, Weight, checked_weights, value_of
@@ -85,7 +86,8 @@ class Objective(ELBO):
         return super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
 
     def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        return super().differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[misc]
+        loss, surrogate = self._value_and_surrogate(model, guide, args, kwargs)
+        return with_gradient_of(surrogate, loss)
 
     def _value_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
