@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..arguments import tensors_in
 from ..batches import ToArguments, check_loader, first_element
-from ..errors import ArgumentError, OptionError, ScheduleWarning
-from ..evaluation import of_rank_0, over_batches
+from ..errors import ArgumentError, OptionError, ScheduleWarning, UnreliableEvidenceWarning, listed
+from ..evaluation import of_rank_0, over_batches, rank_and_size
 from ..isolation import eval_mode
 from ..kernel import INFER, Call, Pair, narrow_record
 from ..noise import Noise, kept_random_state, seed_torch
@@ -40,6 +40,10 @@ class EarlyStopping:
     A look improves if ``gain > 1.96 error`` (its 95% interval lies above zero); it is the reference from then on. So a rise
     too slow to be seen from one look to the next is still seen once it has added up. After `patience` looks in a row without
     improvement the answer is True. The state with the highest held-out ELBO is kept; `restore_best` writes it back.
+
+    An ELBO of minus infinity, where draws of the guide have no density under the model, is below all others: a look with
+    fewer such data improves, one with more does not, and data that have it at both looks are left out of the gain. A warning
+    says which data they are.
 
     Nothing counts before beta has reached its end: neither patience nor the best state. In a warm-up the weight of the KL
     rises, and the bound falls for that reason alone.
@@ -123,6 +127,7 @@ class EarlyStopping:
         self._model, self._guide = model, guide
         Pair(model, guide, **self._options)  # refuses what is not callable
         self._best = KeptState(model, guide)
+        self._warned = False
         self._best_mean = -math.inf
         self._reference: Tensor | None = None
         self._fingerprint: list[float] | None = None
@@ -202,22 +207,35 @@ class EarlyStopping:
         rested = bool(self._rows) and bool(self._rows[-1][ROW.index("at_rest")])  # then it stays at rest
         at_rest = rested or not still_moves(self._beta, step)
         mean, error = mean_and_error(terms)
+        self._warn_of(step, terms == -math.inf)
         gain, gain_error, improved = math.nan, math.nan, False
         if at_rest:
             if self._reference is None:
                 improved = True
             else:
-                gain, gain_error = mean_and_error(terms - self._reference.to(terms))
+                gain, gain_error = rise(self._reference.to(terms), terms)
                 improved = gain > max(normal_quantile(LEVEL) * gain_error, 0.0)
             self.num_without = 0 if improved else self.num_without + 1
             if improved:
                 self._reference = terms
-            if mean > self._best_mean:
+            if mean > self._best_mean or improved and not math.isfinite(self._best_mean):
                 self._best_mean = mean
                 self._best.keep()
             if self.num_without >= self.patience and self.stopped_at is None:
                 self.stopped_at = step
         self._rows.append((step, mean, error, gain, gain_error, improved, at_rest, self._beta(step)))
+
+    def _warn_of(self, step: int, lost: Tensor) -> None:
+        """Say once that data have no finite ELBO, so that the mean has none."""
+        if bool(lost.any()) and not self._warned and rank_and_size()[0] == 0:
+            self._warned = True
+            warnings.warn(
+                f"the held-out ELBO of data {listed(lost)} is minus infinity at update {step}: draws of the guide have no "
+                "density under the model, or one beyond the floats. Looks are compared by how many such data there are, and "
+                "by the others. Leave these data out, or widen the likelihood",
+                UnreliableEvidenceWarning,
+                stacklevel=4,
+            )
 
     @torch.no_grad()
     def _look(self, beta: float) -> Tensor:
@@ -276,6 +294,15 @@ def weighted_elbo(call: Call, num_particles: int, beta: float) -> Tensor:
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def rise(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """By how much ELBOs (N,) have risen in the mean, and its error. Minus infinity is below all that is finite."""
+    lost, known = int((~after.isfinite()).sum()), before.isfinite() & after.isfinite()
+    fewer = int((~before.isfinite()).sum()) - lost
+    if fewer or not bool(known.any()):
+        return (math.copysign(math.inf, fewer), 0.0) if fewer else (math.nan, math.nan)
+    return mean_and_error((after - before)[known])
 
 
 def checked_beta(beta: Any) -> Callable[[int], float]:

@@ -129,7 +129,9 @@ MAIN = {"log_evidence", "elbo", "value", "kl", "marginal_kl", "rate", "distortio
 
 
 def in_doubt(record: Any) -> bool:
-    """Whether a record, or one within it, says of every datum that its number is in doubt."""
+    """Whether a record, or one within it, says of every datum, or of the whole, that its number is in doubt."""
+    if isinstance(record, pyro_vae.Calibration):
+        return bool(record.doubts)
     reliable = getattr(record, "reliable", None)
     if isinstance(reliable, Tensor):
         return not bool(reliable.any())

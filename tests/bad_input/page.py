@@ -27,7 +27,7 @@ cases in `tests/bad_input`, and a test compares it with what the library does. A
 - **its own**: the error that the user's model, guide or loader raised itself, unchanged;
 - **right**: the numbers of the same data in good form, or finite numbers;
 - **in doubt**: numbers whose record says that they are not to be trusted;
-- **shown**: a loss or an ELBO that is not finite, and is given as such;
+- **shown**: a loss that is not finite, and is given as such;
 - empty: does not apply.
 
 No call here changes parameters, buffers, modes, settings or, with a seed, the random state; steps of training change what

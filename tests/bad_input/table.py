@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 
-import pyro_vae as pv
-
 from .entrances import ENTRANCES, Classes, Entrance, data
 from .inputs import ARGUMENTS, LOADERS, PAIRS, Bad
 from .judge import Outcome, in_doubt, judged, not_finite, same_numbers
 
 PLACES = {"the argument of the model": ARGUMENTS, "the loader": LOADERS, "model and guide": PAIRS}
 IN_DOUBT = "in doubt"
-SHOWN = "not finite, and shown"  # a loss or an ELBO; where it is NaN Pyro warns too
+SHOWN = "not finite, and shown"  # a loss; where it is NaN Pyro warns too
 
 
 class Cell(NamedTuple):
@@ -96,8 +94,6 @@ def checked(outcome: Outcome) -> Outcome:
     if isinstance(outcome.result, float) and broken:
         shown = outcome.result == float("inf") or "NaN" in outcome.message
         return Outcome(SHOWN if shown else f"FAULT: the loss is {outcome.result}", outcome.message)
-    if broken and isinstance(outcome.result, (pv.Calibration, pv.HeldOutHistory)):
-        return Outcome(SHOWN)  # an ELBO of minus infinity
     if broken:
         return Outcome(IN_DOUBT) if in_doubt(outcome.result) else Outcome(f"FAULT: without doubt not finite: {broken}")
     return outcome
