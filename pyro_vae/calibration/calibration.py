@@ -137,6 +137,8 @@ class Calibration(Result):
     @property
     def doubts(self) -> dict[str, str]:
         """Why the error of the symmetric gap, or the ELBO, is not to be trusted; empty where they are, and where N < 100."""
+        if ELBO in self.unchecked:
+            return {ELBO: self.unchecked[ELBO]}
         if self.at_latents is None:
             lost = int((~self.elbo.isfinite()).sum())
             return {ELBO: f"it is infinite for {lost} of {len(self)} data, {NO_DENSITY}"} if lost else {}
@@ -231,7 +233,7 @@ class Calibration(Result):
             error = f"(error not to be trusted: {gap.doubt})" if gap.doubt else f"+- {float(gap.std_error):.3f}"
             lines.append(f"  {GAP} {float(gap.value):.3f} {error} nats; the mean of log p(x) - ELBO is at most that")
         lines += [f"  {ELBO} in doubt: {why}" for name, why in self.doubts.items() if name == ELBO]
-        lines += [f"  no {name}: {why}" for name, why in self.unchecked.items()]
+        lines += [f"  no {name}: {why}" for name, why in self.unchecked.items() if name != ELBO]
         if self.left_out:
             lines.append(f"  without a rank: {', '.join(self.left_out)}")
         if self.given:

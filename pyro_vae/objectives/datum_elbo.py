@@ -47,7 +47,9 @@ class DatumELBO(Objective):
 
     def _loss_alone(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         with torch.no_grad():
-            return self._run(model, guide, args, kwargs)[0]
+            loss = self._run(model, guide, args, kwargs)[0]
+        warn_if_nan(loss, "loss")
+        return loss
 
     def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:
         loss, surrogate = self._run(model, guide, args, kwargs)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..arguments import tensors_in
 from ..batches import ToArguments, check_loader, first_element
-from ..errors import ArgumentError, OptionError, ScheduleWarning, UnreliableEvidenceWarning, listed
+from ..errors import ArgumentError, OptionError, PrecisionWarning, ScheduleWarning, UnreliableEvidenceWarning, listed
 from ..evaluation import of_rank_0, over_batches, rank_and_size
 from ..isolation import eval_mode
-from ..kernel import INFER, Call, Pair, narrow_record
+from ..kernel import INFER, Call, Pair, is_moved, narrow_record
 from ..noise import Noise, kept_random_state, seed_torch
 from ..options import amount, is_real, real_number, whole_number
 from ..records import LEVEL, normal_quantile
@@ -127,7 +127,7 @@ class EarlyStopping:
         self._model, self._guide = model, guide
         Pair(model, guide, **self._options)  # refuses what is not callable
         self._best = KeptState(model, guide)
-        self._warned = False
+        self._warned, self._num_coarse = False, 0
         self._best_mean = -math.inf
         self._reference: Tensor | None = None
         self._fingerprint: list[float] | None = None
@@ -172,7 +172,7 @@ class EarlyStopping:
         fields: dict[str, Any] = dict(zip(ROW, columns, strict=True))
         for name, dtype in (("step", torch.long), ("improved", torch.bool), ("at_rest", torch.bool)):
             fields[name] = fields[name].to(dtype)
-        return HeldOutHistory(**fields, num_data=self._num_data)
+        return HeldOutHistory(**fields, num_data=self._num_data, num_coarse=self._num_coarse)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it has seen and kept, of numbers and tensors, for a checkpoint; not the parameters as they are now."""
@@ -237,23 +237,35 @@ class EarlyStopping:
                 stacklevel=4,
             )
 
+    def _warn_of_coarse(self, number: int) -> None:
+        if number and not self._num_coarse and rank_and_size()[0] == 0:
+            warnings.warn(
+                f"for {number} of {self._num_data} held-out data floats no longer tell draws of the guide from one another, "
+                "or from an end of their support, or float64 moves the ELBO by more than a tenth of its error: it is likely "
+                "off by more than that. Convert model, guide and data to float64 (.double())",
+                PrecisionWarning,
+                stacklevel=5,
+            )
+        self._num_coarse = max(self._num_coarse, number)
+
     @torch.no_grad()
     def _look(self, beta: float) -> Tensor:
         """The ELBO of each datum, (N,); of one datum alone, that of each particle."""
         # A new pair each time: parameters have moved, and what the last look found out holds no longer.
         pair = Pair(self._model, self._guide, **self._options)
 
-        def run(*args: Any, **kwargs: Any) -> tuple[float, Tensor]:
+        def run(*args: Any, **kwargs: Any) -> tuple[float, Tensor, int]:
             with pair.open(args, kwargs, self.seed) as call:
-                elbo = weighted_elbo(call, self.num_particles, beta)
-            return sum(float(t.detach().to_dense().double().nansum()) for t in tensors_in([args, kwargs])), elbo
+                elbo, coarse = weighted_elbo(call, self.num_particles, beta)
+            total = sum(float(t.detach().to_dense().double().nansum()) for t in tensors_in([args, kwargs]))
+            return total, elbo, coarse
 
         with kept_random_state(), eval_mode(self._model, self._guide), self._best.finding():
             seed_torch(self.seed)  # a loader that shuffles draws from it
             # Every rank of a process group has to find and keep the state, so that each runs all batches.
             of = self._model, self._guide
             found = over_batches(run, self._held_out, self._args, of=of, seed=self.seed, everywhere=True)
-            sums, parts = map(list, zip(*found, strict=True))
+            sums, parts, coarse = map(list, zip(*found, strict=True))
         terms = of_rank_0("a look at the held-out data", torch.cat(parts, 1))  # so that all stop at the same update
         if self._fingerprint is None:
             self._fingerprint = sums
@@ -263,6 +275,7 @@ class EarlyStopping:
                 "pass a DataLoader with shuffle=False, or a list of batches, and no random augmentation"
             )
         self._num_data = terms.shape[1]
+        self._warn_of_coarse(sum(coarse))
         return (terms.mean(0) if self._num_data > 1 else terms[:, 0]).to(torch.float64)
 
     def _state(self) -> str:
@@ -275,8 +288,11 @@ class EarlyStopping:
         return f"EarlyStopping, {self._state()}\n{self.history()}"
 
 
-def weighted_elbo(call: Call, num_particles: int, beta: float) -> Tensor:
-    """Terms (K, B) of E_q[log p(x given z)] - beta KL(q to p(z)); what is enumerated is summed out."""
+def weighted_elbo(call: Call, num_particles: int, beta: float) -> tuple[Tensor, int]:
+    """Terms (K, B) of E_q[log p(x given z)] - beta KL(q to p(z)); what is enumerated is summed out.
+
+    And for how many data floats are too coarse.
+    """
     call.set_noise(Noise.GUIDE, 0)
     guide = call.draw(num_particles)
     terms = []
@@ -289,7 +305,9 @@ def weighted_elbo(call: Call, num_particles: int, beta: float) -> Tensor:
             terms[-1] = log_likelihood + beta * (weights.elbo - log_likelihood)
     joined = torch.cat(terms)
     call.check_finite(joined)
-    return joined
+    error = joined.std(0) / math.sqrt(num_particles)
+    coarse = call.coarse(guide, num_particles).any(0) | is_moved(call, joined.mean(0), error)
+    return joined, int(coarse.sum())
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Result, to_plain
+from ..records import FEW, Result, to_plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,6 +26,8 @@ class HeldOutHistory(Result):
     :ivar at_rest: (T,) bool, whether beta had reached its end. Other looks do not count.
     :ivar beta: (T,) the weight of the KL.
     :ivar num_data: held-out data.
+    :ivar num_coarse: data for which floats are too coarse, at the worst look: draws that they do not tell apart, or an ELBO
+        that float64 moves by more than a tenth of its Monte Carlo error.
     """
 
     _rows_are = "looks"
@@ -40,6 +42,7 @@ class HeldOutHistory(Result):
     at_rest: Tensor
     beta: Tensor
     num_data: int
+    num_coarse: int = 0
 
     @property
     def best(self) -> int | None:
@@ -50,8 +53,9 @@ class HeldOutHistory(Result):
 
     @property
     def reliable(self) -> Tensor:
-        """(T,) bool: false where the ELBO is minus infinity, since draws for some datum have no density under the model."""
-        return self.elbo.isfinite()
+        """(T,) bool: false where the ELBO is minus infinity, since draws for some datum have no density under the model;
+        at all looks where floats are too coarse for the draws of more than 5% of the data."""
+        return self.elbo.isfinite() & (self.num_coarse <= FEW * self.num_data)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -70,7 +74,7 @@ class HeldOutHistory(Result):
             change = f"{gain:>10.3f}{error:>12.3f}" if gain == gain else " " * 22
             marks = [] if bool(self.at_rest[number]) else [f"beta {float(self.beta[number]):.3g}, not yet at its end"]
             marks += ["improved"] if gain == gain and bool(self.improved[number]) else []
-            marks += [] if bool(self.reliable[number]) else ["in doubt: draws of no density under the model"]
+            marks += [] if bool(self.reliable[number]) else ["in doubt"]
             marks += ["best"] if number == self.best else []
             lines.append(f"{step:>10}{float(self.elbo[number]):>12.3f}{change}  {', '.join(marks)}".rstrip())
         return "\n".join(lines)
