@@ -35,6 +35,7 @@ def first_element(batch: Any) -> tuple[Any, ...] | Mapping[str, Any]:
 
 def arguments_of(batch: Any, args: ToArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional arguments and keyword arguments."""
+    check_to_arguments(args)
     arguments = args(batch)
     if isinstance(arguments, Mapping):
         return (), dict(arguments)
@@ -44,6 +45,14 @@ def arguments_of(batch: Any, args: ToArguments) -> tuple[tuple[Any, ...], dict[s
             f"{type(arguments).__name__}: write args=lambda batch: (batch[0],)"
         )
     return tuple(arguments), {}
+
+
+def check_to_arguments(args: Any) -> None:
+    if not callable(args):
+        raise ArgumentError(
+            f"args must be a function from a batch to a tuple of the model's arguments, got {args!r}, which is no function. "
+            "Write args=lambda batch: (batch[0],)"
+        )
 
 
 def check_loader(loader: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NonFiniteError",
     "ObservedInGuideError",
     "OptionError",
+    "OutOfMemoryError",
     "ParameterStoreWarning",
     "PrecisionWarning",
     "ProcessesError",
@@ -48,6 +50,14 @@ def quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "none"
 
 
+def described(value: object) -> str:
+    """What came, in a few words: of tensors their kind, not their numbers."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    text = f"{value!r:.60}"
+    return text if isinstance(value, (str, int, float, type(None))) else f"{text}, a {type(value).__name__}"
+
+
 def listed(bad: Tensor) -> str:
     """The indices where `bad`, shape (B,), is true: the first ten of them and how many there are."""
     indices = bad.nonzero().flatten().tolist()
@@ -55,7 +65,7 @@ def listed(bad: Tensor) -> str:
 
 
 class ArgumentError(ValueError):
-    """The model or the guide cannot be called with the arguments that came."""
+    """An argument is of another kind or shape than expected, so that model, guide or function cannot be called with it."""
 
 
 class ProgramError(RuntimeError):
@@ -156,6 +166,10 @@ class ProcessesError(RuntimeError):
 
 class NonFiniteError(RuntimeError):
     """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
+
+
+class OutOfMemoryError(torch.OutOfMemoryError, MemoryError):
+    """The machine, or its accelerator, has not the memory that a call asks for."""
 
 
 class RecordFileError(OSError, ValueError):

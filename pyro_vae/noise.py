@@ -56,8 +56,9 @@ def seed_torch(seed: int) -> None:
     """Seed the random numbers of torch, as `torch.manual_seed` does.
 
     Where there is no accelerator, that function keeps a traceback for each of those it might find later: .7 ms per call, and
-    memory that grows with the number of calls.
+    memory that grows with the number of calls. Its generators take no more than 64 bits of a seed.
     """
+    seed %= 2**63
     if torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available():
         torch.manual_seed(seed)
     else:

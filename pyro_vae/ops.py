@@ -25,6 +25,8 @@ def _checked(x: Tensor, dim: int, *, half: bool = False) -> Tensor:
         raise TypeError(f"expected log-weights as a tensor, got {type(x).__name__}: pass torch.as_tensor(x)")
     if not x.is_floating_point() or (not half and x.dtype not in (torch.float32, torch.float64)):
         raise TypeError(f"expected log-weights in float32 or float64, got {x.dtype}: pass x.float()")
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"expected dim as a whole number, got {dim!r}: pass the axis of the particles, 0 for (K, ...)")
     if not -x.ndim <= dim < x.ndim or not x.shape[dim]:
         raise ValueError(
             f"expected at least one log-weight along dim {dim}, got the shape {tuple(x.shape)}: pass (K, ...), K >= 1"
@@ -105,7 +107,7 @@ def jackknife_log_mean_exp(log_weights: Tensor, order: int = 1, dim: int = 0) ->
     (0.837, 0.5493)
     """
     num_particles = _checked(log_weights, dim).shape[dim]
-    if order not in (1, 2) or num_particles <= order:
+    if not isinstance(order, int) or isinstance(order, bool) or order not in (1, 2) or num_particles <= order:
         raise ValueError(f"the jackknife takes order 1 or 2 and more draws than that, got {order} and {num_particles}")
     x = log_weights.detach().movedim(dim, 0)
     top = x.amax(0, keepdim=True)
@@ -256,6 +258,8 @@ def pareto_k_threshold(num_particles: int) -> float:
     >>> round(pareto_k_threshold(1000), 3), pareto_k_threshold(10_000)
     (0.667, 0.7)
     """
+    if not isinstance(num_particles, int) or isinstance(num_particles, bool):
+        raise TypeError(f"expected num_particles as a whole number, got {num_particles!r}: pass K, how many draws there are")
     if num_particles < 2:
         return -math.inf  # the limit: no tail index is good enough
     return min(1 - 1 / math.log10(num_particles), 0.7)
@@ -317,6 +321,10 @@ def index_code_information(log_q: Tensor, num_data: int) -> Tensor:
     batch_size = len(_checked(log_q, 0))
     if log_q.ndim < 2 or log_q.shape[1] != batch_size:
         raise ValueError(f"expected log_q of shape (B, B, ...), got {tuple(log_q.shape)}: log_q[i, j] is log q(z_i|x_j)")
+    if not isinstance(num_data, int) or isinstance(num_data, bool) or not 2 <= batch_size <= num_data:
+        raise ValueError(
+            f"expected num_data as a whole number N >= B, here {batch_size} >= 2, got {num_data!r}: pass all data"
+        )
     own = log_q.diagonal().movedim(-1, 0)
     log_share = log_q.new_full((batch_size, batch_size), math.log((num_data - 1) / (num_data * (batch_size - 1))))
     log_share.fill_diagonal_(-math.log(num_data))

@@ -5,7 +5,14 @@ from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard, get_args
 
-from .errors import OptionError
+import numpy
+from torch import Tensor
+
+from .errors import OptionError, described
+
+MOST_DIMS = 64  # of a tensor
+LARGEST = 2**63 - 1  # whole number that a tensor can hold
+MOST = 10**9  # of what is done or kept per datum: more is a slip of the keyboard, or a computer that hangs for years
 
 
 def is_whole(value: Any) -> TypeGuard[Integral]:
@@ -18,11 +25,37 @@ def is_real(value: Any) -> TypeGuard[Real]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def whole_number(name: str, value: Any, lowest: int = 1, why: str = "") -> int:
+def whole_number(name: str, value: Any, lowest: int = 1, why: str = "", highest: int = LARGEST) -> int:
     """`why` is what the message adds."""
     if not is_whole(value) or int(value) < lowest:
         raise OptionError(f"{name} must be a whole number of at least {lowest}, got {value!r}{why and f': {why}'}")
+    if int(value) > highest:
+        raise OptionError(f"{name} must be a whole number from {lowest} to {highest:,}, got {briefly(value)}: take fewer")
     return int(value)
+
+
+def amount(name: str, value: Any, lowest: int = 1, why: str = "") -> int:
+    """A whole number of what is done, or kept, for each datum: particles, steps, chains, the numbers of a layer."""
+    return whole_number(name, value, lowest, why, highest=MOST)
+
+
+def briefly(value: Any) -> str:
+    """A value in a message: of numbers with very many digits how many they are."""
+    text = f"{value:,}" if is_whole(value) and abs(int(value)) < 10**30 else ""
+    return text or (f"one of {len(str(int(value)))} digits" if is_whole(value) else repr(value))
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False of Python or NumPy: a string such as "no" counts as true in Python."""
+    if not isinstance(value, (bool, numpy.bool_)):
+        raise OptionError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_function(name: str, value: Any, what: str) -> None:
+    """`what` says in words what the function takes and gives."""
+    if not callable(value):
+        raise OptionError(f"{name} must be {what}, got {described(value)}, which cannot be called")
 
 
 def real_number(
@@ -35,7 +68,7 @@ def real_number(
     why: str = "",
 ) -> float:
     """A finite number from `lowest` to `highest`; `ends` says by round brackets which of the two does not belong to them."""
-    number = float(value) if is_real(value) else math.nan
+    number = plain_float(value) if is_real(value) else math.nan
     above = number > lowest if ends[0] == "(" else number >= lowest
     below = number < highest if ends[1] == ")" else number <= highest
     if not (above and below and math.isfinite(number)):
@@ -46,6 +79,14 @@ def real_number(
     return number
 
 
+def plain_float(value: Any) -> float:
+    """Infinity where a whole number is beyond the floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def one_of(name: str, value: Any, choices: Any) -> None:
     """`choices` is a `Literal` of strings."""
     allowed = get_args(choices)
@@ -54,7 +95,8 @@ def one_of(name: str, value: Any, choices: Any) -> None:
 
 
 def names_of_sites(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(site, str) for site in value):
+    named = isinstance(value, Collection) and not isinstance(value, (str, Tensor, numpy.ndarray))
+    if not named or not all(isinstance(site, str) for site in value):
         raise OptionError(f"{name} must be a list of names of sites, got {value!r}")
     return tuple(value)
 

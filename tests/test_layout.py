@@ -56,6 +56,7 @@ NO_PYRO_AT_ALL = {
 # What may be imported from outside, beside the standard library, torch, and Pyro as above.
 OUTSIDE = {
     "noise": {"numpy"},
+    "options": {"numpy"},
     "arguments": {"numpy"},
     "exact": {"numpy"},
     "batches": {"numpy"},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
 from ..ops import MIN_PARTICLES_FOR_K, pareto_k, pareto_k_threshold
-from ..records import LEVEL, Estimate, Result, check_same, concatenated, mean_cost, to_plain
+from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, places, to_plain
 from .rows import CERTAIN, LOG_DENSITY, Row, row_of
 from .uniformity import GRID, band
 
@@ -24,7 +24,8 @@ FALSE_ALARM = 0.01  # the probability that any row of a calibrated guide is call
 LEVELS = 0.5, 0.9  # of the intervals whose coverage is printed
 ROWS = 20  # printed
 FEW_DATA = 100  # below which ranks show large faults only
-GAP = "symmetric gap"
+GAP, ELBO = "symmetric gap", "ELBO"
+NO_DENSITY = "whose draws of the guide have no density under the model, or one beyond the floats"
 PER_DATUM = ("ranks", "shift", "stretch", "at_latents", "elbo", "loader_index")
 
 
@@ -71,6 +72,7 @@ class Calibration(Result):
     @classmethod
     def cat(cls, records: Sequence[Calibration]) -> Calibration:
         """Join the results of several simulations; they must come from the same estimator, with the same latents."""
+        check_records(cls, records)
         check_same(records, ("names", "num_particles", "given", "left_out"))
         joined: dict[str, Any] = {
             **concatenated(records, PER_DATUM),
@@ -82,6 +84,7 @@ class Calibration(Result):
 
     def select(self, kept: Tensor) -> Calibration:
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        kept = places(kept, len(self))
         some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
         return replace(self, **some)
 
@@ -133,15 +136,18 @@ class Calibration(Result):
 
     @property
     def doubts(self) -> dict[str, str]:
-        """Why the error of the symmetric gap is not to be trusted, by its name; empty where it is, and where N < 100."""
+        """Why the error of the symmetric gap, or the ELBO, is not to be trusted; empty where they are, and where N < 100."""
+        if ELBO in self.unchecked:
+            return {ELBO: self.unchecked[ELBO]}
         if self.at_latents is None:
-            return {}
+            lost = int((~self.elbo.isfinite()).sum())
+            return {ELBO: f"it is infinite for {lost} of {len(self)} data, {NO_DENSITY}"} if lost else {}
         missed = int((self.at_latents == math.inf).sum())
         if missed:
             return {GAP: f"the guide gives no density to the latents of {missed} of {len(self)} data"}
         terms = (self.at_latents - self.elbo).double()
         if not bool(terms.isfinite().all()):
-            return {GAP: f"{int((~terms.isfinite()).sum())} of {len(self)} data have draws of no density under the model"}
+            return {GAP: f"its terms of {int((~terms.isfinite()).sum())} of {len(self)} data are infinite, {NO_DENSITY}"}
         if len(self) < MIN_PARTICLES_FOR_K or float(terms.max() - terms.min()) < self._rounding:
             return {}
         k, threshold = float(pareto_k((terms - terms.min()).log())), pareto_k_threshold(len(self))
@@ -188,10 +194,9 @@ class Calibration(Result):
         return plot_calibration(self, ax)
 
     def warnings(self) -> list[Warning]:
-        """A symmetric gap whose error is not to be trusted."""
-        return [
-            UnreliableEvidenceWarning(f"the error of the symmetric gap is too small: {why}") for why in self.doubts.values()
-        ]
+        """A symmetric gap whose error, or an ELBO that, is not to be trusted."""
+        said = {GAP: "the error of the symmetric gap is too small", ELBO: "the ELBO is in doubt"}
+        return [UnreliableEvidenceWarning(f"{said[name]}: {why}") for name, why in self.doubts.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
@@ -227,7 +232,8 @@ class Calibration(Result):
         if gap is not None:
             error = f"(error not to be trusted: {gap.doubt})" if gap.doubt else f"+- {float(gap.std_error):.3f}"
             lines.append(f"  {GAP} {float(gap.value):.3f} {error} nats; the mean of log p(x) - ELBO is at most that")
-        lines += [f"  no {name}: {why}" for name, why in self.unchecked.items()]
+        lines += [f"  {ELBO} in doubt: {why}" for name, why in self.doubts.items() if name == ELBO]
+        lines += [f"  no {name}: {why}" for name, why in self.unchecked.items() if name != ELBO]
         if self.left_out:
             lines.append(f"  without a rank: {', '.join(self.left_out)}")
         if self.given:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..evidence import OfPair
+from ..evidence import OfPair, check_data_option
 from ..kernel import Call
 from ..noise import Noise, checked_seed
-from ..options import whole_number
+from ..options import amount
 from ..records import warn_about
 from .calibration import Calibration
 from .measurement import measure
@@ -91,7 +91,8 @@ class GuideCalibration(OfPair):
     data: Callable[[dict[str, Tensor]], tuple[Any, ...]] | None = None
 
     def check_options(self) -> None:
-        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.num_particles = amount("num_particles", self.num_particles)
+        check_data_option(self.data)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Calibration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MaskError, StructureError
-from ..kernel import Call, Layout, LogDensities, Record, narrow_record, padded
+from ..errors import MaskError, StructureError, listed
+from ..kernel import Call, Layout, LogDensities, Record, is_moved, narrow_record, padded
 from ..noise import NOISE_BLOCK, Noise
-from .calibration import GAP, Calibration
+from .calibration import ELBO, GAP, Calibration
 from .ranks import Ranks, misfit, units
 from .rows import LOG_DENSITY
 
@@ -42,7 +43,11 @@ def measure(call: Call, sites: Mapping[str, Any], num_particles: int, *, blind: 
     weights = call.weigh(call.summed(few, model, scored), model, scored)
     terms = weights.log_joint - log_guide_of(call, few, masks, scored)
     call.check_finite(terms)
+    error = terms.std(0) / math.sqrt(scored) if scored > 1 else torch.full_like(terms[0], math.nan)
+    moved = is_moved(call, terms.mean(0), error)
     truth = truth_of(call, sites, call.first_particle(few), weights)
+    coarse = call.coarse(guide, min(num_particles, NOISE_BLOCK)).any(0) | moved
+    why_not = coarse_in_words(coarse) if bool(coarse.any()) else ""
 
     ranks = {name: Ranks(value) for name, value in truth.units.items()}
     if truth.log_guide is not None:
@@ -72,14 +77,22 @@ def measure(call: Call, sites: Mapping[str, Any], num_particles: int, *, blind: 
         ranks=torch.cat([of_units, *joint], 1),
         shift=shift,
         stretch=stretch,
-        at_latents=None if truth.log_guide is None else truth.log_joint - truth.log_guide,
+        at_latents=None if truth.log_guide is None or why_not else truth.log_joint - truth.log_guide,
         elbo=terms.mean(0),
         num_particles=num_particles,
         cost=call.cost + cost,
         blind=blind,
         given=structure.given,
         left_out=tuple(n for n, s in sites.items() if not (s.is_observed or s.is_fixed or n in truth.units)),
-        unchecked={GAP: truth.why_not} if truth.why_not else {},
+        unchecked={GAP: why_not, ELBO: why_not} if why_not else {GAP: truth.why_not} if truth.why_not else {},
+    )
+
+
+def coarse_in_words(coarse: Tensor) -> str:
+    return (
+        f"for data {listed(coarse)} floats no longer tell draws of the guide from one another, or from an end of their "
+        "support, or float64 moves the ELBO by more than a tenth of its error: convert model, guide and data to float64 "
+        "(.double())"
     )
 
 

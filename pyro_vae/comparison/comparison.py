@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UnreliableEvidenceWarning, quoted
 from ..evidence import Evidence
 from ..gaps import Gaps
+from ..options import flag
 from ..plots import plot_comparison
 from ..records import Result, remedy_for
 from .paired_difference import PairedDifference
@@ -63,8 +64,13 @@ class Comparison(Result):
         :param elbo: that of the ELBO.
         :raises KeyError: for a name that was not compared.
         """
+        flag("elbo", elbo)
         for pair in self.elbo_pairs if elbo else self.pairs:
-            if {pair.first, pair.second} == {one, other}:
+            if (
+                isinstance(one, str)
+                and isinstance(other, str)
+                and (one, other) in ((pair.first, pair.second), (pair.second, pair.first))
+            ):
                 return pair
         raise KeyError(f"no pair of {one!r} and {other!r}: the models are {quoted(self.records)}")
 

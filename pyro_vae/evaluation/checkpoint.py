@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, RecordFileError
+from ..errors import CheckpointError, OptionError, RecordFileError
 from ..noise import fresh_seed
 from ..records import from_arrays, load_value, save_value, to_arrays
 from .digests import about_call
@@ -179,6 +179,8 @@ def checkpoint_at(path: str | PathLike[str] | None, of: Any, seed: int | None) -
     if path is None:
         yield None
         return
+    if not isinstance(path, (str, PathLike)):
+        raise OptionError(f"checkpoint must be the path of a folder, or None, got {path!r}: pass a string or a pathlib.Path")
     folder, is_first = Path(path), rank_and_size()[0] == 0
     with ExitStack() as stack:
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batches import ToArguments, first_element
 from ..errors import ArgumentError, OptionError
-from ..options import real_number
+from ..options import check_function, real_number, seed_or_none
 from ..records import warn_about, with_loader_index, without_warnings
 from .found import Found
 from .loop import OnError, over, warn_skipped
@@ -78,6 +78,8 @@ def evaluate(
         result = pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), DataLoader(TensorDataset(x), 100), seed=0)
         print(result)
     """
+    check_function("estimator", estimator, "an estimator, such as pv.ImportanceSampling(model, guide)")
+    seed = seed_or_none(seed)
     if tolerance is not None:
         tolerance = real_number("tolerance", tolerance, ends="()")
 

@@ -7,12 +7,10 @@ from functools import partial
 from os import PathLike
 from typing import Any, Literal, TypeVar
 
-import torch
-
 from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, num_rows, run_on_arguments
 from ..errors import CheckpointError, EmptyBatchError, SkippedBatchWarning
-from ..noise import batch_noise, kept_random_state
-from ..options import one_of
+from ..noise import batch_noise, kept_random_state, seed_torch
+from ..options import flag, one_of
 from .checkpoint import Checkpoint, checkpoint_at, storable
 from .digests import about_ranks, digest_of
 from .found import Batch, Found, add_words, in_words
@@ -80,6 +78,7 @@ def over(
     Under a process group the bar is on rank 0.
     """
     check_loader(loader)
+    flag("progress", progress)
     if on_error is not None:
         one_of("on_error", on_error, OnError)
     rank, size = rank_and_size()
@@ -150,7 +149,7 @@ def outcomes(
         about: dict[str, Any] = {"number": batch.number, "first": batch.first, "size": batch.size}
         with batch_noise(batch.number), kept():
             if seed is not None:
-                torch.manual_seed(seed)
+                seed_torch(seed)
             try:
                 positional, named = arguments_of(batch.data, args)
                 if checkpoint is not None:
@@ -172,7 +171,7 @@ def outcomes(
     num_batches = num_skipped = 0
     with kept():
         if seed is not None:
-            torch.manual_seed(seed)  # a loader that shuffles draws from it
+            seed_torch(seed)  # a loader that shuffles draws from it
         share = partial(computed_everywhere, why_not=lambda one: one.error) if everywhere else shared_out
         for one in share(numbered(loader), compute, lambda batch: digest_of(batch.data)):
             if checkpoint is not None:

@@ -16,7 +16,7 @@ from .k_curve import KCurve
 from .sandwich import Sandwich
 from .self_check import SelfCheck
 from .self_check_result import SelfCheckResult
-from .simulated_arguments import simulate_arguments, simulate_data
+from .simulated_arguments import check_data_option, simulate_arguments, simulate_data
 from .summary import guide_draws, mean_std_error, summarise, summed_draws
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "guide_draws",
     "mean_std_error",
     "simulate_arguments",
+    "check_data_option",
     "simulate_data",
     "summarise",
     "summed_draws",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..kernel import Call
 from ..ops import MIN_PARTICLES_FOR_K
-from ..options import one_of, whole_number
+from ..options import amount, flag, one_of
 from ..records import FITTED_PROPOSALS
 from .estimator import Estimator
 from .evidence import Evidence
@@ -71,9 +71,10 @@ class AdaptiveImportanceSampling(Estimator):
     check: bool = False
 
     def check_options(self) -> None:
-        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.check = flag("check", self.check)
+        self.num_particles = amount("num_particles", self.num_particles)
         if self.num_gradients is not None:
-            self.num_gradients = whole_number("num_gradients", self.num_gradients, lowest=2)
+            self.num_gradients = amount("num_gradients", self.num_gradients, lowest=2)
         one_of("proposal", self.proposal, Proposal)
 
     def estimate(self, call: Call) -> Evidence:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import LocalFitError, quoted
 from ..kernel import Call
 from ..noise import Noise
-from ..options import one_of, whole_number
+from ..options import amount, flag, one_of
 from .estimator import Estimator
 from .fitted import START_PARTICLES, Proposal, fit_proposals
 from .hmc import State, adapted, transition
@@ -44,7 +44,8 @@ class AnnealedChains(Estimator):
 
     def check_options(self) -> None:
         for name in ("num_steps", "num_chains", "num_leapfrog"):
-            setattr(self, name, whole_number(name, getattr(self, name)))
+            setattr(self, name, amount(name, getattr(self, name)))
+        self.progress = flag("progress", self.progress)
         one_of("start", self.start, Start)
         one_of("schedule", self.schedule, Schedule)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Result, check_same, to_plain
+from ..records import Result, check_records, check_same, places, to_plain
 
 ENOUGH = 0.5  # variance of log-weights: intervals from 16 chains cover 92%, and the effective sample size is 60% of them
 TOO_FEW = 2.0  # the variance from which on they cover less than 85%
@@ -65,12 +65,14 @@ class Barrier(Result):
     @classmethod
     def cat(cls, records: Sequence[Barrier]) -> Barrier:
         """Join the results of several batches in their order."""
+        check_records(cls, records)
         check_same(records, ("num_steps",))
         parts = {name: torch.cat([getattr(record, name) for record in records]) for name in ("length", "variance")}
         return cls(**parts, num_steps=records[0].num_steps)
 
     def select(self, kept: Tensor) -> Barrier:
         """Of some of the data."""
+        kept = places(kept, len(self))
         return replace(self, length=self.length[kept], variance=self.variance[kept])
 
     def __len__(self) -> int:

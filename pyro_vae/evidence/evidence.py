@@ -14,10 +14,12 @@ from ..records import (
     LEVEL,
     Estimate,
     Result,
+    check_records,
     check_same,
     concatenated,
     mean_cost,
     normal_quantile,
+    places,
     student_quantile,
     to_plain,
 )
@@ -129,6 +131,7 @@ class Evidence(Result):
     @classmethod
     def cat(cls, records: Sequence["Evidence"]) -> "Evidence":
         """Join the results of several batches in their order; they must come from the same estimator."""
+        check_records(cls, records)
         same = ["bound", "tolerance", "given", "left_out", "support_checked", "method", "measure"]
         check_same(records, same if records and records[0].particles is not None else ["num_particles", *same])
         curves = [r.curve for r in records if r.curve is not None]
@@ -154,6 +157,7 @@ class Evidence(Result):
 
     def select(self, kept: Tensor) -> "Evidence":
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        kept = places(kept, len(self))
         some: dict[str, Any] = {n: None if (v := getattr(self, n)) is None else v[kept] for n in PER_DATUM}
         checks = {name: flags[kept] for name, flags in self.checks.items()}
         parts: dict[str, Any] = {

@@ -8,7 +8,7 @@ from ..errors import OptionError
 from ..kernel import Call, Record
 from ..noise import Noise
 from ..ops import jackknife_log_mean_exp
-from ..options import is_whole, whole_number
+from ..options import amount, flag, is_whole
 from ..records import GUIDE_ITSELF
 from .coarse_draws import CoarseDraws
 from .estimator import Estimator
@@ -64,8 +64,9 @@ class ImportanceSampling(Estimator):
     check: bool = True
 
     def check_options(self) -> None:
+        self.check = flag("check", self.check)
         self.jackknife = checked_order(self.jackknife)
-        self.num_particles = whole_number("num_particles", self.num_particles, lowest=self.jackknife + 1)
+        self.num_particles = amount("num_particles", self.num_particles, lowest=self.jackknife + 1)
 
     def estimate(self, call: Call) -> Evidence:
         return self.weighed(call)[0]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError, described
 from ..ops import log_mean_exp, log_mean_exp_std_error
-from ..records import Estimate, Result, check_same, to_plain
+from ..records import Estimate, Result, check_records, check_same, places, to_plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,6 +34,10 @@ class KCurve(Result):
     @classmethod
     def from_log_weights(cls, log_weight: Tensor) -> "KCurve":
         """From independent log-weights (K, B), without a copy of them per size being kept."""
+        if not isinstance(log_weight, Tensor) or log_weight.ndim != 2 or not log_weight.numel():
+            raise ArgumentError(
+                f"expected log-weights (K, B), got {described(log_weight)}: pass K numbers for each of B data"
+            )
         total = len(log_weight)
         sizes = tuple(total >> shift for shift in reversed(range(total.bit_length())))
         points = [_mean_over_blocks(log_weight, size) for size in sizes]
@@ -42,6 +47,7 @@ class KCurve(Result):
     @classmethod
     def cat(cls, records: Sequence["KCurve"]) -> "KCurve":
         """Join the curves of several batches in their order."""
+        check_records(cls, records)
         check_same(records, ("num_particles",))
         return cls(
             records[0].num_particles,
@@ -51,6 +57,7 @@ class KCurve(Result):
 
     def select(self, kept: Tensor) -> "KCurve":
         """The curves of some of the data, by a mask (B,) or by indices."""
+        kept = places(kept, len(self))
         return KCurve(self.num_particles, self.log_evidence[:, kept], self.std_error[:, kept])
 
     def __len__(self) -> int:

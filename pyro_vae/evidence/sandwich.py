@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import Estimate, Result
+from ..records import Estimate, Result, check_records
 from ..records import doubts as table
 from .evidence import Evidence
 
@@ -40,6 +40,7 @@ class Sandwich(Result):
     @classmethod
     def cat(cls, records: Sequence["Sandwich"]) -> "Sandwich":
         """Join the results of several batches in their order; they must come from the same estimator."""
+        check_records(cls, records)
         return cls(Evidence.cat([r.lower for r in records]), Evidence.cat([r.upper for r in records]))
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..noise import kept_random_state, seed_torch
+from ..options import check_function
 from ..records import warn_about
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
@@ -17,7 +18,7 @@ from .estimator import OfPair
 from .evidence import Evidence
 from .paths import Start
 from .self_check_result import SelfCheckResult
-from .simulated_arguments import simulate_data
+from .simulated_arguments import check_data_option, simulate_data
 
 Observed = dict[str, torch.Tensor]
 
@@ -70,6 +71,8 @@ class SelfCheck(OfPair):
 
     def check_options(self) -> None:
         self._sandwich({})  # raises on bad options
+        check_function("evidence", self.evidence, "an estimator to be built, such as pv.ImportanceSampling")
+        check_data_option(self.data)
 
     def _sandwich(self, latents: Mapping[str, torch.Tensor]) -> BidirectionalMonteCarlo:
         names = {field.name for field in fields(BidirectionalMonteCarlo)} - {"latents"}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
-from ..records import LEVEL, Result
+from ..records import LEVEL, Result, check_records
 from ..records import doubts as table
 from .evidence import Evidence
 from .sandwich import Sandwich
@@ -33,6 +33,7 @@ class SelfCheckResult(Result):
     @classmethod
     def cat(cls, records: Sequence["SelfCheckResult"]) -> "SelfCheckResult":
         """Join the results of several batches in their order; they must come from the same check."""
+        check_records(cls, records)
         return cls(Evidence.cat([r.evidence for r in records]), Sandwich.cat([r.sandwich for r in records]))
 
     @property

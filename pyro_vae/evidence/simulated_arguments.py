@@ -8,8 +8,14 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..kernel import simulation
+from ..options import check_function
 
 SAY_WHERE = "Say with data=lambda observed: (...) how simulated values become the model's arguments"
+
+
+def check_data_option(data: Any) -> None:
+    if data is not None:
+        check_function("data", data, "a function from simulated values by observed site to the model's arguments, or None")
 
 
 def simulate_data(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from torch.distributions import LowRankMultivariateNormal as LowRankNormal
 
+from .arguments import check_floats, check_size, promoted
 from .gaussians import mean_and_root
 from .principal_axes import noise_variance, principal_axes
 
@@ -62,14 +63,16 @@ class LinearGaussian:
     variance: Tensor
 
     def __post_init__(self) -> None:
-        variance = torch.as_tensor(self.variance, dtype=self.weight.dtype, device=self.weight.device)
-        object.__setattr__(self, "variance", variance)
-        shapes = [tuple(field.shape) for field in (self.weight, self.bias, self.variance)]
+        for name, value in (("weight", self.weight), ("bias", self.bias)):
+            check_floats(name, value)
+        shapes = [tuple(getattr(field, "shape", ())) for field in (self.weight, self.bias, self.variance)]
         if self.weight.dim() != 2 or shapes[1:] != [shapes[0][:1], ()]:
             raise ValueError(
                 "LinearGaussian expects weight (X, D), bias (X,) and a variance without dimensions, "
                 f"but got shapes {shapes}. Lay the weight out as torch.nn.Linear(D, X) does."
             )
+        check_size("variance", self.variance)
+        object.__setattr__(self, "variance", promoted(self.variance, self.weight))
         if not bool(self.variance > 0):
             raise ValueError(
                 f"LinearGaussian expects a positive variance, but got {float(self.variance)}. "
@@ -110,8 +113,10 @@ class LinearGaussian:
 
         :raises ValueError: as in `fit`.
         """
+        for name, value in (("variance", variance), ("beta", beta)):
+            check_size(name, value)
         best = cls.fit(x, latent_dim, beta * variance)
-        return cls(best.weight, best.bias, torch.as_tensor(variance, dtype=x.dtype, device=x.device))
+        return cls(best.weight, best.bias, promoted(variance, x))
 
     @staticmethod
     def max_log_likelihood(x: Tensor, latent_dim: int, variance: float | Tensor | None = None) -> Tensor:
@@ -148,6 +153,7 @@ class LinearGaussian:
 
         :raises ValueError: if ``beta`` is not positive.
         """
+        check_size("beta", beta)
         if not bool(torch.as_tensor(beta) > 0):
             raise ValueError(f"beta_posterior expects beta > 0, but got {beta}. At 0 there is no optimum.")
         tempered = beta * self.variance
@@ -203,8 +209,9 @@ class LinearGaussian:
         >>> curve.rate, curve.distortion
         (tensor([0.0000, 0.8932]), tensor([8.1447, 1.8142]))
         """
-        if beta.dim() != 1:
-            raise ValueError(f"rate_distortion expects beta of shape (P,), but got {tuple(beta.shape)}.")
+        check_floats("beta", beta)
+        if beta.dim() != 1 or not len(beta):
+            raise ValueError(f"rate_distortion expects beta of shape (P,), P >= 1, but got {tuple(beta.shape)}.")
         encoders = [self.beta_posterior(x, b) for b in beta]
         rate = torch.stack([self.rate(q).mean() for q in encoders])
         return LinearGaussianCurve(beta, rate, torch.stack([self.distortion(x, q).mean() for q in encoders]))
@@ -235,6 +242,7 @@ class LinearGaussian:
         return identity + self.weight.mT @ self.weight / variance
 
     def _data(self, x: Tensor) -> Tensor:
+        check_floats("data (B, X)", x)
         if x.dim() == 0 or x.shape[-1] != len(self.bias):
             raise ValueError(
                 f"LinearGaussian expects data of shape (B, {len(self.bias)}), but got {tuple(x.shape)}. "

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from .arguments import check_floats, check_size, check_whole, promoted
+
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, falling, and eigenvectors (in columns) of the biased covariance of ``x`` ``(B, X)``."""
+    check_floats("data (B, X)", x)
     if x.dim() != 2 or len(x) == 0:
         raise ValueError(f"expected data (B, X), but got {tuple(x.shape)}. Flatten each datum to one row.")
     centred = x - x.mean(0)
@@ -15,6 +18,7 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def noise_variance(eigenvalues: Tensor, latent_dim: int, variance: float | Tensor | None) -> Tensor:
     """The variance of the noise, checked: the one given, or the mean of the eigenvalues that no latent takes up."""
+    check_whole("latent_dim", latent_dim)
     largest = len(eigenvalues) - (variance is None)
     if not 1 <= latent_dim <= largest:
         raise ValueError(
@@ -24,8 +28,8 @@ def noise_variance(eigenvalues: Tensor, latent_dim: int, variance: float | Tenso
     if variance is None:
         noise = eigenvalues[latent_dim:].mean()
     else:
-        # The dtype is said outright: as_tensor alone would round a float to float32 first.
-        noise = torch.as_tensor(variance, dtype=eigenvalues.dtype, device=eigenvalues.device)
+        check_size("variance", variance)
+        noise = promoted(variance, eigenvalues)
     if not bool(noise > 0):
         raise ValueError(
             f"expected a positive noise variance, but got {float(noise)}. If it was estimated, the data lie "
@@ -47,5 +51,8 @@ def collapsed(x: Tensor, latent_dim: int, variance: float | Tensor, beta: float 
     >>> collapsed(torch.diag(torch.tensor([4.0, 2.0, 1.0])), latent_dim=2, variance=1.0)
     tensor([False,  True])
     """
+    for name, value in (("variance", variance), ("beta", beta)):
+        check_size(name, value)
     eigenvalues = principal_axes(x)[0]
-    return eigenvalues[:latent_dim] <= noise_variance(eigenvalues, latent_dim, beta * variance)
+    noise = noise_variance(eigenvalues, latent_dim, beta * variance)
+    return eigenvalues[:latent_dim] <= noise

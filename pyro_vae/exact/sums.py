@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import check_floats, check_function, check_whole, kind_of
+
 # numpy's Gauss-Hermite weights leave the range of float64 from 360 nodes on.
 MAX_QUADRATURE_NODES = 300
 
@@ -27,6 +29,15 @@ def enumerate_log_joint(log_joint: Callable[..., Tensor], supports: Sequence[Ten
     >>> enumerate_log_evidence(enumerate_log_joint(log_joint, [coin]), 1)
     tensor([-1.0589, -1.9107])
     """
+    check_function("log_joint", log_joint)
+    if not isinstance(supports, Sequence) or not len(supports):  # a tensor is no Sequence
+        raise TypeError(
+            f"enumerate_log_joint expects a list of the values of each latent, but got {kind_of(supports)}. Pass one tensor "
+            "for each, [torch.tensor([0.0, 1.0])]."
+        )
+    for support in supports:
+        if not isinstance(support, Tensor) or not support.dim():
+            raise TypeError(f"expected the values of a latent as a tensor (S, ...), but got {kind_of(support)}. List them.")
     num_latents = len(supports)
     values = [
         support.reshape((1,) * i + support.shape[:1] + (1,) * (num_latents - i) + support.shape[1:])
@@ -50,6 +61,8 @@ def enumerate_log_evidence(log_joint: Tensor, num_latents: int = 1) -> Tensor:
     >>> enumerate_log_evidence(torch.tensor([[0.1, 0.2], [0.3, 0.4]]).log())
     tensor([-0.9163, -0.5108])
     """
+    check_floats("log_joint", log_joint)
+    check_whole("num_latents", num_latents)
     if not 1 <= num_latents <= log_joint.dim():
         raise ValueError(
             f"enumerate_log_evidence expects a log joint with an axis per latent, here {num_latents}, and at "
@@ -91,6 +104,12 @@ def quadrature_log_evidence(
     >>> quadrature_log_evidence(log_joint, 1)  # N(0, 2)
     tensor([-1.3280, -2.2655], dtype=torch.float64)
     """
+    check_function("log_joint", log_joint)
+    for name, value in (("num_latents", num_latents), ("num_nodes", num_nodes), ("chunk_size", chunk_size)):
+        check_whole(name, value)
+    for name, tensor in (("loc", loc), ("scale", scale)):
+        if tensor is not None:
+            check_floats(name, tensor)
     if num_latents not in (1, 2):
         raise ValueError(
             f"quadrature_log_evidence expects 1 or 2 latent dimensions, but got {num_latents}. "
@@ -101,6 +120,8 @@ def quadrature_log_evidence(
             f"quadrature_log_evidence expects num_nodes in 1..{MAX_QUADRATURE_NODES}, but got {num_nodes}. "
             "Where that is too coarse, pass loc and scale of the posterior."
         )
+    if chunk_size < 1:
+        raise ValueError(f"quadrature_log_evidence expects chunk_size of at least 1, but got {chunk_size}. Take thousands.")
     points, point_weights = np.polynomial.hermite.hermgauss(num_nodes)
     t = torch.cartesian_prod(*[torch.from_numpy(points)] * num_latents).reshape(-1, 1, num_latents)
     log_w = torch.from_numpy(np.log(point_weights) + points**2 + 0.5 * math.log(2))
@@ -108,8 +129,17 @@ def quadrature_log_evidence(
 
     loc = t.new_zeros(1, num_latents) if loc is None else loc
     scale = torch.ones_like(loc) if scale is None else scale.to(loc)
+    if loc.dim() != 2 or loc.shape[-1] != num_latents or scale.dim() != 2 or scale.shape[-1] != num_latents:
+        raise ValueError(
+            f"quadrature_log_evidence expects loc and scale of shape (B, {num_latents}), but got {tuple(loc.shape)} and "
+            f"{tuple(scale.shape)}. Add the missing axis with unsqueeze."
+        )
+    if not bool((scale > 0).all()):
+        raise ValueError(
+            "quadrature_log_evidence expects a positive scale, but got one that is not. Pass standard deviations."
+        )
     z = loc + math.sqrt(2) * scale * t.to(loc)
-    values = torch.cat([log_joint(chunk) for chunk in z.split(chunk_size)])
+    values = torch.cat([log_joint(chunk) for chunk in z.split(min(chunk_size, len(z)))])
     if values.dim() != 2 or len(values) != len(z) or z.shape[1] not in (1, values.shape[1]):
         raise ValueError(
             f"quadrature_log_evidence expects a log joint (N, B) for z {tuple(z.shape)}, but got "

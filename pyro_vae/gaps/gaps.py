@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..evidence import Evidence, well_known
-from ..records import LEVEL, Estimate, Result, check_same, concatenated, mean_cost, to_plain
+from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, places, to_plain
 from ..records import doubts as table
 
 PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
@@ -81,6 +81,7 @@ class Gaps(Result):
     @classmethod
     def cat(cls, records: Sequence["Gaps"]) -> "Gaps":
         """Join the results of several batches in their order; they must come from the same estimator."""
+        check_records(cls, records)
         check_same(records, ("family", "held", "unsplit", "num_particles"))
         return cls(
             **concatenated(records, PER_DATUM),
@@ -95,6 +96,7 @@ class Gaps(Result):
 
     def select(self, kept: Tensor) -> "Gaps":
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        kept = places(kept, len(self))
         return replace(
             self,
             **{name: getattr(self, name)[kept] for name in PER_DATUM},

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import OptionError, SubsamplingError
+from ..errors import SubsamplingError
 from ..evidence import Estimator, Evidence, mean_std_error
 from ..kernel import Call
-from ..options import real_number, whole_number
+from ..options import amount, check_function, real_number
 from .default_evidence import default_evidence, proposals_of
 from .enumerated import enumerated_gaps
 from .gaps import Gaps
@@ -73,12 +73,10 @@ class InferenceGaps(Estimator):
     evidence: Callable[[Callable, Callable], Callable[..., Evidence]] | None = None
 
     def check_options(self) -> None:
-        self.num_particles = whole_number("num_particles", self.num_particles, lowest=2)
+        self.num_particles = amount("num_particles", self.num_particles, lowest=2)
         self.tolerance = real_number("tolerance", self.tolerance, ends="(]")
-        if self.evidence is not None and not callable(self.evidence):
-            raise OptionError(
-                f"evidence must be an estimator to be built, such as ImportanceSampling, got {self.evidence!r}"
-            )
+        if self.evidence is not None:
+            check_function("evidence", self.evidence, "an estimator to be built, such as pv.ImportanceSampling, or None")
         self._estimator = None if self.evidence is None else self.evidence(self.model, self.guide)
 
     def estimate(self, call: Call) -> Gaps:

@@ -12,7 +12,7 @@ Outside
 
 Record, SiteRecord, LogDensities
 : what a run gives back, by site: values and distributions, and log-densities per particle and datum. `narrow_record` takes
-  some of the particles, `movement` weighs a few again in float64.
+  some of the particles, `movement` weighs a few again in float64, `is_moved` says what that matters to.
 
 Layout, Structure
 : where particles, plates and events lie in a shape, and what the sites of a pair are to one another. `padded`,
@@ -41,7 +41,7 @@ from .calls import Call
 from .checks.data import first_particle
 from .checks.failures import named_failures
 from .checks.plates import INFER
-from .checks.precision import movement
+from .checks.precision import is_moved, movement
 from .checks.reads import LostProvenance
 from .checks.structure import IMPUTED, Structure, is_imputed
 from .checks.subsamples import check_subsample, same_indices
@@ -76,6 +76,7 @@ __all__ = [
     "first_dependent",
     "first_particle",
     "is_imputed",
+    "is_moved",
     "movement",
     "named_failures",
     "narrow_record",

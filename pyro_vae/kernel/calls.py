@@ -18,6 +18,7 @@ from .checks.agreement import choose_at_draws, values_for_model, values_of
 from .checks.data import check_not_shared, check_observed
 from .checks.masked import check_masked_latents
 from .checks.structure import Structure
+from .coarse import coarse_draws
 from .fingerprints import Observed, fingerprint_of, measure_of, observed_in
 from .indicators import summed_over, summed_site
 from .log_densities import LogDensities
@@ -242,6 +243,10 @@ class Call:
     def latent_values(self, record: Record) -> dict[str, Tensor]:
         """What the guide drew for the latent sites of the model, canonical shapes (*E, K, *plates, *event)."""
         return values_for_model(values_of(record, self.structure), self.structure)
+
+    def coarse(self, drawn: Record, num_particles: int) -> Tensor:
+        """(K, B) where draws of the guide cannot be told from one another, or from an end of their support, by floats."""
+        return coarse_draws(drawn, self.structure.latents, self.layout, num_particles)
 
     def in_program_shapes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Canonical values without an axis E in the shapes that they have in the program, the particles in front.

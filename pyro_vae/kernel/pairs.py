@@ -15,6 +15,7 @@ from ..autocast import autocast_around, off_for_programs
 from ..densities import bounds_of, support_of
 from ..errors import AuxiliarySiteError, ProgramError, StructureError, quoted
 from ..noise import Noise, checked_seed, noise_seed, seed_torch
+from ..options import flag, names_of_sites, plate_or_none
 from .calls import Call, check_data, refuse_shared
 from .checks.agreement import choose_executions
 from .checks.autoguides import refuse_guide
@@ -51,8 +52,9 @@ class Pair:
         """
         for name, program in (("model", model), ("guide", guide)):
             check_program(name, program)
+        self.check_support = flag("check_support", check_support)
         self.model, self.guide = model, guide
-        self.datum_plate, self.prior_sites, self.check_support = datum_plate, tuple(prior_sites), check_support
+        self.datum_plate, self.prior_sites = plate_or_none(datum_plate), names_of_sites("prior_sites", prior_sites)
         self.draws_rather, self.takes_subsamples = draws_rather, takes_subsamples
         self._known: dict[Any, Found] = {}
 
@@ -197,6 +199,7 @@ def simulation(
     """
     check_program("model", model)
     check_signature("model", model, args, kwargs)
+    plate_or_none(datum_plate)
     seed = checked_seed(seed)
     devices = devices_of((args, kwargs), isolation.modules_of(model))
     with named_failure("model", model, args, kwargs), isolation.isolated(model, devices=devices):

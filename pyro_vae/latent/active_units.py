@@ -9,7 +9,7 @@ import torch
 from ..batches import ToArguments, first_element
 from ..evaluation import Folder, OnError, over_loader
 from ..evidence import OfPair
-from ..options import real_number, whole_number
+from ..options import amount, real_number
 from .per_unit import UnitTerms, unit_terms
 from .sums import UnitSums
 from .unit_activity import UnitActivity
@@ -108,7 +108,7 @@ class ActiveUnits(OfPair):
 def checked_options(num_particles: int, threshold: float, epsilon: float, delta: float) -> tuple[int, float, float, float]:
     alone = "the noise of a single draw cannot be told from what the latents say"
     return (
-        whole_number("num_particles", num_particles, lowest=2, why=alone),
+        amount("num_particles", num_particles, lowest=2, why=alone),
         real_number("threshold", threshold),
         real_number("epsilon", epsilon),
         real_number("delta", delta, highest=1.0, ends="[)"),

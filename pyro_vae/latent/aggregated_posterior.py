@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..batches import ToArguments, first_element
+from ..batches import ToArguments, check_to_arguments, first_element
 from ..errors import ArgumentError, NonFiniteError, StructureError, quoted
 from ..evaluation import over_loader
 from ..evidence import OfPair
 from ..kernel import Call, Record, Structure
 from ..noise import Noise
+from ..options import check_function
 from .latent_sample import LatentSample
 from .means import free_sites, posterior_mean
 from .per_unit import by_unit, present_units, unit_names
@@ -73,6 +74,9 @@ class AggregatedPosterior(OfPair):
         progress: bool = True,
         labels: Callable[[Any], Tensor] | None = None,
     ) -> LatentSample:
+        check_to_arguments(args)
+        if labels is not None:
+            check_function("labels", labels, "a function from a batch to the labels of its data, or None")
         last: list[Tensor] = []  # the labels of the batch at hand
         free: dict[int, tuple[Structure, frozenset[str]]] = {}  # by id, the structure kept so that the id is its own
 

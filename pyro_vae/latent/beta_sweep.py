@@ -24,7 +24,7 @@ from ..isolation import eval_mode, isolated_store
 from ..kernel import INFER, Pair
 from ..noise import kept_random_state
 from ..objectives import BetaTraceMeanField_ELBO
-from ..options import seed_or_none, whole_number
+from ..options import check_function, flag, seed_or_none, whole_number
 from ..records import Estimate, warn_about, without_warnings
 from .rate_distortion import guide_terms, numbers_in
 from .rate_distortion_curve import BetaSweep
@@ -99,13 +99,15 @@ def beta_sweep(
         model, guide = sweep.pairs[1]
     """
     betas = checked_betas(betas)
+    flag("progress", progress)
     num_epochs, seed = whole_number("num_epochs", num_epochs), seed_or_none(seed)
     test_loader = loader if test_loader is None else test_loader
     for data in (loader, test_loader):
         check_again_and_again(data)
     for name, value in (("make_pair", make_pair), ("optimizer", optimizer), ("objective", objective)):
-        if not callable(value):
-            raise OptionError(f"{name} must be callable, to be used anew for every beta, got {type(value).__name__}")
+        check_function(name, value, "callable, to be used anew for every beta")
+    if evidence is not None:
+        check_function("evidence", evidence, "an estimator to be built, such as pv.ImportanceSampling, or None")
     options: Any = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     estimator: Any = partial(AdaptiveImportanceSampling, **options) if evidence is None else evidence
     points: list[Point] = []

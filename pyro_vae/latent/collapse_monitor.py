@@ -11,7 +11,7 @@ from ..errors import CollapseWarning, StructureError
 from ..isolation import eval_mode
 from ..kernel import INFER, Pair
 from ..noise import batch_noise
-from ..options import real_number, whole_number
+from ..options import names_of_sites, real_number, whole_number
 from .active_units import checked_options
 from .per_unit import unit_terms
 from .sums import UnitSums
@@ -93,7 +93,8 @@ class CollapseMonitor:
         self.last: UnitActivity | None = None  # of the last look
         self.collapsed = False
         self.collapsed_at: int | None = None  # the call at which it was said last
-        self._model, self._guide, self._datum_plate, self._prior_sites = model, guide, datum_plate, tuple(prior_sites)
+        self._model, self._guide, self._datum_plate = model, guide, datum_plate
+        self._prior_sites = names_of_sites("prior_sites", prior_sites)
         self._new_pair()  # refuses what is not callable
         self._silent_looks = 0  # in a row
         self._rows: list[tuple[int, int, int, Tensor]] = []

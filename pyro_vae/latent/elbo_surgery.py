@@ -11,7 +11,7 @@ from ..batches import ToArguments, first_element
 from ..evaluation import OnError, over_loader, rank_and_size, shared_seed
 from ..evidence import OfPair
 from ..noise import Noise, batch_noise, noise_seed
-from ..options import one_of, whole_number
+from ..options import amount, one_of
 from ..records import warn_about
 from .aggregated_density import Mixture, check_batches, mean_cost
 from .draws import BatchDraws, Collector, Distributions
@@ -96,8 +96,8 @@ class ELBOSurgery(OfPair):
     aggregate: Aggregate = "full"
 
     def check_options(self) -> None:
-        self.num_particles = whole_number("num_particles", self.num_particles)
-        self.num_draws = None if self.num_draws is None else whole_number("num_draws", self.num_draws)
+        self.num_particles = amount("num_particles", self.num_particles)
+        self.num_draws = None if self.num_draws is None else amount("num_draws", self.num_draws)
         one_of("aggregate", self.aggregate, Aggregate)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from ..batches import ToArguments, check_loader, first_element
 from ..errors import ArgumentError, InvalidDataError, NonFiniteError, StructureError, listed, quoted
 from ..evaluation import over_batches, rank_and_size, shared_seed
 from ..evidence import OfPair
-from ..options import one_of, whole_number
+from ..options import amount, check_function, flag, one_of
 from ..records import warn_about
 from .aggregated_density import Mixture, check_batches, mean_cost
 from .draws import BatchDraws, Collector, Distributions
@@ -102,7 +102,7 @@ class MutualInformationGap(OfPair):
     aggregate: Aggregate = "full"
 
     def check_options(self) -> None:
-        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.num_particles = amount("num_particles", self.num_particles)
         one_of("aggregate", self.aggregate, Aggregate)
 
     @torch.no_grad()
@@ -115,9 +115,10 @@ class MutualInformationGap(OfPair):
         factors: Callable[[Any], Tensor] = second_element,
     ) -> FactorInformation:
         check_loader(loader)
+        check_function("factors", factors, "a function from a batch to the factors of its data")
         collector = Collector(self._pair, self.num_particles, shared_seed(self.seed))
         values: list[Tensor] = []
-        shown = progress and rank_and_size()[0] == 0
+        shown = flag("progress", progress) and rank_and_size()[0] == 0
 
         def with_factors() -> Iterator[Any]:
             for batch in tqdm(loader, desc=type(self).__name__, unit="batch", disable=not shown):

@@ -10,6 +10,8 @@ SHOWN = 5  # names in a message
 
 def unit_numbers(units: Sequence[int | str], names: Sequence[str]) -> list[int]:
     """Indices in `names` of units given by name or by number, without repetition."""
+    if isinstance(units, str) or not isinstance(units, Sequence):
+        raise OptionError(f"units must be a list of names or numbers, got {units!r}")
     numbers = [number_of(unit, names) for unit in units]
     if not numbers or len(set(numbers)) < len(numbers):
         raise OptionError(f"units must name at least one unit and none twice, got {list(units)!r}")

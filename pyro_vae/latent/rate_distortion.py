@@ -17,7 +17,7 @@ from ..evidence import AnnealedChains, Annealing, OfPair, State
 from ..kernel import Call, narrow_record
 from ..noise import NOISE_BLOCK, Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
-from ..options import is_real, whole_number
+from ..options import amount, is_real, plain_float
 from ..records import Estimate, Result, warn_about
 from .rate_distortion_curve import RateDistortionCurve
 from .sums import Moments
@@ -94,7 +94,7 @@ class RateDistortion(OfPair):
     num_leapfrog: int = 1
 
     def check_options(self) -> None:
-        whole_number("num_chains", self.num_chains, lowest=2)
+        amount("num_chains", self.num_chains, lowest=2)
         names = ("num_steps", "num_chains", "num_leapfrog", "prior_sites")
         options: Any = {name: getattr(self, name) for name in names}
         self._chains = AnnealedChains(self.model, self.guide, **options, start="prior", progress=False)
@@ -256,10 +256,10 @@ def reported_betas(betas: Collection[float] | None) -> list[float]:
 
 def numbers_in(betas: Any) -> list[float]:
     """NaN where something is no number; empty where `betas` is no collection at all."""
-    known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 else betas
+    known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 and not betas.is_meta else betas
     if isinstance(known, Tensor) or not isinstance(known, Iterable):
         return []
-    return [float(beta) if is_real(beta) or isinstance(beta, Tensor) else math.nan for beta in known]
+    return [plain_float(beta) if is_real(beta) or isinstance(beta, Tensor) else math.nan for beta in known]
 
 
 def annealing_grid(powers: list[float], num_steps: int) -> tuple[list[float], dict[int, int]]:

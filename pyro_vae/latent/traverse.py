@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..kernel import INFER, Pair
-from ..options import whole_number
+from ..options import amount
 from .traversal import Manifold, Traversal
 from .walks import starting_point
 
@@ -115,7 +115,7 @@ def manifold(
         pv.plots.plot_manifold(pv.manifold(vae.model, vae.guide, digits[:1]))
     """
     levels = evenly(num_steps)
-    if isinstance(units, str) or len(units) != 2:
+    if isinstance(units, str) or not isinstance(units, Sequence) or len(units) != 2:
         raise OptionError(f"units must be two names or numbers, got {units!r}")
     with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
         start = starting_point(call, datum)
@@ -136,4 +136,4 @@ def manifold(
 
 def evenly(num_steps: int) -> Tensor:
     """Evenly spaced probabilities, (S,)."""
-    return torch.linspace(LOWEST, 1 - LOWEST, whole_number("num_steps", num_steps, lowest=2))
+    return torch.linspace(LOWEST, 1 - LOWEST, amount("num_steps", num_steps, lowest=2))

@@ -13,7 +13,7 @@ from ..errors import LocalFitError, NonFiniteError, OptionError, quoted
 from ..evidence import AdaptiveImportanceSampling, Estimator, Evidence, ImportanceSampling, OfPair, guide_draws
 from ..kernel import Call, Outside, Pair, movement
 from ..noise import Noise, batch_noise, checked_seed, noise_seed
-from ..options import one_of, whole_number
+from ..options import amount, one_of
 from ..records import warn_about
 from .draws import OutsideSample, fitted, from_guide, from_proposal, misses_mode, narrowed, values_inside
 from .leave_one_out_result import LeaveOneOutResult
@@ -95,7 +95,7 @@ class LeaveOneOut(OfPair):
     evidence: Callable[[Callable, Callable], Estimator] | None = None
 
     def check_options(self) -> None:
-        self.num_draws = whole_number("num_draws", self.num_draws)
+        self.num_draws = amount("num_draws", self.num_draws)
         one_of("proposal", self.proposal, Proposal)
         if self.datum_plate is None:
             raise OptionError("datum_plate must name the plate of the data to leave out, got None")

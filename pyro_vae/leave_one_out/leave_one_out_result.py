@@ -13,16 +13,19 @@ from torch import Tensor
 
 from ..errors import PrecisionWarning, SubsamplingError, UnreliableEvidenceWarning
 from ..ops import MIN_PARTICLES_FOR_K, effective_sample_size, pareto_k_threshold
+from ..options import flag, whole_number
 from ..records import (
     FEW,
     LEVEL,
     Estimate,
     Result,
     are_many,
+    check_records,
     check_same,
     concatenated,
     mean_cost,
     normal_quantile,
+    places,
     student_quantile,
     to_plain,
     without_doubt,
@@ -101,6 +104,7 @@ class LeaveOneOutResult(Result):
 
         :raises ValueError: for records of different estimators or draws.
         """
+        check_records(cls, records)
         check_same(records, ("num_draws", "method", "plate", "local"))
         first = records[0]
         for other in records[1:]:
@@ -133,6 +137,7 @@ class LeaveOneOutResult(Result):
 
         The others still count in the weights: the scores stay what they are.
         """
+        kept = places(kept, len(self))
         chosen = torch.zeros(len(self), dtype=torch.bool, device=self.log_likelihood.device)
         chosen[kept] = True
         return replace(
@@ -341,7 +346,8 @@ class LeaveOneOutResult(Result):
         :param seed: of the resampling.
         :raises ImportError: without ArviZ (``pip install arviz``).
         """
-        return inference_data(self, self._log_posterior_weights if resample else None, seed)
+        weights = self._log_posterior_weights if flag("resample", resample) else None
+        return inference_data(self, weights, whole_number("seed", seed, lowest=0))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field and number as plain Python, for JSON."""

@@ -8,7 +8,8 @@ from torch import nn
 
 from ..errors import OptionError
 from ..nn import MLP, ConvNet, DeconvNet, Head, Normal, StandardNormal
-from ..options import whole_number
+from ..nn.bodies import widths_of
+from ..options import amount
 from .conditional import Concatenated, ConditionalVAE
 from .vae import VAE
 
@@ -43,11 +44,11 @@ def mlp_vae(
         for _ in range(2000):
             svi.step(digits[torch.randint(len(digits), (100,))])     # digits: (N, 64), whole numbers 0..16
     """
-    likelihood, posterior = own_head("likelihood", likelihood, 1), own_head("posterior", posterior or Normal(), 1)
+    likelihood, posterior = own_head("likelihood", likelihood, 1), own_posterior(posterior)
     prior = StandardNormal(latent_dim)
-    width = input_shape(likelihood, (whole_number("data_dim", data_dim, lowest=1),))[0]
+    width = input_shape(likelihood, (amount("data_dim", data_dim, lowest=1),))[0]
     encoder = MLP(width, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
-    decoder = MLP(latent_dim, likelihood.num_outputs(data_dim), hidden=hidden[::-1], activation=activation)
+    decoder = MLP(latent_dim, likelihood.num_outputs(data_dim), hidden=tuple(hidden)[::-1], activation=activation)
     return VAE(nn.Sequential(likelihood.input_layer(), encoder, posterior), nn.Sequential(decoder, likelihood), prior)
 
 
@@ -76,12 +77,14 @@ def mlp_conditional_vae(
         svi.step(digits, torch.nn.functional.one_hot(labels, 10))
         vae.generate(torch.eye(10))      # one digit of each kind, (10, 64)
     """
-    likelihood, posterior = own_head("likelihood", likelihood, 1), own_head("posterior", posterior or Normal(), 1)
+    likelihood, posterior = own_head("likelihood", likelihood, 1), own_posterior(posterior)
     prior = StandardNormal(latent_dim)
-    whole_number("condition_dim", condition_dim, lowest=1)
-    width = input_shape(likelihood, (whole_number("data_dim", data_dim, lowest=1),))[0]
+    amount("condition_dim", condition_dim, lowest=1)
+    width = input_shape(likelihood, (amount("data_dim", data_dim, lowest=1),))[0]
     encoder = MLP(width + condition_dim, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
-    decoder = MLP(latent_dim + condition_dim, likelihood.num_outputs(data_dim), hidden=hidden[::-1], activation=activation)
+    decoder = MLP(
+        latent_dim + condition_dim, likelihood.num_outputs(data_dim), hidden=tuple(hidden)[::-1], activation=activation
+    )
     return ConditionalVAE(
         Concatenated(nn.Sequential(encoder, posterior), first=likelihood.input_layer()),
         Concatenated(nn.Sequential(decoder, likelihood)),
@@ -118,13 +121,18 @@ def conv_vae(
         svi.step(images)                 # (B, 1, 28, 28), zeros and ones
         vae.generate(16)                 # (16, 1, 28, 28)
     """
-    likelihood, posterior = own_head("likelihood", likelihood, 3), own_head("posterior", posterior or Normal(), 1)
+    likelihood, posterior = own_head("likelihood", likelihood, 3), own_posterior(posterior)
     prior = StandardNormal(latent_dim)
-    seen = input_shape(likelihood, tuple(image_shape))
+    image_shape = widths_of("image_shape", image_shape)
+    seen = input_shape(likelihood, image_shape)
     encoder = ConvNet(seen, posterior.num_outputs(latent_dim), channels=channels, activation=activation)
     image = (likelihood.num_outputs(image_shape[0]), *image_shape[1:])
-    decoder = DeconvNet(latent_dim, image, channels=channels[::-1], activation=activation)
+    decoder = DeconvNet(latent_dim, image, channels=tuple(channels)[::-1], activation=activation)
     return VAE(nn.Sequential(likelihood.input_layer(), encoder, posterior), nn.Sequential(decoder, likelihood), prior)
+
+
+def own_posterior(head: Head | None) -> Head:
+    return own_head("posterior", Normal() if head is None else head, 1)
 
 
 def own_head(role: str, head: Head, event_dim: int) -> Head:

@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, EmptyBatchError, OptionError, StructureError
+from ..errors import ArgumentError, EmptyBatchError, NonFiniteError, OptionError, ProgramError, StructureError, described
 
 
 def checked_network(role: str, network: Any) -> nn.Module:
@@ -25,6 +25,31 @@ def checked_network(role: str, network: Any) -> nn.Module:
             "that of two VAEs only the first would learn: build the network from plain nn.Modules"
         )
     return network
+
+
+def applied(role: str, network: nn.Module, *inputs: Any) -> TorchDistribution:
+    """The distribution that a network returns; an error of torch within it says whose it is and what came."""
+    try:
+        fn = network(*inputs)
+    except Exception as error:
+        if type(error) not in (AttributeError, IndexError, RuntimeError, TypeError):
+            raise
+        raise ProgramError(
+            f"the {role} fails on {', '.join(map(described, inputs))}: {type(error).__name__}: {error}. Pass tensors of the "
+            "shape, dtype and device that it was built for"
+        ) from error
+    return distribution(role, fn)
+
+
+def drawn(role: str, fn: TorchDistribution, *shape: int) -> Tensor:
+    """A draw; torch refuses to draw from NaN by an error that does not say whence it comes."""
+    try:
+        return fn.sample(shape)
+    except (RuntimeError, ValueError) as error:
+        raise NonFiniteError(
+            f"cannot draw from the distribution of the {role} ({error}): look for NaN or infinite values in what came and "
+            "in the parameters"
+        ) from error
 
 
 def num_rows(x: Any) -> int:

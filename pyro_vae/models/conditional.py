@@ -8,9 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, OptionError
+from ..errors import ArgumentError, OptionError, described
 from ..nn import Head
-from .checks import distribution, num_rows
+from .checks import applied, drawn, num_rows
 from .programs import ConditionalGuide, ConditionalModel, prior_given
 from .vae import Networks, evaluating, mean_of
 
@@ -52,22 +52,22 @@ class ConditionalVAE(Networks):
 
     def encode(self, x: Tensor, y: Tensor) -> TorchDistribution:
         """q(z given x, y): a distribution with batch shape (B,) and event shape (D,)."""
-        return distribution("encoder", self.encoder(x, y))
+        return applied("encoder", self.encoder, x, y)
 
     def decode(self, z: Tensor, y: Tensor) -> TorchDistribution:
         """p(x given z, y) for z of shape (..., B, D): a distribution with batch shape (..., B) and event shape X."""
-        return distribution("decoder", self.decoder(z, y))
+        return applied("decoder", self.decoder, z, y)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean of the likelihood at one draw of q(z given x, y) per row: (B, X) to (B, X); as `VAE.reconstruct`."""
         with evaluating(self):
-            return mean_of(self.decode(self.encode(x, y).sample(), y))
+            return mean_of(self.decode(drawn("encoder", self.encode(x, y)), y))
 
     def generate(self, y: Tensor) -> Tensor:
         """Draw one datum for each row of y, (B, C): (B, X); otherwise as `VAE.generate`."""
         with evaluating(self):
             prior = prior_given(self.prior, y).expand(torch.Size((num_rows(y),)))
-            return self.decode(prior.sample(), y).sample()
+            return drawn("decoder", self.decode(drawn("prior", prior), y))
 
 
 class Concatenated(nn.Module):
@@ -91,6 +91,8 @@ class Concatenated(nn.Module):
         self.first = nn.Identity() if first is None else first
 
     def forward(self, *inputs: Tensor) -> Any:
+        if strange := [one for one in inputs if not isinstance(one, Tensor)]:
+            raise ArgumentError(f"inputs that are joined must be tensors (..., B, width), got {described(strange[0])}")
         inputs = (self.first(inputs[0]), *inputs[1:])
         rows = [tensor.shape[:-1] for tensor in inputs]
         try:

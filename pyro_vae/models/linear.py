@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..exact import LinearGaussian
 from ..nn import Normal, StandardNormal
-from ..options import whole_number
+from ..options import amount
 from .vae import VAE
 
 
@@ -39,7 +39,7 @@ class LinearVAE(VAE):
     """
 
     def __init__(self, data_dim: int, latent_dim: int, *, scale: float | None = None) -> None:
-        whole_number("data_dim", data_dim, lowest=1)
+        amount("data_dim", data_dim, lowest=1)
         prior = StandardNormal(latent_dim)
         head = Normal("learned" if scale is None else scale)
         super().__init__(LinearEncoder(data_dim, latent_dim), nn.Sequential(nn.Linear(latent_dim, data_dim), head), prior)

@@ -9,8 +9,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..errors import StructureError
-from ..options import whole_number
-from .checks import checked_network, distribution
+from ..options import amount
+from .checks import applied, checked_network, drawn
 from .programs import ConditionalGuide, ConditionalModel, Guide, Model
 
 
@@ -83,11 +83,11 @@ class VAE(Networks):
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """q(z given x): a distribution with batch shape (B,) and event shape (D,)."""
-        return distribution("encoder", self.encoder(x))
+        return applied("encoder", self.encoder, x)
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """p(x given z) for z of shape (..., D): a distribution with batch shape (...) and event shape X."""
-        return distribution("decoder", self.decoder(z))
+        return applied("decoder", self.decoder, z)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean of the likelihood at one draw of q(z given x) per row: (B, X) to (B, X).
@@ -99,7 +99,7 @@ class VAE(Networks):
         :raises StructureError: for a likelihood without a mean, such as a categorical one.
         """
         with evaluating(self):
-            return mean_of(self.decode(self.encode(x).sample()))
+            return mean_of(self.decode(drawn("encoder", self.encode(x))))
 
     def generate(self, n: int) -> Tensor:
         """Draw n data from the model, z from the prior and x from the likelihood: (n, X).
@@ -109,9 +109,9 @@ class VAE(Networks):
 
         :raises OptionError: for n below 1.
         """
-        n = whole_number("n", n)
+        n = amount("n", n)
         with evaluating(self):
-            return self.decode(self.prior().sample((n,))).sample()
+            return drawn("decoder", self.decode(drawn("prior", self.prior(), n)))
 
 
 @contextmanager

@@ -1,20 +1,60 @@
 """Networks from tensor to tensor that take any leading dimensions: (X,), (B, X), (K, B, X), ..."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, OptionError
-from ..options import whole_number
+from ..errors import ArgumentError, OptionError, described
+from ..options import MOST_DIMS, amount, check_function, whole_number
 
 Activation = Callable[[], nn.Module]
 
 
 def apply_flat(network: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Tensor:
     """Call a network that takes `(B, *event)` on `(..., *event)`."""
+    if not isinstance(x, Tensor) or x.ndim < event_dim:
+        raise ArgumentError(
+            f"expected a tensor (..., *event) with {event_dim} event dimensions, got {described(x)}: keep the "
+            "dimensions of a datum together at the right"
+        )
     leading, event = x.shape[: x.ndim - event_dim], x.shape[x.ndim - event_dim :]
-    out = network(x.reshape(leading.numel(), *event))
+    out = explained(network, x.reshape(leading.numel(), *event))
     return out.reshape(*leading, *out.shape[1:])
+
+
+def explained(network: Callable[[Tensor], Tensor], x: Any, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Call a network. Where torch cannot multiply what came with its weights, say so before what torch says."""
+    try:
+        return (forward or network)(x)
+    except (RuntimeError, TypeError) as error:
+        if type(error) not in (RuntimeError, TypeError) or fits(network, x):
+            raise
+        weight = first_weight(network)
+        raise ArgumentError(
+            f"expected a tensor like the network's weights, {described(weight)}, which multiply the last dimension or the "
+            f"channels of what comes; got {described(x)} ({error}): convert and reshape it, or build the network for it"
+        ) from error
+
+
+def first_weight(network: Any) -> Tensor | None:
+    return next(network.parameters(), None) if isinstance(network, nn.Module) else None
+
+
+def fits(network: Any, x: Any) -> bool:
+    """Whether an input is of the kind of the weights, so that it is not to blame for an error."""
+    weight = first_weight(network)
+    if weight is None or not isinstance(x, Tensor):
+        return weight is None
+    alike = x.dtype == weight.dtype and x.device == weight.device and x.ndim > 0
+    return alike and (weight.ndim != 2 or x.shape[-1] == weight.shape[1])
+
+
+def widths_of(name: str, value: Any) -> tuple[int, ...]:
+    """A list of numbers of features or channels."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise OptionError(f"{name} must be a list of whole numbers, got {described(value)}: write {name}=(8, 8)")
+    return tuple(amount(f"each number of {name}", width) for width in value)
 
 
 class BatchApply(nn.Module):
@@ -31,11 +71,10 @@ class BatchApply(nn.Module):
 
     def __init__(self, network: nn.Module, *, event_dim: int = 1) -> None:
         super().__init__()
-        self.network, self.event_dim = network, whole_number("event_dim", event_dim, lowest=1)
+        check_function("network", network, "a module that takes (B, *event)")
+        self.network, self.event_dim = network, whole_number("event_dim", event_dim, highest=MOST_DIMS)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim < self.event_dim:
-            raise ArgumentError(f"expected (..., *event) with {self.event_dim} event dimensions, got shape {tuple(x.shape)}")
         return apply_flat(self.network, x, self.event_dim)
 
 
@@ -59,11 +98,16 @@ class MLP(nn.Sequential):
         hidden: Sequence[int] = (400,),
         activation: Activation = nn.ReLU,
     ) -> None:
-        widths = [whole_number("the width of a layer", width, lowest=1) for width in (in_features, *hidden, out_features)]
+        inner = widths_of("hidden", hidden)
+        widths = [amount("in_features", in_features), *inner, amount("out_features", out_features)]
+        check_function("activation", activation, "a function that makes a module, such as torch.nn.ReLU")
         layers: list[nn.Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
             layers += [nn.Linear(before, after), activation()]
         super().__init__(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return explained(self, x, super().forward)
 
 
 class ConvNet(nn.Module):
@@ -89,16 +133,18 @@ class ConvNet(nn.Module):
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.image_shape, sizes = checked_images(image_shape, channels)
+        self.image_shape, channels, sizes = checked_images(image_shape, channels, activation)
         layers: list[nn.Module] = []
         for before, after in zip((self.image_shape[0], *channels), channels, strict=False):
             layers += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1), activation()]
         height, width = sizes[-1]
-        self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * height * width, out_features))
+        self.network = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(channels[-1] * height * width, amount("out_features", out_features))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-3:]) != self.image_shape:
-            raise ArgumentError(f"expected images (..., {self.image_shape}), got shape {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or tuple(x.shape[-3:]) != self.image_shape:
+            raise ArgumentError(f"expected images (..., {self.image_shape}), got {described(x)}: reshape them")
         return apply_flat(self.network, x, 3)
 
 
@@ -123,10 +169,10 @@ class DeconvNet(nn.Module):
         activation: Activation = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.image_shape, sizes = checked_images(image_shape, channels)
+        self.image_shape, channels, sizes = checked_images(image_shape, channels, activation)
         height, width = sizes.pop()
         layers: list[nn.Module] = [
-            nn.Linear(in_features, channels[0] * height * width),
+            nn.Linear(amount("in_features", in_features), channels[0] * height * width),
             nn.Unflatten(1, (channels[0], height, width)),
         ]
         for before, after in zip(channels, (*channels[1:], self.image_shape[0]), strict=True):
@@ -140,13 +186,16 @@ class DeconvNet(nn.Module):
         return apply_flat(self.network, z, 1)
 
 
-def checked_images(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    """The image shape, and (height, width) before the first and after each halving."""
-    shape = tuple(image_shape)
-    if len(shape) != 3 or min(shape) < 1 or not channels or min(shape[1:]) < 2 ** len(channels):
+def checked_images(
+    image_shape: Sequence[int], channels: Sequence[int], activation: Activation
+) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int, int]]]:
+    """The image shape, the channels, and (height, width) before the first and after each halving."""
+    check_function("activation", activation, "a function that makes a module, such as torch.nn.ReLU")
+    shape, channels = widths_of("image_shape", image_shape), widths_of("channels", channels)
+    if len(shape) != 3 or not channels or min(shape[1:]) < 2 ** len(channels):
         raise OptionError(
             f"image_shape must be (channels, height, width) with sides of at least {2 ** max(len(channels), 1)} for "
             f"{len(channels)} convolutions (at least one), each of which halves them, got {shape}: name fewer channels, or "
             "use MLP"
         )
-    return shape, [(shape[1] >> n, shape[2] >> n) for n in range(len(channels) + 1)]
+    return shape, channels, [(shape[1] >> n, shape[2] >> n) for n in range(len(channels) + 1)]

@@ -11,7 +11,7 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ..errors import SupportError
+from ..errors import SupportError, described
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,38 @@ class CheckedIndependent(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         check_value(value, self.event_shape, self.accepts)
+        try:
+            return self.summed(value)
+        except RuntimeError as error:
+            raise_if_apart(self, value, error)
+            raise
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The density of an event whose shape has been checked."""
         return self.base_dist.log_prob(value).flatten(-self.reinterpreted_batch_ndims).sum(-1)
 
 
 class CheckedBits(CheckedIndependent):
     """Of a Bernoulli: the sign is changed after the sum over an event, which saves two passes over the data."""
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        check_value(value, self.event_shape, self.accepts)
+    def summed(self, value: Tensor) -> Tensor:
         logits, value = broadcast_all(self.base_dist.logits, value)
         cost = binary_cross_entropy_with_logits(logits, value, reduction="none")
         return -cost.flatten(-self.reinterpreted_batch_ndims).sum(-1)
+
+
+def raise_if_apart(fn: CheckedIndependent, value: Tensor, error: RuntimeError) -> None:
+    """Where the rows or the device of the data are not those of the distribution, say so before what torch says."""
+    places = {part.device for part in vars(fn.base_dist).values() if isinstance(part, Tensor)}
+    batch_shape = value.shape[: value.ndim - len(fn.event_shape)]
+    pairs = zip(reversed(batch_shape), reversed(fn.batch_shape), strict=False)
+    if value.device in places and all(1 in pair or len(set(pair)) == 1 for pair in pairs):
+        return
+    raise SupportError(
+        f"the {fn.accepts.head} head gave a distribution with batch shape {tuple(fn.batch_shape)} on "
+        f"{', '.join(map(str, places))}, but the data are {described(value)} on {value.device} ({error}): give both the "
+        "same rows, on one device"
+    ) from error
 
 
 def checked(base: Any, event_dim: int, accepts: Accepts) -> CheckedIndependent:
@@ -78,6 +99,10 @@ def check_value(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> Non
 
 
 def check_shape(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> None:
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise SupportError(
+            f"the {accepts.head} head takes a tensor of {accepts.words}, got {described(value)}: pass torch.as_tensor(x)"
+        )
     found = value.shape[max(value.ndim - len(event_shape), 0) :]
     if found != event_shape:  # costs nothing, and a silent broadcast would be a wrong number
         raise SupportError(
@@ -89,7 +114,8 @@ def check_shape(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> Non
 
 def check_support(value: Tensor, event_dim: int, accepts: Accepts) -> None:
     """The default for checking the support is the one of this moment."""
-    if torch.distributions.Distribution._validate_args and not all_inside(value.detach(), accepts.support):
+    checked_now = torch.distributions.Distribution._validate_args and not value.is_meta
+    if checked_now and not all_inside(value.detach(), accepts.support):
         raise SupportError(describe(value.detach(), event_dim, accepts))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..autocast import full_under_autocast
 from ..errors import ArgumentError, OptionError
-from ..options import is_real
+from ..options import amount, is_real, plain_float
 from .checked import finite_numbers
 from .distributions import CheckedMultivariateNormal
 from .head import Family, Head
@@ -71,8 +71,9 @@ class Normal(Head):
     def __init__(self, scale: float | str | None = None, *, event_dim: int = 1) -> None:
         super().__init__(finite_numbers("Normal"), event_dim=event_dim)
         if is_real(scale):
-            scale = float(scale)
-        if not (0 < scale < math.inf if isinstance(scale, float) else scale in (None, "learned", "optimal")):
+            scale = plain_float(scale)
+        known = scale is None or isinstance(scale, str) and scale in ("learned", "optimal")
+        if not (0 < scale < math.inf if isinstance(scale, float) else known):
             raise OptionError(f"scale must be None, a positive number, 'learned' or 'optimal', got {scale!r}")
         self.num_params = 2 if scale is None else 1
         self.option = scale
@@ -125,9 +126,11 @@ class MultivariateNormal(Family):
     """
 
     def num_outputs(self, event_size: int) -> int:
+        event_size = amount("event_size", event_size)
         return event_size * (event_size + 3) // 2
 
     def forward(self, raw: Tensor) -> Any:
+        self.check_raw(raw)
         raw = full_under_autocast(raw)
         width = raw.shape[-1]
         dim = (math.isqrt(9 + 8 * width) - 3) // 2

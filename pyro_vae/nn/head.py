@@ -7,8 +7,8 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ..autocast import full_under_autocast
-from ..errors import ArgumentError
-from ..options import whole_number
+from ..errors import ArgumentError, described
+from ..options import MOST_DIMS, amount, whole_number
 from .checked import Accepts, CheckedIndependent, checked, finite_numbers
 
 
@@ -27,7 +27,7 @@ class Head(nn.Module):
     def __init__(self, accepts: Accepts, *, event_dim: int = 1) -> None:
         super().__init__()
         self.accepts = accepts
-        self.event_dim = whole_number("event_dim", event_dim, lowest=1)
+        self.event_dim = whole_number("event_dim", event_dim, lowest=1, highest=MOST_DIMS)
 
     @property
     def support(self) -> Constraint:
@@ -36,7 +36,7 @@ class Head(nn.Module):
 
     def num_outputs(self, event_size: int) -> int:
         """The width of a network's last layer for events of this size; for images, channels out for channels in."""
-        return self.num_params * event_size
+        return self.num_params * amount("event_size", event_size)
 
     def input_layer(self) -> nn.Module:
         """The layer through which an encoder should see such data."""
@@ -47,6 +47,7 @@ class Head(nn.Module):
 
         :raises ArgumentError: if they cannot be shared out evenly.
         """
+        self.check_raw(raw)
         raw = full_under_autocast(raw)
         if raw.ndim < self.event_dim or raw.shape[-self.event_dim] % self.num_params:
             raise ArgumentError(
@@ -55,6 +56,13 @@ class Head(nn.Module):
                 "head.num_outputs(event size) outputs"
             )
         return raw.chunk(self.num_params, -self.event_dim)
+
+    def check_raw(self, raw: Any) -> None:
+        if not isinstance(raw, Tensor) or not raw.is_floating_point() or not raw.ndim:
+            raise ArgumentError(
+                f"the {self.accepts.head} head takes the floating-point numbers of a network, a tensor (..., numbers), got "
+                f"{described(raw)}: call it on what a network gives, nn.Sequential(network, head)"
+            )
 
     def checked(self, base: Any) -> CheckedIndependent:
         return checked(base, self.event_dim, self.accepts)

@@ -1,7 +1,18 @@
 """Input layers: whole numbers scaled, classes one-hot, logarithms of counts and of positive numbers."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from ..errors import ArgumentError, described
+from ..options import MOST_DIMS, amount, real_number, whole_number
+
+
+def check_input(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor) or x.is_complex():
+        raise ArgumentError(f"{name} takes a tensor of real numbers, got {described(x)}: pass torch.as_tensor(x)")
 
 
 class Scale(nn.Module):
@@ -15,10 +26,11 @@ class Scale(nn.Module):
     def __init__(self, factor: float, *, shift: float = 0.0) -> None:
         super().__init__()
         self.factor: Tensor
+        factor, self.shift = (real_number(n, v, lowest=-math.inf) for n, v in (("factor", factor), ("shift", shift)))
         self.register_buffer("factor", torch.tensor(factor), persistent=False)
-        self.shift = shift
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input("Scale", x)
         return x * self.factor + self.shift
 
 
@@ -35,10 +47,16 @@ class OneHot(nn.Module):
     def __init__(self, num_classes: int, *, event_dim: int = 1) -> None:
         super().__init__()
         self.classes: Tensor
+        num_classes = amount("num_classes", num_classes)
         self.register_buffer("classes", torch.arange(num_classes).to(torch.get_default_dtype()), persistent=False)
-        self.event_dim = event_dim
+        self.event_dim = whole_number("event_dim", event_dim, highest=MOST_DIMS)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input("OneHot", x)
+        if x.device != self.classes.device:
+            raise ArgumentError(f"OneHot lies on {self.classes.device} but got data on {x.device}: move one, x.to(device)")
+        if x.ndim < self.event_dim:
+            raise ArgumentError(f"expected classes (..., *event) with {self.event_dim} event dimensions, got {described(x)}")
         matches = (x.unsqueeze(-1) == self.classes).to(self.classes.dtype).movedim(-1, -self.event_dim - 1)
         return matches.flatten(-self.event_dim - 1, -self.event_dim)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..options import whole_number
+from ..options import amount, whole_number
 from .checked import Accepts
 from .distributions import FastBinomial, LogisticLevels, StableContinuousBernoulli
 from .gaussian import softplus2
@@ -110,7 +110,7 @@ class Categorical(Head):
     """
 
     def __init__(self, num_classes: int, *, event_dim: int = 1) -> None:
-        self.num_params = whole_number("num_classes", num_classes, lowest=2)
+        self.num_params = amount("num_classes", num_classes, lowest=2)
         super().__init__(whole_numbers("Categorical", num_classes - 1), event_dim=event_dim)
 
     def input_layer(self) -> nn.Module:

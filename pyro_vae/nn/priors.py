@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints, transform_to
 
 from ..errors import OptionError
-from ..options import is_real, whole_number
+from ..options import amount, is_real, whole_number
 from .checked import checked, finite_numbers
 from .gaussian import positive
 
@@ -31,7 +31,7 @@ class StandardNormal(nn.Module):
         super().__init__()
         self.loc: Tensor
         self.scale: Tensor
-        size = whole_number("latent_dim", latent_dim, lowest=1)
+        size = amount("latent_dim", latent_dim, lowest=1)
         self.register_buffer("loc", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
         self.accepts = finite_numbers("StandardNormal")

@@ -15,7 +15,6 @@ from pyro.infer.util import MultiFrameTensor
 from pyro.poutine import Trace
 from torch import Tensor
 
-from .gradients import with_gradient_of
 from .traces.beta_elbo import BetaELBO
 
 
@@ -97,10 +96,6 @@ class BetaTraceGraph_ELBO(BetaELBO, TraceGraph_ELBO):
         guide_site = pyro.sample("c", dist.Bernoulli(logits=h), infer={"baseline": {"use_decaying_avg_baseline": True}})
         svi = SVI(model, guide, optimizer, pv.BetaTraceGraph_ELBO(beta=0.5))
     """
-
-    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        loss, surrogate = self._value_and_surrogate(model, guide, args, kwargs)
-        return with_gradient_of(surrogate, loss)
 
     def _value_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import StructureError, quoted
 from ..kernel import INFER, Call, LivePair, LogDensities, Record
 from ..options import names_of_sites, plate_or_none
-from .gradients import score_of_bound, scored_sites, with_gradient_of
+from .gradients import score_of_bound, scored_sites
 from .objective import Objective
 from .terms import Pass, Terms, terms_of
 from .traces.matching import Betas
@@ -47,7 +47,9 @@ class DatumELBO(Objective):
 
     def _loss_alone(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         with torch.no_grad():
-            return self._run(model, guide, args, kwargs)[0]
+            loss = self._run(model, guide, args, kwargs)[0]
+        warn_if_nan(loss, "loss")
+        return loss
 
     def _loss_and_grads(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> float:
         loss, surrogate = self._run(model, guide, args, kwargs)
@@ -61,10 +63,6 @@ class DatumELBO(Objective):
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
         return self._run(model, guide, args, kwargs)
-
-    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        loss, surrogate = self._run(model, guide, args, kwargs)
-        return with_gradient_of(surrogate, loss)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_pairs": {}, "_pass": None}

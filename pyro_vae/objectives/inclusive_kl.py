@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import AuxiliarySiteError, OptionError, StructureError, quoted
 from ..kernel import INFER, Call, Cut, LogDensities, Record
 from ..ops import log_mean_exp
-from ..options import real_number
+from ..options import check_function, real_number
 from .datum_elbo import DatumELBO
 from .gradients import normalised, weighed
 
@@ -71,8 +71,10 @@ class InclusiveKL(DatumELBO):
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         sleep = real_number("sleep", sleep, highest=1.0)
-        if proposal is not None and not callable(proposal):
-            raise OptionError(f"proposal must be a guide, something callable, got {type(proposal).__name__}")
+        if proposal is not None:
+            check_function("proposal", proposal, "a guide, or None")
+        if sleep_args is not None:
+            check_function("sleep_args", sleep_args, "a function that gives the model's arguments, or None")
         super().__init__(num_particles=num_particles, datum_plate=datum_plate, prior_sites=prior_sites, compile=compile)
         self.proposal, self.sleep, self.sleep_args = proposal, sleep, sleep_args
 

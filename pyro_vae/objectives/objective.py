@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from ..autocast import for_programs_alone
 from ..errors import OptionError, ScheduleWarning
 from ..kernel import named_failures
-from ..options import whole_number
+from ..options import MOST_DIMS, amount, flag, whole_number
 from .compiled import Compiled, compiled_or_none
+from .gradients import with_gradient_of
 from .terms import Terms
 from .traces.matching import Beta, Betas
 from .untrained import UntrainedWatch
@@ -33,9 +35,10 @@ class Objective(ELBO):
     _given: Mapping[str, Beta] | None = None  # weights that are inputs of a graph, by name
 
     def __init__(self, *, compile: bool | Mapping[str, Any] = False, **options: Any) -> None:
+        check_options_of_pyro(**options)
         super().__init__(**options)
         self._compiled: Compiled | None = compiled_or_none(compile)
-        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.num_particles = amount("num_particles", self.num_particles)
         self.num_updates = 0
         self._calls_since_update = 0
         self._forget()
@@ -85,7 +88,8 @@ class Objective(ELBO):
         return super().loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[misc]
 
     def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        return super().differentiable_loss(model, guide, *args, **kwargs)  # type: ignore[misc]
+        loss, surrogate = self._value_and_surrogate(model, guide, args, kwargs)
+        return with_gradient_of(surrogate, loss)
 
     def _value_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
@@ -211,3 +215,10 @@ class ObjectiveModule(ELBOModule):
         missing_keys, own = args[2], f"{prefix}_extra_state"
         if own in missing_keys:  # the state of a module of Pyro, which has no count
             missing_keys.remove(own)
+
+
+def check_options_of_pyro(vectorize_particles: bool = False, max_plate_nesting: float = math.inf, **others: Any) -> None:
+    """Those that Pyro takes as they come, and trips over in a step."""
+    flag("vectorize_particles", vectorize_particles)
+    if not (isinstance(max_plate_nesting, float) and max_plate_nesting == math.inf):  # for Pyro to find out
+        whole_number("max_plate_nesting", max_plate_nesting, lowest=0, highest=MOST_DIMS)

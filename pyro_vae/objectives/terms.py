@@ -59,8 +59,8 @@ class Terms(Result):
                 f"per_datum() divides by the size of the one plate common to all sites, but they share "
                 f"{quoted(self.plates)}: name it with per_datum(plate=...)"
             )
-        if plate is not None and plate not in self.plates:
-            raise DatumPlateError(f"the sites do not share a plate '{plate}'; they share {quoted(self.plates)}")
+        if plate is not None and not (isinstance(plate, str) and plate in self.plates):
+            raise DatumPlateError(f"the sites do not share a plate {plate!r}; they share {quoted(self.plates)}: name one")
         count = self.plates[plate] if plate is not None else next(iter(self.plates.values()))
         return replace(
             self,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import OptionError
-from ..options import is_real
+from ..options import is_real, plain_float
 from .traces.matching import Beta, Betas
 
 Schedule = Callable[[int], Beta]
@@ -56,7 +56,7 @@ def checked_number(value: Any, name: str = "beta") -> Beta:
     plain = value.item() if isinstance(value, Tensor) else value
     if not is_real(plain):
         raise OptionError(f"{name} must be a number, a tensor without dimensions or a schedule step -> float, got {value!r}")
-    number = float(plain)
+    number = plain_float(plain)
     if not (math.isfinite(number) and number >= 0):
         raise OptionError(f"{name} must be finite and >= 0, got {number}")
     return value if isinstance(value, Tensor) else number

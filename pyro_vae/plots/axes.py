@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError, described
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -10,10 +12,28 @@ if TYPE_CHECKING:
 
 def axes_or_new(ax: Axes | None) -> Axes:
     if ax is not None:
+        from matplotlib.axes import Axes
+
+        if not isinstance(ax, Axes):
+            raise ArgumentError(f"ax must be axes of matplotlib, or None, got {described(ax)}: pass one of them, axes[0]")
         return ax
     import matplotlib.pyplot as plt  # here, so that importing the package starts no graphics
 
     return plt.subplots()[1]
+
+
+def check_record(record: Any, *kinds: type, made_by: str) -> None:
+    """Refuse what is no record of one of these kinds; `made_by` says in words where it comes from."""
+    if not isinstance(record, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ArgumentError(f"expected a record, {expected}, got {described(record)}: pass {made_by}")
+
+
+def check_has(record: Any, *names: str, made_by: str) -> None:
+    """The same for records whose classes are not known here, by what is drawn of them."""
+    missing = [name for name in names if not hasattr(record, name)]
+    if missing:
+        raise ArgumentError(f"expected a record with {', '.join(names)}, got {described(record)}: pass {made_by}")
 
 
 def literal(name: object) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .axes import axes_or_new, literal
+from .axes import axes_or_new, check_has, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ def plot_calibration(calibration: Any, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_calibration(pv.GuideCalibration(model, guide)(x))
     """
+    check_has(calibration, "rows", "band", "faulty", made_by="what GuideCalibration returned")
     ax = axes_or_new(ax)
     rows = [row for row in calibration.rows if row.num_data]
     if not rows:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..records import normal_quantile
-from .axes import axes_or_new, literal
+from .axes import axes_or_new, check_has, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +43,7 @@ def plot_comparison(comparison: Differences, ax: Axes | None = None) -> Axes:
         gaps = {name: pv.InferenceGaps(vae.model, vae.guide)(x) for name, vae in models.items()}
         pv.compare(gaps).plot()
     """
+    check_has(comparison, "pairs", "pair", "level", made_by="what compare returned")
     ax = axes_or_new(ax)
     pairs = list(comparison.pairs)[:MOST]
     for row, pair in enumerate(pairs):

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ArgumentError, described
 from ..evidence import KCurve
 from ..gaps import Gaps
-from .axes import axes_or_new, literal
+from .axes import axes_or_new, check_record, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,7 @@ def plot_gaps(gaps: Gaps, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_gaps(pv.InferenceGaps(model, guide)(x))
     """
+    check_record(gaps, Gaps, made_by="what InferenceGaps returned")
     ax = axes_or_new(ax)
     mean = gaps.summary()
     elbo, top = float(mean["elbo"].value), float(mean["log_evidence"].value)
@@ -80,6 +82,10 @@ def plot_gaps_side_by_side(gaps: Mapping[str, Gaps], ax: Axes | None = None) -> 
 
         pv.plots.plot_gaps_side_by_side({"before": refit.test_before, "after": refit.test_after})
     """
+    if not isinstance(gaps, Mapping) or not gaps:
+        raise ArgumentError(f"expected a dict of Gaps by name, got {described(gaps)}: pass {{'a': gaps_a, 'b': gaps_b}}")
+    for record in gaps.values():
+        check_record(record, Gaps, made_by="what InferenceGaps returned")
     ax = axes_or_new(ax)
     for position, record in enumerate(gaps.values()):
         mean, bottom = record.summary(), 0.0
@@ -125,6 +131,7 @@ def plot_k_curve(curve: KCurve, ax: Axes | None = None) -> Axes:
         evidence = pv.ImportanceSampling(model, guide)(x)
         pv.plots.plot_k_curve(evidence.curve)
     """
+    check_record(curve, KCurve, made_by="evidence.curve of ImportanceSampling")
     ax = axes_or_new(ax)
     points = [(k, float(e.value), float(e.std_error)) for k, e in zip(curve.num_particles, curve.means(), strict=True)]
     points = [(k, value, 2 * error) for k, value, error in points if math.isfinite(value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..latent import FactorInformation
-from .axes import axes_or_new, literal
+from .axes import axes_or_new, check_record, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ def plot_factors(found: FactorInformation, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_factors(pv.MutualInformationGap(vae.model, vae.guide)(loader))
     """
+    check_record(found, FactorInformation, made_by="what MutualInformationGap returned")
     ax = axes_or_new(ax)
     shares = (found.information / found.entropy).double().cpu().numpy()
     ax.imshow(shares, cmap="Greys", vmin=0.0, vmax=1.0, aspect="auto")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..options import whole_number
 from ..simulate import Reconstruction, Simulation
-from .axes import axes_or_new
+from .axes import axes_or_new, check_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,8 @@ def plot_reconstructions(reconstruction: Reconstruction, ax: Axes | None = None,
     :param ax: where to draw; a new figure by default.
     :param num_images: how many of the data.
     """
+    check_record(reconstruction, Reconstruction, made_by="what pv.reconstruct returned")
+    num_images = whole_number("num_images", num_images)
     ax = axes_or_new(ax)
     name = first_site(reconstruction.means)
     data, means = (as_images(side[name])[:num_images] for side in (reconstruction.observed, reconstruction.means))
@@ -38,6 +41,8 @@ def plot_samples(simulation: Simulation, ax: Axes | None = None, *, num_images: 
     :param ax: where to draw; a new figure by default.
     :param num_images: how many of the draws.
     """
+    check_record(simulation, Simulation, made_by="what pv.simulate returned")
+    num_images = whole_number("num_images", num_images)
     ax = axes_or_new(ax)
     images = as_images(simulation.means[first_site(simulation.means)])[:num_images]
     show(ax, images, num_columns=math.ceil(len(images) / 2))

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from ..latent import Surgery, UnitActivity
-from .axes import axes_or_new, literal
+from ..options import whole_number
+from .axes import axes_or_new, check_record, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +27,8 @@ def plot_units(activity: UnitActivity, ax: Axes | None = None, *, num_units: int
 
         pv.plots.plot_units(pv.ActiveUnits(vae.model, vae.guide)(loader))
     """
+    check_record(activity, UnitActivity, made_by="what ActiveUnits returned")
+    num_units = whole_number("num_units", num_units)
     ax = axes_or_new(ax)
     order = [int(unit) for unit in activity.order if not bool(activity.kl[unit].isnan())][:num_units]
     kl = activity.kl[order].tolist()
@@ -56,6 +59,7 @@ def plot_surgery(surgery: Surgery, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_surgery(pv.ELBOSurgery(vae.model, vae.guide)(loader))
     """
+    check_record(surgery, Surgery, made_by="what ELBOSurgery returned")
     ax = axes_or_new(ax)
     divided = not math.isnan(float(surgery.total_correlation.value))
     rest = [("total\ncorrelation", surgery.total_correlation), ("dimension-wise\nKL", surgery.dimension_wise_kl)]

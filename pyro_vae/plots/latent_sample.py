@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..latent import LatentSample, unit_numbers
 from ..options import whole_number
-from .axes import axes_or_new, literal
+from .axes import axes_or_new, check_record, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +40,7 @@ def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, n
 
         pv.plots.plot_aggregated_posterior(pv.AggregatedPosterior(vae.model, vae.guide)(loader))
     """
+    check_record(sample, LatentSample, made_by="what AggregatedPosterior returned")
     num_units = whole_number("num_units", num_units)
     ax = axes_or_new(ax)
     shown = sample.order.tolist()[:num_units]
@@ -107,7 +108,8 @@ def plot_latents(sample: LatentSample, ax: Axes | None = None, *, units: Sequenc
         sample = pv.AggregatedPosterior(vae.model, vae.guide)(loader, labels=lambda batch: batch[1])
         pv.plots.plot_latents(sample)
     """
-    if isinstance(units, str) or len(units) != 2:
+    check_record(sample, LatentSample, made_by="what AggregatedPosterior returned")
+    if isinstance(units, str) or not isinstance(units, Sequence) or len(units) != 2:
         raise OptionError(f"units must be two names or numbers, got {units!r}")
     first, second = unit_numbers(units, sample.names)
     ax = axes_or_new(ax)

@@ -10,7 +10,7 @@ import numpy as np
 from ..evidence import Evidence
 from ..gaps import Gaps
 from ..ops import pareto_k_threshold
-from .axes import axes_or_new
+from .axes import axes_or_new, check_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +33,7 @@ def plot_gaps_per_datum(gaps: Gaps, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_gaps_per_datum(pv.evaluate(pv.InferenceGaps(vae.model, vae.guide), loader))
     """
+    check_record(gaps, Gaps, made_by="what InferenceGaps returned")
     parts = (0 * gaps.inference if gaps.unsplit else gaps.amortization, gaps.inference)
     amortization, inference = (gap.detach().cpu().double().numpy() for gap in parts)
     finite = np.isfinite(amortization) & np.isfinite(inference)
@@ -88,6 +89,7 @@ def plot_pareto_k(evidence: Evidence, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_pareto_k(pv.ImportanceSampling(model, guide)(x))
     """
+    check_record(evidence, Evidence, made_by="what an estimator of log p(x) returned")
     k = evidence.pareto_k.detach().cpu().double().numpy()
     threshold = pareto_k_threshold(evidence.num_particles)
     finite = k[np.isfinite(k)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..latent import BetaSweep, RateDistortionCurve
-from .axes import axes_or_new
+from .axes import axes_or_new, check_has
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ def plot_rate_distortion(
         ax = pv.plots.plot_rate_distortion(pv.RateDistortion(model, guide)(loader))
         pv.plots.plot_rate_distortion(pv.beta_sweep(make_pair, loader, (0.5, 1, 2), num_epochs=50), ax)
     """
+    check_has(result, "rate", "distortion", "beta", made_by="what RateDistortion or beta_sweep returned")
     ax = axes_or_new(ax)
     one_model, sweep = isinstance(result, RateDistortionCurve), isinstance(result, BetaSweep)
     if label is None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..options import whole_number
 from ..samples import SampleCheckResult
-from .axes import axes_or_new
+from .axes import axes_or_new, check_record
 from .images import show
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def plot_likelihood_and_looks(result: SampleCheckResult, ax: Axes | None = None)
 
         pv.plots.plot_likelihood_and_looks(looks)
     """
+    check_record(result, SampleCheckResult, made_by="what SampleCheck returned")
     if result.log_evidence is None:
         raise ValueError("the result has no log p(x) to draw: call SampleCheck with evidence=")
     ax = axes_or_new(ax)
@@ -59,6 +61,7 @@ def plot_nearest_neighbours(result: SampleCheckResult, ax: Axes | None = None) -
 
         pv.plots.plot_nearest_neighbours(looks)
     """
+    check_record(result, SampleCheckResult, made_by="what SampleCheck returned")
     ax = axes_or_new(ax)
     samples, data = (side.cpu().double() for side in (result.sample_distance, result.data_distance))
     top = max(float(samples.max()), float(data.max())) or 1.0
@@ -89,6 +92,8 @@ def plot_copies(result: SampleCheckResult, ax: Axes | None = None, *, num_images
 
         pv.plots.plot_copies(looks)
     """
+    check_record(result, SampleCheckResult, made_by="what SampleCheck returned")
+    num_images = whole_number("num_images", num_images)
     if result.image_shape is None:
         raise ValueError("the data are no images, so there is nothing to draw: say image_shape=(H, W) to SampleCheck")
     ax = axes_or_new(ax)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..options import whole_number
 from ..training import HeldOutHistory, TrainingHistory
-from .axes import axes_or_new, literal
+from .axes import axes_or_new, check_record, literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +37,12 @@ def plot_training(history: TrainingHistory, ax: Axes | None = None, *, window: i
 
         pv.plots.plot_training(monitor.history())
     """
+    check_record(history, TrainingHistory, made_by="monitor.history()")
     if not len(history):
         raise ValueError("the history has no step to draw: record some with Monitor.watch or Monitor.record")
     if window is None:
         window = max(1, len(history) // 50)
-    window = whole_number("window", window, why="1 draws the values alone")
+    window = min(whole_number("window", window, why="1 draws the values alone"), 2 * len(history))  # beyond it: all steps
     ax = axes_or_new(ax)
     curves: dict[str, tuple[Tensor, Any, float]] = {
         "$-$ELBO": (-history.elbo, "-", 2.0),
@@ -80,6 +81,7 @@ def plot_held_out(history: HeldOutHistory, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_held_out(stopping.history())
     """
+    check_record(history, HeldOutHistory, made_by="stopping.history()")
     if not len(history):
         raise ValueError("the history has no look to draw: call the EarlyStopping after an update first")
     ax = axes_or_new(ax)

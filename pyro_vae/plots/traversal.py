@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..latent import Manifold, Traversal
-from .axes import axes_or_new, literal
+from .axes import axes_or_new, check_record, literal
 from .images import as_images, show
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def plot_traversals(traversal: Traversal, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_traversals(pv.traverse(vae.model, vae.guide, x[:1]))
     """
+    check_record(traversal, Traversal, made_by="what pv.traverse returned")
     num_units, num_steps = traversal.values.shape
     unmoved = traversal.datum.expand(num_units, 1, *traversal.datum.shape)
     images = as_images(torch.cat([unmoved, traversal.means], 1).flatten(0, 1))
@@ -61,6 +62,7 @@ def plot_manifold(manifold: Manifold, ax: Axes | None = None) -> Axes:
 
         pv.plots.plot_manifold(pv.manifold(vae.model, vae.guide, x[:1]))
     """
+    check_record(manifold, Manifold, made_by="what pv.manifold returned")
     first, second = ([f"{value:.2g}" for value in values] for values in manifold.values.tolist())
     images = as_images(manifold.means.transpose(0, 1).flip(0).flatten(0, 1))
     ax = axes_or_new(ax)

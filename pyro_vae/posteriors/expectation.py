@@ -14,10 +14,12 @@ from ..records import (
     LEVEL,
     Estimate,
     Result,
+    check_records,
     check_same,
     concatenated,
     mean_cost,
     normal_quantile,
+    places,
     student_quantile,
     to_plain,
 )
@@ -73,6 +75,7 @@ class Expectation(Result):
     @classmethod
     def cat(cls, records: Sequence["Expectation"]) -> "Expectation":
         """Join the results of several batches in their order; they must come from the same estimator."""
+        check_records(cls, records)
         check_same(records, ("is_probability", "num_particles"))
         return cls(
             **concatenated(records, PER_DATUM),
@@ -85,6 +88,7 @@ class Expectation(Result):
 
     def select(self, kept: Tensor) -> "Expectation":
         """The record of some of the data: those where `kept`, (B,) bool, is true, or those with these indices."""
+        kept = places(kept, len(self))
         some: dict[str, Any] = {n: getattr(self, n)[kept] for n in PER_DATUM}
         checks = {name: flags[kept] for name, flags in self.checks.items()}
         return replace(self, **some, checks=checks, evidence=self.evidence.select(kept))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import EnumerationError, quoted
 from ..evidence import OfPair
 from ..kernel import INFER, Call
-from ..options import whole_number
+from ..options import amount, flag
 from ..records import warn_about
 from ..simulate import known_means
 from .posterior_sample import PosteriorSample
@@ -70,8 +70,9 @@ def posterior(
         predictive = pyro.infer.Predictive(model, posterior_samples=sample.latents)
         predictive(x)["obs"]        # downstream sites, at the same draws
     """
-    num_samples = whole_number("num_samples", num_samples)
-    num_particles = whole_number("num_particles", num_particles)
+    num_samples = amount("num_samples", num_samples)
+    num_particles = amount("num_particles", num_particles)
+    means = flag("means", means)
     options: Any = {"seed": seed, "datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     pair = OfPair(model, guide, **options)
     with pair._pair.open(args, kwargs, pair.seed) as call:

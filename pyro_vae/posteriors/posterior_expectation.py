@@ -11,7 +11,7 @@ from ..evidence import Estimator
 from ..kernel import Call
 from ..noise import NOISE_BLOCK, Noise
 from ..ops import pareto_k_threshold
-from ..options import whole_number
+from ..options import amount
 from ..records import FEW
 from .expectation import JUDGED, Expectation
 from .function import Function, check_results, drawn_values
@@ -78,7 +78,7 @@ class PosteriorExpectation(Estimator):
     def check_options(self) -> None:
         if not callable(self.f):
             raise OptionError(f"f must be a function of the latents, such as lambda z: z['z'], got {type(self.f).__name__}")
-        self.num_particles = whole_number("num_particles", self.num_particles)
+        self.num_particles = amount("num_particles", self.num_particles)
 
     def estimate(self, call: Call) -> Expectation:
         function = Function(call, self.f)

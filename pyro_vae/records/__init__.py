@@ -14,8 +14,18 @@ from .doubts import (
     without_doubt,
 )
 from .estimate import LEVEL, Estimate, difference, normal_quantile, student_quantile, student_tail
-from .files import write_whole
-from .joining import check_same, concatenated, mean_cost, to_plain, warn_about, with_loader_index, without_warnings
+from .files import text_file, write_whole
+from .joining import (
+    check_records,
+    check_same,
+    concatenated,
+    mean_cost,
+    places,
+    to_plain,
+    warn_about,
+    with_loader_index,
+    without_warnings,
+)
 from .result import Result
 from .storing import from_arrays, load_value, save_value, to_arrays
 
@@ -31,6 +41,7 @@ __all__ = [
     "TO_TOLERANCE",
     "Result",
     "are_many",
+    "check_records",
     "check_same",
     "concatenated",
     "counted",
@@ -39,10 +50,12 @@ __all__ = [
     "load_value",
     "mean_cost",
     "normal_quantile",
+    "places",
     "remedy_for",
     "save_value",
     "student_quantile",
     "student_tail",
+    "text_file",
     "to_arrays",
     "to_plain",
     "warn_about",

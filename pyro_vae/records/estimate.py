@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError, OptionError, described
+from ..options import flag, real_number, whole_number
 from .result import Result
 
 LEVEL = 0.95
+MOST_DIGITS = 17  # of a number in double precision
 MANY = 100_000  # degrees of freedom, from which on Student's t is normal to five digits
 
 
@@ -33,6 +36,12 @@ class Estimate(Result):
     @classmethod
     def over_data(cls, values: Tensor, std_errors: Tensor, *, doubt: str = "", unit: str = "nats") -> "Estimate":
         """From values and Monte Carlo errors per datum, shape (B,), independent between data."""
+        for name, value in (("values", values), ("std_errors", std_errors)):
+            if not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point() or not len(value):
+                raise ArgumentError(f"expected {name} as floating-point numbers (B,), got {described(value)}: one per datum")
+        if len(values) != len(std_errors):
+            raise ArgumentError(f"expected as many errors as values, got {len(std_errors)} for {len(values)}: one per datum")
+        check_unit(unit)
         num_data = values.shape[0]
         sampling = values.std() / math.sqrt(num_data) if num_data > 1 else torch.full_like(values[0], math.nan)
         return cls(values.mean(), std_errors.square().sum().sqrt() / num_data, sampling, doubt=doubt, unit=unit)
@@ -44,6 +53,8 @@ class Estimate(Result):
 
     def with_error(self, digits: int = 3, *, sampling: bool = False, unit: str = "") -> str:
         """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003 nats"; in doubt, no error."""
+        check_unit(unit)
+        digits, sampling = whole_number("digits", digits, lowest=0, highest=MOST_DIGITS), flag("sampling", sampling)
         if self.doubt:
             return f"{float(self.value):.{digits}f}{unit} (error not to be trusted)"
         error = self.sampling_error if sampling else self.std_error
@@ -59,6 +70,11 @@ class Estimate(Result):
         return f"{value} (Monte Carlo error {float(self.std_error):.3f}, sampling error {float(self.sampling_error):.3f})"
 
 
+def check_unit(unit: str) -> None:
+    if not isinstance(unit, str):
+        raise OptionError(f"unit must be words such as 'nats', or empty, got {described(unit)}")
+
+
 def difference(one: Estimate, other: Estimate) -> Estimate:
     """The difference of means over two independent sets of data; their errors add in squares."""
     errors = zip((one.std_error, one.sampling_error), (other.std_error, other.sampling_error), strict=True)
@@ -67,12 +83,17 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
 
 
 def normal_quantile(level: float) -> float:
-    """Two-sided: 1.96 for 0.95."""
+    """Two-sided: 1.96 for 0.95.
+
+    :raises OptionError: for a level outside (0, 1), whose quantile would be infinite or NaN.
+    """
+    level = real_number("level", level, highest=1.0, ends="()")
     return math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
 
 
 def student_quantile(level: float, df: int) -> float:
     """Two-sided quantile of Student's t, by Hill (1970, Algorithm 396); exact for one and two degrees of freedom."""
+    level = real_number("level", level, highest=1.0, ends="()")
     tail = 1 - level
     if df == 1:
         return 1 / math.tan(tail * math.pi / 2)

@@ -7,11 +7,11 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy
 import torch
@@ -28,6 +28,29 @@ HEADER, ARRAY = "header.json", ".npy"
 WIDTHS = {1: torch.uint8, 2: torch.int16}
 
 
+def check_path(path: Any) -> None:
+    """A number would be the handle of a file that is open already, such as that of what is printed."""
+    if not isinstance(path, (str, PathLike)):
+        raise RecordFileError(f"expected the path of a file, got {path!r:.60}: pass a string or a pathlib.Path")
+
+
+@contextmanager
+def text_file(path: str | PathLike[str]) -> Iterator[TextIO]:
+    """A file to write text into, line ends as they are.
+
+    :raises RecordFileError: if it cannot be opened or written.
+    """
+    check_path(path)
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise RecordFileError(
+            f"cannot write '{path}': {error.strerror or error}. Pass a path in a folder that exists, may be written and has "
+            "room"
+        ) from error
+
+
 def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], None]) -> None:
     """Write a file that is either whole or, after any failure, what it was before.
 
@@ -36,6 +59,7 @@ def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], None]) ->
 
     :raises RecordFileError: if the file cannot be written, as on a full disk or in a folder that is read-only.
     """
+    check_path(path)
     if "\0" in os.fsdecode(path):
         raise RecordFileError(f"cannot write {path!r}: a path cannot hold a null character. Pass one without")
     try:
@@ -94,6 +118,7 @@ def read_arrays(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
 
     :raises RecordFileError: if the file cannot be opened, was not written by `write_arrays`, or one bit of it has changed.
     """
+    check_path(path)
     try:
         with open(path, "rb") as file:  # checked and read through one handle: a file put in its place cannot slip in
             check_whole(path, file)

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError, described
 from .doubts import CATEGORIES
 
 
@@ -54,9 +56,40 @@ def plain_value(value: Any) -> Any:
     return to_plain(value) if is_dataclass(value) else value
 
 
-def check_same(records: Sequence[Any], names: Sequence[str]) -> None:
+def check_records(kind: type, records: Any) -> None:
+    """Refuse what is no list of records of one class."""
+    listed = isinstance(records, Sequence) and not isinstance(records, str)
+    strange = [type(record).__name__ for record in records if not isinstance(record, kind)] if listed else []
+    if not listed or strange:
+        got = f"one that holds a {strange[0]}" if strange else f"a {type(records).__name__}"
+        raise ArgumentError(
+            f"{kind.__name__}.cat joins a list of {kind.__name__}, got {got}: pass what one estimator returned for several "
+            "batches"
+        )
     if not records:
         raise ValueError("cat needs at least one record, got none: did the loader yield any batch?")
+
+
+def places(kept: Any, num_data: int) -> Tensor:
+    """Which data of a record are meant: a mask (B,) or indices, of torch, NumPy or a list.
+
+    A number, or None, would index too, and leave a record whose fields have other shapes.
+    """
+    if isinstance(kept, (list, tuple, numpy.ndarray)) and all(isinstance(one, (int, numpy.generic)) for one in kept):
+        kept = torch.as_tensor(kept) if len(kept) else torch.zeros(0, dtype=torch.long)
+    if isinstance(kept, Tensor) and kept.ndim == 1 and not kept.is_meta:
+        if kept.dtype == torch.bool and len(kept) == num_data:
+            return kept
+        whole = kept.dtype != torch.bool and not kept.is_floating_point() and not kept.is_complex()
+        if whole and bool(((kept >= -num_data) & (kept < num_data)).all()):
+            return kept.long()
+    raise ArgumentError(
+        f"expected a mask of {num_data} data, or a vector of indices from 0 to {num_data - 1}, got {described(kept)}: pass "
+        "record.reliable, or torch.tensor([0, 2])"
+    )
+
+
+def check_same(records: Sequence[Any], names: Sequence[str]) -> None:
     for name in names:
         values = {getattr(record, name) for record in records}
         if len(values) > 1:

@@ -21,7 +21,7 @@ from ..gaps import Gaps, InferenceGaps
 from ..isolation import eval_mode
 from ..kernel import INFER, Pair
 from ..noise import checked_seed, kept_random_state
-from ..options import seed_or_none, whole_number
+from ..options import amount, flag, seed_or_none, whole_number
 from ..records import warn_about, without_warnings
 from ..training import EarlyStopping, KeptState
 from .frozen_model import FrozenModel, check_trainable
@@ -120,8 +120,10 @@ def refit_guide(
     """
     check_loaders(loader=loader, test=test, **({} if held_out is None else {"held_out": held_out}))
     check_optim(optim)
+    flag("progress", progress)
     num_epochs, num_data = whole_number("num_epochs", num_epochs), whole_number("num_data", num_data)
-    simulated, seed = whole_number("simulated", simulated, lowest=0), seed_or_none(seed)
+    simulated, seed = amount("simulated", simulated, lowest=0), seed_or_none(seed)
+    every, patience = whole_number("every", every), whole_number("patience", patience)
     shared: Any = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     trained = guide if other is None else other
     options: Any = {"num_particles": num_particles, "evidence": evidence, **shared}

@@ -19,8 +19,8 @@ from ..evidence import AdaptiveImportanceSampling, Evidence, SelfCheck
 from ..gaps import InferenceGaps
 from ..kernel import INFER, Pair
 from ..latent import ActiveUnits, ELBOSurgery
-from ..noise import kept_random_state
-from ..options import seed_or_none, whole_number
+from ..noise import kept_random_state, seed_torch
+from ..options import flag, seed_or_none, whole_number
 from ..records import without_warnings
 from ..samples import SampleCheck
 from ..simulate import reconstruct, simulated_data
@@ -120,6 +120,7 @@ def diagnose(
     """
     start = time.perf_counter()
     check_loaders(train=train, test=test)
+    flag("progress", progress)
     num_data, seed = whole_number("num_data", num_data), seed_or_none(seed)
     shared: dict[str, Any] = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     asked: dict[str, Any] = {"num_data": num_data, "num_particles": num_particles, "image_shape": image_shape, **shared}
@@ -140,7 +141,7 @@ def diagnose(
             on_error=on_error,
         )
         with without_warnings(SurgeryWarning), kept_random_state():  # the findings state the doubts
-            torch.manual_seed(seed)  # a loader that shuffles draws from it
+            seed_torch(seed)  # a loader that shuffles draws from it
             measured = run.measure(train, test, num_data, progress)
     return Diagnosis(
         **measured,

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ..gaps import GAPS
-from ..records import Estimate, Result
+from ..records import Estimate, Result, text_file
 from .culprits import advice_of, culprit_of, headline_of
 from .figure import draw
 from .findings import Finding, findings_of
@@ -90,7 +90,7 @@ class Diagnosis(Result, Measured):
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write one page that needs no other file and no network: verdict, numbers, pictures, provenance."""
-        with open(path, "w", encoding="utf-8") as file:
+        with text_file(path) as file:
             file.write(render(self, self.numbers))
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,13 +110,13 @@ class Diagnosis(Result, Measured):
 
     def to_json(self, path: str | PathLike[str]) -> None:
         """Write `to_dict()`; NaN becomes null, and an infinity the string "inf" or "-inf", as JSON has neither."""
-        with open(path, "w", encoding="utf-8") as file:
+        with text_file(path) as file:
             json.dump(proper(self.to_dict()), file, indent=1, allow_nan=False)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write `numbers`, one row each; seed, versions and settings are columns at the end of each row."""
         provenance = {**self.settings, **self.versions}
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with text_file(path) as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Number)] + list(provenance))
             writer.writeheader()
             writer.writerows({**asdict(row), **provenance} for row in self.numbers)

@@ -14,7 +14,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element
-from ..errors import EmptyBatchError, OptionError
+from ..errors import EmptyBatchError, OptionError, described
 from ..isolation import eval_mode
 from ..noise import kept_random_state
 from ..options import whole_number
@@ -63,6 +63,8 @@ class AggressiveTraining:
         max_inner_steps: int = 200,
         window: int = 50,
     ) -> None:
+        if not isinstance(svi, SVI):
+            raise OptionError(f"expected an SVI of pyro.infer, got {described(svi)}: pass SVI(model, guide, optim, loss)")
         check_loader(batches)
         if iter(batches) is batches:
             raise OptionError("batches must be gone through again and again: pass a DataLoader or a list, not an iterator")

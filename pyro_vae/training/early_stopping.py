@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..arguments import tensors_in
 from ..batches import ToArguments, check_loader, first_element
-from ..errors import ArgumentError, OptionError, ScheduleWarning
-from ..evaluation import of_rank_0, over_batches
+from ..errors import ArgumentError, OptionError, PrecisionWarning, ScheduleWarning, UnreliableEvidenceWarning, listed
+from ..evaluation import of_rank_0, over_batches, rank_and_size
 from ..isolation import eval_mode
-from ..kernel import INFER, Call, Pair, narrow_record
-from ..noise import Noise, kept_random_state
-from ..options import is_real, real_number, whole_number
+from ..kernel import INFER, Call, Pair, is_moved, narrow_record
+from ..noise import Noise, kept_random_state, seed_torch
+from ..options import amount, is_real, real_number, whole_number
 from ..records import LEVEL, normal_quantile
 from .held_out_history import HeldOutHistory
 from .kept_state import KeptState
@@ -40,6 +40,10 @@ class EarlyStopping:
     A look improves if ``gain > 1.96 error`` (its 95% interval lies above zero); it is the reference from then on. So a rise
     too slow to be seen from one look to the next is still seen once it has added up. After `patience` looks in a row without
     improvement the answer is True. The state with the highest held-out ELBO is kept; `restore_best` writes it back.
+
+    An ELBO of minus infinity, where draws of the guide have no density under the model, is below all others: a look with
+    fewer such data improves, one with more does not, and data that have it at both looks are left out of the gain. A warning
+    says which data they are.
 
     Nothing counts before beta has reached its end: neither patience nor the best state. In a warm-up the weight of the KL
     rises, and the bound falls for that reason alone.
@@ -113,7 +117,7 @@ class EarlyStopping:
         if isinstance(held_out, Iterator):  # not by iter(): that of a DataLoader draws from the caller's random state
             raise ArgumentError("held_out is gone through at every look: pass a DataLoader or a list, not an iterator")
         self.every, self.patience = whole_number("every", every), whole_number("patience", patience)
-        self.num_particles = whole_number("num_particles", num_particles, lowest=2)
+        self.num_particles = amount("num_particles", num_particles, lowest=2)
         self.seed = whole_number("seed", seed, lowest=0, why="training goes on from the global one")
         self.stopped_at: int | None = None
         self.num_without = 0
@@ -123,6 +127,7 @@ class EarlyStopping:
         self._model, self._guide = model, guide
         Pair(model, guide, **self._options)  # refuses what is not callable
         self._best = KeptState(model, guide)
+        self._warned, self._num_coarse = False, 0
         self._best_mean = -math.inf
         self._reference: Tensor | None = None
         self._fingerprint: list[float] | None = None
@@ -167,7 +172,7 @@ class EarlyStopping:
         fields: dict[str, Any] = dict(zip(ROW, columns, strict=True))
         for name, dtype in (("step", torch.long), ("improved", torch.bool), ("at_rest", torch.bool)):
             fields[name] = fields[name].to(dtype)
-        return HeldOutHistory(**fields, num_data=self._num_data)
+        return HeldOutHistory(**fields, num_data=self._num_data, num_coarse=self._num_coarse)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it has seen and kept, of numbers and tensors, for a checkpoint; not the parameters as they are now."""
@@ -202,22 +207,46 @@ class EarlyStopping:
         rested = bool(self._rows) and bool(self._rows[-1][ROW.index("at_rest")])  # then it stays at rest
         at_rest = rested or not still_moves(self._beta, step)
         mean, error = mean_and_error(terms)
+        self._warn_of(step, terms == -math.inf)
         gain, gain_error, improved = math.nan, math.nan, False
         if at_rest:
             if self._reference is None:
                 improved = True
             else:
-                gain, gain_error = mean_and_error(terms - self._reference.to(terms))
+                gain, gain_error = rise(self._reference.to(terms), terms)
                 improved = gain > max(normal_quantile(LEVEL) * gain_error, 0.0)
             self.num_without = 0 if improved else self.num_without + 1
             if improved:
                 self._reference = terms
-            if mean > self._best_mean:
+            if mean > self._best_mean or improved and not math.isfinite(self._best_mean):
                 self._best_mean = mean
                 self._best.keep()
             if self.num_without >= self.patience and self.stopped_at is None:
                 self.stopped_at = step
         self._rows.append((step, mean, error, gain, gain_error, improved, at_rest, self._beta(step)))
+
+    def _warn_of(self, step: int, lost: Tensor) -> None:
+        """Say once that data have no finite ELBO, so that the mean has none."""
+        if bool(lost.any()) and not self._warned and rank_and_size()[0] == 0:
+            self._warned = True
+            warnings.warn(
+                f"the held-out ELBO of data {listed(lost)} is minus infinity at update {step}: draws of the guide have no "
+                "density under the model, or one beyond the floats. Looks are compared by how many such data there are, and "
+                "by the others. Leave these data out, or widen the likelihood",
+                UnreliableEvidenceWarning,
+                stacklevel=4,
+            )
+
+    def _warn_of_coarse(self, number: int) -> None:
+        if number and not self._num_coarse and rank_and_size()[0] == 0:
+            warnings.warn(
+                f"for {number} of {self._num_data} held-out data floats no longer tell draws of the guide from one another, "
+                "or from an end of their support, or float64 moves the ELBO by more than a tenth of its error: it is likely "
+                "off by more than that. Convert model, guide and data to float64 (.double())",
+                PrecisionWarning,
+                stacklevel=5,
+            )
+        self._num_coarse = max(self._num_coarse, number)
 
     @torch.no_grad()
     def _look(self, beta: float) -> Tensor:
@@ -225,17 +254,18 @@ class EarlyStopping:
         # A new pair each time: parameters have moved, and what the last look found out holds no longer.
         pair = Pair(self._model, self._guide, **self._options)
 
-        def run(*args: Any, **kwargs: Any) -> tuple[float, Tensor]:
+        def run(*args: Any, **kwargs: Any) -> tuple[float, Tensor, int]:
             with pair.open(args, kwargs, self.seed) as call:
-                elbo = weighted_elbo(call, self.num_particles, beta)
-            return sum(float(t.detach().to_dense().double().nansum()) for t in tensors_in([args, kwargs])), elbo
+                elbo, coarse = weighted_elbo(call, self.num_particles, beta)
+            total = sum(float(t.detach().to_dense().double().nansum()) for t in tensors_in([args, kwargs]))
+            return total, elbo, coarse
 
         with kept_random_state(), eval_mode(self._model, self._guide), self._best.finding():
-            torch.manual_seed(self.seed)  # a loader that shuffles draws from it
+            seed_torch(self.seed)  # a loader that shuffles draws from it
             # Every rank of a process group has to find and keep the state, so that each runs all batches.
             of = self._model, self._guide
             found = over_batches(run, self._held_out, self._args, of=of, seed=self.seed, everywhere=True)
-            sums, parts = map(list, zip(*found, strict=True))
+            sums, parts, coarse = map(list, zip(*found, strict=True))
         terms = of_rank_0("a look at the held-out data", torch.cat(parts, 1))  # so that all stop at the same update
         if self._fingerprint is None:
             self._fingerprint = sums
@@ -245,6 +275,7 @@ class EarlyStopping:
                 "pass a DataLoader with shuffle=False, or a list of batches, and no random augmentation"
             )
         self._num_data = terms.shape[1]
+        self._warn_of_coarse(sum(coarse))
         return (terms.mean(0) if self._num_data > 1 else terms[:, 0]).to(torch.float64)
 
     def _state(self) -> str:
@@ -257,8 +288,11 @@ class EarlyStopping:
         return f"EarlyStopping, {self._state()}\n{self.history()}"
 
 
-def weighted_elbo(call: Call, num_particles: int, beta: float) -> Tensor:
-    """Terms (K, B) of E_q[log p(x given z)] - beta KL(q to p(z)); what is enumerated is summed out."""
+def weighted_elbo(call: Call, num_particles: int, beta: float) -> tuple[Tensor, int]:
+    """Terms (K, B) of E_q[log p(x given z)] - beta KL(q to p(z)); what is enumerated is summed out.
+
+    And for how many data floats are too coarse.
+    """
     call.set_noise(Noise.GUIDE, 0)
     guide = call.draw(num_particles)
     terms = []
@@ -271,11 +305,22 @@ def weighted_elbo(call: Call, num_particles: int, beta: float) -> Tensor:
             terms[-1] = log_likelihood + beta * (weights.elbo - log_likelihood)
     joined = torch.cat(terms)
     call.check_finite(joined)
-    return joined
+    error = joined.std(0) / math.sqrt(num_particles)
+    coarse = call.coarse(guide, num_particles).any(0) | is_moved(call, joined.mean(0), error)
+    return joined, int(coarse.sum())
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def rise(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """By how much ELBOs (N,) have risen in the mean, and its error. Minus infinity is below all that is finite."""
+    lost, known = int((~after.isfinite()).sum()), before.isfinite() & after.isfinite()
+    fewer = int((~before.isfinite()).sum()) - lost
+    if fewer or not bool(known.any()):
+        return (math.copysign(math.inf, fewer), 0.0) if fewer else (math.nan, math.nan)
+    return mean_and_error((after - before)[known])
 
 
 def checked_beta(beta: Any) -> Callable[[int], float]:

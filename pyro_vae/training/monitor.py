@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import DatumPlateError, OptionError, ScheduleWarning
-from ..options import whole_number
+from ..errors import DatumPlateError, OptionError, ScheduleWarning, described
+from ..options import flag, whole_number
 from .schedules import unfinished
 from .training_history import TrainingHistory
 
@@ -68,7 +68,7 @@ class Monitor:
     def __init__(self, objective: Any, *, num_updates: int | None = None, progress: bool = True) -> None:
         self.objective = objective
         self.num_updates = None if num_updates is None else whole_number("num_updates", num_updates)
-        self.progress = progress
+        self.progress = flag("progress", progress)
         self._per_datum: bool | None = None  # not known before the first step
         self._pending: list[_Row] = []
         self._columns: dict[Key, array[float]] = {}
@@ -127,6 +127,7 @@ class Monitor:
             is not the one that is trained.
         """
         self._check_objective()
+        check_batches(batches)
         bodies, first = 0, self._num_steps
         with self._new_bar(batches) as bar:
             for batch in batches:
@@ -240,6 +241,12 @@ class Monitor:
             self._line = _line(self._columns) if self._num_steps else ""
             self._due = time.monotonic() + REFRESH_SECONDS
             bar.set_postfix_str(self._line)
+
+
+def check_batches(batches: Any) -> None:
+    walkable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+    if not walkable or isinstance(batches, (str, type)) or isinstance(batches, Tensor) and not batches.ndim:
+        raise OptionError(f"watch goes through batches, got {described(batches)}: pass a DataLoader, or a list of batches")
 
 
 def _line(columns: Mapping[Key, array[float]]) -> str:

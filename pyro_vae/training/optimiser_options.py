@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import OptionError
-from ..options import is_real
+from ..options import is_real, plain_float
 
 Options = dict[str, Any]
 HOW = ("fused", "foreach")  # options that choose an implementation and change no number
@@ -72,7 +72,7 @@ def checked_clips(clips: Any) -> Options:
     if not isinstance(clips, dict) or not clips.keys() <= {"clip_norm", "clip_value"}:
         raise OptionError(f"clip_args must be a dict with 'clip_norm', 'clip_value' or both, got {clips!r}")
     for name, value in clips.items():
-        if value is not None and not (is_real(value) and float(value) >= 0):
+        if value is not None and not (is_real(value) and plain_float(value) >= 0):
             raise OptionError(f"{name} must be a number >= 0 or None, got {value!r}")
     return clips
 
@@ -84,11 +84,11 @@ def clip_gradients(params: list[Tensor], clip_norm: float | None = None, clip_va
         factors = torch._foreach_norm(grads)
         torch._foreach_add_(factors, 1e-6)  # torch's own guard against a norm of zero
         torch._foreach_reciprocal_(factors)
-        torch._foreach_mul_(factors, float(clip_norm))
+        torch._foreach_mul_(factors, plain_float(clip_norm))
         torch._foreach_clamp_max_(factors, 1.0)
         torch._foreach_mul_(grads, factors)
     if clip_value is not None:
-        torch.nn.utils.clip_grad_value_(params, float(clip_value))
+        torch.nn.utils.clip_grad_value_(params, plain_float(clip_value))
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def refused(constructor: Any, label: str) -> Iterator[None]:
         yield
     except OptionError:
         raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         made = getattr(constructor, "func", constructor)  # of a scheduler with its options
         raise OptionError(
             f"cannot make {getattr(made, '__name__', made)} for {label}: {error}. Pass a class of torch.optim, not its "

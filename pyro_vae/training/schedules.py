@@ -18,7 +18,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from ..errors import OptionError, ScheduleWarning
-from ..options import real_number, whole_number
+from ..options import is_real, plain_float, real_number, whole_number
 
 __all__ = ["CosineAnnealing", "CyclicalAnnealing", "LinearAnnealing", "SigmoidAnnealing", "warn_if_unfinished"]
 
@@ -292,6 +292,6 @@ def _keep(schedule: Any, **values: float) -> None:
         object.__setattr__(schedule, name, value)
 
 
-def _check_step(step: int) -> None:
-    if not step >= 0:
+def _check_step(step: Any) -> None:
+    if not (is_real(step) and plain_float(step) >= 0):
         raise OptionError(f"a schedule is asked for steps >= 0, the number of the update counted from 0; got {step!r}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Result, to_plain
+from ..records import Result, text_file, to_plain
 
 WINDOW = 100  # steps of the mean at the end
 
@@ -66,7 +66,7 @@ class TrainingHistory(Result):
         in nats per datum. Totals are told apart by their names: `loss_total`, `kl_total[site]` and so on.
         """
         columns = self._columns()
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with text_file(path) as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))

@@ -4,6 +4,8 @@ import logging
 import sys
 
 from .entrances import ENTRANCES
+from .options import option_outcomes
+from .others import OTHERS, other_outcomes
 from .page import PAGE, page_of
 from .table import outcomes
 
@@ -11,11 +13,13 @@ from .table import outcomes
 def main() -> int:
     logging.disable(logging.WARNING)  # of Pyro, about guessed plates
     found = [pair for entrance in ENTRANCES for pair in outcomes(entrance)]
-    faults = [(cell, outcome) for cell, outcome in found if outcome.is_fault]
+    options = [pair for entrance in ENTRANCES for pair in option_outcomes(entrance)]
+    others = [pair for other in OTHERS for pair in other_outcomes(other)]
+    faults = [(cell, outcome) for cell, outcome in (*found, *options, *others) if outcome.is_fault]
     for cell, outcome in faults:
-        print(f"{cell.entrance.name}, {cell.place}, {cell.bad.row}: {outcome.cell}")
+        print(f"{cell}: {outcome.cell}")
     if not faults:
-        PAGE.write_text(page_of(found))
+        PAGE.write_text(page_of(found, options, others))
     return 1 if faults else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,7 @@ class Entrance:
 
 
 FEW: dict[str, Any] = {"num_particles": 4, "seed": 0}
+OF_CALL = ("args", "progress", "checkpoint", "on_error", "factors", "labels")  # options of a call, not of what is called
 CHAINS: dict[str, Any] = {"num_steps": 3, "num_chains": 2, "seed": 0, "start": "prior", "progress": False}
 
 
@@ -98,7 +99,17 @@ def built(make: Callable[..., Any], **fixed: Any) -> Call:
 
 
 def built_over_loader(make: Callable[..., Any], **fixed: Any) -> Call:
-    return lambda model, guide, loader, **options: make(model, guide, **{**fixed, **options})(loader, progress=False)
+    """The same over a loader; what the call itself has options for goes there."""
+
+    def call(model, guide, loader, **options):
+        of_call = {"progress": False, **taken_out(options, OF_CALL)}
+        return make(model, guide, **{**fixed, **options})(loader, **of_call)
+
+    return call
+
+
+def taken_out(options: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: options.pop(name) for name in list(options) if name in names}
 
 
 def two_way(model, guide, x, **options):
@@ -131,12 +142,7 @@ def factors_of(batch):
 
 
 def informed(model, guide, loader, **options):
-    return pv.MutualInformationGap(model, guide, **{**FEW, **options})(loader, progress=False, factors=factors_of)
-
-
-def curve(model, guide, loader, **options):
-    options = {"num_steps": 3, "num_chains": 2, "betas": [1.0], "seed": 0, **options}
-    return pv.RateDistortion(model, guide, **options)(loader, progress=False)
+    return built_over_loader(pv.MutualInformationGap, **FEW)(model, guide, loader, **{"factors": factors_of, **options})
 
 
 def stopped(model, guide, loader, **options):
@@ -146,7 +152,8 @@ def stopped(model, guide, loader, **options):
 
 
 def samples(model, guide, loader, **options):
-    return pv.SampleCheck(model, guide, seed=0, **options)(loader, train=loader, progress=False)
+    of_call = {"train": loader, "progress": False, **taken_out(options, (*OF_CALL, "evidence"))}
+    return pv.SampleCheck(model, guide, **{"seed": 0, **options})(loader, **of_call)
 
 
 def refitted(model, guide, loader, **options):
@@ -249,7 +256,7 @@ ENTRANCES = [
     Entrance(
         "RateDistortion",
         "latents, samples",
-        curve,
+        built_over_loader(pv.RateDistortion, num_steps=3, num_chains=2, betas=[1.0], seed=0),
         True,
     ),
     Entrance("SampleCheck", "latents, samples", samples, True),

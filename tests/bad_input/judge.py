@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import linecache
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -37,11 +38,14 @@ class Outcome:
 
 
 def raised_by_us(error: BaseException) -> bool:
-    """Whether the raise statement stands in the package."""
+    """Whether a raise statement of the package raised it: code in C leaves no frame of its own behind."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and OURS in Path(trace.tb_frame.f_code.co_filename).parents
+    if trace is None:
+        return False
+    path = trace.tb_frame.f_code.co_filename
+    return OURS in Path(path).parents and linecache.getline(path, trace.tb_lineno).strip().startswith("raise")
 
 
 def state_of(programs: list[nn.Module]) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def judged(
         text = f"{type(error).__name__}: {error}"
         if own is not None and type(error) is own:
             outcome = Outcome("the program's own error", text)
-        elif type(error) in (TypeError, ValueError) and raised_by_us(error):
+        elif type(error) in (TypeError, ValueError, KeyError) and raised_by_us(error):
             outcome = Outcome(type(error).__name__, str(error))
         else:
             outcome = Outcome(f"FAULT: bare {text}", text)
@@ -93,7 +97,7 @@ def numbers_in(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(result, Tensor):
         yield path, result.detach()
     elif isinstance(result, (int, float)) and not isinstance(result, bool):
-        yield path, torch.as_tensor(result)
+        yield path, torch.tensor(result if abs(result) < 2**63 else float(result))
     elif isinstance(result, Mapping):
         for key, value in result.items():
             yield from numbers_in(value, f"{path}.{key}")
@@ -125,7 +129,9 @@ MAIN = {"log_evidence", "elbo", "value", "kl", "marginal_kl", "rate", "distortio
 
 
 def in_doubt(record: Any) -> bool:
-    """Whether a record, or one within it, says of every datum that its number is in doubt."""
+    """Whether a record, or one within it, says of every datum, or of the whole, that its number is in doubt."""
+    if isinstance(record, pyro_vae.Calibration):
+        return bool(record.doubts)
     reliable = getattr(record, "reliable", None)
     if isinstance(reliable, Tensor):
         return not bool(reliable.any())

@@ -7,7 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .judge import Outcome
+from .options import LEFT_OUT as NOT_TRIED
+from .options import OptionCell
+from .others import OtherCell
 from .table import PLACES, Cell
+from .values import OF_OPTIONS as OPTION_ROWS
+from .values import VALUES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "bad_input.md"
 OF_TORCH = re.compile(r"(\): \w+Error:) .*?(?=\. Argument |\. Its parameters |\. Data and |$)")
@@ -22,12 +27,23 @@ cases in `tests/bad_input`, and a test compares it with what the library does. A
 - **its own**: the error that the user's model, guide or loader raised itself, unchanged;
 - **right**: the numbers of the same data in good form, or finite numbers;
 - **in doubt**: numbers whose record says that they are not to be trusted;
-- **shown**: a loss or an ELBO that is not finite, and is given as such;
+- **shown**: a loss that is not finite, and is given as such;
 - empty: does not apply.
 
 No call here changes parameters, buffers, modes, settings or, with a seed, the random state; steps of training change what
 they train.
 """
+
+OF_OPTIONS = f"""Every option of everything above, with {len(OPTION_ROWS)} values, one at a time:
+{", ".join(OPTION_ROWS)}.
+
+An option of several estimators is one row: what one of them takes, such as 0.5 for a tolerance, another may refuse.
+Left out: {"; ".join(f"`{option}` {row}, which {why}" for (option, row), why in NOT_TRIED.items())}."""
+
+OF_OTHERS = f"""What takes no pair, or an argument beside it, with {len(VALUES)} values, one at a time:
+{", ".join(VALUES)}.
+
+`TypeError`, `ValueError` and `KeyError` are raised by the package, with a message of its own."""
 
 WORDS = {
     "the program's own error": "its own",
@@ -52,12 +68,12 @@ def in_words(cells: Iterable[str]) -> str:
     return ", ".join(f"`{word}`" if word.endswith("Error") else word for word in dict.fromkeys(words))
 
 
-def messages(found: Sequence[tuple[Cell, Outcome]]) -> list[str]:
-    """One message of each error and place, the first that came."""
+def messages(found: Iterable[tuple[str, str, Outcome]]) -> list[str]:
+    """One message of each error and place, the first that came, from (place, what was put there, what became of it)."""
     first: dict[tuple[str, str], tuple[str, str]] = {}
-    for cell, outcome in found:
+    for place, row, outcome in found:
         if outcome.cell.endswith("Error"):
-            first.setdefault((outcome.cell, cell.place), (cell.bad.row, outcome.message))
+            first.setdefault((outcome.cell, place), (row, outcome.message))
     lines = ["| error | after | message |", "|---|---|---|"]
     for (name, _), (row, message) in sorted(first.items()):
         text = re.sub(r"\s+", " ", message).replace("|", "\\|").replace("<", "&lt;")
@@ -67,9 +83,45 @@ def messages(found: Sequence[tuple[Cell, Outcome]]) -> list[str]:
     return lines
 
 
-def page_of(found: Sequence[tuple[Cell, Outcome]]) -> str:
+def sorted_by_name(rows: list[tuple[tuple[str, ...], str, Outcome]]) -> list[tuple[tuple[str, ...], str, Outcome]]:
+    return sorted(rows, key=lambda row: row[0])
+
+
+def one_by_one(rows: Iterable[tuple[tuple[str, ...], str, Outcome]], *names: str) -> list[str]:
+    """A table with what refuses one argument or option, and which values are right in its place.
+
+    :param rows: the argument, by the columns `names`; the value; what became of it.
+    """
+    by_argument: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for argument, value, outcome in rows:
+        by_argument.setdefault(argument, []).append((value, outcome.cell))
+    lines = [f"| {' | '.join(names)} | refused by | taken |", "|---" * (len(names) + 2) + "|"]
+    for argument, cells in by_argument.items():
+        refused = in_words(cell for _, cell in cells if cell.endswith("Error"))
+        taken = ", ".join(dict.fromkeys(value for value, cell in cells if not cell.endswith("Error")))
+        names_of = " | ".join(f"`{name}`" for name in argument)
+        lines.append(f"| {names_of} | {refused} | {taken if refused else 'anything'} |")
+    return lines
+
+
+def page_of(
+    found: Sequence[tuple[Cell, Outcome]],
+    options: Sequence[tuple[OptionCell, Outcome]],
+    others: Sequence[tuple[OtherCell, Outcome]],
+) -> str:
     parts = [HEAD]
     for place in PLACES:
         parts += [f"## In the place of {place}", "", *table_of(place, found), ""]
-    parts += ["## Messages", "", "The beginning of one message of each error.", "", *messages(found)]
+    of_options = [((cell.option,), cell.row, outcome) for cell, outcome in options]
+    parts += ["## In the place of an option", "", OF_OPTIONS, "", *one_by_one(sorted_by_name(of_options), "option"), ""]
+    parts += ["## In the place of other arguments", "", OF_OTHERS, ""]
+    for group in dict.fromkeys(cell.other.group for cell, _ in others):
+        rows = [((c.other.name, c.argument), c.row, outcome) for c, outcome in others if c.other.group == group]
+        parts += [f"### {group.capitalize()}", "", *one_by_one(rows, "call", "argument"), ""]
+    everything = [
+        *((cell.place, cell.bad.row, outcome) for cell, outcome in found),
+        *(("an option", f"`{cell.option}`: {cell.row}", outcome) for cell, outcome in options),
+        *((cell.other.group, f"`{cell.other.name}`, `{cell.argument}`: {cell.row}", outcome) for cell, outcome in others),
+    ]
+    parts += ["## Messages", "", "The beginning of one message of each error.", "", *messages(everything)]
     return "\n".join(parts) + "\n"

@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 
-import pyro_vae as pv
-
 from .entrances import ENTRANCES, Classes, Entrance, data
 from .inputs import ARGUMENTS, LOADERS, PAIRS, Bad
 from .judge import Outcome, in_doubt, judged, not_finite, same_numbers
 
 PLACES = {"the argument of the model": ARGUMENTS, "the loader": LOADERS, "model and guide": PAIRS}
 IN_DOUBT = "in doubt"
-SHOWN = "not finite, and shown"  # a loss or an ELBO; where it is NaN Pyro warns too
+SHOWN = "not finite, and shown"  # a loss; where it is NaN Pyro warns too
 
 
 class Cell(NamedTuple):
     place: str
     bad: Bad
     entrance: Entrance
+
+    def __str__(self) -> str:
+        return f"{self.entrance.name}, {self.place}, {self.bad.row}"
 
 
 def applies(place: str, bad: Bad, entrance: Entrance) -> bool:
@@ -78,17 +79,23 @@ def outcome_of(cell: Cell, good: Any) -> Outcome:
         return outcome
     if not cell.entrance.reads and cell.place != "the loader":
         return outcome  # the data are a template, and the guide is not asked
-    broken = not_finite(outcome.result)
-    if isinstance(outcome.result, float) and broken:
-        shown = outcome.result == float("inf") or "NaN" in outcome.message
-        return Outcome(SHOWN if shown else f"FAULT: the loss is {outcome.result}", outcome.message)
-    if broken and isinstance(outcome.result, (pv.Calibration, pv.HeldOutHistory)):
-        return Outcome(SHOWN)  # an ELBO of minus infinity
-    if broken:
-        return Outcome(IN_DOUBT) if in_doubt(outcome.result) else Outcome(f"FAULT: without doubt not finite: {broken}")
+    outcome = checked(outcome)
+    if outcome.cell != "right answer":
+        return outcome
     if cell.bad.refused or cell.bad.same_as:
         other = same_numbers(outcome.result, good)
         return Outcome(f"FAULT: other numbers: {other}") if other else outcome
+    return outcome
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """Of a right answer, whether its numbers are finite; if not, whether it says so."""
+    broken = not_finite(outcome.result) if outcome.cell == "right answer" else []
+    if isinstance(outcome.result, float) and broken:
+        shown = outcome.result == float("inf") or "NaN" in outcome.message
+        return Outcome(SHOWN if shown else f"FAULT: the loss is {outcome.result}", outcome.message)
+    if broken:
+        return Outcome(IN_DOUBT) if in_doubt(outcome.result) else Outcome(f"FAULT: without doubt not finite: {broken}")
     return outcome
 
 

@@ -1,6 +1,7 @@
 """Programs of every kind: what counts, what is left out, what is refused, and that nothing is left behind."""
 
 import json
+import math
 import pickle
 
 import pyro
@@ -13,7 +14,14 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal
 
 import pyro_vae as pv
-from pyro_vae.errors import ArgumentError, MaskError, OptionError, StructureError, SubsamplingError
+from pyro_vae.errors import (
+    ArgumentError,
+    MaskError,
+    OptionError,
+    StructureError,
+    SubsamplingError,
+    UnreliableEvidenceWarning,
+)
 
 X = torch.zeros(300, dtype=F64)
 
@@ -531,3 +539,39 @@ def test_records_join_select_and_are_written():
 def test_many_latents_are_cut_when_printed():
     record, _ = calibrated(100, 0, latent_dim=30)
     assert "and 11 more without a fault" in str(record)
+
+
+def test_an_elbo_of_minus_infinity_is_in_doubt_also_without_a_gap():
+    """log q is not known at the latents of this guide, so there is no symmetric gap whose doubt would say it."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=F64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1e-160), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            noise = pyro.sample("noise", dist.Normal(torch.zeros(len(x), dtype=F64), 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(noise))
+
+    with pytest.warns(UnreliableEvidenceWarning, match="the ELBO is in doubt: it is infinite for 4 of 4 data, whose draws"):
+        record = pv.GuideCalibration(model, guide, num_particles=4, seed=0)(torch.zeros(4, dtype=F64))
+    assert record.at_latents is None
+    assert bool((record.elbo == -math.inf).all()) and "in doubt" in str(record)
+
+
+def test_where_floats_are_too_coarse_there_is_no_gap():
+    """Draws at 1e9 of scale one are one float32, and the symmetric gap came out as -.35 with an error of .004."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.full((len(x),), 1e9), 1.0))
+            pyro.sample("x", dist.Normal(z - 1e9, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(1e9 + 0.8 * x, 0.6))
+
+    with pytest.warns(UnreliableEvidenceWarning, match="floats no longer tell draws of the guide from one another"):
+        record = pv.GuideCalibration(model, guide, num_particles=20, seed=0)(torch.zeros(200))
+    assert record.symmetric_gap is None and "to float64" in record.unchecked["symmetric gap"]

@@ -17,7 +17,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.errors import ArgumentError, DatumPlateError, NonFiniteError, OptionError, ScheduleWarning
+from pyro_vae.errors import (
+    ArgumentError,
+    DatumPlateError,
+    NonFiniteError,
+    OptionError,
+    PrecisionWarning,
+    ScheduleWarning,
+    UnreliableEvidenceWarning,
+)
 from pyro_vae.training.schedules import still_moves
 
 # What is measured
@@ -450,3 +458,71 @@ def test_what_is_printed_and_kept():
     plt.close("all")
     with pytest.raises(ValueError, match="no look to draw"):
         pv.plots.plot_held_out(scripted([]).history())
+
+
+# ELBOs of minus infinity
+
+INF = math.inf
+ONE_LOST = torch.tensor([-INF, -2.0, -3.0], dtype=F64)
+TWO_LOST = torch.tensor([-INF, -INF, -3.0], dtype=F64)
+NONE_LOST = torch.tensor([-50.0, -2.0, -3.0], dtype=F64)
+
+
+@pytest.mark.filterwarnings("ignore:the held-out ELBO of data")
+@pytest.mark.parametrize(
+    "before, after, improves",
+    [
+        (TWO_LOST, ONE_LOST, True),
+        (ONE_LOST, NONE_LOST, True),
+        (NONE_LOST, ONE_LOST, False),
+        (ONE_LOST, TWO_LOST, False),
+        (ONE_LOST, ONE_LOST + 1.0, True),  # the others have risen by one nat each
+        (ONE_LOST, ONE_LOST - 1.0, False),
+        (TWO_LOST - INF, TWO_LOST - INF, False),  # nothing is finite at either look
+    ],
+    ids=["fewer", "none any more", "one came", "one more came", "the others rose", "the others fell", "all"],
+)
+def test_minus_infinity_is_below_every_other_elbo(before, after, improves):
+    """A difference of infinities is NaN, above which nothing is: training would be stopped while it gets better."""
+    stopping = scripted([before, after])
+    stopping(0)
+    stopping(1)
+    history = stopping.history()
+    assert history.improved.tolist() == [True, improves]
+    assert history.reliable.tolist() == [bool(before.isfinite().all()), bool(after.isfinite().all())]
+    assert history.best == (1 if bool(after.isfinite().all()) else 0 if bool(before.isfinite().all()) else None)
+
+
+@pytest.mark.filterwarnings("ignore:the held-out ELBO of data")
+def test_training_that_gets_out_of_minus_infinity_is_not_stopped():
+    looks = [TWO_LOST, ONE_LOST, NONE_LOST, *(NONE_LOST + 0.1 * k for k in range(1, 6))]
+    assert stops_at(looks, patience=1) is None
+
+
+@pytest.mark.filterwarnings("ignore:the held-out ELBO of data")
+def test_a_state_is_kept_where_a_datum_is_lost_throughout():
+    stopping, kept = scripted([ONE_LOST, ONE_LOST + 1.0, ONE_LOST]), []
+    stopping._best.keep = lambda: kept.append(len(stopping.history()))
+    for step in range(3):
+        stopping(step)
+    assert kept == [0, 1]
+
+
+def test_data_of_minus_infinity_are_named_once():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    stopping = pv.EarlyStopping(model, guide, [torch.tensor([0.1, 1e30, 0.3])], every=1, num_particles=2)
+    coarse = pytest.warns(PrecisionWarning, match="for 1 of 3 held-out data floats no longer")  # 1e60 is no float32
+    with coarse, pytest.warns(UnreliableEvidenceWarning, match=r"ELBO of data \[1\] is minus infinity at update 0: draws"):
+        stopping(0)
+    stopping(1)  # says it no more: warnings are errors here
+    history = stopping.history()
+    assert history.elbo.tolist() == [-INF, -INF] and not bool(history.reliable.any())
+    assert "in doubt" in str(history)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import check_signature, devices_of, remedy_for, tensors_in
-from ...errors import ArgumentError, EmptyBatchError, NonFiniteError, ProgramError
+from ...errors import ArgumentError, EmptyBatchError, NonFiniteError, OutOfMemoryError, ProgramError
 from ...isolation import isolated_store, modules_of
 from ...noise import kept_random_state
 from ..programs import Program
@@ -17,6 +17,7 @@ from ..programs import Program
 OF_TORCH = (RuntimeError, TypeError, IndexError, ValueError, AttributeError)
 UNFINISHED = ("Could not run 'aten", 'missing the required "forward"')  # of torch's own NotImplementedError
 LONGEST = 1000  # characters of an error of torch, which may list all its backends
+OUT_OF_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # of torch on a CPU
 EMPTY_PLATE = "size cannot be zero"  # of Pyro's ZeroDivisionError
 OF_DTYPES = ("dtype", "scalar type", "Long", "Double", "Float")
 
@@ -31,12 +32,30 @@ def check_forward(side: str, program: Any) -> None:
         raise ArgumentError(f"the {side} is a {type(program).__name__}, a module that cannot be called: {remedy}")
 
 
+def raise_if_out_of_memory(error: Exception) -> None:
+    if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+        return
+    raise OutOfMemoryError(
+        f"the memory does not hold this call ({type(error).__name__}: {str(error).strip()[:LONGEST]}). It grows with the "
+        "number of data of a call times that of particles, draws or chains of each: pass smaller batches (pv.evaluate joins "
+        "their results), or take fewer particles"
+    ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of an accelerator, of Python and NumPy, or of the CPU, where torch has no class for it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return type(error) is RuntimeError and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
 @contextmanager
 def named_failure(side: str, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
     """Put one line of ours before an error of torch or Pyro. Errors of other classes are the user's own, or ours."""
     try:
         yield
     except Exception as error:
+        raise_if_out_of_memory(error)
         raise_if_empty(error)
         if not is_of_torch(error):
             raise
@@ -52,6 +71,7 @@ def named_late_failure() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        raise_if_out_of_memory(error)
         program = failing_program(error)
         if program is not None and is_of_torch(error):
             what = f"the {program.side} fails at these data or latents"
@@ -81,6 +101,7 @@ def named_failures(model: Callable, guide: Callable, args: tuple, kwargs: Mappin
     try:
         yield
     except Exception as error:
+        raise_if_out_of_memory(error)
         programs = {"model": model, "guide": guide}
         for side, program in programs.items():
             check_program(side, program)

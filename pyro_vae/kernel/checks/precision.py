@@ -14,6 +14,9 @@ from ..programs import score
 from ..records import Record, padded
 from .agreement import values_of
 
+# Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
+UNSEEN, SCATTER = 5e-4, 3.0
+
 
 class Movement(NamedTuple):
     """How far log-weights move when they are computed in float64.
@@ -53,6 +56,19 @@ def movement(call: Call) -> Movement:
         return Movement(None, f"the programs return to a lower precision (in {mode.lowered or 'their log-densities'})")
     weight = (before.log_weight if own else before.log_joint).detach()
     return Movement(after - torch.take_along_dim(weight, particles, 0))
+
+
+def is_moved(call: Call, value: Tensor, std_error: Tensor) -> Tensor:
+    """(B,) whether float64 moves log-weights by more than a tenth of the error of a number (B,) made of them.
+
+    False where that is not known.
+    """
+    shift = movement(call).shift
+    if shift is None:
+        return torch.zeros_like(value, dtype=torch.bool)
+    size = value.abs().nan_to_num(posinf=0.0)  # nothing is usual about a move from an infinite value to a finite one
+    usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * size
+    return shift.abs().amax(0) > torch.fmax(0.1 * std_error, usual)
 
 
 def weigh_again(call: Call, before: LogDensities, particles: Tensor, own: bool) -> Tensor:

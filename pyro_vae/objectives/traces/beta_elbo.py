@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine import Trace
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from ...autocast import for_program
@@ -36,6 +37,11 @@ class BetaELBO(BetaObjective):
 
     def _make_terms(self) -> Terms:
         return terms_of(self._passes, self.num_particles, self._recorded)
+
+    def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        loss = super()._differentiable_loss(model, guide, args, kwargs)
+        warn_if_nan(loss.detach(), "loss")  # as Pyro's classes do
+        return loss
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
         self._forget()

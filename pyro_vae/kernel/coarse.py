@@ -1,0 +1,58 @@
+"""Draws for which floats are too coarse: Beta draws next to one in float32, draws whose scale vanishes beside their size."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from ..densities import is_discrete, next_to_far_end
+from .log_densities import reduce_to_datum
+from .recorder import Layout
+from .records import Record, padded
+
+STEPS = 2.0  # between neighbouring floats, that the standard deviation of draws must be worth
+
+
+def coarse_draws(guide: Record, latents: Collection[str], layout: Layout, num_particles: int) -> Tensor:
+    """(K, B) where the distance of a draw from an end of the support, or from the other draws, is mostly rounding.
+
+    Floats next to one lie 6e-8 apart in float32. A draw of 1 - 1e-7 becomes a neighbour of it, whose density, of the prior
+    and of the guide alike, is another. The weights look good, and their mean is wrong. A mean of 1e9 with a scale of one
+    makes all draws the same float: all weights are equal then, whatever the scale says.
+    """
+    near = torch.zeros(num_particles, layout.batch_size, dtype=torch.bool)
+    for name in latents:
+        site = guide[name]
+        if not site.fns or is_discrete(site.fns[0]):
+            continue
+        coarse = indistinct(site.value, layout.num_plates + layout.event_dims[name])
+        at_end = next_to_far_end(site.fns[0], site.value)
+        coarse = any_in_event(coarse, layout.event_dims[name])
+        coarse = coarse if at_end is None else coarse | at_end
+        coarse = padded(coarse, 1 + layout.num_plates)
+        if site.mask is not None:
+            coarse = coarse & site.mask
+        at_datum = reduce_to_datum(coarse.long(), layout) > 0
+        near = near.to(at_datum.device) | at_datum.reshape(-1, *at_datum.shape[-2:]).any(0)  # at any enumerated value
+    return near
+
+
+def indistinct(value: Tensor, width: int) -> Tensor:
+    """Where draws, (*E, K, *plates, *event), differ by hardly more than the distance between floats; of the same shape.
+
+    Not where all are 0, 1 or -1, as parts of a Cholesky factor are by their nature.
+
+    :param width: the number of dims of a plate or an event.
+    """
+    axis = value.ndim - width - 1
+    if axis < 0 or value.shape[axis] < 2 or not value.is_floating_point():
+        return torch.zeros_like(value, dtype=torch.bool)
+    size = value.abs().amax(axis, keepdim=True)
+    spread = value.double().std(axis, keepdim=True)
+    return ((spread <= STEPS * torch.finfo(value.dtype).eps * size) & (size != 1) & (size > 0)).expand_as(value)
+
+
+def any_in_event(flags: Tensor, event_dim: int) -> Tensor:
+    return flags.flatten(-event_dim).any(-1) if event_dim else flags

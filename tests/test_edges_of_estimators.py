@@ -1,0 +1,172 @@
+"""The numbers of all other estimators and objectives at the edges of the floats, against one closed form.
+
+z ~ N(m, t^2), three x ~ N(w z + b, s^2), and a guide with the posterior's mean and a factor f of its scale: then log p(x) is
+known, KL(q to posterior) = (f^2 - 1) / 2 - log f and KL(posterior to q) = (f^-2 - 1) / 2 + log f, for any m, t, w, s and b.
+"""
+
+import math
+import warnings
+
+import pyro
+import pytest
+import torch
+from test_numerical_edges import EDGES, F32, F64, NAMED, exact, pair
+
+import pyro_vae as pv
+
+NUM_DATA = 4
+WIDE = 1.5
+KL = (WIDE**2 - 1) / 2 - math.log(WIDE)
+REVERSE = (WIDE**-2 - 1) / 2 + math.log(WIDE)
+
+
+class Case:
+    """Data of an edge, a pair with a guide that is too wide by a factor, and what is known of them in float64."""
+
+    def __init__(self, edge, dtype, factor):
+        self.m, self.t, self.w, self.s, self.b = self.numbers = EDGES[edge]
+        generator = torch.Generator().manual_seed(1)
+        z = self.m + self.t * torch.randn(NUM_DATA, 1, generator=generator, dtype=F64)
+        noise = torch.randn(NUM_DATA, 3, generator=generator, dtype=F64)
+        self.x = (self.w * z + self.b + self.s * noise).to(dtype)
+        self.model, self.guide = pair(*self.numbers, dtype, factor)
+        self.pair = self.model, self.guide
+        self.log_evidence = exact(self.x, *self.numbers)
+        self.kl = KL if factor != 1 else 0.0
+        # The posterior of (z - m) / t, by which nothing overflows.
+        ratio = self.w * self.t / self.s
+        self.precision = 1 + 3 * ratio**2
+        self.mean = ratio * ((self.x.double() - (self.w * self.m + self.b)) / self.s).sum(-1) / self.precision
+        self.rounding = 3 * torch.finfo(dtype).eps * self.log_evidence.abs() + 0.02
+
+
+def right(off, error, reliable=True):
+    """Off by more than five errors and what rounding allows, and not in doubt: 6e-7 false alarms a number."""
+    wrong = ~(torch.as_tensor(off).double().abs() <= 5 * torch.as_tensor(error).double()) & torch.as_tensor(reliable)
+    assert not bool(wrong.any()), (off, error, reliable)
+    return torch.as_tensor(reliable)
+
+
+def two_way(case):
+    """The bounds hold log p(x) between them."""
+    latents = {"z": case.m + case.t * torch.zeros(NUM_DATA, dtype=case.x.dtype)}
+    simulated = pv.simulate(case.model, case.x, seed=0)
+    latents, x = simulated.latents, simulated.observed["x"]
+    truth = exact(x, *case.numbers)
+    found = pv.BidirectionalMonteCarlo(*case.pair, latents=latents, num_steps=20, num_chains=8, seed=0, progress=False)(x)
+    for side, sign in ((found.lower, 1), (found.upper, -1)):
+        above = sign * (side.log_evidence.double() - truth)
+        right(above.clamp(min=0), side.std_error.double() + case.rounding / 5, side.reliable)
+    return found.reliable
+
+
+def gaps(case):
+    found = pv.InferenceGaps(*case.pair, num_particles=200, seed=0)(case.x)
+    reliable = found.reliable
+    right(found.log_evidence.double() - case.log_evidence, found.std_errors["log_evidence"] + case.rounding / 5, reliable)
+    right(found.elbo.double() - (case.log_evidence - case.kl), found.std_errors["elbo"] + case.rounding / 5, reliable)
+    return right(found.inference.double() - case.kl, found.std_errors["inference"] + case.rounding / 5, reliable)
+
+
+def expectation(case):
+    """In units of the prior's scale, where the posterior has a scale of precision^-1/2."""
+    found = pv.PosteriorExpectation(*case.pair, lambda z: (z["z"] - case.m) / case.t, num_particles=500, seed=0)(case.x)
+    reliable = ~torch.stack([*found.doubts.values()]).any(0) if found.doubts else True
+    scale = case.precision**-0.5
+    return right((found.value.double() - case.mean) / scale, found.std_error.double() / scale + 1e-3, reliable)
+
+
+def draws(case):
+    """1,000 draws that are resampled from 1,000: mean and spread of the posterior, to six errors."""
+    found = pv.posterior(*case.pair, case.x, num_samples=1000, num_particles=1000, seed=0)
+    z = ((found.latents["z"].double() - case.m) / case.t - case.mean) * case.precision**0.5
+    reliable = found.evidence.reliable
+    step = torch.finfo(case.x.dtype).eps * (found.latents["z"].double().abs().amax(0) / case.t) * case.precision**0.5
+    right(z.mean(0), math.sqrt(2 / 1000) + step, reliable)
+    return right(z.std(0) - 1, 2 / math.sqrt(1000) + step, reliable)
+
+
+def calibration(case):
+    found = pv.GuideCalibration(*case.pair, num_particles=100, seed=0)(case.x.repeat(50, 1))
+    if found.doubts:
+        return False
+    gap = found.symmetric_gap
+    truth = KL + REVERSE if case.kl else 0.0
+    return right(float(gap.value) - truth, float(gap.std_error) + case.rounding.max() / 5)
+
+
+def units(case):
+    found = pv.ActiveUnits(*case.pair, num_particles=50, seed=0)([(case.x,)], progress=False)
+    scale = WIDE if case.kl else 1.0
+    variance = scale**2 / case.precision
+    truth = ((variance + case.mean.square() - 1 - math.log(variance)) / 2).mean()
+    return right(found.kl.double() - truth, 1e-3 * truth.abs() + 1e-3)
+
+
+def stopping(case):
+    found = pv.EarlyStopping(*case.pair, [(case.x,)], num_particles=500, seed=0)
+    found.look(0)
+    history = found.history()
+    error = math.sqrt(2.0) / math.sqrt(500 * NUM_DATA)  # the log-weights have a standard deviation below 1.25
+    return right(history.elbo - (case.log_evidence.mean() - case.kl), error + case.rounding.mean() / 5, history.reliable)
+
+
+def loss_of(make, kl=None):
+    """Of an objective: minus a bound of the sum of log p(x) in expectation, whose distance is known, or below KL.
+
+    A loss states no error: in float32 it need only not be NaN without a word.
+    """
+
+    def check(case):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        values = []
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(20):
+                values.append(float(make().loss(case.model, case.guide, case.x)))
+        values = torch.tensor(values, dtype=F64)
+        if case.x.dtype == F32:
+            assert not bool(values.isnan().any()) or any("NaN" in str(warning.message) for warning in said)
+            return True
+        error = values.std() / math.sqrt(20) + case.rounding.sum() / 5
+        off = -values.mean() - case.log_evidence.sum()
+        low, high = (0.0, NUM_DATA * case.kl) if kl is None else (NUM_DATA * case.kl,) * 2
+        return right(min(max(float(off), -high), -low) - float(off), error)
+
+    return check
+
+
+CASES = {
+    "BidirectionalMonteCarlo": two_way,
+    "InferenceGaps": gaps,
+    "PosteriorExpectation": expectation,
+    "posterior": draws,
+    "GuideCalibration": calibration,
+    "ActiveUnits": units,
+    "EarlyStopping": stopping,
+    "BetaTrace_ELBO": loss_of(lambda: pv.BetaTrace_ELBO(num_particles=10), KL),
+    "BetaTraceGraph_ELBO": loss_of(lambda: pv.BetaTraceGraph_ELBO(num_particles=10), KL),
+    "BetaTraceMeanField_ELBO": loss_of(lambda: pv.BetaTraceMeanField_ELBO(num_particles=10), KL),
+    "BetaTraceEnum_ELBO": loss_of(lambda: pv.BetaTraceEnum_ELBO(num_particles=10, max_plate_nesting=1), KL),
+    "ImportanceWeightedELBO": loss_of(lambda: pv.ImportanceWeightedELBO(num_particles=10)),
+    "InclusiveKL": loss_of(lambda: pv.InclusiveKL(num_particles=10)),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("factor", [1.0, WIDE])
+@pytest.mark.parametrize("dtype", [F64, F32])
+def test_numbers_at_the_edges_are_right_or_named_or_in_doubt(name, edge, factor, dtype):
+    if dtype == F32 and (name, edge) == ("ActiveUnits", "latents at 1e9"):
+        pytest.xfail("a mean of 1e9 + 0.3 is 1e9 in float32, and the KL by its formula does not say so")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reliable = CASES[name](Case(edge, dtype, factor))
+    except NAMED:
+        assert dtype == F32  # nothing here is too much for float64
+        return
+    coarse = (name, edge) == ("GuideCalibration", "variance 1e-30")  # a scale of 6e-16 at latents of two is two floats
+    assert dtype == F32 or coarse or bool(torch.as_tensor(reliable).all())
