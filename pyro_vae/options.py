@@ -1,7 +1,7 @@
 """Checks of options: numbers of Python and of NumPy are welcome, and become plain numbers; True and False are no numbers."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, TypeGuard, get_args
 
@@ -37,6 +37,13 @@ def whole_number(name: str, value: Any, lowest: int = 1, why: str = "", highest:
 def amount(name: str, value: Any, lowest: int = 1, why: str = "") -> int:
     """A whole number of what is done, or kept, for each datum: particles, steps, chains, the numbers of a layer."""
     return whole_number(name, value, lowest, why, highest=MOST)
+
+
+def widths_of(name: str, value: Any) -> tuple[int, ...]:
+    """A list of numbers of features, channels or columns."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise OptionError(f"{name} must be a list of whole numbers, got {described(value)}: write {name}=(8, 8)")
+    return tuple(amount(f"each number of {name}", width) for width in value)
 
 
 def briefly(value: Any) -> str:

@@ -91,7 +91,7 @@ class Concatenated(nn.Module):
         self.first = nn.Identity() if first is None else first
 
     def forward(self, *inputs: Tensor) -> Any:
-        if strange := [one for one in inputs if not isinstance(one, Tensor)]:
+        if strange := [one for one in inputs if not isinstance(one, Tensor) or not one.ndim]:
             raise ArgumentError(f"inputs that are joined must be tensors (..., B, width), got {described(strange[0])}")
         inputs = (self.first(inputs[0]), *inputs[1:])
         rows = [tensor.shape[:-1] for tensor in inputs]
@@ -142,9 +142,9 @@ class WithSizeFactor(nn.Module):
         self.network, self.head = Concatenated(network), head
 
     def forward(self, z: Tensor, y: Tensor) -> Any:
-        if y.ndim < 2 or not y.shape[-1]:
+        if not isinstance(y, Tensor) or y.ndim < 2 or not y.shape[-1]:
             raise ArgumentError(
-                f"y must have a row for each datum whose first column is its size factor, (B, 1 + C), got {tuple(y.shape)}: "
+                f"y must have a row for each datum whose first column is its size factor, (B, 1 + C), got {described(y)}: "
                 "pass size_factor.unsqueeze(-1)"
             )
         size_factor, conditions = y[..., 0].reshape(*y.shape[:-1], *[1] * self.head.event_dim), y[..., 1:]

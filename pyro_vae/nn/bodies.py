@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, OptionError, described
-from ..options import MOST_DIMS, amount, check_function, whole_number
+from ..options import MOST_DIMS, amount, check_function, whole_number, widths_of
 
 Activation = Callable[[], nn.Module]
 
@@ -48,13 +48,6 @@ def fits(network: Any, x: Any) -> bool:
         return weight is None
     alike = x.dtype == weight.dtype and x.device == weight.device and x.ndim > 0
     return alike and (weight.ndim != 2 or x.shape[-1] == weight.shape[1])
-
-
-def widths_of(name: str, value: Any) -> tuple[int, ...]:
-    """A list of numbers of features or channels."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise OptionError(f"{name} must be a list of whole numbers, got {described(value)}: write {name}=(8, 8)")
-    return tuple(amount(f"each number of {name}", width) for width in value)
 
 
 class BatchApply(nn.Module):

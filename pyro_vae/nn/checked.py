@@ -72,7 +72,8 @@ class CheckedBits(CheckedIndependent):
 
 def raise_if_apart(fn: CheckedIndependent, value: Tensor, error: RuntimeError) -> None:
     """Where the rows or the device of the data are not those of the distribution, say so before what torch says."""
-    places = {part.device for part in vars(fn.base_dist).values() if isinstance(part, Tensor)}
+    bases = getattr(fn.base_dist, "fns", [fn.base_dist])  # of the columns of a table
+    places = {part.device for base in bases for part in vars(base).values() if isinstance(part, Tensor)}
     batch_shape = value.shape[: value.ndim - len(fn.event_shape)]
     pairs = zip(reversed(batch_shape), reversed(fn.batch_shape), strict=False)
     if value.device in places and all(1 in pair or len(set(pair)) == 1 for pair in pairs):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from .checked import Accepts, CheckedIndependent, check_shape, check_support
+from .checked import Accepts, CheckedIndependent, check_shape, check_support, raise_if_apart
 
 
 class CheckedColumns(CheckedIndependent):
@@ -28,7 +28,11 @@ class CheckedColumns(CheckedIndependent):
         check_shape(value, self.event_shape, self.accepts)
         for part, accepts in zip(value.split(self.widths, -1), self.parts, strict=True):
             check_support(part, 1, accepts)
-        return self.base_dist.log_prob(value).sum(-1)
+        try:
+            return self.base_dist.log_prob(value).sum(-1)
+        except RuntimeError as error:
+            raise_if_apart(self, value, error)
+            raise
 
 
 class Columns(TorchDistribution):

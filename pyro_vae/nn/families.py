@@ -9,8 +9,9 @@ from pyro.distributions import ConditionalTransform
 from torch import Tensor, nn
 
 from ..autocast import full_under_autocast
-from ..errors import ArgumentError
-from ..options import whole_number
+from ..errors import ArgumentError, NonFiniteError
+from ..options import amount
+from .checked import check_value, finite_numbers
 from .gaussian import positive
 from .head import Family
 from .priors import StandardNormal, checked_transforms
@@ -37,12 +38,41 @@ class LowRankNormal(Family):
 
     def __init__(self, rank: int) -> None:
         super().__init__()
-        self.rank = whole_number("rank", rank, lowest=1)
+        self.rank = amount("rank", rank)
         self.num_params = 2 + self.rank
 
     def forward(self, raw: Tensor) -> Any:
         loc, scale, *columns = self.chunks(raw)
-        return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), positive(scale).square(), validate_args=False)
+        try:
+            return CheckedLowRank(loc, torch.stack(columns, -1), positive(scale).square(), validate_args=False)
+        except torch.linalg.LinAlgError as error:
+            raise NonFiniteError(
+                f"the LowRankNormal head got numbers that make no covariance, NaN or infinite ones ({error}): its "
+                "network has diverged, lower the learning rate or standardise its input"
+            ) from error
+
+
+class CheckedLowRank(dist.LowRankMultivariateNormal):
+    """`LowRankMultivariateNormal` whose `log_prob` looks at its data as `CheckedIndependent` does."""
+
+    accepts = finite_numbers("LowRankNormal")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        check_value(value, self.event_shape, self.accepts)
+        return super().log_prob(value)
+
+
+class CheckedFlow(dist.TransformedDistribution):
+    """`TransformedDistribution` whose `log_prob` looks at its data, and gives each row of the network a value of its own."""
+
+    accepts = finite_numbers("Flow")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        check_value(value, self.event_shape, self.accepts)
+        batch_shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        if value.shape[:-1] != batch_shape:  # a conditional flow does not broadcast, and it knows a draw by its identity
+            value = value.expand(*batch_shape, -1)
+        return super().log_prob(value)
 
 
 class ImplicitMixture(dist.MixtureOfDiagNormals):
@@ -52,6 +82,12 @@ class ImplicitMixture(dist.MixtureOfDiagNormals):
     given those before it, dz_d = -dF(z_d given z_<d) / q(z_d given z_<d): Figurnov, Mohamed and Mnih, 2018, "Implicit
     reparameterization gradients", https://arxiv.org/abs/1805.08498.
     """
+
+    accepts = finite_numbers("MixtureNormal")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        check_value(value, self.event_shape, self.accepts)
+        return super().log_prob(value)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -90,12 +126,13 @@ class MixtureNormal(Family):
 
     def __init__(self, num_components: int) -> None:
         super().__init__()
-        self.num_components = whole_number("num_components", num_components, lowest=2)
+        self.num_components = amount("num_components", num_components, lowest=2)
 
     def num_outputs(self, event_size: int) -> int:
-        return self.num_components * (2 * event_size + 1)
+        return self.num_components * (2 * amount("event_size", event_size) + 1)
 
     def forward(self, raw: Tensor) -> Any:
+        self.check_raw(raw)
         raw = full_under_autocast(raw)
         num_components, width = self.num_components, raw.shape[-1]
         event_size, rest = divmod(width - num_components, 2 * num_components)
@@ -137,7 +174,7 @@ class Flow(Family):
 
     def __init__(self, latent_dim: int, context_dim: int, transforms: Sequence[Any]) -> None:
         super().__init__()
-        self.base, self.context_dim = StandardNormal(latent_dim), whole_number("context_dim", context_dim, lowest=1)
+        self.base, self.context_dim = StandardNormal(latent_dim), amount("context_dim", context_dim)
         example = "pyro.distributions.transforms.conditional_affine_autoregressive(D, context_dim)"
         self.transforms = checked_transforms(transforms, ConditionalTransform, example)
         self.networks = nn.ModuleList(t for t in self.transforms if isinstance(t, nn.Module))
@@ -146,10 +183,11 @@ class Flow(Family):
         return self.context_dim
 
     def forward(self, raw: Tensor) -> Any:
-        if raw.shape[-1:] != (self.context_dim,):
+        self.check_raw(raw)
+        if raw.shape[-1] != self.context_dim:
             raise ArgumentError(
                 f"the Flow head takes {self.context_dim} numbers, got shape {tuple(raw.shape)}: let the network's last "
                 "layer have head.num_outputs(D) outputs"
             )
         base = self.base().expand(raw.shape[:-1])
-        return dist.TransformedDistribution(base, [t.condition(raw) for t in self.transforms], validate_args=False)
+        return CheckedFlow(base, [t.condition(raw) for t in self.transforms], validate_args=False)

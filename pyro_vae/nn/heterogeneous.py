@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, OptionError
-from ..options import whole_number
+from ..errors import ArgumentError, OptionError, described
+from ..options import amount, widths_of
 from .checked import Accepts
 from .columns import CheckedColumns, Columns, ColumnSupport
 from .head import Family, Head
+from .inputs import check_input
 
 
 class Heterogeneous(Head):
@@ -42,8 +43,11 @@ class Heterogeneous(Head):
     """
 
     def __init__(self, heads: Sequence[Head], *, widths: Sequence[int] | None = None) -> None:
-        heads = list(heads)
-        self.widths = [whole_number("each width", w) for w in ([1] * len(heads) if widths is None else widths)]
+        if not isinstance(heads, Sequence):
+            raise OptionError(
+                f"heads must be a list of heads of pyro_vae.nn, got {described(heads)}: write [pv.nn.Normal()]"
+            )
+        self.widths = list(widths_of("widths", (1,) * len(heads) if widths is None else widths))
         if not heads or len(self.widths) != len(heads):
             raise OptionError(
                 f"expected heads, and one width for each, got {len(heads)} heads and {len(self.widths)} widths"
@@ -60,7 +64,7 @@ class Heterogeneous(Head):
         self.heads = nn.ModuleList(heads)
 
     def num_outputs(self, event_size: int) -> int:
-        if event_size != sum(self.widths):
+        if amount("event_size", event_size) != sum(self.widths):
             raise OptionError(
                 f"the Heterogeneous head has {sum(self.widths)} columns, but the data {event_size}: name a head for each"
             )
@@ -73,8 +77,9 @@ class Heterogeneous(Head):
         return ColumnLayers([head.input_layer() for head in self.heads], self.widths)  # type: ignore[operator]
 
     def forward(self, raw: Tensor) -> Any:
+        self.check_raw(raw)
         sizes, num_columns = self._sizes(), sum(self.widths)
-        if not raw.ndim or raw.shape[-1] != sum(sizes):
+        if raw.shape[-1] != sum(sizes):
             raise ArgumentError(
                 f"the Heterogeneous head needs {sum(sizes)} numbers for {num_columns} columns, but its network gives shape "
                 f"{tuple(raw.shape)}: let its last layer have head.num_outputs(number of columns) outputs"
@@ -93,6 +98,7 @@ class ColumnLayers(nn.Module):
         self.layers, self.widths = nn.ModuleList(layers), list(widths)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input("Heterogeneous", x)
         if not x.ndim or x.shape[-1] != sum(self.widths):
             raise ArgumentError(
                 f"the Heterogeneous head has {sum(self.widths)} columns, but the data have shape {tuple(x.shape)}: name a "

@@ -69,6 +69,7 @@ class Log1p(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input("Log1p", x)
         return x.log1p()
 
 
@@ -80,4 +81,5 @@ class Log(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input("Log", x)
         return x.log()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, OptionError
-from ..options import is_real, whole_number
+from ..options import is_real, plain_float, widths_of
 from .gaussian import SMALLEST_SCALE, positive
 
 LARGEST_EXPONENT = 10.0  # exp(10) = 22,026
@@ -48,11 +48,12 @@ class PositiveParameter(nn.Module):
     ) -> None:
         super().__init__()
         if is_real(option):
-            option = float(option)
-        if not (0 < option < math.inf if isinstance(option, float) else option in (None, "learned")):
+            option = plain_float(option)
+        known = option is None or isinstance(option, str) and option == "learned"
+        if not (0 < option < math.inf if isinstance(option, float) else known):
             raise OptionError(f"{name} must be None, a positive number or 'learned', got {option!r}")
         self.name, self.option, self.link = name, option, link
-        self.shape = tuple(whole_number(f"each number in the shape of {name}", size) for size in shape)
+        self.shape = widths_of(f"{name}_shape", shape)
         if self.shape and option != "learned":
             raise OptionError(f'a shape is for a {name} that is learned, but {name} is {option!r}: pass {name}="learned"')
         self.num_params = int(option is None)

@@ -60,7 +60,7 @@ class MixturePrior(nn.Module):
 
     def __init__(self, latent_dim: int, num_components: int) -> None:
         super().__init__()
-        size = whole_number("num_components", num_components, lowest=1), whole_number("latent_dim", latent_dim, lowest=1)
+        size = amount("num_components", num_components), amount("latent_dim", latent_dim)
         self.loc = nn.Parameter(torch.randn(size))
         self.raw_scale = nn.Parameter(torch.zeros(size))
         self.logits = nn.Parameter(torch.zeros(size[0]))

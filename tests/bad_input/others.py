@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import pyro
 import torch
+from pyro.distributions.transforms import affine_autoregressive, conditional_affine_autoregressive
 from torch import nn
 
 import pyro_vae as pv
@@ -242,15 +243,40 @@ def networks() -> Iterator[Other]:
         "DiscretizedLogistic": (fixed(num_levels=4, event_dim=1), raw),
         "Normal": (fixed(scale=None, event_dim=1), raw),
         "MultivariateNormal": (fixed(), torch.zeros(4, 5)),
+        "Poisson": (fixed(event_dim=1), x),
+        "NegativeBinomial": (fixed(theta=None, event_dim=1), raw),
+        "ZeroInflatedPoisson": (fixed(event_dim=1), raw),
+        "ZeroInflatedNegativeBinomial": (fixed(theta="learned", theta_shape=(3,), event_dim=1), raw),
+        "Laplace": (fixed(scale=None, event_dim=1), raw),
+        "StudentT": (fixed(df=4.0, scale=None, event_dim=1), raw),
+        "Gamma": (fixed(concentration=None, event_dim=1), raw),
+        "LogNormal": (fixed(scale=None, event_dim=1), raw),
+        "DiscretizedLogisticMixture": (fixed(num_levels=4, num_components=2, event_dim=1), raw),
+        "Heterogeneous": (fixed(heads=[pv.nn.Normal(), pv.nn.Bernoulli()], widths=(2, 1)), torch.zeros(4, 5)),
+        "LowRankNormal": (fixed(rank=1), raw),
+        "MixtureNormal": (fixed(num_components=2), raw),
+        "Flow": (fixed(latent_dim=2, context_dim=3, transforms=[conditional_affine_autoregressive(2, 3)]), x),
     }
+    sizes = {"Heterogeneous": 3}
     for name, (arguments, raw) in heads.items():
         kind = getattr(pv.nn, name)
         head = functools.partial(kind, **arguments())
         yield Other(f"nn.{name}", "networks", lambda k=kind, **a: k(**a), arguments)
         yield Other(f"nn.{name}, called", "networks", lambda h=head, **a: h()(**a), fixed(raw=raw))
-        yield Other(f"nn.{name}.num_outputs", "networks", lambda h=head, **a: h().num_outputs(**a), fixed(event_size=2))
+        size = fixed(event_size=sizes.get(name, 2))
+        yield Other(f"nn.{name}.num_outputs", "networks", lambda h=head, **a: h().num_outputs(**a), size)
         at = head()(raw)
-        yield Other(f"nn.{name}, log_prob", "networks", at.log_prob, fixed(value=torch.zeros(4, *at.event_shape)))
+        yield Other(f"nn.{name}, log_prob", "networks", at.log_prob, fixed(value=torch.ones(4, *at.event_shape)))
+    sized = lambda size_factor: pv.nn.Poisson()(x, size_factor)  # noqa: E731
+    yield Other("nn.Poisson, called", "networks", sized, fixed(size_factor=torch.ones(4, 1)))
+    for name in ("Log", "Log1p"):
+        yield Other(f"nn.{name}, called", "networks", getattr(pv.nn, name)(), fixed(x=x + 1))
+    encoder = nn.Sequential(nn.Linear(3, 4), pv.nn.Normal())
+    seen = fixed(encoder=encoder, pseudo_inputs=torch.zeros(2, 3), bounds=(-1.0, 1.0))
+    yield Other("nn.VampPrior", "networks", pv.nn.VampPrior, seen)
+    yield Other("nn.MixturePrior", "networks", pv.nn.MixturePrior, fixed(latent_dim=2, num_components=2))
+    flow = fixed(latent_dim=2, transforms=[affine_autoregressive(2)])
+    yield Other("nn.FlowPrior", "networks", pv.nn.FlowPrior, flow)
     yield Other("nn.StandardNormal", "networks", pv.nn.StandardNormal, fixed(latent_dim=2))
     yield Other("nn.OneHot", "networks", pv.nn.OneHot, fixed(num_classes=2, event_dim=1))
     yield Other("nn.OneHot, called", "networks", lambda x: pv.nn.OneHot(2)(x), fixed(x=torch.tensor([[0, 1]])))
@@ -297,6 +323,10 @@ def models() -> Iterator[Other]:
         kind = getattr(pv, name)
         parts = lambda m=make: {n: getattr(m(), n) for n in ("encoder", "decoder", "prior")}  # noqa: E731
         yield Other(name, "models", kind, parts)
+    factor = lambda z, y: pv.models.WithSizeFactor(pv.nn.MLP(2, 3), pv.nn.Poisson())(z, y)  # noqa: E731
+    yield Other("models.WithSizeFactor, called", "models", factor, fixed(z=torch.zeros(4, 2), y=torch.ones(4, 1)))
+    counts = fixed(network=nn.Linear(2, 3), head=pv.nn.Poisson())
+    yield Other("models.WithSizeFactor", "models", pv.models.WithSizeFactor, counts)
     joined = lambda x, y: pv.models.Concatenated(nn.Linear(5, 2))(x, y)  # noqa: E731
     yield Other("models.Concatenated", "models", joined, fixed(x=data(), y=torch.zeros(4, 2)))
     x, y, z = data(), torch.zeros(4, 2), torch.zeros(4, 2)
