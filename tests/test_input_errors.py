@@ -336,3 +336,36 @@ def test_plates_of_two_sizes():
 
     with pytest.raises(errors.DatumPlateError, match=r"sizes \[4, 10\].*pyro\.plate\('data', len\(x\)\)"):
         pv.ImportanceSampling(pair.model, ten, num_particles=10)(torch.ones(4, 3))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        ),
+        MemoryError("Unable to allocate 7.11 PiB"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+    ids=["torch", "numpy", "accelerator"],
+)
+def test_where_the_memory_is_at_its_end_the_error_says_what_takes_it(error):
+    """An error of torch itself for who catches those, to halve a batch."""
+
+    def model(x):
+        raise error
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    runs = [
+        lambda: pv.ImportanceSampling(model, guide, num_particles=4)(torch.zeros(3)),
+        lambda: pv.BetaTrace_ELBO().loss(model, guide, torch.zeros(3)),
+    ]
+    for run in runs:
+        with pytest.raises(
+            errors.OutOfMemoryError, match="the memory does not hold this call .* pass smaller batches"
+        ) as caught:
+            run()
+        assert isinstance(caught.value, torch.OutOfMemoryError)

@@ -253,6 +253,13 @@ OBJECTIVES = {
         for gradient in ("standard", "stl", "dreg")
     },
     "inclusive KL": lambda: pv.InclusiveKL(num_particles=8),
+    "beta trace": lambda: pv.BetaTrace_ELBO(num_particles=2),
+    "beta graph": lambda: pv.BetaTraceGraph_ELBO(num_particles=2),
+    "beta mean field": lambda: pv.BetaTraceMeanField_ELBO(num_particles=2),
+    "beta enumeration": lambda: pv.BetaTraceEnum_ELBO(
+        num_particles=2, max_plate_nesting=1, strict_enumeration_warning=False
+    ),
+    "total correlation": lambda: pv.TotalCorrelationELBO(dataset_size=10),
 }
 
 

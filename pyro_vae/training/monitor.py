@@ -245,7 +245,7 @@ class Monitor:
 
 def check_batches(batches: Any) -> None:
     walkable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
-    if not walkable or isinstance(batches, (str, type)) or isinstance(batches, Tensor) and not batches.ndim:
+    if not walkable or isinstance(batches, type) or isinstance(batches, Tensor) and not batches.ndim:
         raise OptionError(f"watch goes through batches, got {described(batches)}: pass a DataLoader, or a list of batches")
 
 

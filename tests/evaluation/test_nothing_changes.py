@@ -140,7 +140,9 @@ CALLS = {
     "ActiveUnits": lambda m, g, x: pv.ActiveUnits(m, g, seed=0)([x, x], progress=False),
     "ELBOSurgery": lambda m, g, x: pv.ELBOSurgery(m, g, seed=0)([x, x], progress=False),
     "SampleCheck": lambda m, g, x: pv.SampleCheck(m, g, seed=0)([x], train=[x], progress=False),
-    "compare": lambda m, g, x: pv.compare({n: pv.evaluate(CHEAP(m, g), [x], seed=n == "a", progress=False) for n in "ab"}),
+    "compare": lambda m, g, x: pv.compare(
+        {n: pv.evaluate(CHEAP(m, g), [x], seed=int(n == "a"), progress=False) for n in "ab"}
+    ),
 }
 
 

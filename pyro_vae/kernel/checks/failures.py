@@ -36,7 +36,7 @@ def raise_if_out_of_memory(error: Exception) -> None:
     if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
         return
     raise OutOfMemoryError(
-        f"the memory does not hold this call ({type(error).__name__}: {str(error).strip()[:LONGEST]}). It grows with the "
+        f"the memory does not hold this call ({type(error).__name__}: {without_shapes(error)[:LONGEST]}). It grows with the "
         "number of data of a call times that of particles, draws or chains of each: pass smaller batches (pv.evaluate joins "
         "their results), or take fewer particles"
     ) from error
@@ -149,10 +149,15 @@ def raise_if_empty(error: Exception) -> None:
         raise EmptyBatchError("the batch is empty: pass at least one datum") from error
 
 
+def without_shapes(error: Exception) -> str:
+    """What an error says, without the table of all sites that Pyro adds."""
+    return str(error).partition("Trace Shapes:")[0].strip() or "no message"
+
+
 def failure(
     what: str, error: Exception, programs: Sequence[Callable], args: tuple, kwargs: Mapping[str, Any]
 ) -> ProgramError:
-    text = str(error).partition("Trace Shapes:")[0].strip() or "no message"
+    text = without_shapes(error)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]} (cut here; the error before this one has all of it)"
     return ProgramError(
         f"{what} ({described(args, kwargs)}): {type(error).__name__}: {text}{hint(programs, args, kwargs, text)}"
