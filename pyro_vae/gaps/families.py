@@ -52,7 +52,7 @@ def rebuilt(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int = 0) 
         n = fn.reinterpreted_batch_ndims
         inner_shape = batch_shape + fn.base_dist.batch_shape[len(fn.base_dist.batch_shape) - n :]
         return rebuilt(fn.base_dist, shift, inner_shape, event_dim + n).to_event(n)
-    if type(fn) in (dist.TransformedDistribution, torch.distributions.TransformedDistribution):
+    if isinstance(fn, torch.distributions.TransformedDistribution) and not fn.arg_constraints:  # LogNormal has some
         base = rebuilt(fn.base_dist, shift, batch_shape, event_dim)
         return dist.TransformedDistribution(base, fn.transforms)
     return rebuilt_leaf(fn, shift, batch_shape, event_dim)

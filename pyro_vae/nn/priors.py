@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints, transform_to
 
 from ..errors import OptionError
-from ..options import amount, is_real, whole_number
+from ..options import amount, is_real
 from .checked import checked, finite_numbers
 from .gaussian import positive
 

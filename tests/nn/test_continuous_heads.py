@@ -156,7 +156,7 @@ def test_options_that_do_not_fit_are_named():
         nn.StudentT(None)
     with pytest.raises(OptionError, match='a shape is for a theta that is learned, but theta is None: pass theta="learned"'):
         nn.NegativeBinomial(theta_shape=(3,))
-    with pytest.raises(OptionError, match="each number in the shape of theta must be a whole number"):
+    with pytest.raises(OptionError, match="each number of theta_shape must be a whole number"):
         nn.NegativeBinomial("learned", theta_shape=(0,))
 
 

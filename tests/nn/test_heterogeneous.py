@@ -178,7 +178,7 @@ def test_options_that_do_not_fit_are_named():
     for make, message in (
         (lambda: nn.Heterogeneous([]), "expected heads, and one width for each, got 0 heads"),
         (lambda: nn.Heterogeneous([nn.Normal()], widths=(1, 2)), "got 1 heads and 2 widths"),
-        (lambda: nn.Heterogeneous([nn.Normal()], widths=(0,)), "each width must be a whole number"),
+        (lambda: nn.Heterogeneous([nn.Normal()], widths=(0,)), "each number of widths must be a whole number"),
         (lambda: nn.Heterogeneous([nn.Normal(), torch.nn.Linear(1, 1)]), "must be a head.*got Linear"),
         (lambda: nn.Heterogeneous([nn.Bernoulli]), "must be a head.*got type"),
         (lambda: nn.Heterogeneous([nn.Bernoulli(event_dim=3)]), "event_dim=1.*got Bernoulli with event_dim=3"),
