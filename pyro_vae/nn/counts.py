@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, described
 from .checked import Accepts
 from .count_distributions import StableNegativeBinomial, StablePoisson, ZeroInflated
 from .head import Head
@@ -160,8 +160,13 @@ class ZeroInflatedNegativeBinomial(CountHead):
         return self.checked(ZeroInflated(counts, gate, validate_args=False))
 
 
-def check_size_factor(size_factor: Tensor, batch_shape: torch.Size, head: str, event_dim: int) -> None:
+def check_size_factor(size_factor: Any, batch_shape: torch.Size, head: str, event_dim: int) -> None:
     ones = (1,) * event_dim
+    if not isinstance(size_factor, Tensor) or size_factor.is_complex():
+        raise ArgumentError(
+            f"the {head} head takes size factors as a tensor, one positive number for each datum, got "
+            f"{described(size_factor)}: pass torch.as_tensor(size_factor)"
+        )
     found = tuple(size_factor.shape)
     rows = found[: len(found) - event_dim]
     fits = len(found) >= event_dim and found[len(rows) :] == ones
