@@ -69,7 +69,7 @@ RINGS = ["_pyro_backward", "_pyro_backward_result", "_pyro_dims", "_get_log_fact
 STATES = ["_extra_state", "_opt_called", "_state_waiting_to_be_consumed"]
 WHILE_RUNNING = {*SITES, *MARKOV_KEYS, *AUTOGUIDES, *RINGS, *STATES}
 # Strings of our own that look like private names: endings of names.
-OURS = {"_after", "_before", "_constant", "_total", "_unobserved"}
+OURS = {"_after", "_before", "_constant", "_shape", "_total", "_unobserved"}
 
 
 def parts_of(path):

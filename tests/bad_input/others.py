@@ -268,7 +268,7 @@ def networks() -> Iterator[Other]:
         at = head()(raw)
         yield Other(f"nn.{name}, log_prob", "networks", at.log_prob, fixed(value=torch.ones(4, *at.event_shape)))
     sized = lambda size_factor: pv.nn.Poisson()(x, size_factor)  # noqa: E731
-    yield Other("nn.Poisson, called", "networks", sized, fixed(size_factor=torch.ones(4, 1)))
+    yield Other("nn.Poisson, with a size factor", "networks", sized, fixed(size_factor=torch.ones(4, 1)))
     for name in ("Log", "Log1p"):
         yield Other(f"nn.{name}, called", "networks", getattr(pv.nn, name)(), fixed(x=x + 1))
     encoder = nn.Sequential(nn.Linear(3, 4), pv.nn.Normal())
