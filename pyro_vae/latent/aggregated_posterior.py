@@ -18,7 +18,7 @@ from ..options import check_function
 from .latent_sample import LatentSample
 from .means import free_sites, posterior_mean
 from .per_unit import by_unit, present_units, unit_names
-from .refusals import refuse_without_draws
+from .refusals import refuse_without_draws, warn_if_coarse
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -104,6 +104,7 @@ def draw_guide(call: Call) -> Record:
     """One draw of the guide, distributions in the shapes they were written with."""
     refuse_without_draws(call)
     call.one_by_one()
+    warn_if_coarse(call)
     call.set_noise(Noise.GUIDE, 0)
     return call.draw_latents(1)
 

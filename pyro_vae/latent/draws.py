@@ -14,6 +14,7 @@ from ..errors import NonFiniteError, StructureError, listed, quoted
 from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, close, first_dependent, read_by_prior
 from ..noise import batch_noise
 from .per_unit import one_particle, unit_names
+from .refusals import warn_if_coarse
 
 Rows = dict[str, Tensor]  # draws by site, (R, 1, *plates, *event) with one datum in its plate
 LogQ = Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]  # rows to log q under B data: (R, B), (R, B, D)
@@ -95,6 +96,7 @@ class Collector:
         latents = call.structure.latents
         check_structure(call.structure)
         call.one_by_one()
+        warn_if_coarse(call)
         rows: list[Rows] = []
         priors, by_dimension = [], []
         first: Record | None = None

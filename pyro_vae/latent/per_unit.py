@@ -14,7 +14,7 @@ from ..noise import Noise
 from ..objectives import depends_on_own_draw, out_of_order
 from ..records import Result
 from .formulas import density_of_guide, joint_kl, mean_of
-from .refusals import check_finite, refuse_without_draws
+from .refusals import check_finite, refuse_without_draws, warn_if_coarse
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
     latents = call.structure.latents
     refuse_without_draws(call)
     call.one_by_one()
+    warn_if_coarse(call)
     means, kls, site_kls = Mean(), Mean(), Mean()
     sampled: frozenset[str] | None = None
     for k in range(num_particles):

@@ -20,6 +20,7 @@ from ..ops import log_mean_exp, log_mean_exp_std_error
 from ..options import amount, is_real, plain_float
 from ..records import Estimate, Result, warn_about
 from .rate_distortion_curve import RateDistortionCurve
+from .refusals import warn_if_coarse
 from .sums import Moments
 
 NUM_POINTS = 20  # after the prior, where no betas are given
@@ -218,6 +219,7 @@ def guide_terms(call: Call) -> tuple[Tensor, Tensor]:
     Enumerated sites are summed out of p(x given z); what the guide loses over them counts as rate, so that the two add up to
     minus the ELBO.
     """
+    warn_if_coarse(call)
     call.set_noise(Noise.GUIDE, OWN_NOISE)
     guide = call.draw(NOISE_BLOCK)
     rates, distortions = [], []
