@@ -21,6 +21,7 @@ from pyro_vae.errors import (
     InvalidDataError,
     NonFiniteError,
     OptionError,
+    PrecisionWarning,
     StructureError,
 )
 from pyro_vae.exact import LinearGaussian
@@ -697,7 +698,7 @@ def test_bad_loaders_and_data():
 
 def test_a_kl_that_is_no_number_and_units_that_change():
     model, _, *_ = gaussian_pair()
-    with pytest.raises(NonFiniteError, match="'z'"):
+    with pytest.warns(PrecisionWarning, match="tell draws"), pytest.raises(NonFiniteError, match="'z'"):
         measure(model, guide_of(lambda x: dist.Normal(x[:, None].expand(-1, 3), 0.0).to_event(1)), data())
 
     def wide(x):
