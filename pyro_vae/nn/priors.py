@@ -79,7 +79,7 @@ class VampPrior(nn.Module):
     "VAE with a VampPrior", https://arxiv.org/abs/1705.07120; there w_m = 1/M.
 
     :param encoder: the encoder of the VAE itself: model and guide then share its parameters, and both train them.
-    :param pseudo_inputs: where the u_m start, (M, *X), such as M rows of the training data. They are parameters.
+    :param pseudo_inputs: where the u_m start, `(M, *X)`, such as M rows of the training data. They are parameters.
     :param bounds: (low, high) that they stay between, for encoders that take nothing else: (0, 1) for binary data, (0, n)
         for counts of at most n. None for any real numbers. An encoder that takes class indices cannot have this prior.
     :returns: when called, a distribution with event shape (D,) and no batch shape, in nats. Its KL has no formula, so the
@@ -115,7 +115,7 @@ class VampPrior(nn.Module):
 
     @property
     def pseudo_inputs(self) -> Tensor:
-        """The pseudo-inputs as the encoder sees them, (M, *X)."""
+        """The pseudo-inputs as the encoder sees them, `(M, *X)`."""
         return self._between(self.raw_inputs)
 
     def forward(self) -> Any:
