@@ -10,7 +10,14 @@ from group_estimators import differences, pair, raises, same_as_one_process
 from pair_helpers import quiet
 
 import pyro_vae as pv
-from pyro_vae.errors import CheckpointError, EmptyBatchError, ProcessesError, RecordFileError, SkippedBatchWarning
+from pyro_vae.errors import (
+    CheckpointError,
+    EmptyBatchError,
+    OutOfMemoryError,
+    ProcessesError,
+    RecordFileError,
+    SkippedBatchWarning,
+)
 from pyro_vae.evaluation import checkpoint as checkpoints
 
 
@@ -47,7 +54,7 @@ def stop_at(estimator, x, where, path):
 
     pv.ImportanceSampling.estimate = stumbling
     try:
-        with raises(MemoryError, "batch", "stumbled", "ake the same call again to go on"):
+        with raises(OutOfMemoryError, "batch", "stumbled", "ake the same call again to go on"):
             run(estimator, x, checkpoint=path)
     finally:
         pv.ImportanceSampling.estimate = forward
