@@ -235,7 +235,7 @@ def train(
 
 def restore_best(stopping: EarlyStopping | None, start: KeptState | None = None) -> None:
     """The best guide of the looks; without looks the one of the start, where that is given."""
-    if stopping is not None and stopping.history().best is not None:
+    if stopping is not None and bool(stopping.history().at_rest.any()):  # a state is kept from the first look that counts
         stopping.restore_best()
     elif start is not None:
         start.put_back()

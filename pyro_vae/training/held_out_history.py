@@ -47,9 +47,8 @@ class HeldOutHistory(Result):
     @property
     def best(self) -> int | None:
         """The look with the highest held-out ELBO, finite, of those that count; `None` where none does."""
-        if not bool((self.at_rest & self.reliable).any()):
-            return None
-        return int(self.elbo.where(self.at_rest & self.reliable, -torch.inf).argmax())
+        counts = self.at_rest & self.elbo.isfinite()
+        return int(self.elbo.where(counts, -torch.inf).argmax()) if bool(counts.any()) else None
 
     @property
     def reliable(self) -> Tensor:
