@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import copy
 from functools import cache
@@ -30,22 +30,24 @@ WITH_MATRICES = (
 )
 Autocast = tuple[tuple[str, torch.dtype], ...]  # the kinds of devices for which it is on, and the precision of each
 
+NOTHING = nullcontext()  # one for all: every training step enters it several times
 _around: ContextVar[Autocast] = ContextVar("_around", default=())
 
 
 def autocast_around() -> Autocast:
     """The autocast that programs run under: that of this moment, or that which `for_programs_alone` has switched off."""
-    now = ((device, torch.get_autocast_dtype(device)) for device in DEVICES if torch.is_autocast_enabled(device))
+    now = [(device, torch.get_autocast_dtype(device)) for device in DEVICES if torch.is_autocast_enabled(device)]
     return tuple(now) or _around.get()
 
 
-@contextmanager
-def for_programs_alone() -> Iterator[None]:
+def for_programs_alone() -> AbstractContextManager[None]:
     """Switch autocast off, but inside `for_program`. Distributions that programs make get their parameters in float32."""
     around = autocast_around()
-    if not around:
-        yield
-        return
+    return kept_for_programs(around) if around else NOTHING
+
+
+@contextmanager
+def kept_for_programs(around: Autocast) -> Iterator[None]:
     token = _around.set(around)
     COERCIONS.append(in_full_precision)
     try:
@@ -56,13 +58,14 @@ def for_programs_alone() -> Iterator[None]:
         _around.reset(token)
 
 
-@contextmanager
-def for_program() -> Iterator[None]:
+def for_program() -> AbstractContextManager[None]:
     """Switch autocast on again as the user had it."""
     around = _around.get()
-    if not around:
-        yield
-        return
+    return switched_on(around) if around else NOTHING
+
+
+@contextmanager
+def switched_on(around: Autocast) -> Iterator[None]:
     # torch keeps weights in half precision until the outermost autocast ends. Those that a run without gradients has left
     # would take the gradient from the runs that follow.
     torch.clear_autocast_cache()
@@ -108,7 +111,7 @@ def full(raw: Any) -> Any:
 
 def full_under_autocast(raw: Tensor) -> Tensor:
     """A tensor in float32 where autocast is on; a network in half precision without it gets half precision back."""
-    return full(raw) if autocast_around() else raw
+    return raw.float() if raw.dtype in HALF and autocast_around() else raw
 
 
 def in_full_precision(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
