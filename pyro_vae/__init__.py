@@ -19,6 +19,7 @@ from .evidence import (
     SelfCheckResult,
 )
 from .gaps import Gaps, InferenceGaps
+from .guides import AmortizedGuide
 from .latent import (
     ActiveUnits,
     AggregatedPosterior,
@@ -79,6 +80,7 @@ __all__ = [
     "AdaptiveImportanceSampling",
     "AggregatedPosterior",
     "AggressiveTraining",
+    "AmortizedGuide",
     "AnnealedImportanceSampling",
     "AutoEvidence",
     "Barrier",

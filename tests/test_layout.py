@@ -30,7 +30,7 @@ ARROWS = arrows()
 # These import nothing of ours but the arrows above, errors and ops included: the oracle must not lean on what it judges.
 ALONE = {"errors", "options", "ops", "noise", "exact"}
 # Distributions are data and may be built anywhere else; the rest of Pyro runs programs.
-KNOW_PYRO = {"arguments", "isolation", "kernel", "densities", "objectives", "models"}
+KNOW_PYRO = {"arguments", "isolation", "kernel", "densities", "objectives", "models", "guides"}
 TRAINS = {
     Path("latent/beta_sweep.py"),
     Path("refit/frozen_model.py"),

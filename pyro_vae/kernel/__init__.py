@@ -18,8 +18,8 @@ Layout, Structure
 : where particles, plates and events lie in a shape, and what the sites of a pair are to one another. `padded`,
   `first_particle` and `reduce_to_datum` go by a layout.
 
-simulation
-: data from a model alone.
+simulation, latent_sites
+: data from a model alone, and the latents of a model alone.
 
 first_dependent, read_by_prior, LostProvenance
 : which draws depend on which.
@@ -46,6 +46,7 @@ from .checks.reads import LostProvenance
 from .checks.structure import IMPUTED, Structure, is_imputed
 from .checks.subsamples import check_subsample, same_indices
 from .indicators import Summed
+from .latent_sites import latent_sites
 from .live import LivePair, rehearsed
 from .log_densities import LogDensities, reduce_to_datum
 from .outside import Outside
@@ -77,6 +78,7 @@ __all__ = [
     "first_particle",
     "is_imputed",
     "is_moved",
+    "latent_sites",
     "movement",
     "named_failures",
     "narrow_record",

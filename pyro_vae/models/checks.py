@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, EmptyBatchError, NonFiniteError, OptionError, ProgramError, StructureError, described
 
 
-def checked_network(role: str, network: Any) -> nn.Module:
+def checked_network(role: str, network: Any, gives: str = "a distribution") -> nn.Module:
     """A network whose parameters the program can train: a module, and none of Pyro's own kind."""
     if not isinstance(network, nn.Module):
         remedy = "pass pv.nn.StandardNormal(latent_dim)" if role == "prior" else "pass an nn.Module"
         raise OptionError(
-            f"the {role} must be an nn.Module that returns a distribution, so that it follows .to() and is saved with the "
+            f"the {role} must be an nn.Module that returns {gives}, so that it follows .to() and is saved with the "
             f"rest, got {type(network).__name__}: {remedy}"
         )
     if any(isinstance(module, PyroModule) for module in network.modules()):

@@ -327,6 +327,10 @@ def models() -> Iterator[Other]:
     yield Other("models.WithSizeFactor, called", "models", factor, fixed(z=torch.zeros(4, 2), y=torch.ones(4, 1)))
     counts = fixed(network=nn.Linear(2, 3), head=pv.nn.Poisson())
     yield Other("models.WithSizeFactor", "models", pv.models.WithSizeFactor, counts)
+    parts = fixed(model=Linear().model, network=nn.Linear(3, 4), args=(data(),), kwargs={})
+    options = fixed(family="full", conditioned=True, datum_plate="data")
+    guide = lambda **arguments: pv.AmortizedGuide(**arguments)(data())  # noqa: E731
+    yield Other("AmortizedGuide", "models", guide, lambda: {**parts(), **options()})
     joined = lambda x, y: pv.models.Concatenated(nn.Linear(5, 2))(x, y)  # noqa: E731
     yield Other("models.Concatenated", "models", joined, fixed(x=data(), y=torch.zeros(4, 2)))
     x, y, z = data(), torch.zeros(4, 2), torch.zeros(4, 2)

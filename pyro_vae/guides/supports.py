@@ -1,0 +1,62 @@
+"""From the reals to the support of a latent site, for all data alike."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, constraints
+from torch.distributions.constraints import Constraint
+
+from ..densities import bounds_of, innermost, is_angle, support_of
+from ..errors import StructureError
+from ..proposals import bijection
+
+BY_HAND = "write its sample statement by hand, in a guide of your own"
+CIRCLE = constraints.interval(-torch.pi, torch.pi)
+
+
+def transform_of(site: Any, again: Any) -> Transform:
+    """The bijection from the reals to the support of a site.
+
+    :param again: the same site in another run under the prior.
+    """
+    support, later = support_at(site), support_at(again)
+    if support.is_discrete:
+        raise StructureError(
+            f"the latent site '{site.name}' is discrete, and its draws have no gradient: let the model enumerate it, "
+            f"pyro.infer.config_enumerate(model), which sums it out, or {BY_HAND}"
+        )
+    bounds = zip(bounds_of(support), bounds_of(later), strict=True)
+    if not all(torch.equal(one, other) for one, other in bounds):
+        raise StructureError(f"the support of the latent site '{site.name}' depends on other latents: {BY_HAND}")
+    try:
+        return bijection(support)
+    except NotImplementedError as error:
+        raise StructureError(
+            f"the support of the latent site '{site.name}', {support}, has no bijection to the reals: {BY_HAND}"
+        ) from error
+
+
+def support_at(site: Any) -> Any:
+    """The support of one event of a site."""
+    if is_angle(innermost(site.fn)):  # torch calls it the reals
+        return constraints.independent(CIRCLE, site.fn.event_dim)
+    support = support_of(site.fn)
+    if support is None:  # a flow of another library
+        return constraints.independent(constraints.real, site.fn.event_dim)
+    return of_one_event(site.name, support, len(site.fn.batch_shape), site.fn.event_dim)
+
+
+def of_one_event(name: str, support: Constraint, batch_dim: int, event_dim: int) -> Constraint:
+    """The constraint with bounds for one event, where they are tensors: those of a Uniform are repeated for all data."""
+    changed = copy.copy(support)
+    for key, part in vars(support).items():
+        if isinstance(part, Constraint):
+            vars(changed)[key] = of_one_event(name, part, batch_dim, event_dim)
+        if isinstance(part, Tensor) and part.ndim > event_dim:
+            one = part[(0,) * (part.ndim - event_dim)]
+            if not bool((part == one).all()):
+                raise StructureError(f"the support of the latent site '{name}' differs between data or places: {BY_HAND}")
+            vars(changed)[key] = one
+    return changed
