@@ -81,23 +81,3 @@ def test_of_a_point_of_a_simplex(options):
         # The density is over the first two shares.
         total = (fn.log_prob(values.expand(-1, 2, 3)).exp() * weights.reshape(-1, 1)).sum(0)
     torch.testing.assert_close(total, torch.ones(2, dtype=torch.float64), rtol=2e-3, atol=0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_evidence_of_a_circle(family):
-    """log p(x) by quadrature: the circle counts once, whatever the proposals take from the guide."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            angle = pyro.sample("angle", dist.VonMises(x.new_full((), 0.5), 3.0))
-            pyro.sample("obs", dist.Normal(angle.cos(), 0.5), obs=x[:, 0])
-
-    x = 0.5 * X
-    guide = pv.AmortizedGuide(model, nn.Linear(1, 4).double(), (x,), family=family)
-    angle = torch.linspace(-torch.pi, torch.pi, 10_001, dtype=torch.float64)[1:]
-    prior = dist.VonMises(torch.tensor(0.5, dtype=torch.float64), 3.0).log_prob(angle)
-    joint = prior + torch.distributions.Normal(angle.cos(), 0.5).log_prob(x)
-    expected = torch.logsumexp(joint, -1) + (angle[1] - angle[0]).log()
-    found = pv.AdaptiveImportanceSampling(model, guide, num_particles=2000, seed=0)(x)
-    assert bool(((found.log_evidence - expected).abs() < 4.5 * found.std_error).all())  # 1e-5 by chance
-    assert bool((found.std_error < 0.03).all())
