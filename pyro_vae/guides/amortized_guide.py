@@ -70,7 +70,7 @@ class AmortizedGuide(Program):
 
     Latents in the plate of the data are amortized. One outside of it, which all data share, gets parameters of its own, of
     the same family. What the model enumerates (`pyro.infer.config_enumerate`) is left to it: objectives and estimators sum
-    it out. They also carry a mask of a latent in the model over to the guide.
+    it out. They also carry a mask of a latent in the model over to the guide, but for one inside of an event.
 
     It is an `nn.Module` with all its parameters from the start, and trains under `SVI` and `torch.optim`.
 

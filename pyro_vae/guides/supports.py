@@ -40,20 +40,20 @@ def transform_of(site: Any, again: Any) -> Transform:
 
 def support_at(site: Any) -> Any:
     """The support of one event of a site."""
-    if is_angle(innermost(site.fn)):  # torch calls it the reals
-        return constraints.independent(CIRCLE, site.fn.event_dim)
-    support = support_of(site.fn)
+    event_dim, fn = site.fn.event_dim, innermost(site.fn)
+    fn = fn.component_distribution if isinstance(fn, torch.distributions.MixtureSameFamily) else fn
+    support = CIRCLE if is_angle(fn) else support_of(fn)  # torch calls a circle the reals
     if support is None:  # a flow of another library
-        return constraints.independent(constraints.real, site.fn.event_dim)
-    return of_one_event(site.name, support, len(site.fn.batch_shape), site.fn.event_dim)
+        support = constraints.real
+    return of_one_event(site.name, constraints.independent(support, event_dim - support.event_dim), event_dim)
 
 
-def of_one_event(name: str, support: Constraint, batch_dim: int, event_dim: int) -> Constraint:
+def of_one_event(name: str, support: Constraint, event_dim: int) -> Constraint:
     """The constraint with bounds for one event, where they are tensors: those of a Uniform are repeated for all data."""
     changed = copy.copy(support)
     for key, part in vars(support).items():
         if isinstance(part, Constraint):
-            vars(changed)[key] = of_one_event(name, part, batch_dim, event_dim)
+            vars(changed)[key] = of_one_event(name, part, event_dim)
         if isinstance(part, Tensor) and part.ndim > event_dim:
             one = part[(0,) * (part.ndim - event_dim)]
             if not bool((part == one).all()):

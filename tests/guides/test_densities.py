@@ -19,6 +19,7 @@ SUPPORTS = {
     "interval": (lambda: dist.Uniform(-1.0, 2.0), (-1.0, 2.0)),
     "unit": (lambda: dist.Beta(2.0, 3.0), (0.0, 1.0)),
     "above": (lambda: dist.Pareto(1.5, 2.0), (1.5, None)),
+    "mixture": (lambda: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Beta(torch.ones(2), 2.0)), (0.0, 1.0)),
     "circle": (lambda: dist.VonMises(0.0, 1.0), (-torch.pi, torch.pi)),
 }
 
