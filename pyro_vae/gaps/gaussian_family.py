@@ -86,7 +86,7 @@ def same_transform(space: LatentSpace, latent: str, transforms: Sequence[Any]) -
         try:
             for transform in transforms:
                 own = transform(own)
-        except (RuntimeError, ValueError):  # made for draws of another shape
+        except (RuntimeError, ValueError, IndexError):  # made for draws of another shape
             return False
         if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=1e-5, atol=0.0, equal_nan=True):
             return False
