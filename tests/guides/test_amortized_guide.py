@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -307,13 +306,3 @@ def test_double_precision(family):
     assert all(p.dtype == torch.float64 for p in guide.parameters())
     values = guide(case.x.double())
     assert all(v.dtype == torch.float64 for v in values.values())
-
-
-def test_gaps_of_a_spline_in_two_plates():
-    """A spline refuses draws of another shape by an IndexError."""
-    case = CASES["eight schools"]
-    guide = case.guide(width=4, family="flow")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # twenty draws of a guide that is not trained
-        found = pv.InferenceGaps(case.model, guide, num_particles=20, seed=0)(case.x[:2])
-    assert bool((found.amortization > 0).all())
