@@ -446,9 +446,9 @@ def test_a_transform_of_draws_of_another_shape():
 
 def test_a_spline_made_for_other_shapes_is_another_transform():
     """It refuses draws of another shape by an IndexError; the guide is then none that the fast fit knows."""
-    spline = conditional_spline(1, 3).condition(torch.randn(5, 1, 3))
+    spline = conditional_spline(1, 3).condition(torch.randn(50, 5, 1, 3))
     call = SimpleNamespace(device="cpu")
-    space = SimpleNamespace(sites={"z": (50, 5, 1, 1)}, dtype=torch.float32, call=call, transforms={"z": identity_transform})
+    space = SimpleNamespace(sites={"z": (5, 1, 1)}, dtype=torch.float32, call=call, transforms={"z": identity_transform})
     with pytest.raises(IndexError):
         spline(torch.full(space.sites["z"], 20.0))
     assert not same_transform(space, "z", [spline])
