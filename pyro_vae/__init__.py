@@ -40,7 +40,7 @@ from .latent import (
     traverse,
 )
 from .leave_one_out import LeaveOneOut, LeaveOneOutResult
-from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
+from .models import VAE, ConditionalVAE, LinearVAE, MissingDataVAE, conv_vae, mlp_conditional_vae, mlp_missing_vae, mlp_vae
 from .objectives import (
     BetaTrace_ELBO,
     BetaTraceEnum_ELBO,
@@ -52,7 +52,7 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
-from .posteriors import Expectation, PosteriorExpectation, PosteriorSample, posterior
+from .posteriors import Expectation, Imputation, PosteriorExpectation, PosteriorSample, impute, posterior
 from .records import Estimate
 from .refit import Refit, refit_guide
 from .report import Diagnosis, diagnose
@@ -110,6 +110,7 @@ __all__ = [
     "HeldOutHistory",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
+    "Imputation",
     "InclusiveKL",
     "InferenceGaps",
     "KCurve",
@@ -119,6 +120,7 @@ __all__ = [
     "LinearAnnealing",
     "LinearVAE",
     "Manifold",
+    "MissingDataVAE",
     "Monitor",
     "MutualInformationGap",
     "PairedDifference",
@@ -149,8 +151,10 @@ __all__ = [
     "errors",
     "evaluate",
     "exact",
+    "impute",
     "manifold",
     "mlp_conditional_vae",
+    "mlp_missing_vae",
     "mlp_vae",
     "nn",
     "ops",

@@ -35,6 +35,8 @@ def inside(fn: Any, value: Tensor) -> Tensor:
         for transform in base.transforms:
             inner = transform(inner)
         return inner
+    if hasattr(base, "fns"):  # of the columns of a table: each has a support of its own
+        return torch.cat([inside(fn, value).expand(fn.batch_shape) for fn in base.fns], -1)
     support = support_of(base)
     if support is None:
         return value.new_zeros(())

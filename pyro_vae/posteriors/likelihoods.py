@@ -1,0 +1,163 @@
+"""The likelihoods of a model at draws of its latents: which of their numbers are missing, their moments, draws of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MaskError, StructureError
+from ..kernel import Call, Layout, Record, SiteRecord
+from .function import Values, drawn_values
+
+LOOKED_AT = 3  # draws by which holes are found
+Moments = dict[str, tuple[Tensor, Tensor]]
+
+
+class DataFirst:
+    """Where the numbers of an observed site lie: from canonical tensors (K, *plates, *event) to (K, B, *rest)."""
+
+    def __init__(self, site: SiteRecord, layout: Layout) -> None:
+        self.width = layout.num_plates + site.event_dim
+        value = last_dims(site.value, self.width)
+        if value.numel() < site.value.numel():
+            raise StructureError(
+                f"what '{site.name}' observes differs between draws of the latents, so it is no data: observe what does not "
+                "depend on them"
+            )
+        self.shape = [1] * (self.width - value.ndim) + list(value.shape)
+        for frame in site.frames:  # one value may stand for a whole plate
+            if frame.dim is not None:
+                size = layout.batch_size if frame.name == layout.datum_plate else frame.size
+                self.shape[layout.num_plates + frame.dim] = max(size, self.shape[layout.num_plates + frame.dim])
+        own = {frame.dim for frame in site.frames if frame.dim is not None}
+        plates = range(-layout.num_plates, 0)
+        self.has_data_axis = layout.datum_dim in own
+        data = [layout.datum_dim] if self.has_data_axis else []
+        order = [*(d for d in plates if d not in own), *data, *(d for d in plates if d in own and d != layout.datum_dim)]
+        self.num_dropped = layout.num_plates - len(own)  # plates of other sites
+        events = range(layout.num_plates, self.width)
+        self.order = [1 + d for d in [*(layout.num_plates + d for d in order if d is not None), *events]]
+
+    def __call__(self, tensor: Tensor, num_particles: int) -> Tensor:
+        """Of a tensor that broadcasts to (K, *plates, *event)."""
+        tensor = tensor.reshape(len(tensor), *[1] * (self.width + 1 - tensor.ndim), *tensor.shape[1:])
+        tensor = tensor.expand(num_particles, *self.shape).permute(0, *self.order).flatten(0, self.num_dropped)
+        return tensor if self.has_data_axis else tensor.unsqueeze(1)
+
+
+class Likelihoods:
+    """Of a call, by observed site: numbers (B, *rest), with draws in front (K, B, *rest).
+
+    :ivar observed: the data.
+    :ivar missing: bool, true in the holes: NaN, and what a mask hides.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        record = call.run_at(drawn_values(call, LOOKED_AT), LOOKED_AT)
+        sites = [site for site in record.values() if site.is_observed and site.value.numel()]  # a factor has no value
+        if not sites:
+            raise StructureError("the model observes nothing, so nothing of it is missing: pass the data with obs=")
+        self._data_first = {site.name: DataFirst(site, call.layout) for site in sites}
+        self.observed = {site.name: self._observed(site, site.value)[0] for site in sites}
+        self.missing = {site.name: self._holes(site) for site in sites}
+        self._centres = {name: mean.mean(0) for name, (mean, _) in self._moments(record, LOOKED_AT).items()}
+
+    def _observed(self, site: SiteRecord, value: Tensor) -> Tensor:
+        data_first = self._data_first[site.name]
+        return data_first(last_dims(value, data_first.width).unsqueeze(0), 1)
+
+    def _holes(self, site: SiteRecord) -> Tensor:
+        missing = self._observed(site, site.value.isnan())
+        for mask, inside in ((site.mask, 0), (site.event_mask, site.to_event_dim)):
+            if mask is not None:
+                mask = mask.reshape(-1, *last_dims(mask, self._call.layout.num_plates + inside).shape)
+                mask = mask.reshape(*mask.shape, *[1] * (site.event_dim - inside))
+                missing = missing | ~self._data_first[site.name](mask, len(mask))
+        if not bool((missing == missing[:1]).all()):
+            raise MaskError(
+                f"draws of the latents decide what is masked in '{site.name}', so it is not known what is missing: mask by "
+                "the data alone, fn.mask(~x.isnan())"
+            )
+        return missing[0]
+
+    def moments(self, values: Values) -> Tensor:
+        """Mean and second moment of what is missing, (K, B, F), site by site; zeros for what was seen. float64.
+
+        A function of the latents, in the shapes of the program. The second moment is that about a centre close to the mean,
+        so that nothing cancels.
+        """
+        num_particles = len(next(iter(values.values()))) if values else 1
+        canonical = {name: self._canonical(name, value) for name, value in values.items()}
+        parts = []
+        for first, length in self._call.chunks(num_particles):
+            some = {name: value[first : first + length] for name, value in canonical.items()}
+            columns = []
+            for name, (mean, variance) in self._moments(self._run_at(some, length), length).items():
+                second = variance + (mean - self._centres[name]).square()
+                columns += [torch.where(self.missing[name], m, 0.0).flatten(2) for m in (mean, second)]
+            parts.append(torch.cat(columns, 2))
+        return torch.cat(parts)
+
+    def _canonical(self, name: str, value: Tensor) -> Tensor:
+        layout = self._call.layout
+        return value.reshape(len(value), *[1] * (layout.num_plates - len(layout.plain_shapes[name])), *value.shape[1:])
+
+    def _run_at(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
+        return self._call.run_at(values, num_particles, together=True)
+
+    def _moments(self, record: Record, num_particles: int) -> Moments:
+        """Mean and variance of each likelihood, (K, B, *rest) float64; NaN where it has none."""
+
+        def each(name: str, moment: Callable[[Any], Tensor]) -> Tensor:
+            return self._of_fns(name, record, num_particles, moment).double()
+
+        return {name: (each(name, mean_of), each(name, variance_of)) for name in self.observed}
+
+    def _of_fns(self, name: str, record: Record, num_particles: int, get: Callable[[Any], Tensor]) -> Tensor:
+        """What `get` says of the distributions of a site, (K, B, *rest)."""
+        fns, data_first = record[name].fns, self._data_first[name]
+        if len(fns) == 1:  # with a leading particle axis, if the site depends on latents
+            tensor = get(fns[0])
+            return data_first(tensor if tensor.ndim > data_first.width else tensor.unsqueeze(0), num_particles)
+        return data_first(torch.stack([get(fn) for fn in fns]), num_particles)
+
+    def split(self, columns: Tensor) -> Moments:
+        """Numbers (B, F) about `moments` by site: those about the mean, and those about the second moment."""
+        parts = iter(columns.split([holes[0].numel() for holes in self.missing.values() for _ in range(2)], 1))
+        return {n: (next(parts).reshape(m.shape), next(parts).reshape(m.shape)) for n, m in self.missing.items()}
+
+    def stddev(self, name: str, mean: Tensor, second: Tensor) -> Tensor:
+        """From the expectations of `moments`, by the law of total variance."""
+        return (second - (mean - self._centres[name]).square()).clamp(min=0.0).sqrt()
+
+    def drawn(self, values: Mapping[str, Tensor], num_samples: int) -> dict[str, Tensor]:
+        """A draw of all that is missing at each canonical draw of the latents, beside what was seen, (S, B, *rest)."""
+        record = self._run_at(values, num_samples)
+        draws = {name: self._of_fns(name, record, num_samples, lambda fn: fn.sample()) for name in self.observed}
+        return {n: torch.where(self.missing[n], d, self.observed[n].to(d)) for n, d in draws.items()}
+
+
+def last_dims(tensor: Tensor, width: int) -> Tensor:
+    """The first entry along all dimensions but the last ones."""
+    return tensor[(0,) * (tensor.ndim - width)] if tensor.ndim > width else tensor
+
+
+def mean_of(fn: Any) -> Tensor:
+    return known(lambda: fn.mean, fn)
+
+
+def variance_of(fn: Any) -> Tensor:
+    variance = known(lambda: fn.variance, fn)
+    return torch.where(variance.isfinite(), variance, math.nan)  # that of heavy tails is infinite
+
+
+def known(moment: Callable[[], Tensor], fn: Any) -> Tensor:
+    try:
+        return moment()
+    except NotImplementedError:  # a flow
+        return torch.full(fn.shape(), math.nan)
