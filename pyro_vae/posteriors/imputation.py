@@ -84,7 +84,8 @@ class Imputation(Result):
         else:
             of_weights = self.evidence.select(self.num_missing > 0).warnings() if bool(self.num_missing.any()) else []
         said = [type(w)(f"the imputation goes by the weights of log p(x): {w}") for w in of_weights]
-        return [*said, *table.warnings_about(self.checks, self.evidence.method, threshold=threshold)]
+        of_means = table.warnings_about(self.checks, self.evidence.method, threshold=threshold)
+        return [*said, *(type(w)(f"the mean of the likelihood is averaged, f: {w}") for w in of_means)]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""

@@ -90,7 +90,7 @@ def impute(
         draws = weighted_draws(call, num_particles)
         function.kept = draws.kept
         average_of = WeightedMean(centre_of(function, draws), len(draws), draws.num_origins)
-        average(function, draws, average_of, None)
+        average(function, draws, average_of, may_be_nan=True)
         drawn = imputed_draws(call, likelihoods, draws, num_draws) if num_draws else {}
         imputation = record_of(call, likelihoods, draws, average_of, drawn)
     check_means(imputation)
@@ -134,7 +134,7 @@ def record_of(
         stddev[name] = torch.where(holes, likelihoods.stddev(name, m, second), 0.0).to(dtype)
         std_error[name] = torch.where(holes, errors[name][0], 0.0).to(dtype)
         for reason, parts in by_reason.items():
-            doubted[reason].append(((parts[name][0] | parts[name][1]) & holes).flatten(1))
+            doubted[reason].append((parts[name][0] & holes).flatten(1))
         in_doubt[name] = torch.stack([*(d[-1] for d in doubted.values()), torch.zeros_like(holes.flatten(1))])
         in_doubt[name] = in_doubt[name].any(0).reshape(holes.shape)
     num_missing = torch.cat([holes.flatten(1) for holes in missing.values()], 1).sum(1)

