@@ -45,7 +45,7 @@ class MissingDataVAE(VAE):
         table[torch.rand(100, 5) < 0.3] = torch.nan
         svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pv.ImportanceWeightedELBO(num_particles=20))
         svi.step(table)
-        pv.impute(vae.model, vae.guide, table, num_particles=200, seed=0).mean["obs"]    # the table, filled in
+        pv.impute(vae.model, vae.guide, table, seed=0).mean["obs"]    # the table, filled in
     """
 
     programs: ClassVar[tuple[type[Model], type[Guide]]] = MissingDataModel, MissingDataGuide

@@ -75,6 +75,8 @@ def impute(
 
     Example::
 
+        table = torch.tensor([[0.3, -0.2], [0.9, torch.nan], [torch.nan, torch.nan]])
+        vae = pv.mlp_missing_vae(2, latent_dim=1, likelihood=pv.nn.Normal(0.5))    # and train it
         result = pv.impute(vae.model, vae.guide, table, num_draws=20, seed=0)
         result.mean["obs"]       # (B, X), the table, filled in
         result.stddev["obs"]     # (B, X), how far what is missing may be from that

@@ -41,7 +41,7 @@ def miwae(table, args, seed):
     objective = pv.ImportanceWeightedELBO(num_particles=args.particles)
     loss = objective(vae.model, vae.guide)
     optimizer = torch.optim.Adam(loss.parameters(), lr=args.lr)
-    for epoch in range(args.epochs):
+    for _ in range(args.epochs):
         for rows in torch.randperm(len(table)).split(64):
             optimizer.zero_grad()
             (loss(table[rows]) / len(rows)).backward()
