@@ -123,9 +123,9 @@ class Likelihoods:
         """What `get` says of the distributions of a site, (K, B, *rest)."""
         fns, data_first = record[name].fns, self._data_first[name]
         if len(fns) == 1:  # with a leading particle axis, if the site depends on latents
-            tensor = get(fns[0])
+            tensor = get(fns[0]).to(self._call.device)
             return data_first(tensor if tensor.ndim > data_first.width else tensor.unsqueeze(0), num_particles)
-        return data_first(torch.stack([get(fn) for fn in fns]), num_particles)
+        return data_first(torch.stack([get(fn).to(self._call.device) for fn in fns]), num_particles)
 
     def split(self, columns: Tensor) -> Moments:
         """Numbers (B, F) about `moments` by site: those about the mean, and those about the second moment."""

@@ -60,7 +60,7 @@ def main():
     parser.add_argument("--data", nargs="+", default=list(LOADERS), choices=LOADERS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=500)
-    parser.add_argument("--latent", type=int, default=2)
+    parser.add_argument("--latent", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--particles", type=int, default=20)
     parser.add_argument("--lr", type=float, default=1e-3)
