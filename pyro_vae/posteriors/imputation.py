@@ -20,9 +20,10 @@ class Imputation(Result):
 
     Mappings are by observed site, as its name in the model, with numbers (B, X) in the units of x.
 
-    :ivar mean: E[x given what was seen]: x filled in. What was seen stays as it is.
-    :ivar stddev: standard deviation of what is missing, given what was seen; zero for what was seen. NaN where the
-        likelihood has none, as with heavy tails.
+    :ivar mean: E[x given what was seen]: x filled in. What was seen stays as it is. NaN where the likelihood has no mean,
+        and for what lies behind a masked latent, as after the end of a sequence. In that case alone draws are NaN too.
+    :ivar stddev: standard deviation of what is missing, given what was seen; zero for what was seen. It has no error of its
+        own. NaN where the likelihood has none, as with heavy tails.
     :ivar std_error: Monte Carlo error of `mean`; zero for what was seen.
     :ivar missing: bool, what is missing.
     :ivar in_doubt: bool, where tails or too few draws speak against mean or error.
@@ -53,7 +54,7 @@ class Imputation(Result):
     @property
     def num_missing(self) -> Tensor:
         """(B,), how many numbers of a datum are missing."""
-        return torch.stack([holes.flatten(1).sum(1) for holes in self.missing.values()]).sum(0)
+        return torch.stack([holes.reshape(len(holes), -1).sum(1) for holes in self.missing.values()]).sum(0)
 
     @property
     def doubts(self) -> dict[str, Tensor]:
@@ -103,14 +104,16 @@ class Imputation(Result):
         cost = f"cost {self.cost:g} decoder evaluations per datum"
         lines = [f"Imputation of {len(self)} data, K = {self.num_particles}, {cost}"]
         for name, holes in self.missing.items():
-            with_holes = int(holes.flatten(1).any(1).sum())
+            with_holes = int(holes.reshape(len(holes), -1).any(1).sum())
             line = f"  {name}: {int(holes.sum())} of {holes.numel()} numbers are missing, in {with_holes} data"
             if bool(holes.any()):
                 spread, error = (float(part[name][holes].nanmedian()) for part in (self.stddev, self.std_error))
                 line += f"; median sd {spread:.3g}, Monte Carlo error of the mean {error:.2g}"
             lines.append(line)
             if without := int((self.mean[name].isnan() & holes).sum()):
-                lines.append(f"    {without} of them have no mean (classes): take draws, num_draws=")
+                lines.append(
+                    f"    {without} of them have no mean: classes (take draws, num_draws=), or behind masked latents"
+                )
         if self.draws:
             lines.append(f"  {len(next(iter(self.draws.values())))} draws")
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.evidence.method)]

@@ -1,6 +1,8 @@
 """What is missing from the data, given what was seen."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from ..options import amount
 from ..records import FEW, warn_about
 from .function import Function
 from .imputation import Imputation
-from .likelihoods import Likelihoods
+from .likelihoods import Likelihoods, Moments
 from .posterior_expectation import average, centre_of, doubts_of
 from .resampling import drawn_labels, gathered, resampled
 from .weighted_draws import WeightedDraws, weighted_draws
@@ -88,14 +90,14 @@ def impute(
     with pair._pair.open(args, kwargs, pair.seed) as call:
         check_depends(call)
         likelihoods = Likelihoods(call)
+        if not num_draws:
+            check_means(likelihoods)
         function = Function(call, likelihoods.moments)
         draws = weighted_draws(call, num_particles)
-        function.kept = draws.kept
         average_of = WeightedMean(centre_of(function, draws), len(draws), draws.num_origins)
         average(function, draws, average_of, may_be_nan=True)
         drawn = imputed_draws(call, likelihoods, draws, num_draws) if num_draws else {}
         imputation = record_of(call, likelihoods, draws, average_of, drawn)
-    check_means(imputation)
     warn_about(imputation, stacklevel=3)
     return imputation
 
@@ -106,6 +108,16 @@ def check_depends(call: Call) -> None:
     if lacking:
         raise EnumerationError(
             f"what is missing depends on {quoted(lacking)}, which only the model has: let the guide enumerate or draw them"
+        )
+
+
+def check_means(likelihoods: Likelihoods) -> None:
+    """Without draws, likelihoods without a mean would leave nothing but NaN."""
+    holes = [likelihoods.has_mean[name][missing] for name, missing in likelihoods.missing.items() if bool(missing.any())]
+    if holes and not bool(torch.cat(holes).any()):
+        raise StructureError(
+            f"the likelihood of {quoted(likelihoods.missing)} has no mean to fill in, as classes have none: pass "
+            "num_draws=1 or more and take the draws"
         )
 
 
@@ -122,43 +134,42 @@ def record_of(
     call: Call, likelihoods: Likelihoods, draws: WeightedDraws, average_of: WeightedMean, drawn: Mapping[str, Tensor]
 ) -> Imputation:
     exact = not call.structure.latents
+    columns = average_of.mean
+    variance = torch.zeros_like(columns) if exact else average_of.variance
     pareto_k = average_of.pareto_k(draws.evidence.pareto_k)
     flags = {} if exact else doubts_of(average_of, draws, pareto_k, False)
-    by_reason = {reason: likelihoods.split(each) for reason, each in flags.items()}
-    missing, observed = likelihoods.missing, likelihoods.observed
-    errors = likelihoods.split(torch.zeros_like(pareto_k) if exact else average_of.variance.sqrt())
-    mean, stddev, std_error, in_doubt = {}, {}, {}, {}
-    doubted: dict[str, list[Tensor]] = {reason: [] for reason in flags}  # of the numbers that are missing, (B, X) by site
-    for name, (m, second) in likelihoods.split(average_of.mean).items():
-        dtype = observed[name].dtype if observed[name].is_floating_point() else draws.evidence.log_evidence.dtype
-        holes = missing[name]
-        mean[name] = torch.where(holes, m.to(dtype), observed[name].to(dtype))
-        stddev[name] = torch.where(holes, likelihoods.stddev(name, m, second), 0.0).to(dtype)
-        std_error[name] = torch.where(holes, errors[name][0], 0.0).to(dtype)
-        for reason, parts in by_reason.items():
-            doubted[reason].append((parts[name][0] & holes).flatten(1))
-        in_doubt[name] = torch.stack([*(d[-1] for d in doubted.values()), torch.zeros_like(holes.flatten(1))])
-        in_doubt[name] = in_doubt[name].any(0).reshape(holes.shape)
-    num_missing = torch.cat([holes.flatten(1) for holes in missing.values()], 1).sum(1)
+    means, errors = likelihoods.split(columns), likelihoods.split(variance.sqrt())
+    doubts = {reason: likelihoods.split(each) for reason, each in flags.items()}
+    unknown = likelihoods.unknown(draws.kept) if draws.kept else {}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("mean", "stddev", "std_error", "in_doubt", "draws")}
+    for name, holes in likelihoods.missing.items():
+        observed = likelihoods.observed[name]
+        dtype = observed.dtype if observed.is_floating_point() else draws.evidence.log_evidence.dtype
+        nowhere = torch.zeros_like(holes)
+        filled = partial(fill, holes=holes, unknown=unknown.get(name, nowhere))
+        mean, second = means[name]
+        parts["mean"][name] = filled(mean.to(dtype), observed.to(dtype))
+        parts["stddev"][name] = filled(likelihoods.stddev(name, mean, second).to(dtype), 0.0)
+        parts["std_error"][name] = filled(errors[name][0].to(dtype), 0.0)
+        parts["in_doubt"][name] = torch.stack([nowhere, *(each[name][0] & holes for each in doubts.values())]).any(0)
+        if drawn:
+            parts["draws"][name] = filled(drawn[name].to(dtype), observed.to(dtype))
     return Imputation(
-        mean=mean,
-        stddev=stddev,
-        std_error=std_error,
-        missing=missing,
-        in_doubt=in_doubt,
-        draws=dict(drawn),
+        missing=likelihoods.missing,
         evidence=draws.evidence,
         num_particles=len(draws),
         cost=call.cost,
-        checks={reason: torch.cat(each, 1).sum(1) > FEW * num_missing for reason, each in doubted.items()},
+        checks={reason: many(each, likelihoods.missing) for reason, each in doubts.items()},
+        **parts,
     )
 
 
-def check_means(imputation: Imputation) -> None:
-    """Without draws, a likelihood without a mean would leave nothing but NaN."""
-    holes = [(imputation.mean[name], missing) for name, missing in imputation.missing.items() if bool(missing.any())]
-    if holes and not imputation.draws and all(bool(mean[missing].isnan().all()) for mean, missing in holes):
-        raise StructureError(
-            f"the likelihood of {quoted(imputation.mean)} has no mean to fill in, as classes have none: pass num_draws=1 or "
-            "more and take the draws"
-        )
+def fill(numbers: Tensor, seen: Tensor | float, *, holes: Tensor, unknown: Tensor) -> Tensor:
+    return torch.where(holes, numbers.masked_fill(unknown, math.nan), seen)
+
+
+def many(flags: Moments, missing: Mapping[str, Tensor]) -> Tensor:
+    """(B,), whether more than a few of the numbers that are missing from a datum are flagged."""
+    counts = [[n.reshape(len(n), -1).sum(1) for n in (flags[name][0] & holes, holes)] for name, holes in missing.items()]
+    flagged, number = (torch.stack(each).sum(0) for each in zip(*counts, strict=True))
+    return flagged > FEW * number

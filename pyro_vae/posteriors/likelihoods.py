@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from ..errors import MaskError, StructureError
 from ..kernel import Call, Layout, Record, SiteRecord
+from ..noise import Noise
 from .function import Values, drawn_values
 
-LOOKED_AT = 3  # draws by which holes are found
+LOOKED_AT, HOLES = 3, 6  # draws by which holes are found, and their noise block
 Moments = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -54,11 +56,14 @@ class Likelihoods:
 
     :ivar observed: the data.
     :ivar missing: bool, true in the holes: NaN, and what a mask hides.
+    :ivar has_mean: bool, whether the likelihood has a mean there.
     """
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        record = call.run_at(drawn_values(call, LOOKED_AT), LOOKED_AT)
+        call.set_noise(Noise.POSTERIOR, HOLES)
+        self._looked_at = drawn_values(call, LOOKED_AT)
+        record = call.run_at(self._looked_at, LOOKED_AT)
         sites = [site for site in record.values() if site.is_observed and site.value.numel()]  # a factor has no value
         if not sites:
             raise StructureError("the model observes nothing, so nothing of it is missing: pass the data with obs=")
@@ -66,6 +71,7 @@ class Likelihoods:
         self.observed = {site.name: self._observed(site, site.value)[0] for site in sites}
         self.missing = {site.name: self._holes(site) for site in sites}
         self._centres = {name: mean.mean(0) for name, (mean, _) in self._moments(record, LOOKED_AT).items()}
+        self.has_mean = {name: ~centre.isnan() for name, centre in self._centres.items()}
 
     def _observed(self, site: SiteRecord, value: Tensor) -> Tensor:
         data_first = self._data_first[site.name]
@@ -86,6 +92,20 @@ class Likelihoods:
         check_independent(site, missing[0])
         return missing[0]
 
+    def unknown(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Bool, what is missing behind a masked latent, as after the end of a sequence: the model does not say what it is.
+
+        :param kept: where latents count, by site that has a mask.
+        """
+        moved = {n: torch.where(kept[n], v, v.roll(1, 0)) if n in kept else v for n, v in self._looked_at.items()}
+        pairs = [self._moments(self._run_at(values, LOOKED_AT), LOOKED_AT) for values in (self._looked_at, moved)]
+        found = {}
+        for name, (mean, variance) in pairs[0].items():
+            other_mean, other_variance = pairs[1][name]
+            same = mean.eq(other_mean) & (variance.eq(other_variance) | variance.isnan())
+            found[name] = self.missing[name] & self.has_mean[name] & ~same.all(0)
+        return found
+
     def moments(self, values: Values) -> Tensor:
         """Mean and second moment of what is missing, (K, B, F), site by site; zeros for what was seen. float64.
 
@@ -100,7 +120,7 @@ class Likelihoods:
             columns = []
             for name, (mean, variance) in self._moments(self._run_at(some, length), length).items():
                 second = variance + (mean - self._centres[name]).square()
-                columns += [torch.where(self.missing[name], m, 0.0).flatten(2) for m in (mean, second)]
+                columns += [torch.where(self.missing[name], m, 0.0).reshape(length, m.shape[1], -1) for m in (mean, second)]
             parts.append(torch.cat(columns, 2))
         return torch.cat(parts)
 
@@ -136,10 +156,22 @@ class Likelihoods:
         """From the expectations of `moments`, by the law of total variance."""
         return (second - (mean - self._centres[name]).square()).clamp(min=0.0).sqrt()
 
+    def _draw(self, fn: Any, num_samples: int) -> Tensor:
+        """With a leading axis of draws, also where the distribution has none because it does not depend on latents."""
+        num_plates = self._call.layout.num_plates
+        if fn.batch_shape[: max(len(fn.batch_shape) - num_plates, 0)] == (num_samples,):
+            return fn.sample()
+        drawn, width = fn.sample((num_samples,)), num_plates + fn.event_dim
+        shape = last_dims(drawn[0], width).shape
+        return drawn.reshape(num_samples, *[1] * (width - len(shape)), *shape)
+
     def drawn(self, values: Mapping[str, Tensor], num_samples: int) -> dict[str, Tensor]:
         """A draw of all that is missing at each canonical draw of the latents, beside what was seen, (S, B, *rest)."""
-        record = self._run_at(values, num_samples)
-        draws = {name: self._of_fns(name, record, num_samples, lambda fn: fn.sample()) for name in self.observed}
+        record, draws = self._run_at(values, num_samples), {}
+        for name in self.observed:
+            one_by_one = len(record[name].fns) == num_samples > 1
+            draw = (lambda fn: fn.sample()) if one_by_one else partial(self._draw, num_samples=num_samples)
+            draws[name] = self._of_fns(name, record, num_samples, draw)
         return {n: torch.where(self.missing[n], d, self.observed[n].to(d)) for n, d in draws.items()}
 
 
