@@ -41,7 +41,7 @@ from .latent import (
     traverse,
 )
 from .leave_one_out import LeaveOneOut, LeaveOneOutResult
-from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
+from .models import VAE, ConditionalVAE, LinearVAE, MissingDataVAE, conv_vae, mlp_conditional_vae, mlp_missing_vae, mlp_vae
 from .objectives import (
     BetaTrace_ELBO,
     BetaTraceEnum_ELBO,
@@ -53,7 +53,7 @@ from .objectives import (
     Terms,
     TotalCorrelationELBO,
 )
-from .posteriors import Expectation, PosteriorExpectation, PosteriorSample, posterior
+from .posteriors import Expectation, Imputation, PosteriorExpectation, PosteriorSample, impute, posterior
 from .records import Estimate
 from .refit import Refit, refit_guide
 from .report import Diagnosis, diagnose
@@ -112,6 +112,7 @@ __all__ = [
     "HeldOutHistory",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
+    "Imputation",
     "InclusiveKL",
     "InferenceGaps",
     "KCurve",
@@ -121,6 +122,7 @@ __all__ = [
     "LinearAnnealing",
     "LinearVAE",
     "Manifold",
+    "MissingDataVAE",
     "Monitor",
     "MutualInformationGap",
     "PairedDifference",
@@ -151,8 +153,10 @@ __all__ = [
     "errors",
     "evaluate",
     "exact",
+    "impute",
     "manifold",
     "mlp_conditional_vae",
+    "mlp_missing_vae",
     "mlp_vae",
     "nn",
     "ops",

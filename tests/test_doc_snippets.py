@@ -49,6 +49,7 @@ FEW = {  # options that stand in the place of those printed, or of the defaults
     "SelfCheck": {"num_steps": 3, "num_chains": 2},
     "beta_sweep": {"num_epochs": 1},
     "diagnose": {"num_data": 10, "num_particles": 10},
+    "impute": {"num_particles": 20},
     "refit_guide": {"num_data": 10, "num_epochs": 1, "num_particles": 10},
 }
 

@@ -50,6 +50,7 @@ CALLS = {made.__name__: call_of(made) for made in ESTIMATORS} | {
     "units": lambda: pv.ActiveUnits(model, guide, num_particles=3, seed=0)([X], args=lambda x: (x,), progress=False),
     "surgery": lambda: pv.ELBOSurgery(model, guide, seed=0)([X], args=lambda x: (x,), progress=False),
     "draws": lambda: pv.posterior(model, guide, X, num_particles=250, seed=0),
+    "imputation": lambda: pv.impute(model, guide, X, num_particles=250, num_draws=3, seed=0),
     "samples": lambda: pv.SampleCheck(model, guide, seed=0)([X], train=[X], args=lambda x: (x,), progress=False),
 }
 # What is compared on the same noise, and fits of q* that start again.

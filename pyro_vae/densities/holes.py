@@ -35,6 +35,8 @@ def inside(fn: Any, value: Tensor) -> Tensor:
         for transform in base.transforms:
             inner = transform(inner)
         return inner
+    if hasattr(base, "fns"):  # of the columns of a table: each has a support of its own
+        return torch.cat([inside(fn, value).expand(fn.batch_shape) for fn in base.fns], -1)
     support = support_of(base)
     if support is None:
         return value.new_zeros(())
@@ -46,6 +48,8 @@ def inside(fn: Any, value: Tensor) -> Tensor:
             return drawn(base, value.device)
     if support in (constraints.boolean, constraints.nonnegative_integer):  # seen without reading a tensor
         return value.new_zeros(base.batch_shape + base.event_shape)
+    if isinstance(support, constraints.integer_interval) and isinstance(support.lower_bound, int):
+        return value.new_full(base.batch_shape + base.event_shape, support.lower_bound)
     for number in (0, 1):
         constant = value.new_full(base.batch_shape + base.event_shape, number)
         with torch._C.DisableTorchFunction():  # our own look at the support is not the program's

@@ -206,13 +206,17 @@ class Call:
         values = {name: site.value for name, site in guide.run().items() if not site.is_observed}
         return self._checked(looped_record([model.run(values=values)], model.layout))
 
-    def run_at(self, values: Mapping[str, Tensor], num_particles: int) -> Record:
+    def run_at(self, values: Mapping[str, Tensor], num_particles: int, *, together: bool = False) -> Record:
         """All sites of the model at given values of latents and enumerated sites, one plain run each.
 
         Distributions keep the shapes of the program. What has no value is drawn.
+
+        :param together: one run with a leading particle axis where the model takes one: each site then has one distribution.
         """
         self.cost += num_particles
         model = ancestral(self.model)
+        if together and model.execution == "leading":
+            return self._checked(score(model, values, num_particles))
         runs = [model.run(values=model.plain_values(values, k)) for k in range(num_particles)]
         return self._checked(looped_record(runs, model.layout))
 

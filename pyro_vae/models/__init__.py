@@ -1,17 +1,20 @@
 """Model and guide pairs: variational autoencoders that train under `SVI` and under `torch.optim`, copies included."""
 
-from .builders import conv_vae, mlp_conditional_vae, mlp_vae
+from .builders import conv_vae, mlp_conditional_vae, mlp_missing_vae, mlp_vae
 from .conditional import Concatenated, ConditionalVAE, WithSizeFactor
 from .linear import LinearVAE
+from .missing import MissingDataVAE
 from .vae import VAE
 
 __all__ = [
     "Concatenated",
     "ConditionalVAE",
     "LinearVAE",
+    "MissingDataVAE",
     "VAE",
     "WithSizeFactor",
     "conv_vae",
     "mlp_conditional_vae",
+    "mlp_missing_vae",
     "mlp_vae",
 ]

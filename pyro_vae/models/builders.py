@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from ..errors import OptionError
-from ..nn import MLP, ConvNet, DeconvNet, Head, Normal, StandardNormal
+from ..nn import MLP, BesideMask, ConvNet, DeconvNet, Head, Normal, StandardNormal
 from ..nn.bodies import widths_of
 from ..options import amount
 from .conditional import Concatenated, ConditionalVAE
+from .missing import MissingDataVAE
 from .vae import VAE
 
 Activation = Callable[[], nn.Module]
@@ -50,6 +51,43 @@ def mlp_vae(
     encoder = MLP(width, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
     decoder = MLP(latent_dim, likelihood.num_outputs(data_dim), hidden=tuple(hidden)[::-1], activation=activation)
     return VAE(nn.Sequential(likelihood.input_layer(), encoder, posterior), nn.Sequential(decoder, likelihood), prior)
+
+
+def mlp_missing_vae(
+    data_dim: int,
+    latent_dim: int,
+    *,
+    likelihood: Head,
+    posterior: Head | None = None,
+    hidden: Sequence[int] = (400,),
+    activation: Activation = nn.ReLU,
+) -> MissingDataVAE:
+    """A `MissingDataVAE` for vectors x (B, X) with NaN in their holes; the encoder sees 2 X numbers, x and the mask.
+
+    :param data_dim: X.
+    :param latent_dim: D.
+    :returns: a `MissingDataVAE`, untrained and in train mode.
+    :raises OptionError: as in `mlp_vae`, which has the other parameters, and for `Normal("optimal")`.
+
+    Example::
+
+        vae = pv.mlp_missing_vae(64, latent_dim=8, likelihood=pv.nn.Binomial(16))
+        holes = torch.rand(digits.shape) < 0.3
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 2e-3}), pv.ImportanceWeightedELBO(num_particles=20))
+        svi.step(digits.masked_fill(holes, torch.nan))
+    """
+    likelihood, posterior = own_head("likelihood", likelihood, 1), own_posterior(posterior)
+    if getattr(likelihood, "couples_batch", False):
+        raise OptionError(
+            "the scale of Normal('optimal') is the best one for a whole batch, and a batch with holes has none: pass "
+            "pv.nn.Normal('learned')"
+        )
+    prior = StandardNormal(latent_dim)
+    width = input_shape(likelihood, (amount("data_dim", data_dim, lowest=1),))[0]
+    encoder = MLP(width + data_dim, posterior.num_outputs(latent_dim), hidden=hidden, activation=activation)
+    decoder = MLP(latent_dim, likelihood.num_outputs(data_dim), hidden=tuple(hidden)[::-1], activation=activation)
+    seen = nn.Sequential(BesideMask(likelihood.input_layer()), encoder, posterior)
+    return MissingDataVAE(seen, nn.Sequential(decoder, likelihood), prior)
 
 
 def mlp_conditional_vae(

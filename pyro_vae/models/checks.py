@@ -1,5 +1,6 @@
 """Checks of the networks of a VAE and of what they return."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def checked_network(role: str, network: Any, gives: str = "a distribution") -> n
     return network
 
 
-def applied(role: str, network: nn.Module, *inputs: Any) -> TorchDistribution:
+def applied(role: str, network: Callable, *inputs: Any) -> TorchDistribution:
     """The distribution that a network returns; an error of torch within it says whose it is and what came."""
     try:
         fn = network(*inputs)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from .checks import batch_shape_of, check_rows, checked_network, distribution, num_rows
 from .parameters import Program, announce
+from .seen import seen_part, zeros_and_mask
 
 
 class Model(Program):
@@ -39,6 +40,22 @@ class Guide(Program):
         sample_latent(x, self.encoder)
 
 
+class MissingDataModel(Model):
+    """z ~ prior() and x ~ decoder(z) for every row of x, observed where x is not NaN."""
+
+    def forward(self, x: Tensor) -> None:
+        announce(self)
+        sample_data(x, self.prior(), self.decoder, holes=True)
+
+
+class MissingDataGuide(Guide):
+    """z ~ encoder(x with zeros in its holes, and the mask) for every row of x."""
+
+    def forward(self, x: Tensor) -> None:
+        announce(self)
+        sample_latent(x, lambda x: self.encoder(zeros_and_mask(x)))
+
+
 class ConditionalModel(Program):
     """z ~ prior(y) and x ~ decoder(z, y) for every row of x: sites "latent" and "obs" in the plate "data"."""
 
@@ -64,7 +81,8 @@ class ConditionalGuide(Program):
         sample_latent(x, lambda x: self.encoder(x, y))
 
 
-def sample_data(x: Tensor, prior: Any, decoder: Callable[[Tensor], Any]) -> None:
+def sample_data(x: Tensor, prior: Any, decoder: Callable[[Tensor], Any], *, holes: bool = False) -> None:
+    """:param holes: whether NaN in x are numbers that are missing."""
     size = num_rows(x)
     check_rows(distribution("prior", prior), "prior", (), (size,))
     with pyro.plate("data", size):
@@ -77,7 +95,7 @@ def sample_data(x: Tensor, prior: Any, decoder: Callable[[Tensor], Any]) -> None
                 f"the rows of x must have the event shape of the decoder's likelihood, {tuple(likelihood.event_shape)}, got "
                 f"{tuple(x.shape[1:])}: reshape x, or build the decoder for data of that shape"
             )
-        pyro.sample("obs", likelihood, obs=x)
+        pyro.sample("obs", seen_part(likelihood, ~x.isnan()) if holes else likelihood, obs=x)
 
 
 def sample_latent(x: Tensor, encoder: Callable[[Tensor], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -76,10 +76,13 @@ class VAE(Networks):
         gaps = pv.InferenceGaps(vae.model, vae.guide, seed=0)(x)
     """
 
+    programs: ClassVar[tuple[type[Model], type[Guide]]] = Model, Guide
+
     def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module) -> None:
         super().__init__()
-        self.model = Model(decoder, prior)
-        self.guide = Guide(encoder)
+        model, guide = self.programs
+        self.model = model(decoder, prior)
+        self.guide = guide(encoder)
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """q(z given x): a distribution with batch shape (B,) and event shape (D,)."""

@@ -7,7 +7,7 @@ from .gaussian import MultivariateNormal, Normal
 from .head import Head
 from .heavy_tails import Laplace, StudentT
 from .heterogeneous import Heterogeneous
-from .inputs import Log, Log1p, OneHot, Scale
+from .inputs import BesideMask, Log, Log1p, OneHot, Scale
 from .likelihoods import Bernoulli, Binomial, Categorical, ContinuousBernoulli, DiscretizedLogistic
 from .logistic_mixture import DiscretizedLogisticMixture
 from .positive import Gamma, LogNormal
@@ -16,6 +16,7 @@ from .priors import FlowPrior, MixturePrior, StandardNormal, VampPrior
 __all__ = [
     "BatchApply",
     "Bernoulli",
+    "BesideMask",
     "Binomial",
     "Categorical",
     "ContinuousBernoulli",

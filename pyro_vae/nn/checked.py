@@ -49,15 +49,19 @@ class CheckedIndependent(dist.Independent):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        check_value(value, self.event_shape, self.accepts)
+        self.check(value)
         try:
             return self.summed(value)
         except RuntimeError as error:
             raise_if_apart(self, value, error)
             raise
 
+    def check(self, value: Tensor) -> None:
+        """Raise `SupportError` on data without a density."""
+        check_value(value, self.event_shape, self.accepts)
+
     def summed(self, value: Tensor) -> Tensor:
-        """The density of an event whose shape has been checked."""
+        """The density of an event that has been checked."""
         return self.base_dist.log_prob(value).flatten(-self.reinterpreted_batch_ndims).sum(-1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from .checked import Accepts, CheckedIndependent, check_shape, check_support, raise_if_apart
+from .checked import Accepts, CheckedIndependent, check_shape, check_support
 
 
 class CheckedColumns(CheckedIndependent):
@@ -24,15 +24,10 @@ class CheckedColumns(CheckedIndependent):
         new.parts, new.widths = self.parts, self.widths
         return new
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def check(self, value: Tensor) -> None:
         check_shape(value, self.event_shape, self.accepts)
         for part, accepts in zip(value.split(self.widths, -1), self.parts, strict=True):
             check_support(part, 1, accepts)
-        try:
-            return self.base_dist.log_prob(value).sum(-1)
-        except RuntimeError as error:
-            raise_if_apart(self, value, error)
-            raise
 
 
 class Columns(TorchDistribution):

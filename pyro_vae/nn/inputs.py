@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, described
+from ..errors import ArgumentError, OptionError, described
 from ..options import MOST_DIMS, amount, real_number, whole_number
 
 
@@ -83,3 +83,36 @@ class Log(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input("Log", x)
         return x.log()
+
+
+class BesideMask(nn.Module):
+    """An input layer for data beside their mask: (B, 2 X) to (B, W + X), `layer` giving W numbers for X.
+
+    `MissingDataVAE` shows its encoder x with zeros in the holes and, along the same dimension, ones where a number was seen.
+    Here `layer` acts on x, each number by itself as the `input_layer()` of the heads do; what it makes of a hole is zero.
+
+    :param layer: module, (B, X) to (B, W).
+    :raises OptionError: for a layer that is no module.
+    :raises ArgumentError: when called, for an odd number of columns.
+
+    >>> BesideMask(Log())(torch.tensor([[100.0, 0.0, 1.0, 0.0]]))
+    tensor([[4.6052, 0.0000, 1.0000, 0.0000]])
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(layer, nn.Module):
+            raise OptionError(f"layer must be an nn.Module, got {described(layer)}: pass likelihood.input_layer()")
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input("BesideMask", x)
+        if x.ndim < 2 or x.shape[1] % 2:
+            raise ArgumentError(
+                f"BesideMask takes data beside their mask, (B, 2 X), got {described(x)}: pass torch.cat([x, mask], 1)"
+            )
+        values, seen = x.chunk(2, 1)
+        if values.is_floating_point():  # whole numbers have no holes
+            values = values.masked_fill(seen == 0, math.nan)
+        values = self.layer(values)
+        return torch.cat([torch.where(values.isnan(), 0.0, values), seen.to(values.dtype)], 1)

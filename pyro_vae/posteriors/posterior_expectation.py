@@ -114,18 +114,29 @@ def centre_of(function: Function, draws: WeightedDraws) -> Tensor:
     return some + (moved / total).nan_to_num()
 
 
-def average(function: Function, draws: WeightedDraws, posterior: WeightedMean, guide: WeightedMean | None) -> None:
-    """Show the weighted mean all draws, and the guide's mean too where the draws are its own."""
+def average(
+    function: Function,
+    draws: WeightedDraws,
+    posterior: WeightedMean,
+    guide: WeightedMean | None = None,
+    *,
+    may_be_nan: bool = False,
+) -> None:
+    """Show the weighted mean all draws, and the guide's mean too where the draws are its own.
+
+    :param may_be_nan: f may have numbers that are NaN at all draws.
+    """
+    may_hide = may_be_nan or bool(function.kept)
     for block in draws.blocks():
         for first, length in function.chunks(len(block)):
             result = function(narrowed(block.values, first, length), length)
             weight = draws.weights[block.first + first : block.first + first + length]
-            check_results(result, weight, "from the posterior", may_hide=bool(function.kept))
+            check_results(result, weight, "from the posterior", may_hide=may_hide)
             origin = block.origin[first : first + length]
             posterior.add(result, weight, origin, new_block=first == 0)
             if guide is not None:
                 equal = torch.full_like(weight, 1 / len(draws))
-                check_results(result, equal, "of the guide", may_hide=bool(function.kept))
+                check_results(result, equal, "of the guide", may_hide=may_hide)
                 guide.add(result, equal, torch.zeros_like(origin))
 
 

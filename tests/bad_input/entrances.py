@@ -182,6 +182,10 @@ def posterior_draws(model, guide, x, **options):
     return pv.posterior(model, guide, x, **{"num_samples": 2, **FEW, **options})
 
 
+def imputed(model, guide, x, **options):
+    return pv.impute(model, guide, x, **{"num_draws": 1, **FEW, **options})
+
+
 def evaluated(model, guide, loader, **options):
     return pv.evaluate(few_weights(model, guide), loader, **{"seed": 0, "progress": False, **options})
 
@@ -231,6 +235,7 @@ ENTRANCES = [
         "gaps, expectations, ranks",
         posterior_draws,
     ),
+    Entrance("impute", "gaps, expectations, ranks", imputed),
     Entrance("simulate", "draws", lambda m, g, x, **o: pv.simulate(m, x, **{"seed": 0, **o}), reads=False),
     Entrance("reconstruct", "draws", lambda m, g, x, **o: pv.reconstruct(m, g, x, **{"seed": 0, **o})),
     Entrance("traverse", "draws", lambda m, g, x, **o: pv.traverse(m, g, x, **{"seed": 0, "num_steps": 2, **o})),

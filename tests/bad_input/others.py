@@ -120,6 +120,11 @@ def conditional() -> Any:
     return pv.mlp_conditional_vae(3, 2, 2, likelihood=pv.nn.Normal(1.0), hidden=(4,))
 
 
+def missing() -> Any:
+    torch.manual_seed(0)
+    return pv.mlp_missing_vae(3, 2, likelihood=pv.nn.Normal(1.0), hidden=(4,))
+
+
 def method(name: str, of: Callable[[], Any]) -> Callable[..., Any]:
     return lambda **arguments: getattr(of(), name)(**arguments)
 
@@ -282,6 +287,9 @@ def networks() -> Iterator[Other]:
     yield Other("nn.OneHot, called", "networks", lambda x: pv.nn.OneHot(2)(x), fixed(x=torch.tensor([[0, 1]])))
     yield Other("nn.Scale", "networks", pv.nn.Scale, fixed(factor=2.0, shift=1.0))
     yield Other("nn.Scale, called", "networks", lambda x: pv.nn.Scale(2.0)(x), fixed(x=x))
+    yield Other("nn.BesideMask", "networks", pv.nn.BesideMask, fixed(layer=nn.Identity()))
+    beside = lambda x: pv.nn.BesideMask(nn.Identity())(x)  # noqa: E731
+    yield Other("nn.BesideMask, called", "networks", beside, fixed(x=torch.tensor([[2.0, 0.0, 1.0, 0.0]])))
     yield Other("nn.BatchApply", "networks", pv.nn.BatchApply, fixed(network=nn.Linear(3, 2), event_dim=1))
     yield Other("nn.BatchApply, called", "networks", lambda x: pv.nn.BatchApply(nn.Linear(3, 2))(x), fixed(x=x))
     mlp = fixed(in_features=3, out_features=2, hidden=(4,), activation=nn.ReLU)
@@ -307,6 +315,7 @@ def models() -> Iterator[Other]:
     head, posterior = pv.nn.Normal(1.0), pv.nn.Normal()
     vectors: dict[str, Any] = {"data_dim": 3, "latent_dim": 2, "likelihood": head, "posterior": posterior, "hidden": (4,)}
     yield Other("mlp_vae", "models", pv.mlp_vae, fixed(**vectors, activation=nn.ReLU))
+    yield Other("mlp_missing_vae", "models", pv.mlp_missing_vae, fixed(**vectors, activation=nn.ReLU))
     given = fixed(**vectors, condition_dim=2, activation=nn.ReLU)
     yield Other("mlp_conditional_vae", "models", pv.mlp_conditional_vae, given)
     images = fixed(
@@ -319,7 +328,7 @@ def models() -> Iterator[Other]:
     )
     yield Other("conv_vae", "models", pv.conv_vae, images)
     yield Other("LinearVAE", "models", pv.LinearVAE, fixed(data_dim=3, latent_dim=2, scale=1.0))
-    for name, make in (("VAE", vae), ("ConditionalVAE", conditional)):
+    for name, make in (("VAE", vae), ("MissingDataVAE", missing), ("ConditionalVAE", conditional)):
         kind = getattr(pv, name)
         parts = lambda m=make: {n: getattr(m(), n) for n in ("encoder", "decoder", "prior")}  # noqa: E731
         yield Other(name, "models", kind, parts)
@@ -335,6 +344,7 @@ def models() -> Iterator[Other]:
     yield Other("models.Concatenated", "models", joined, fixed(x=data(), y=torch.zeros(4, 2)))
     x, y, z = data(), torch.zeros(4, 2), torch.zeros(4, 2)
     yield Other("VAE.encode", "models", lambda x: vae().encode(x), fixed(x=x))
+    yield Other("MissingDataVAE.encode", "models", lambda x: missing().encode(x), fixed(x=x))
     yield Other("VAE.decode", "models", lambda z: vae().decode(z), fixed(z=z))
     yield Other("VAE.reconstruct", "models", lambda x: vae().reconstruct(x), fixed(x=x))
     yield Other("VAE.generate", "models", lambda n: vae().generate(n), fixed(n=2))
