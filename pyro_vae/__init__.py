@@ -40,7 +40,7 @@ from .latent import (
     traverse,
 )
 from .leave_one_out import LeaveOneOut, LeaveOneOutResult
-from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
+from .models import VAE, ConditionalVAE, HierarchicalVAE, LinearVAE, MarkovVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .objectives import (
     BetaTrace_ELBO,
     BetaTraceEnum_ELBO,
@@ -108,6 +108,7 @@ __all__ = [
     "Gaps",
     "GuideCalibration",
     "HeldOutHistory",
+    "HierarchicalVAE",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "InclusiveKL",
@@ -119,6 +120,7 @@ __all__ = [
     "LinearAnnealing",
     "LinearVAE",
     "Manifold",
+    "MarkovVAE",
     "Monitor",
     "MutualInformationGap",
     "PairedDifference",

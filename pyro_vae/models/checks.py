@@ -81,12 +81,22 @@ def check_rows(fn: TorchDistribution, role: str, *batch_shapes: tuple[int, ...])
         )
 
 
-def batch_shape_of(z: Tensor, prior: TorchDistribution) -> torch.Size:
-    """The batch shape of latents that came from the guide, which may have another event shape than the prior."""
-    cut = z.dim() - len(prior.event_shape)
-    if z.shape[cut:] != prior.event_shape:
+def batch_shape_of(z: Tensor, fn: TorchDistribution, role: str = "prior", drawn_by: str = "encoder") -> torch.Size:
+    """The batch shape of latents that came from the guide, which may have another event shape than the model's."""
+    cut = z.dim() - len(fn.event_shape)
+    if z.shape[cut:] != fn.event_shape:
         raise StructureError(
-            f"latents of encoder and prior must have the same event shape, got {tuple(z.shape)} for all rows from the "
-            f"encoder and {tuple(prior.event_shape)} for one from the prior: give both the same number of dimensions"
+            f"latents of {drawn_by} and {role} must have the same event shape, got {tuple(z.shape)} for all rows from the "
+            f"{drawn_by} and {tuple(fn.event_shape)} for one from the {role}: give both the same number of dimensions"
         )
     return z.shape[:cut]
+
+
+def check_data(x: Tensor, likelihood: TorchDistribution, num_dims: int) -> None:
+    """Refuse data of another event shape, right of their first `num_dims` dimensions, than the likelihood's."""
+    if likelihood.event_shape != x.shape[num_dims:]:
+        kind = "rows" if num_dims == 1 else "steps"
+        raise ArgumentError(
+            f"the {kind} of x must have the event shape of the decoder's likelihood, {tuple(likelihood.event_shape)}, got "
+            f"{tuple(x.shape[num_dims:])}: reshape x, or build the decoder for data of that shape"
+        )

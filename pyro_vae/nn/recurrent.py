@@ -1,0 +1,47 @@
+"""A recurrent network that reads sequences of unequal lengths backwards."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, described
+from ..options import amount
+
+
+class BackwardGRU(nn.Module):
+    r"""A gated recurrent network that reads each sequence from its last step to its first, without the padding.
+
+    Feature t knows x_t and all that comes later, which is what the posterior of a Markov model needs beside z_{t-1}
+    (Krishnan, Shalit and Sontag, 2017, https://arxiv.org/abs/1609.09869).
+
+    :param data_dim: X, the numbers of a step.
+    :param hidden_dim: H, the width of the features.
+    :param first: module for x before it is read (a head's `input_layer()`, say), from (B, T, \*event) to (B, T, X).
+    :raises OptionError: for a dimension below 1.
+    :raises ArgumentError: when called, for x that is no tensor (B, T, X) by then.
+
+    Called with x and lengths, (B,), whole numbers from 1 to T, returns features (B, T, H). Those of a real step are the same
+    whatever the padding holds and however long it is; those of the padding mean nothing. No value is read into Python, so
+    that estimators run it for all particles at once.
+
+    >>> BackwardGRU(3, 16)(torch.zeros(5, 7, 3), torch.tensor([7, 7, 4, 2, 1])).shape
+    torch.Size([5, 7, 16])
+    """
+
+    def __init__(self, data_dim: int, hidden_dim: int, first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first = nn.Identity() if first is None else first
+        self.gru = nn.GRU(amount("data_dim", data_dim), amount("hidden_dim", hidden_dim), batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x = self.first(x)
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[-1] != self.gru.input_size or not x.is_floating_point():
+            raise ArgumentError(
+                f"expected sequences of floating-point numbers (B, T, {self.gru.input_size}), got {described(x)}: put the "
+                "steps on the second dimension, and pass first= for data of another kind or shape"
+            )
+        steps = torch.arange(x.shape[1], device=x.device)
+        # Step s of the way back is step L - 1 - s; behind its end it is the first step again, which is no padding.
+        back = (lengths.unsqueeze(-1) - 1 - steps).clamp(min=0).unsqueeze(-1)
+        h, _ = self.gru(x.gather(1, back.expand(-1, -1, x.shape[-1])))
+        features: Tensor = h.gather(1, back.expand(-1, -1, h.shape[-1]))
+        return features
