@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..options import amount
-from .checks import applied, check_rows, distribution, drawn, num_rows
+from .checks import applied, called, check_rows, distribution, drawn, num_rows
 from .hierarchical_programs import BottomUpGuide, HierarchicalModel, LadderGuide, check_number
 from .vae import Pair, Part, evaluating, mean_of
 
@@ -92,7 +92,7 @@ class HierarchicalVAE(Pair):
         """The mean of the likelihood at one draw of the guide per row: (B, X) to (B, X); as `VAE.reconstruct`."""
         num_rows(x)
         with evaluating(self):
-            return mean_of(self.decode(self.guide.latents(x, draw_rows)))
+            return mean_of(self.decode(called("guide", lambda x: self.guide.latents(x, draw_rows), x)))
 
     def generate(self, n: int) -> Tensor:
         """Draw n data from the model: (n, X), as `VAE.generate`.

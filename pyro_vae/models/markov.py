@@ -16,10 +16,9 @@ class MarkovVAE(Pair):
         p(z_1) = initial    p(z_t given z_{t-1}) = transition(z_{t-1})    p(x_t given z_t) = decoder(z_t)
         q(z_t given z_{t-1}, x) = combiner(z_{t-1}, h_t)    h_1, ..., h_T = encoder(x, lengths)
 
-    Krishnan, Shalit and Sontag (2017), "Structured Inference Networks for Nonlinear State Space Models",
-    https://arxiv.org/abs/1609.09869. B sequences of at most T steps, steps of shape X, latents of shape D, features of shape
-    H. The posterior has this form too: given z_{t-1}, the state z_t depends on x_t and what comes later alone. So a guide is
-    exact if h_t tells all of that and the combiner is rich enough.
+    Krishnan, Shalit and Sontag (2017, https://arxiv.org/abs/1609.09869). B sequences of at most T steps, steps of shape X,
+    latents of shape D, features of shape H. Given z_{t-1}, the posterior of z_t depends on x_t and what comes later alone:
+    the guide is exact if h_t tells all of that and the combiner is rich enough.
 
     :param initial: module that returns a distribution with event shape (D,) when called, such as
         `pyro_vae.nn.StandardNormal`.

@@ -6,10 +6,10 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import ArgumentError, StructureError, described
-from .checks import applied, check_data, check_rows, checked_network, distribution, num_rows
+from ..nn.recurrent import checked_lengths
+from .checks import applied, called, check_data, check_rows, checked_network, distribution, num_rows
 from .parameters import Program, announce
 from .programs import sample_rows
 
@@ -74,7 +74,7 @@ class MarkovGuide(Program):
     def read(self, x: Tensor, lengths: Tensor | None) -> tuple[Any, Tensor]:
         """Which steps are real, (B, T), and the features of all, (B, T, H)."""
         kept, lengths = real_steps(x, lengths)
-        features = self.encoder(without_padding(x, kept), lengths)
+        features = called("encoder", self.encoder, without_padding(x, kept), lengths)
         if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[:2] != kept.shape:
             raise StructureError(
                 f"the encoder must return features (B, T, H) of x and lengths, with (B, T) = {tuple(kept.shape)}, got "
@@ -102,21 +102,7 @@ def real_steps(x: Tensor, lengths: Tensor | None) -> tuple[Any, Tensor]:
         )
     if lengths is None:
         lengths = torch.full((size,), x.shape[1], device=x.device)
-    whole = isinstance(lengths, Tensor) and not (lengths.is_floating_point() or lengths.is_complex())
-    if not whole or lengths.dtype is torch.bool or lengths.shape != (size,):
-        raise ArgumentError(
-            f"lengths must be a tensor of whole numbers, one per sequence, ({size},), got {described(lengths)}: pass "
-            "torch.tensor([len(sequence) for sequence in sequences])"
-        )
-    lengths = lengths.to(x.device)
-    if not isinstance(lengths, FakeTensor):  # of a step that is traced to be compiled, after it ran
-        with torch._C.DisableTorchFunction():  # our own look at the lengths is not the program's
-            shortest, longest = map(int, lengths.aminmax())
-        if shortest < 1 or longest > x.shape[1]:
-            raise ArgumentError(
-                f"lengths must lie between 1 and the {x.shape[1]} steps of x, got {shortest} to {longest}: cut lengths "
-                "together with x, and leave empty sequences out"
-            )
+    lengths = checked_lengths(lengths, size, x.shape[1]).to(x.device)
     return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1), lengths
 
 

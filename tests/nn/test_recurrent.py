@@ -37,6 +37,20 @@ def test_other_data_are_refused(x):
         BackwardGRU(3, 4)(x, LENGTHS)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([5, 3, 1, 4], "torch.tensor"),
+        (LENGTHS[:3], r"\(4,\), got"),
+        (LENGTHS + 1, "between 1 and the 5 steps of x, got 2 to 6"),
+    ],
+    ids=["a list", "too few", "too long"],
+)
+def test_lengths_are_those_of_the_sequences(lengths, message):
+    with pytest.raises(ArgumentError, match=message):
+        BackwardGRU(3, 4)(torch.zeros(4, 5, 3), lengths)
+
+
 def test_dimensions_are_positive():
     with pytest.raises(OptionError, match="hidden_dim"):
         BackwardGRU(3, 0)
