@@ -102,6 +102,15 @@ def test_padding_changes_neither_densities_nor_gradients(padding, more):
     assert_same(others, gradients)
 
 
+def test_an_encoder_of_ones_own_sees_real_steps_in_the_place_of_padding():
+    vae, (x, lengths) = small_markov(), ragged(StateSpace(), [3, 1])
+    seen = []
+    vae.encoder = Returns(lambda x, lengths: seen.append(x) or torch.zeros(2, 3, 8))
+    for call in (vae.guide, vae.reconstruct):
+        call(x.float(), lengths)
+        assert torch.equal(seen[-1][0], x[0].float()) and torch.equal(seen[-1][1], x[1, :1].float().expand(3, 3))
+
+
 # What runs on it
 
 
