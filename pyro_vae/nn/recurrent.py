@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import ArgumentError, described
-from ..options import amount
+from ..options import amount, check_function
 
 
 class BackwardGRU(nn.Module):
@@ -19,7 +19,7 @@ class BackwardGRU(nn.Module):
     :param data_dim: X, the numbers of a step.
     :param hidden_dim: H, the width of the features.
     :param first: module for x before it is read (a head's `input_layer()`, say), from (B, T, \*event) to (B, T, X).
-    :raises OptionError: for a dimension below 1.
+    :raises OptionError: for a dimension below 1, or a `first` that cannot be called.
     :raises ArgumentError: when called, for x that is no tensor (B, T, X) by then, or other lengths.
 
     Called with x and lengths, (B,), whole numbers from 1 to T, returns features (B, T, H). Those of a real step are the same
@@ -33,6 +33,7 @@ class BackwardGRU(nn.Module):
     def __init__(self, data_dim: int, hidden_dim: int, first: nn.Module | None = None) -> None:
         super().__init__()
         self.first = nn.Identity() if first is None else first
+        check_function("first", self.first, "a module from (B, T, *event) to (B, T, X)")
         self.gru = nn.GRU(amount("data_dim", data_dim), amount("hidden_dim", hidden_dim), batch_first=True)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def test_a_full_guide_learns_the_posterior(known, kind, steps, largest):
     with quiet():
         found = pv.ImportanceSampling(vae.model, vae.guide, num_particles=10_000, seed=0)(x)
     gap, error = float((right - found.elbo).mean()), float(found.elbo_std_error.square().sum().sqrt() / len(x))
-    assert error < 0.01 and -SIGMAS * error < gap < largest, (gap, error)
+    assert error < largest / 2 and -SIGMAS * error < gap < largest, (gap, error)
 
 
 def test_a_shifted_guide_is_the_encoders_fault(known):

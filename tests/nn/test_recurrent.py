@@ -54,3 +54,5 @@ def test_lengths_are_those_of_the_sequences(lengths, message):
 def test_dimensions_are_positive():
     with pytest.raises(OptionError, match="hidden_dim"):
         BackwardGRU(3, 0)
+    with pytest.raises(OptionError, match="first must be"):
+        BackwardGRU(3, 4, first="OneHot")
