@@ -51,7 +51,7 @@ class MarkovVAE(Pair):
         x, lengths = torch.randn(5, 7, 3), torch.tensor([7, 6, 4, 4, 1])
         svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
         svi.step(x, lengths)
-        gaps = pv.InferenceGaps(vae.model, vae.guide, seed=0)(x, lengths)
+        pv.AdaptiveImportanceSampling(vae.model, vae.guide, seed=0)(x, lengths)      # log p(x) of each sequence
         vae.generate(100, num_steps=7)       # (100, 7, 3)
     """
 
