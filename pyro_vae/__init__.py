@@ -41,7 +41,18 @@ from .latent import (
     traverse,
 )
 from .leave_one_out import LeaveOneOut, LeaveOneOutResult
-from .models import VAE, ConditionalVAE, LinearVAE, MissingDataVAE, conv_vae, mlp_conditional_vae, mlp_missing_vae, mlp_vae
+from .models import (
+    VAE,
+    ConditionalVAE,
+    HierarchicalVAE,
+    LinearVAE,
+    MarkovVAE,
+    MissingDataVAE,
+    conv_vae,
+    mlp_conditional_vae,
+    mlp_missing_vae,
+    mlp_vae,
+)
 from .objectives import (
     BetaTrace_ELBO,
     BetaTraceEnum_ELBO,
@@ -110,6 +121,7 @@ __all__ = [
     "Gaps",
     "GuideCalibration",
     "HeldOutHistory",
+    "HierarchicalVAE",
     "ImportanceSampling",
     "ImportanceWeightedELBO",
     "Imputation",
@@ -122,6 +134,7 @@ __all__ = [
     "LinearAnnealing",
     "LinearVAE",
     "Manifold",
+    "MarkovVAE",
     "MissingDataVAE",
     "Monitor",
     "MutualInformationGap",

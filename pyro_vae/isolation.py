@@ -173,7 +173,7 @@ class LayerWatch(TorchFunctionMode):
         super().__exit__(*error)
         self._hook.remove()
         moved = [(name, buffer, old) for name, buffer, old in self._before.values() if not torch.equal(buffer, old)]
-        for _, buffer, old in moved:
+        for _, buffer, old in reversed(moved):
             buffer.detach().copy_(old)
         if moved and error[0] is None:
             raise ArgumentError(

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import MaskError
 from .supports import WRAPPERS, innermost
@@ -27,8 +28,9 @@ def find_masks(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> tuple
                 inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.batch_shape))
                 flat = inner.flatten(-event_ndims)
                 whole = flat.all(-1)
+                traced = isinstance(inner, FakeTensor)  # of a step that is compiled: it has no values to look at
                 with torch._C.DisableTorchFunction():  # our own look at the mask is not the program's
-                    same = torch.equal(whole, flat.any(-1))
+                    same = not traced and torch.equal(whole, flat.any(-1))
                 if not same:  # one value for all that `to_event` added below the mask
                     event_mask = inner.reshape(inner.shape + (1,) * (fn.event_dim - innermost(fn).event_dim))
                 else:

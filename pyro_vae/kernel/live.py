@@ -141,7 +141,7 @@ def moved_parameters() -> Iterator[list[nn.Module]]:
         yield norms
     finally:
         hook.remove()
-        for tensor, old in moved.values():
+        for tensor, old in reversed(moved.values()):  # a later one may share its memory with an earlier one
             tensor.data.copy_(old)
 
 

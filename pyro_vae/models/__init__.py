@@ -2,14 +2,18 @@
 
 from .builders import conv_vae, mlp_conditional_vae, mlp_missing_vae, mlp_vae
 from .conditional import Concatenated, ConditionalVAE, WithSizeFactor
+from .hierarchical import HierarchicalVAE
 from .linear import LinearVAE
+from .markov import MarkovVAE
 from .missing import MissingDataVAE
 from .vae import VAE
 
 __all__ = [
     "Concatenated",
     "ConditionalVAE",
+    "HierarchicalVAE",
     "LinearVAE",
+    "MarkovVAE",
     "MissingDataVAE",
     "VAE",
     "WithSizeFactor",

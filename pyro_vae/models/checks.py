@@ -29,9 +29,14 @@ def checked_network(role: str, network: Any, gives: str = "a distribution") -> n
 
 
 def applied(role: str, network: Callable, *inputs: Any) -> TorchDistribution:
-    """The distribution that a network returns; an error of torch within it says whose it is and what came."""
+    """The distribution that a network returns."""
+    return distribution(role, called(role, network, *inputs))
+
+
+def called(role: str, network: Callable, *inputs: Any) -> Any:
+    """What a network returns; an error of torch within it says whose it is and what came."""
     try:
-        fn = network(*inputs)
+        return network(*inputs)
     except Exception as error:
         if type(error) not in (AttributeError, IndexError, RuntimeError, TypeError):
             raise
@@ -39,7 +44,6 @@ def applied(role: str, network: Callable, *inputs: Any) -> TorchDistribution:
             f"the {role} fails on {', '.join(map(described, inputs))}: {type(error).__name__}: {error}. Pass tensors of the "
             "shape, dtype and device that it was built for"
         ) from error
-    return distribution(role, fn)
 
 
 def drawn(role: str, fn: TorchDistribution, *shape: int) -> Tensor:
@@ -82,12 +86,22 @@ def check_rows(fn: TorchDistribution, role: str, *batch_shapes: tuple[int, ...])
         )
 
 
-def batch_shape_of(z: Tensor, prior: TorchDistribution) -> torch.Size:
-    """The batch shape of latents that came from the guide, which may have another event shape than the prior."""
-    cut = z.dim() - len(prior.event_shape)
-    if z.shape[cut:] != prior.event_shape:
+def batch_shape_of(z: Tensor, fn: TorchDistribution, role: str = "prior", drawn_by: str = "encoder") -> torch.Size:
+    """The batch shape of latents that came from the guide, which may have another event shape than the model's."""
+    cut = z.dim() - len(fn.event_shape)
+    if z.shape[cut:] != fn.event_shape:
         raise StructureError(
-            f"latents of encoder and prior must have the same event shape, got {tuple(z.shape)} for all rows from the "
-            f"encoder and {tuple(prior.event_shape)} for one from the prior: give both the same number of dimensions"
+            f"latents of {drawn_by} and {role} must have the same event shape, got {tuple(z.shape)} for all rows from the "
+            f"{drawn_by} and {tuple(fn.event_shape)} for one from the {role}: give both the same number of dimensions"
         )
     return z.shape[:cut]
+
+
+def check_data(x: Tensor, likelihood: TorchDistribution, num_dims: int) -> None:
+    """Refuse data of another event shape, right of their first `num_dims` dimensions, than the likelihood's."""
+    if likelihood.event_shape != x.shape[num_dims:]:
+        kind = "rows" if num_dims == 1 else "steps"
+        raise ArgumentError(
+            f"the {kind} of x must have the event shape of the decoder's likelihood, {tuple(likelihood.event_shape)}, got "
+            f"{tuple(x.shape[num_dims:])}: reshape x, or build the decoder for data of that shape"
+        )

@@ -6,11 +6,11 @@ from functools import cache
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
-from .checks import batch_shape_of, check_rows, checked_network, distribution, num_rows
+from .checks import batch_shape_of, check_data, check_rows, checked_network, distribution, num_rows
 from .parameters import Program, announce
 from .seen import seen_part, zeros_and_mask
 
@@ -82,28 +82,38 @@ class ConditionalGuide(Program):
 
 
 def sample_data(x: Tensor, prior: Any, decoder: Callable[[Tensor], Any], *, holes: bool = False) -> None:
-    """:param holes: whether NaN in x are numbers that are missing."""
     size = num_rows(x)
-    check_rows(distribution("prior", prior), "prior", (), (size,))
     with pyro.plate("data", size):
-        z = pyro.sample("latent", prior)
-        batch_shape = batch_shape_of(z, prior)
-        likelihood = distribution("decoder", decoder(z))
-        check_rows(likelihood, "decoder", batch_shape)
-        if likelihood.event_shape != x.shape[1:]:
-            raise ArgumentError(
-                f"the rows of x must have the event shape of the decoder's likelihood, {tuple(likelihood.event_shape)}, got "
-                f"{tuple(x.shape[1:])}: reshape x, or build the decoder for data of that shape"
-            )
-        pyro.sample("obs", seen_part(likelihood, ~x.isnan()) if holes else likelihood, obs=x)
+        z, rows = sample_rows("latent", "prior", prior, (), (size,))
+        observe(x, decoder(z), rows, holes=holes)
 
 
 def sample_latent(x: Tensor, encoder: Callable[[Tensor], Any]) -> None:
     size = num_rows(x)
-    posterior = distribution("encoder", encoder(x))
-    check_rows(posterior, "encoder", (size,))
+    posterior = encoder(x)
     with pyro.plate("data", size):
-        pyro.sample("latent", posterior)
+        sample_rows("latent", "encoder", posterior, (size,))
+
+
+def sample_rows(
+    name: str, role: str, fn: Any, *batch_shapes: tuple[int, ...], drawn_by: str = "encoder"
+) -> tuple[Tensor, torch.Size]:
+    """Sample a latent from what a network returned: its value and the batch shape of that.
+
+    :param drawn_by: the network of the guide that may have given the value.
+    """
+    fn = distribution(role, fn)
+    check_rows(fn, role, *batch_shapes)
+    z = pyro.sample(name, fn)
+    return z, batch_shape_of(z, fn, role, drawn_by)
+
+
+def observe(x: Tensor, likelihood: Any, rows: tuple[int, ...], *, holes: bool = False) -> None:
+    """:param holes: whether NaN in x are numbers that are missing."""
+    likelihood = distribution("decoder", likelihood)
+    check_rows(likelihood, "decoder", rows)
+    check_data(x, likelihood, 1)
+    pyro.sample("obs", seen_part(likelihood, ~x.isnan()) if holes else likelihood, obs=x)
 
 
 def prior_given(prior: nn.Module, y: Tensor) -> TorchDistribution:

@@ -11,32 +11,37 @@ from torch import Tensor, nn
 from ..errors import StructureError
 from ..options import amount
 from .checks import applied, checked_network, drawn
-from .programs import ConditionalGuide, ConditionalModel, Guide, Model
+from .programs import Guide, Model
 
 
-class Networks(nn.Module):
-    """What the VAEs share: `model` holds the decoder and the prior, `guide` the encoder, and each tensor is held once."""
+class Part:
+    """A network that the model or the guide of a pair holds, seen and replaced at the pair itself."""
 
-    model: Model | ConditionalModel
-    guide: Guide | ConditionalGuide
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
 
-    @property
-    def encoder(self) -> nn.Module:
-        return self.guide.encoder
+    def __set_name__(self, pair: type, name: str) -> None:
+        self.name = name
 
-    @property
-    def decoder(self) -> nn.Module:
-        return self.model.decoder
+    def __get__(self, pair: Any, kind: type | None = None) -> Any:
+        return self if pair is None else getattr(getattr(pair, self.owner), self.name)
 
-    @property
-    def prior(self) -> nn.Module:
-        return self.model.prior
+
+class Pair(nn.Module):
+    """A `model` and a `guide`, which hold the networks, so that each tensor is held once."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("encoder", "decoder", "prior"):  # nn.Module would register a second network, hidden by the property
-            setattr(self.guide if name == "encoder" else self.model, name, checked_network(name, value))
+        part = getattr(type(self), name, None)
+        if isinstance(part, Part):  # nn.Module would register a second network, hidden by the part
+            setattr(getattr(self, part.owner), name, checked_network(name, value))
         else:
             super().__setattr__(name, value)
+
+
+class Networks(Pair):
+    """What the VAEs share: `model` holds the decoder and the prior, `guide` the encoder."""
+
+    encoder, decoder, prior = Part("guide"), Part("model"), Part("model")
 
 
 class VAE(Networks):

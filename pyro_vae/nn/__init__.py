@@ -12,8 +12,10 @@ from .likelihoods import Bernoulli, Binomial, Categorical, ContinuousBernoulli, 
 from .logistic_mixture import DiscretizedLogisticMixture
 from .positive import Gamma, LogNormal
 from .priors import FlowPrior, MixturePrior, StandardNormal, VampPrior
+from .recurrent import BackwardGRU
 
 __all__ = [
+    "BackwardGRU",
     "BatchApply",
     "Bernoulli",
     "BesideMask",

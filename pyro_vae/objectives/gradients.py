@@ -130,7 +130,7 @@ def leaves_behind(numbers: Iterable[Tensor]) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        if hasattr(node, "variable") and node.variable.requires_grad:  # a draw that was fixed since does not
             found.setdefault(id(node.variable), node.variable)
         waiting += [following for following, _ in node.next_functions]
     return list(found.values())

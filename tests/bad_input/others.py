@@ -125,6 +125,24 @@ def missing() -> Any:
     return pv.mlp_missing_vae(3, 2, likelihood=pv.nn.Normal(1.0), hidden=(4,))
 
 
+def markov() -> Any:
+    torch.manual_seed(0)
+    head, normal = pv.nn.Normal(), nn.Sequential(nn.Linear(2, 4), pv.nn.Normal())
+    combiner = pv.models.Concatenated(nn.Sequential(nn.Linear(2 + 4, 4), head))
+    decoder = nn.Sequential(nn.Linear(2, 3), pv.nn.Normal(1.0))
+    return pv.MarkovVAE(pv.nn.StandardNormal(2), normal, decoder, pv.nn.BackwardGRU(3, 4), combiner)
+
+
+def hierarchical() -> Any:
+    torch.manual_seed(0)
+
+    def net(inputs: int, outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, 2 * outputs), pv.nn.Normal())
+
+    encoders = [pv.models.Concatenated(net(1 + 3, 2)), net(3, 1)]
+    return pv.HierarchicalVAE(pv.nn.StandardNormal(1), [net(1, 2)], net(2, 3), encoders, [nn.Identity(), nn.Identity()])
+
+
 def method(name: str, of: Callable[[], Any]) -> Callable[..., Any]:
     return lambda **arguments: getattr(of(), name)(**arguments)
 
@@ -295,6 +313,11 @@ def networks() -> Iterator[Other]:
     mlp = fixed(in_features=3, out_features=2, hidden=(4,), activation=nn.ReLU)
     yield Other("nn.MLP", "networks", pv.nn.MLP, mlp)
     yield Other("nn.MLP, called", "networks", lambda x: pv.nn.MLP(3, 2)(x), fixed(x=x))
+    gru = fixed(data_dim=3, hidden_dim=2, first=nn.Identity())
+    yield Other("nn.BackwardGRU", "networks", pv.nn.BackwardGRU, gru)
+    read = lambda x, lengths: pv.nn.BackwardGRU(3, 2)(x, lengths)  # noqa: E731
+    sequences = fixed(x=torch.zeros(4, 2, 3), lengths=torch.tensor([2, 1, 2, 2]))
+    yield Other("nn.BackwardGRU, called", "networks", read, sequences)
     shape = (1, 4, 4)
     conv = fixed(image_shape=shape, out_features=2, channels=(2,), activation=nn.ReLU)
     yield Other("nn.ConvNet", "networks", pv.nn.ConvNet, conv)
@@ -328,10 +351,16 @@ def models() -> Iterator[Other]:
     )
     yield Other("conv_vae", "models", pv.conv_vae, images)
     yield Other("LinearVAE", "models", pv.LinearVAE, fixed(data_dim=3, latent_dim=2, scale=1.0))
-    for name, make in (("VAE", vae), ("MissingDataVAE", missing), ("ConditionalVAE", conditional)):
-        kind = getattr(pv, name)
-        parts = lambda m=make: {n: getattr(m(), n) for n in ("encoder", "decoder", "prior")}  # noqa: E731
-        yield Other(name, "models", kind, parts)
+    networks = {
+        "VAE": (vae, ("encoder", "decoder", "prior")),
+        "MissingDataVAE": (missing, ("encoder", "decoder", "prior")),
+        "ConditionalVAE": (conditional, ("encoder", "decoder", "prior")),
+        "MarkovVAE": (markov, ("initial", "transition", "decoder", "encoder", "combiner")),
+        "HierarchicalVAE": (hierarchical, ("prior", "layers", "decoder", "encoders", "features")),
+    }
+    for name, (make, names) in networks.items():
+        parts = lambda m=make, names=names: {n: getattr(m(), n) for n in names}  # noqa: E731
+        yield Other(name, "models", getattr(pv, name), parts)
     factor = lambda z, y: pv.models.WithSizeFactor(pv.nn.MLP(2, 3), pv.nn.Poisson())(z, y)  # noqa: E731
     yield Other("models.WithSizeFactor, called", "models", factor, fixed(z=torch.zeros(4, 2), y=torch.ones(4, 1)))
     counts = fixed(network=nn.Linear(2, 3), head=pv.nn.Poisson())
@@ -343,6 +372,16 @@ def models() -> Iterator[Other]:
     joined = lambda x, y: pv.models.Concatenated(nn.Linear(5, 2))(x, y)  # noqa: E731
     yield Other("models.Concatenated", "models", joined, fixed(x=data(), y=torch.zeros(4, 2)))
     x, y, z = data(), torch.zeros(4, 2), torch.zeros(4, 2)
+    sequences = {"x": torch.zeros(4, 2, 3), "lengths": torch.tensor([2, 1, 2, 2])}
+    yield Other("MarkovVAE.model", "models", lambda x, lengths: markov().model(x, lengths), fixed(**sequences))
+    yield Other("MarkovVAE.guide", "models", lambda x, lengths: markov().guide(x, lengths), fixed(**sequences))
+    yield Other("MarkovVAE.reconstruct", "models", lambda x, lengths: markov().reconstruct(x, lengths), fixed(**sequences))
+    yield Other("MarkovVAE.decode", "models", lambda z: markov().decode(z), fixed(z=torch.zeros(4, 2, 2)))
+    steps = lambda n, num_steps: markov().generate(n, num_steps)  # noqa: E731
+    yield Other("MarkovVAE.generate", "models", steps, fixed(n=2, num_steps=2))
+    yield Other("HierarchicalVAE.decode", "models", lambda z: hierarchical().decode(z), fixed(z=z))
+    yield Other("HierarchicalVAE.reconstruct", "models", lambda x: hierarchical().reconstruct(x), fixed(x=x))
+    yield Other("HierarchicalVAE.generate", "models", lambda n: hierarchical().generate(n), fixed(n=2))
     yield Other("VAE.encode", "models", lambda x: vae().encode(x), fixed(x=x))
     yield Other("MissingDataVAE.encode", "models", lambda x: missing().encode(x), fixed(x=x))
     yield Other("VAE.decode", "models", lambda z: vae().decode(z), fixed(z=z))

@@ -503,3 +503,16 @@ def test_validation_stays_on_in_a_call():
 
     with pytest.raises(ProgramError, match="the guide fails.*scale"):
         objective.loss(model, wrong, x)
+
+
+def test_parameters_that_share_their_memory_are_as_before():
+    """Two modules over one tensor: the rehearsal moves it twice, and must put the first of its values back."""
+    bias = torch.randn(3)
+    encoder, decoder = nn.Linear(3, 4), nn.Linear(2, 3)
+    decoder.bias = nn.Parameter(bias)
+    other = nn.Linear(2, 3)
+    other.bias = nn.Parameter(bias)
+    pyro.module("other", other)
+    before = bias.clone()
+    objective_of(*pair_of(decoder, encoder), torch.randn(5, 3))
+    assert torch.equal(bias, before)

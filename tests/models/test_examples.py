@@ -22,6 +22,8 @@ ONE_HOT = nn.functional.one_hot(torch.arange(20) % 10, 10)
 DATA = {  # by example, what stands for the user's data
     "VAE": {"x": DIGITS},
     "ConditionalVAE": {"x": DIGITS, "y": ONE_HOT, "loader": DataLoader(TensorDataset(DIGITS, ONE_HOT), batch_size=10)},
+    "HierarchicalVAE": {"x": DIGITS},
+    "MarkovVAE": {},
     "LinearVAE": {"x": torch.randn(20, 64)},
     "MissingDataVAE": {},
     "mlp_vae": {"digits": DIGITS},

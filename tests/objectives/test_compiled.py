@@ -71,6 +71,20 @@ def convolutional():
     )
 
 
+def sequences():
+    """Steps of which some are padding, and a guide whose draws depend on earlier ones."""
+    head = pv.nn.Normal()
+    return pair_of(
+        pv.MarkovVAE(
+            pv.nn.StandardNormal(D),
+            nn.Sequential(nn.Linear(D, 2 * D), head),
+            nn.Sequential(nn.Linear(D, 3), pv.nn.Bernoulli()),
+            pv.nn.BackwardGRU(3, H),
+            pv.models.Concatenated(nn.Sequential(nn.Linear(D + H, 2 * D), head)),
+        )
+    )
+
+
 def enumerated(side):
     """Three classes, summed out of the guide or of the model."""
     encoder, decoder = nn.Linear(X, 3), nn.Linear(3, X)
@@ -208,6 +222,7 @@ class Bound(DatumELBO):
 
 MASK = torch.tensor([True, False, True, True, False, True, True, True])
 halves = [(batch(),), (batch(seed=1),)]
+ragged = [(batch(seed=seed).reshape(8, 2, 3), torch.tensor([1, 2] * 4)) for seed in (0, 1)]
 CASES = {
     "trace": Case(lambda: pair_of(vae()), pv.BetaTrace_ELBO),
     "mean field": Case(lambda: pair_of(vae()), pv.BetaTraceMeanField_ELBO),
@@ -243,6 +258,7 @@ CASES = {
     "subsampled, weights": Case(lambda: in_the_store(4), lambda **o: pv.ImportanceWeightedELBO(num_particles=2, **o)),
     "autoguide": Case(lambda: global_latent(AutoNormal), pv.BetaTraceMeanField_ELBO, halves),
     "joint autoguide": Case(lambda: global_latent(AutoMultivariateNormal), pv.BetaTrace_ELBO, halves),
+    "sequences, inclusive": Case(sequences, lambda **o: pv.InclusiveKL(num_particles=3, **o), ragged),
     "masked": Case(masked, pv.BetaTraceMeanField_ELBO, [(batch(), MASK), (batch(seed=1), ~MASK)]),
 }
 
