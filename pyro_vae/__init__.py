@@ -40,7 +40,7 @@ from .latent import (
     traverse,
 )
 from .leave_one_out import LeaveOneOut, LeaveOneOutResult
-from .models import VAE, ConditionalVAE, LinearVAE, conv_vae, mlp_conditional_vae, mlp_vae
+from .models import VAE, ConditionalVAE, LinearVAE, SemiSupervisedVAE, conv_vae, mlp_conditional_vae, mlp_vae
 from .objectives import (
     BetaTrace_ELBO,
     BetaTraceEnum_ELBO,
@@ -133,6 +133,7 @@ __all__ = [
     "Sandwich",
     "SelfCheck",
     "SelfCheckResult",
+    "SemiSupervisedVAE",
     "SigmoidAnnealing",
     "Simulation",
     "Surgery",

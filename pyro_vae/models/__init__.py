@@ -3,12 +3,14 @@
 from .builders import conv_vae, mlp_conditional_vae, mlp_vae
 from .conditional import Concatenated, ConditionalVAE, WithSizeFactor
 from .linear import LinearVAE
+from .semi_supervised import SemiSupervisedVAE
 from .vae import VAE
 
 __all__ = [
     "Concatenated",
     "ConditionalVAE",
     "LinearVAE",
+    "SemiSupervisedVAE",
     "VAE",
     "WithSizeFactor",
     "conv_vae",

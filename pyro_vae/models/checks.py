@@ -28,9 +28,14 @@ def checked_network(role: str, network: Any) -> nn.Module:
 
 
 def applied(role: str, network: nn.Module, *inputs: Any) -> TorchDistribution:
-    """The distribution that a network returns; an error of torch within it says whose it is and what came."""
+    """The distribution that a network returns."""
+    return distribution(role, called(role, network, *inputs))
+
+
+def called(role: str, network: nn.Module, *inputs: Any) -> Any:
+    """What a network returns; an error of torch within it says whose it is and what came."""
     try:
-        fn = network(*inputs)
+        return network(*inputs)
     except Exception as error:
         if type(error) not in (AttributeError, IndexError, RuntimeError, TypeError):
             raise
@@ -38,7 +43,6 @@ def applied(role: str, network: nn.Module, *inputs: Any) -> TorchDistribution:
             f"the {role} fails on {', '.join(map(described, inputs))}: {type(error).__name__}: {error}. Pass tensors of the "
             "shape, dtype and device that it was built for"
         ) from error
-    return distribution(role, fn)
 
 
 def drawn(role: str, fn: TorchDistribution, *shape: int) -> Tensor:

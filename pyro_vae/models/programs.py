@@ -72,11 +72,7 @@ def sample_data(x: Tensor, prior: Any, decoder: Callable[[Tensor], Any]) -> None
         batch_shape = batch_shape_of(z, prior)
         likelihood = distribution("decoder", decoder(z))
         check_rows(likelihood, "decoder", batch_shape)
-        if likelihood.event_shape != x.shape[1:]:
-            raise ArgumentError(
-                f"the rows of x must have the event shape of the decoder's likelihood, {tuple(likelihood.event_shape)}, got "
-                f"{tuple(x.shape[1:])}: reshape x, or build the decoder for data of that shape"
-            )
+        check_event_shape(likelihood, x)
         pyro.sample("obs", likelihood, obs=x)
 
 
@@ -86,6 +82,14 @@ def sample_latent(x: Tensor, encoder: Callable[[Tensor], Any]) -> None:
     check_rows(posterior, "encoder", (size,))
     with pyro.plate("data", size):
         pyro.sample("latent", posterior)
+
+
+def check_event_shape(likelihood: TorchDistribution, x: Tensor) -> None:
+    if likelihood.event_shape != x.shape[1:]:
+        raise ArgumentError(
+            f"the rows of x must have the event shape of the decoder's likelihood, {tuple(likelihood.event_shape)}, got "
+            f"{tuple(x.shape[1:])}: reshape x, or build the decoder for data of that shape"
+        )
 
 
 def prior_given(prior: nn.Module, y: Tensor) -> TorchDistribution:
