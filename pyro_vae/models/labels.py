@@ -104,7 +104,7 @@ def checked_class_probs(probs: Any, num_classes: int) -> Tensor:
         return torch.full((num_classes,), 1 / num_classes)
     try:
         found = torch.as_tensor(probs, dtype=torch.get_default_dtype())
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         found = torch.empty(0)
     if found.shape != (num_classes,) or not bool((found > 0).all()) or abs(float(found.sum()) - 1) > 1e-4:
         raise OptionError(

@@ -23,7 +23,7 @@ class SemiSupervisedVAE(Networks):
         log p(x, y) >= E_q(z given x, y) [log p(x given z, y) + log p(y) + log p(z) - log q(z given x, y)] = L(x, y)
         log p(x) = log sum_y p(x, y) >= sum_y q(y given x) [L(x, y) - log q(y given x)]
 
-    Kingma, Mohamed, Rezende and Welling (2014), "Semi-supervised Learning with Deep Generative Models",
+    Kingma, Rezende, Mohamed and Welling (2014), "Semi-supervised Learning with Deep Generative Models",
     https://arxiv.org/abs/1406.5298. B data of shape X, latents of shape D; nats.
 
     :param classifier: module that maps x, (B, X), to a logit for each class, (B, C).

@@ -120,6 +120,18 @@ def conditional() -> Any:
     return pv.mlp_conditional_vae(3, 2, 2, likelihood=pv.nn.Normal(1.0), hidden=(4,))
 
 
+def labelled() -> Any:
+    torch.manual_seed(0)
+    joined, head = pv.models.Concatenated, pv.nn.Normal
+    return pv.SemiSupervisedVAE(
+        nn.Linear(3, 2),
+        joined(nn.Sequential(nn.Linear(5, 4), head())),
+        joined(nn.Sequential(nn.Linear(4, 3), head(1.0))),
+        pv.nn.StandardNormal(2),
+        num_classes=2,
+    )
+
+
 def method(name: str, of: Callable[[], Any]) -> Callable[..., Any]:
     return lambda **arguments: getattr(of(), name)(**arguments)
 
@@ -334,10 +346,24 @@ def models() -> Iterator[Other]:
     yield Other("VAE.decode", "models", lambda z: vae().decode(z), fixed(z=z))
     yield Other("VAE.reconstruct", "models", lambda x: vae().reconstruct(x), fixed(x=x))
     yield Other("VAE.generate", "models", lambda n: vae().generate(n), fixed(n=2))
+    yield Other("VAE.interpolate", "models", lambda **a: vae().interpolate(**a), fixed(x0=x, x1=x, num_steps=2))
     yield Other("ConditionalVAE.encode", "models", lambda x, y: conditional().encode(x, y), fixed(x=x, y=y))
     yield Other("ConditionalVAE.decode", "models", lambda z, y: conditional().decode(z, y), fixed(z=z, y=y))
     yield Other("ConditionalVAE.reconstruct", "models", lambda x, y: conditional().reconstruct(x, y), fixed(x=x, y=y))
     yield Other("ConditionalVAE.generate", "models", lambda y: conditional().generate(y), fixed(y=y))
+    roles = ("classifier", "encoder", "decoder", "prior")
+    options = {"num_classes": 2, "class_probs": (0.5, 0.5), "alpha": 1.0}
+    semi = lambda: {**{n: getattr(labelled(), n) for n in roles}, **options}  # noqa: E731
+    yield Other("SemiSupervisedVAE", "models", pv.SemiSupervisedVAE, semi)
+    classes = torch.tensor([0, 1, 1, 0])
+    for name, arguments in {
+        "classify": {"x": x},
+        "encode": {"x": x, "y": classes},
+        "decode": {"z": z, "y": classes},
+        "reconstruct": {"x": x, "y": classes},
+        "generate": {"y": classes},
+    }.items():
+        yield Other(f"SemiSupervisedVAE.{name}", "models", method(name, labelled), fixed(**arguments))
 
 
 def sums() -> Iterator[Other]:
