@@ -136,7 +136,7 @@ print(f"classifier less labels alone: {gain.mean():+.1%} +- {gain.std() / NUM_TE
 # On these digits the 1337 without a label change the accuracy by no more than its error. (With other starts and other labels
 # the classifier of the pair ended between 88% and 92%, so one run shows neither a gain nor a loss.) The bound says why: it
 # asks a class to explain pixels, and a way of writing explains pixels as well as a digit does. The last column shows what
-# that does to the opinions. 64 pixels speak for a class with many nats, so the model is nearly always certain, also where it is
+# that does to the opinions. 64 pixels speak for a class with many nats, so the model is nearly always certain, right or
 # wrong.
 
 # %%
