@@ -45,7 +45,7 @@ from torch import nn
 import pyro_vae as pv
 
 SMOKE_TEST = "SMOKE_TEST" in os.environ
-NUM_STEPS, NUM_TEST, NUM_PARTICLES = (20, 30, 100) if SMOKE_TEST else (800, 360, 200)
+NUM_STEPS, NUM_TEST, NUM_PARTICLES = (10, 12, 20) if SMOKE_TEST else (800, 360, 200)
 LABELS_PER_CLASS, LATENTS = 10, 4
 pyro.set_rng_seed(0)
 
@@ -108,7 +108,8 @@ for _ in range(20 if SMOKE_TEST else 300):
 
 
 def log_evidence(x, y=None):
-    estimator = pv.AdaptiveImportanceSampling(vae.model, vae.guide, num_particles=NUM_PARTICLES, seed=0)
+    kind = pv.ImportanceSampling if SMOKE_TEST else pv.AdaptiveImportanceSampling
+    estimator = kind(vae.model, vae.guide, num_particles=NUM_PARTICLES, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pv.errors.UnreliableEvidenceWarning)
         return estimator(x, y).log_evidence
@@ -117,7 +118,7 @@ def log_evidence(x, y=None):
 by_class = torch.stack([log_evidence(test, torch.full((NUM_TEST,), c)) for c in range(10)], 1)  # log p(x, y)
 summed, at_once = by_class.logsumexp(1), log_evidence(test)
 print(f"mean log p(x): {summed.mean():.2f} as a sum over ten classes, {at_once.mean():.2f} at once, nats")
-assert abs((summed - at_once).median()) < 0.05
+assert SMOKE_TEST or abs((summed - at_once).median()) < 0.05
 
 opinions = {
     "100 labels alone": untrained(test).log_softmax(1).detach(),
@@ -201,6 +202,11 @@ plt.show()
 means = [float(gaps.inference[mask].mean()) for mask in (wrong == 0, wrong == 1)]
 print(f"gap of {int(NUM_TEST - wrong.sum())} digits with the right class: {means[0]:.2f} nats")
 print(f"gap of {int(wrong.sum())} digits with a wrong one: {means[1]:.2f} nats")
+assert SMOKE_TEST or means[1] > means[0]
+
+# %%
+# So a large gap hints at a wrong class, and needs no label to be seen. (In the split of the gap q* frees the style for each
+# digit, not the class, so what the classifier loses counts as the family's. ``gaps.held`` names it.)
 
 # %%
 # What to try
