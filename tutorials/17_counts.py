@@ -132,6 +132,7 @@ plt.show()
 # Simulate as many cells from each model as there are, at their sizes, and look at the genes: how high the highest counts go,
 # and how often a gene is not read at all. Under a Poisson likelihood all that varies more than a Poisson count has to
 # come from the latents, and two latents cannot do that for fifty genes, each on its own.
+# (The highest counts of a few genes fall short under both: few training cells have states so far out.)
 
 
 def of_genes(counts):
