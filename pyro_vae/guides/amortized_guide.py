@@ -76,12 +76,12 @@ class AmortizedGuide(Program):
 
     Example::
 
-        def model(x):                                     # counts x (B, 5), each row with a rate of its own
+        def model(x):                                     # counts x (B, 64), each row with a rate
             with pyro.plate("data", len(x)):
                 rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
-                pyro.sample("obs", dist.Poisson(rate.unsqueeze(-1).expand(*rate.shape, 5)).to_event(1), obs=x)
+                pyro.sample("obs", dist.Poisson(rate.unsqueeze(-1).expand(*rate.shape, 64)).to_event(1), obs=x)
 
-        guide = pv.AmortizedGuide(model, pv.nn.MLP(5, 32), (x,))
+        guide = pv.AmortizedGuide(model, pv.nn.MLP(64, 32), (x,))
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
         svi.step(x)
         pv.InferenceGaps(model, guide, seed=0)(x)

@@ -6,6 +6,7 @@ from .hierarchical import HierarchicalVAE
 from .linear import LinearVAE
 from .markov import MarkovVAE
 from .missing import MissingDataVAE
+from .semi_supervised import SemiSupervisedVAE
 from .vae import VAE
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LinearVAE",
     "MarkovVAE",
     "MissingDataVAE",
+    "SemiSupervisedVAE",
     "VAE",
     "WithSizeFactor",
     "conv_vae",

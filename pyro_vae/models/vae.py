@@ -8,9 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..errors import StructureError
+from ..errors import ArgumentError, StructureError
 from ..options import amount
-from .checks import applied, checked_network, drawn
+from .checks import applied, checked_network, drawn, num_rows
 from .programs import Guide, Model
 
 
@@ -121,6 +121,29 @@ class VAE(Networks):
         with evaluating(self):
             return drawn("decoder", self.decode(drawn("prior", self.prior(), n)))
 
+    def interpolate(self, x0: Tensor, x1: Tensor, num_steps: int = 9) -> Tensor:
+        """The means of the likelihood along the line from the posterior mean of x0 to that of x1, (S, B, X).
+
+        Both are (B, X); row b walks from x0[b] to x1[b] in S = `num_steps` steps, ends included. The line is straight: an
+        arc, as is often taken between draws of a standard normal prior, is for points of one length, and posterior means
+        have lengths of their own. Runs in eval mode and without gradients, and leaves the networks as they were. The walk
+        of one unit at a time is `pyro_vae.traverse`.
+
+        :raises OptionError: for fewer than two steps.
+        :raises ArgumentError: for x0 and x1 of different shapes.
+        :raises StructureError: where q(z given x) or the likelihood has no mean, such as a flow.
+        """
+        steps = torch.linspace(0.0, 1.0, amount("num_steps", num_steps, lowest=2))
+        if num_rows(x0) != num_rows(x1) or x0.shape != x1.shape:
+            raise ArgumentError(
+                f"x0 and x1 must have the same shape, the two ends of each row, got {tuple(x0.shape)} and "
+                f"{tuple(x1.shape)}: expand one datum to all rows by x.expand(len(other), *x.shape[1:])"
+            )
+        with evaluating(self):
+            z0, z1 = (posterior_mean(self.encode(x)) for x in (x0, x1))
+            steps = steps.to(z0).reshape(-1, *[1] * z0.ndim)
+            return mean_of(self.decode((1 - steps) * z0 + steps * z1))
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
@@ -136,15 +159,34 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def mean_of(likelihood: Any) -> Tensor:
-    """The mean, (B, X); refused where it is NaN throughout, by which torch says that there is none."""
-    try:
-        mean: Tensor | None = likelihood.mean
-    except NotImplementedError:
-        mean = None
-    if mean is None or bool(mean.isnan().all()):
-        name = type(getattr(likelihood, "base_dist", likelihood)).__name__
+    """The mean, (B, X)."""
+    mean = known_mean(likelihood)
+    if mean is None:
         raise StructureError(
-            f"the likelihood, {name}, has no mean to reconstruct x with: draw from it, "
+            f"the likelihood, {name_of(likelihood)}, has no mean to reconstruct x with: draw from it, "
             "vae.decode(vae.encode(x).sample()).sample()"
         )
     return mean
+
+
+def posterior_mean(posterior: Any) -> Tensor:
+    mean = known_mean(posterior)
+    if mean is None:
+        raise StructureError(
+            f"q(z given x), {name_of(posterior)}, has no mean in a formula to walk from: walk between two draws, "
+            "vae.decode(torch.lerp(vae.encode(x0).sample(), vae.encode(x1).sample(), 0.5)).mean"
+        )
+    return mean
+
+
+def known_mean(fn: Any) -> Tensor | None:
+    """`None` where a distribution has no mean; some of torch then say NaN throughout."""
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError:
+        return None
+    return None if bool(mean.isnan().all()) else mean
+
+
+def name_of(fn: Any) -> str:
+    return type(getattr(fn, "base_dist", fn)).__name__

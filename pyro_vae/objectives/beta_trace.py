@@ -69,7 +69,8 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
 
     Where it differs from Pyro's class at beta = 1: with a mask on one side; with draws of the guide alone that are not
     reparameterised, whose -log q Pyro leaves out of the score-function gradient; and with a factor of the guide that is no
-    log q (``has_rsample=False``), which is a loss of its own here, gradient included.
+    log q (``has_rsample=False``), which is a loss of its own here, gradient included. One that is marked
+    ``infer={"is_loss": True}`` is one too, with any ``has_rsample``, and evaluations leave it out.
     """
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:

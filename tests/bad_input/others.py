@@ -143,6 +143,18 @@ def hierarchical() -> Any:
     return pv.HierarchicalVAE(pv.nn.StandardNormal(1), [net(1, 2)], net(2, 3), encoders, [nn.Identity(), nn.Identity()])
 
 
+def labelled() -> Any:
+    torch.manual_seed(0)
+    joined, head = pv.models.Concatenated, pv.nn.Normal
+    return pv.SemiSupervisedVAE(
+        nn.Linear(3, 2),
+        joined(nn.Sequential(nn.Linear(5, 4), head())),
+        joined(nn.Sequential(nn.Linear(4, 3), head(1.0))),
+        pv.nn.StandardNormal(2),
+        num_classes=2,
+    )
+
+
 def method(name: str, of: Callable[[], Any]) -> Callable[..., Any]:
     return lambda **arguments: getattr(of(), name)(**arguments)
 
@@ -365,10 +377,9 @@ def models() -> Iterator[Other]:
     yield Other("models.WithSizeFactor, called", "models", factor, fixed(z=torch.zeros(4, 2), y=torch.ones(4, 1)))
     counts = fixed(network=nn.Linear(2, 3), head=pv.nn.Poisson())
     yield Other("models.WithSizeFactor", "models", pv.models.WithSizeFactor, counts)
-    parts = fixed(model=Linear().model, network=nn.Linear(3, 4), args=(data(),), kwargs={})
-    options = fixed(family="full", conditioned=True, datum_plate="data")
     guide = lambda **arguments: pv.AmortizedGuide(**arguments)(data())  # noqa: E731
-    yield Other("AmortizedGuide", "models", guide, lambda: {**parts(), **options()})
+    call = {"model": Linear().model, "network": nn.Linear(3, 4), "args": (data(),), "kwargs": {}}
+    yield Other("AmortizedGuide", "models", guide, fixed(**call, family="full", conditioned=True, datum_plate="data"))
     joined = lambda x, y: pv.models.Concatenated(nn.Linear(5, 2))(x, y)  # noqa: E731
     yield Other("models.Concatenated", "models", joined, fixed(x=data(), y=torch.zeros(4, 2)))
     x, y, z = data(), torch.zeros(4, 2), torch.zeros(4, 2)
@@ -387,10 +398,24 @@ def models() -> Iterator[Other]:
     yield Other("VAE.decode", "models", lambda z: vae().decode(z), fixed(z=z))
     yield Other("VAE.reconstruct", "models", lambda x: vae().reconstruct(x), fixed(x=x))
     yield Other("VAE.generate", "models", lambda n: vae().generate(n), fixed(n=2))
+    yield Other("VAE.interpolate", "models", lambda **a: vae().interpolate(**a), fixed(x0=x, x1=x, num_steps=2))
     yield Other("ConditionalVAE.encode", "models", lambda x, y: conditional().encode(x, y), fixed(x=x, y=y))
     yield Other("ConditionalVAE.decode", "models", lambda z, y: conditional().decode(z, y), fixed(z=z, y=y))
     yield Other("ConditionalVAE.reconstruct", "models", lambda x, y: conditional().reconstruct(x, y), fixed(x=x, y=y))
     yield Other("ConditionalVAE.generate", "models", lambda y: conditional().generate(y), fixed(y=y))
+    roles = ("classifier", "encoder", "decoder", "prior")
+    options = {"num_classes": 2, "class_probs": (0.5, 0.5), "alpha": 1.0}
+    semi = lambda: {**{n: getattr(labelled(), n) for n in roles}, **options}  # noqa: E731
+    yield Other("SemiSupervisedVAE", "models", pv.SemiSupervisedVAE, semi)
+    classes = torch.tensor([0, 1, 1, 0])
+    for name, arguments in {
+        "classify": {"x": x},
+        "encode": {"x": x, "y": classes},
+        "decode": {"z": z, "y": classes},
+        "reconstruct": {"x": x, "y": classes},
+        "generate": {"y": classes},
+    }.items():
+        yield Other(f"SemiSupervisedVAE.{name}", "models", method(name, labelled), fixed(**arguments))
 
 
 def sums() -> Iterator[Other]:

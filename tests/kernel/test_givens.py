@@ -321,11 +321,12 @@ def classifier(how):
                 pyro.factor("clf", dist.Bernoulli(logits=x).log_prob(t), has_rsample=False)
             pyro.sample("z", dist.Normal(0.5 * (x + MU), 0.8))
 
-    return guide
+    marks = {"clf": {"is_loss": True}} if how == "marked factor" else {}
+    return poutine.infer_config(guide, config_fn=lambda site: marks.get(site["name"], {}))
 
 
-def test_an_observation_of_the_guide_is_left_out_of_log_q_and_named():
-    how, name = "site", "t"
+@pytest.mark.parametrize(("how", "name"), [("site", "t"), ("marked factor", "clf")])
+def test_a_marked_loss_of_the_guide_is_left_out_of_log_q_and_named(how, name):
     truth = TRUTH - math.log(2)
     found = pv.AdaptiveImportanceSampling(labelled, classifier(how), seed=0)(X, LABELS)
     assert_near(found, truth)
@@ -343,7 +344,7 @@ def test_unmarked_ones_are_refused_with_remedies_that_work(how, name):
     assert_near(pv.AdaptiveImportanceSampling(labelled, hidden, seed=0)(X, LABELS), TRUTH - math.log(2))
 
 
-@pytest.mark.parametrize("how", ["site", "factor"])
+@pytest.mark.parametrize("how", ["site", "factor", "marked factor"])
 def test_objectives_with_a_weight_per_datum_do_not_lose_them(how):
     with pytest.raises(StructureError, match="poutine.block"):
         pv.ImportanceWeightedELBO(num_particles=3).loss(labelled, classifier(how), X, LABELS)

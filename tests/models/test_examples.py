@@ -30,6 +30,7 @@ DATA = {  # by example, what stands for the user's data
     "mlp_missing_vae": {"digits": DIGITS},
     "mlp_conditional_vae": {"digits": DIGITS, "labels": torch.arange(20) % 10},
     "conv_vae": {"images": (torch.rand(5, 1, 28, 28) > 0.5).float()},
+    "SemiSupervisedVAE": {"x": DIGITS, "labels": torch.arange(20) % 10},
     "Concatenated": {},
     "WithSizeFactor": {},
 }

@@ -66,7 +66,8 @@ def kept_guide_sites(
     """The sites that make up log q.
 
     Without the observations of the model that a GuideMessenger also runs, and without losses of the guide's own:
-    observations marked ``infer={"is_auxiliary": True}``. In training these would be lost, and are refused.
+    observations marked ``infer={"is_auxiliary": True}``, and factors, which Pyro marks like that in any case, marked
+    ``infer={"is_loss": True}``. In training these would be lost, and are refused.
     """
     kept = {}
     for name, site in sites.items():
@@ -74,12 +75,15 @@ def kept_guide_sites(
             kept[name] = site
         elif isinstance(unwrap(guide), GuideMessenger) and name in model_sites:
             continue
-        elif site.is_factor and site.fn.has_rsample:
+        elif site.is_factor and site.fn.has_rsample and not site.infer.get("is_loss"):
             kept[name] = site
-        elif site.is_factor:  # Pyro marks all of them as auxiliary
+        elif site.is_factor and site.infer.get("is_loss") and not in_training:
+            continue
+        elif site.is_factor:
             raise AuxiliarySiteError(
                 f"factor '{name}' in the guide: only has_rsample=True (a log-Jacobian) counts as log q. If it is a loss, "
-                f"hide it: poutine.block(guide, hide=['{name}'])"
+                f"hide it: poutine.block(guide, hide=['{name}']); or mark it infer={{'is_loss': True}}, and an evaluation "
+                "leaves it out"
             )
         elif site.infer.get("is_auxiliary") and not in_training:
             continue

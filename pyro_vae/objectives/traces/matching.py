@@ -31,8 +31,8 @@ UNCONSTRAINED = "_unconstrained"  # what AutoNormal calls the draw behind a late
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
-    """Whether a factor of the guide counts as log q: the log-Jacobian of a reparameterised draw."""
-    return isinstance(site["fn"], dist.Unit) and bool(site["fn"].has_rsample)
+    """Whether a factor of the guide counts as log q: the log-Jacobian of a reparameterised draw, not marked as a loss."""
+    return isinstance(site["fn"], dist.Unit) and bool(site["fn"].has_rsample) and not site["infer"].get("is_loss")
 
 
 def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: list[str]) -> frozenset[str]:
