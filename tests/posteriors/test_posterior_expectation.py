@@ -307,6 +307,24 @@ def test_the_record_joins_selects_and_prints():
         vector.mean()
 
 
+def test_rounding_of_single_precision_is_no_other_result():
+    """f may return float64 from a network in float32, whose last digits change with the number of particles."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    rounded = pv.PosteriorExpectation(model, guide, lambda z: z["z"].double() * (1 + 1e-6 * len(z["z"]) / 3), seed=0)
+    x = torch.tensor([0.5, -1.0])
+    assert_near(rounded(x).value, x.double() / 2, rounded(x).std_error.double(), 0.05)
+    with pytest.raises(pv.errors.OptionError, match="reduce nothing over the first axis"):
+        rounded(x.double())
+
+
 @pytest.mark.parametrize(
     "f, error, message",
     [
