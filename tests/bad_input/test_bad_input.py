@@ -81,7 +81,8 @@ def test_every_entrance_that_takes_a_pair_is_there():
         return callable(thing) and "model" in list(inspect.signature(thing).parameters)[:1]
 
     public = {name for name in pv.__all__ if not inspect.ismodule(getattr(pv, name)) and takes_pair(getattr(pv, name))}
-    assert public <= {entrance.name for entrance in ENTRANCES}
+    of_a_model_alone = {other.name for other in OTHERS}  # AmortizedGuide: what it is called on is its own result
+    assert public <= {entrance.name for entrance in ENTRANCES} | of_a_model_alone
 
 
 def test_every_public_name_is_in_a_table_or_has_a_reason():
