@@ -4,6 +4,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pyro
@@ -59,7 +60,7 @@ def announce(program: Program) -> None:
     What `pyro.module` does, but that the store never decides which tensor it is. The messages carry the tensors
     themselves, so that the store is only looked at; frozen parameters are left out.
     """
-    listeners = [messenger for messenger in _PYRO_STACK if listens(messenger)]
+    listeners = [messenger for messenger in _PYRO_STACK if listens(type(messenger))]  # type: ignore[arg-type]
     if not listeners:
         return
     traces = [messenger for messenger in listeners if type(messenger) is TraceMessenger]
@@ -80,9 +81,9 @@ def announce(program: Program) -> None:
             trace._pyro_post_param(message)
 
 
-def listens(messenger: Messenger) -> bool:
-    """Whether a messenger on the stack reads or changes parameters."""
-    kind = type(messenger)
+@cache  # every step asks it of every messenger
+def listens(kind: type[Messenger]) -> bool:
+    """Whether messengers of a kind read or change parameters."""
     return (
         hasattr(kind, "_pyro_param")
         or hasattr(kind, "_pyro_post_param")

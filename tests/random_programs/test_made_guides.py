@@ -9,9 +9,10 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ProgramError, StructureError
-from tests.random_programs.generator import program_of_seed
-from tests.random_programs.judge import compared_evidence, know, options
-from tests.random_programs.pyro_pair import build
+
+from .generator import program_of_seed
+from .judge import compared_evidence, know, options
+from .pyro_pair import build
 
 SEEDS = range(91_000_003, 91_000_023)
 FAMILIES = ["diagonal", "full", "flow"]
