@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import StructureError
 from ..proposals import GaussianProposal, LatentSpace, MixtureProposal, check_gradients, differentiable
 from .hmc import ChosenPart, State
 
@@ -46,6 +47,12 @@ class Path:
             piece = u[first : first + length].detach().requires_grad_()
             with differentiable():
                 log_start, log_joint = self._ends(piece)
+                if piece.dtype == torch.float32 and log_joint.dtype == torch.float64:
+                    raise StructureError(
+                        "the guide draws its latents in float32, and log p(x, z) is in float64, but chains move in one "
+                        "precision: convert guide, model and data to the same, guide.double(), or use "
+                        "AdaptiveImportanceSampling"
+                    )
                 joint_gradient = torch.autograd.grad(log_joint.sum(), piece, retain_graph=True)[0]
                 start_gradient = torch.autograd.grad(log_start.sum(), piece)[0]
             check_gradients(log_joint, joint_gradient)

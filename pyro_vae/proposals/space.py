@@ -76,7 +76,7 @@ class LatentSpace:
         for name in self.sites:
             u = self.transforms[name].inv(values[name])
             log_det = log_det + self._log_det(name, u, values[name])
-            vectors.append(self.flat(u))
+            vectors.append(self.flat(u).to(self.dtype))  # the prior's draws may have another one than the guide's
         return torch.cat(vectors, -1), log_det
 
     def supports(self, values: Mapping[str, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ Per-datum comparisons fail by chance with 7e-6 per datum (4.5 standard errors), 
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,30 @@ def crude(dim, loc=0.0, scale=1.0):
 
 
 # Linear-Gaussian
+
+
+def test_a_guide_in_single_precision_of_a_model_in_double():
+    """Fits failed with a bare error of torch; chains say what to convert, and that helps."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard(x, 2))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x, dtype=torch.float32):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2, dtype=dtype), 1.0).to_event(1))
+
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=F64)
+    truth = torch.distributions.Normal(0.0, 3.0**0.5).log_prob(x)
+    found = adaptive(model, guide)(x)
+    assert_near(found.log_evidence, truth, found.std_error, 0.05)
+    gaps = pv.InferenceGaps(model, guide, seed=0)(x)
+    assert bool((gaps.amortization > 0).all()) and bool((gaps.inference > 0).all())
+    with pytest.raises(StructureError, match="in float32, and .* in float64.*guide.double"):
+        pv.AnnealedImportanceSampling(model, guide, num_steps=20, num_chains=8, seed=0)(x)
+    same = pv.AnnealedImportanceSampling(model, partial(guide, dtype=F64), num_steps=50, num_chains=50, seed=0)(x)
+    assert_near(same.log_evidence, truth, same.std_error, 0.1)
 
 
 @pytest.mark.parametrize(("dim", "num_particles", "largest"), [(1, 500, 0.02), (2, 500, 0.03), (5, 500, 0.05)])
