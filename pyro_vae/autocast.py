@@ -16,6 +16,7 @@ from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.hmm import HiddenMarkovModel
 from torch import Tensor
 from torch.distributions import Transform
+from torch.distributions.transforms import _InverseTransform
 
 DEVICES = ("cpu", "cuda")
 HALF = (torch.bfloat16, torch.float16)
@@ -101,9 +102,13 @@ def full(raw: Any) -> Any:
     if isinstance(raw, (list, tuple)):
         items = [full(item) for item in raw]
         return raw if all(new is old for new, old in zip(items, raw, strict=True)) else type(raw)(items)
+    if isinstance(raw, _InverseTransform):
+        own = full(raw.inv)
+        return raw if own is raw.inv else own.inv
     if isinstance(raw, Transform) and not isinstance(raw, torch.nn.Module):
-        attributes = {name: full(value) for name, value in vars(raw).items()}
-        if any(attributes[name] is not value for name, value in vars(raw).items()):
+        # A transform keeps its inverse once it was asked for, and that holds the transform. A copy makes one of its own.
+        attributes = {name: full(value) for name, value in vars(raw).items() if name != "_inv"}
+        if any(new is not vars(raw)[name] for name, new in attributes.items()):
             raw = copy(raw)
             vars(raw).update(attributes)
     return raw

@@ -16,6 +16,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.autocast import full
 from pyro_vae.nn import Bernoulli, Categorical, DiscretizedLogistic, MultivariateNormal, Normal
 
 WIDTH, DIM, NUM_DATA = 60, 3, 7
@@ -386,3 +387,20 @@ def test_pyro_alone_is_not_changed():
         with bfloat16(), torch.no_grad():
             losses.append(Trace_ELBO().loss(*pair, data()))
     assert found[0] != pytest.approx(wanted[0], rel=1e-5)
+
+
+def test_transforms_that_were_inverted_before():
+    """A transform and its inverse hold each other: casting went round and round, for every guide that keeps transforms."""
+    x = torch.tensor([0.5, -2.0])
+    exp = T.ExpTransform()
+    assert full(exp) is exp and full(exp.inv) is exp.inv and full(exp) is exp
+    affine = T.AffineTransform(torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(3.0, dtype=torch.bfloat16))
+    composed = T.ComposeTransform([affine, exp])
+    for transform, wanted in ((affine, 3 * x + 1), (composed, (3 * x + 1).exp())):
+        assert transform.inv is not None  # and is kept
+        made = full(transform)
+        torch.testing.assert_close(made(x), wanted)
+        for inverse in (made.inv, full(transform.inv)):
+            assert inverse(wanted).dtype == torch.float32
+            torch.testing.assert_close(inverse(wanted), x)
+    assert full(affine).loc.dtype == torch.float32 and affine.loc.dtype == torch.bfloat16

@@ -56,6 +56,8 @@ MEMBERS = {
     "torch.Tensor": ["_backward_hooks", "_post_accumulate_grad_hooks", "_version"],
     "torch.distributions.Distribution": ["_extended_shape", "_get_checked_instance", "_validate_args", "_validate_sample"],
     "torch.distributions.Transform": ["_call", "_inverse"],
+    "torch.distributions.Transform()": ["_inv"],
+    "torch.distributions.transforms": ["_InverseTransform"],
     "torch.nn.Module()": ["_buffers", "_modules", "_parameters"],
     "torch.nn.Module": ["_load_from_state_dict"],
     "torch.nn.modules.batchnorm": ["_BatchNorm", "_NormBase"],

@@ -9,6 +9,7 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
+from ..autocast import full_under_autocast
 from ..nn import Flow
 from ..nn.gaussian import positive
 
@@ -35,6 +36,6 @@ class PlacedFlow(nn.Module):
         return 2 * event_size + CONTEXT
 
     def forward(self, raw: Tensor) -> Any:
-        loc, scale, context = raw.split([self.size, self.size, CONTEXT], -1)
+        loc, scale, context = full_under_autocast(raw).split([self.size, self.size, CONTEXT], -1)
         place = AffineTransform(loc, positive(scale), event_dim=1, cache_size=1)  # else a draw loses its way back
         return dist.TransformedDistribution(self.flow(context), [place], validate_args=False)

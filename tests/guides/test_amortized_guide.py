@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -306,3 +307,20 @@ def test_double_precision(family):
     assert all(p.dtype == torch.float64 for p in guide.parameters())
     values = guide(case.x.double())
     assert all(v.dtype == torch.float64 for v in values.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", ["two layers", "Gamma-Poisson", "Dirichlet"])
+def test_under_autocast(case, family):
+    """The network runs in half precision, all else in full: draws are float32, and log p(x) is that without autocast."""
+    guide, x, model = CASES[case].guide(family=family, conditioned=True), CASES[case].x, CASES[case].model
+    estimator = pv.AdaptiveImportanceSampling(model, guide, num_particles=300, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these guides are not trained
+        plain = estimator(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = estimator(x)
+            pv.BetaTrace_ELBO()(model, guide)(x).backward()
+    off, error = found.log_evidence - plain.log_evidence, (found.std_error**2 + plain.std_error**2).sqrt()
+    good = found.reliable & plain.reliable
+    assert bool(good.any()) and bool((off.abs() < 5 * error + 1e-4)[good].all())
