@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pyro
@@ -19,18 +18,8 @@ from ..models.checks import checked_network
 from ..models.parameters import Program, announce
 from ..options import flag, one_of
 from .rows import Rows
-from .site_head import Family, LatentSpace, SiteHead, beside
+from .site_head import Family, SiteHead, SiteSpace, beside
 from .supports import transform_of
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A plate of the model. Sizes are those of the arguments that the guide was made with."""
-
-    name: str
-    dim: int
-    size: int
-    full_size: int
 
 
 class AmortizedGuide(Program):
@@ -113,7 +102,7 @@ class AmortizedGuide(Program):
         self.network, self.family = network, family
         with isolation.isolated(network, devices=devices_of((args, kwargs), [network])), torch.no_grad():
             features = self._features(args, kwargs)
-        self.frames = {name: frames_of(site) for name, site in sites.items()}
+        self.frames = {name: [f for f in site.frames if f.vectorized] for name, site in sites.items()}
         self._check_rows(len(features))
         width = features.shape[-1]
         inside = {name: self.layout.datum_plate in (None, *(f.name for f in self.frames[name])) for name in sites}
@@ -180,7 +169,7 @@ class AmortizedGuide(Program):
     def _plates(self, num_rows: int) -> dict[str, Any]:
         plates: dict[str, Any] = {}
         for frame in dict.fromkeys(frame for frames in self.frames.values() for frame in frames):
-            size, subsample = frame.full_size, frame.size
+            size, subsample = frame.full_size or frame.size, frame.size
             if frame.name == self.layout.datum_plate and num_rows != size:
                 size, subsample = (size, num_rows) if subsample != size else (num_rows, num_rows)
             unsized = size == -1
@@ -197,14 +186,8 @@ class AmortizedGuide(Program):
         return features[plate.indices]
 
 
-def frames_of(site: Any) -> tuple[Frame, ...]:
-    found = [frame for frame in site.frames if frame.vectorized]
-    full = [f.full_size if f.full_size is not None else f.size for f in found]
-    return tuple(Frame(f.name, f.dim, f.size, size) for f, size in zip(found, full, strict=True))
-
-
-def space_of(site: Any, again: Any, layout: Layout, inside: bool) -> LatentSpace:
+def space_of(site: Any, again: Any, layout: Layout, inside: bool) -> SiteSpace:
     """:param again: the same site in another run under the prior."""
     transform = transform_of(site, again)
     shape = torch.Size(transform.inverse_shape(site.fn.event_shape))
-    return LatentSpace(Rows(site.fn.batch_shape, layout.num_plates, layout.datum_dim if inside else None), shape, transform)
+    return SiteSpace(Rows(site.fn.batch_shape, layout.num_plates, layout.datum_dim if inside else None), shape, transform)

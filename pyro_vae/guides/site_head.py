@@ -24,7 +24,7 @@ HEADS: dict[str, Callable[[int], Any]] = {
 
 
 @dataclass(frozen=True)
-class LatentSpace:
+class SiteSpace:
     """Where the values of a site lie, and how they come from unconstrained ones.
 
     :ivar rows: how the values of all plates and of an event become rows.
@@ -77,9 +77,7 @@ class SiteHead(nn.Module):
     :param conditioned: whether the network sees them.
     """
 
-    def __init__(
-        self, name: str, space: LatentSpace, family: Family, width: int, num_earlier: int, conditioned: bool
-    ) -> None:
+    def __init__(self, name: str, space: SiteSpace, family: Family, width: int, num_earlier: int, conditioned: bool) -> None:
         super().__init__()
         self.name, self.space, self.conditioned = name, space, conditioned and num_earlier > 0
         self.head = HEADS[family](space.size)
