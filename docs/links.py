@@ -12,7 +12,11 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 import pyro_vae
 
-TORCH, PYRO, PYTHON = "https://docs.pytorch.org/docs/stable/", "https://docs.pyro.ai/en/stable/", "https://docs.python.org/3/"
+TORCH, PYRO, PYTHON = (
+    "https://docs.pytorch.org/docs/stable/",
+    "https://docs.pyro.ai/en/stable/",
+    "https://docs.python.org/3/",
+)
 PAGES = {
     TORCH + "generated/{}.html": """torch.autocast torch.cat torch.compile torch.no_grad torch.vmap torch.manual_seed
         torch.nn.Module torch.nn.Linear torch.nn.parallel.DistributedDataParallel torch.optim.Adam
@@ -42,9 +46,7 @@ PAGES = {
     PYTHON + "library/collections.abc.html#{}": """collections.abc.Callable collections.abc.Iterable
         collections.abc.Iterator collections.abc.Mapping collections.abc.Sequence""",
 }
-OUTSIDE = {
-    name: page.format(name, last=name.rpartition(".")[2]) for page, names in PAGES.items() for name in names.split()
-}
+OUTSIDE = {name: page.format(name, last=name.rpartition(".")[2]) for page, names in PAGES.items() for name in names.split()}
 SHORT = {"SVI": "pyro.infer.SVI", "Trace_ELBO": "pyro.infer.Trace_ELBO", "Predictive": "pyro.infer.Predictive"}
 SHORT |= {name.rpartition(".")[2]: name for name in OUTSIDE if ".data." in name}
 SHORT |= {"DistributedDataParallel": "torch.nn.parallel.DistributedDataParallel", "nn.Module": "torch.nn.Module"}

@@ -97,7 +97,11 @@ def page(name: str, text: str) -> str:
 
 def pages_to_read(app: object, env: object, *_: set[str]) -> list[str]:
     """Handler of Sphinx's event `env-get-outdated`: these pages change when the package does, whatever their own text."""
-    return [*ROOT, "citing", *(f"api/{path.stem}" for path in (DOCS / "api").glob("*.md") if PUBLIC.search(path.read_text()))]
+    return [
+        *ROOT,
+        "citing",
+        *(f"api/{path.stem}" for path in (DOCS / "api").glob("*.md") if PUBLIC.search(path.read_text())),
+    ]
 
 
 def fill_in(app: object, name: str, source: list[str]) -> None:

@@ -182,7 +182,7 @@ def count(flags: Tensor) -> str:
 
 
 def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
-    """All reasons in one line, those with data in doubt first: "tails 3 of 60; none: search; precision not checked (why)"."""
+    """All reasons, those with data in doubt first: "tails 3 of 60; none: search; precision not checked (why)"."""
 
     def named(reason: str) -> str:
         return f"{reason} (not all {verb(reason)}: {unchecked[reason]})" if reason in unchecked else reason
