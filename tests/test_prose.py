@@ -89,7 +89,8 @@ def test_code_and_output_of_the_first_pages_fit(page):
 def test_what_is_counted():
     words = " ".join(["word"] * (LONGEST + 1))
     assert long_sentences(prose_of_markdown(f"Short. {words}.\n\n- {words}"))
-    assert not long_sentences(prose_of_markdown(f"```python\n{words}\n```\n| {words} |\n\n    {words}\n# {words}\n$${words}$$"))
+    hidden = f"```python\n{words}\n```\n| {words} |\n\n    {words}\n# {words}\n$${words}$$"
+    assert not long_sentences(prose_of_markdown(hidden))
     assert long_sentences(prose_of_tutorial(f'"""Head"""\n# %%\n# {words}\nx = 1  # {words}\n'))
     assert not long_sentences(prose_of_tutorial(f'"""Head"""\n# %%\n# .. math::\n#\n#    {words}\nx = 1\n# {words}\n'))
     assert long_sentences(prose_of_module(f'def f():\n    """{words}"""\n'))

@@ -123,7 +123,7 @@ def regression(design: Tensor, labels: Tensor) -> SimpleNamespace:
     return SimpleNamespace(model=model, guide=guide, args=(design, labels))
 
 
-def sequential_monte_carlo(design: np.ndarray, labels: np.ndarray, seed: int, size: int = 1000) -> float:
+def sequential_monte_carlo(design: np.ndarray, labels: np.ndarray, seed: int, size: int = 2000) -> float:
     """log p(y) by tempering from the prior to the posterior, with random-walk Metropolis moves."""
     rng = np.random.default_rng(seed)
     dim, signs = design.shape[1], 2 * labels - 1
@@ -142,7 +142,7 @@ def sequential_monte_carlo(design: np.ndarray, labels: np.ndarray, seed: int, si
         chosen = rng.choice(size, size, p=weights / weights.sum())
         w, scores = w[chosen], scores[chosen]
         root = np.linalg.cholesky(np.cov(w.T) + 1e-9 * np.eye(dim)) * 2.38 / math.sqrt(dim)
-        for _ in range(15):
+        for _ in range(25):
             moved = w + rng.standard_normal(w.shape) @ root.T
             new = log_likelihood(moved)
             ratio = temperature * (new - scores) + 0.5 * ((w**2).sum(1) - (moved**2).sum(1))
