@@ -101,6 +101,11 @@ def test_every_module_is_in_the_docs(part):
     assert any(mentions(text, part) for text in PAGES.values()), f"say in docs/ what pyro_vae.{part} is"
 
 
+def test_every_error_has_a_row_under_what_is_refused():
+    rows = re.findall(r"^\| `(\w+(?:Error|Warning))`", PAGES["refused.md"], re.M)
+    assert sorted(rows) == sorted(pyro_vae.errors.__all__)
+
+
 def test_api_pages_name_nothing_that_does_not_exist():
     for name in re.findall(r"^\.\. auto\w+:: pyro_vae\.(\S+)", API, re.M):
         obj = pyro_vae
