@@ -62,8 +62,8 @@ class GuideCalibration(OfPair):
 
     :raises ArgumentError: if no argument, or more than one, holds what a site observed, and no `data` says where
         simulated values go.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, for a model
-        that reads its observations elsewhere than in ``obs=``, and for a guide that draws no latent.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        for a model that reads its observations elsewhere than in ``obs=``, and for a guide that draws no latent.
     :raises MaskError: where what is masked depends on drawn values.
     :raises NonFiniteError: if log p(x, z) or log q(z | x) is NaN at draws of the guide.
     :raises OptionError: for options out of range.

@@ -51,7 +51,7 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
     :raises AuxiliarySiteError: for a beta by site where an autoguide draws several sites jointly.
     :raises CompileError: for programs that cannot be compiled, and where a compiled step gives other numbers than the
         programs do on the same noise, which is looked at in the calls 1, 2, 10 and 100.
-    :raises StructureError: (and its kinds) for a latent that is missing in the guide, or is scaled on one side only.
+    :raises StructureError: (or a subclass) for a latent that is missing in the guide, or is scaled on one side only.
 
     Example::
 

@@ -59,7 +59,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
     :ivar num_updates: the number handed to a schedule, as in `BetaTrace_ELBO`.
     :raises OptionError: for another gradient, and for what `BetaTrace_ELBO` refuses; for a beta by site with "dreg".
     :raises GlobalLatentError: for a latent outside of the datum plate: there is then no weight per datum.
-    :raises StructureError: (and its kinds) for "dreg" and "stl" with draws that are not reparameterised; for sites that are
+    :raises StructureError: (or a subclass) for "dreg" and "stl" with draws that are not reparameterised; for sites that are
         scaled differently; for whatever the kernel has not checked.
 
     Model and guide are rehearsed at the first call with arguments of new shapes: K particles at once where that gives the

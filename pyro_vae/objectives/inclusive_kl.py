@@ -51,7 +51,7 @@ class InclusiveKL(DatumELBO):
     :ivar terms: `Terms` of the last call, of the guide's own draws.
     :raises OptionError: for `sleep` out of range, or if it is not known which argument holds the data.
     :raises AuxiliarySiteError: for an autoguide with `proposal` or `sleep`: it has no density at given latents.
-    :raises StructureError: (and its kinds) for whatever has no weight per datum, as in `ImportanceWeightedELBO`.
+    :raises StructureError: (or a subclass) for whatever has no weight per datum, as in `ImportanceWeightedELBO`.
 
     Example::
 

@@ -83,7 +83,7 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
     :ivar num_updates: the number handed to a schedule, as in `BetaTrace_ELBO`.
     :raises OptionError: for a dataset_size that is no whole number, smaller than the batch, or other than the size of a
         subsampled plate; for a weight that is negative or not finite.
-    :raises StructureError: (and its kinds) for a batch of one; for a guide whose dimensions have no densities of their own
+    :raises StructureError: (or a subclass) for a batch of one; for a guide whose dimensions have no densities of their own
         that are known: a joint distribution, a flow, an autoguide, one latent drawn given another; for draws that are not
         reparameterised, where gradients are recorded (`loss` takes them); for data with different scales.
     :raises MaskError: for masked latents. Masked observations are left out as usual.

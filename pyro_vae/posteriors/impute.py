@@ -68,8 +68,8 @@ def impute(
     :raises OptionError: for a number of particles below one, or of draws below zero.
     :raises MaskError: where draws of the latents decide what is masked.
     :raises EnumerationError: where data depend on a site that only the model enumerates or draws.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, and without
-        draws for a likelihood that has no mean.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        and without draws for a likelihood that has no mean.
     :raises InvalidDataError: for NaN that nothing masks, values outside the support, an empty batch.
 
     Reference: Mattei and Frellsen (2019), "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets",

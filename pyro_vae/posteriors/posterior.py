@@ -57,7 +57,7 @@ def posterior(
         a hundred are ten draws.
     :raises OptionError: for fewer than one draw or particle.
     :raises EnumerationError: for `means=True` where data depend on a site that only the model enumerates or draws.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
 
     Reference: Rubin (1987), "A Noniterative Sampling/Importance Resampling Alternative to the Data Augmentation Algorithm",

@@ -57,7 +57,7 @@ class PosteriorExpectation(Estimator):
     :raises BatchCouplingError: for an f that mixes data.
     :raises HiddenRandomnessError: for an f that draws random numbers.
     :raises NonFiniteError: for an f that is NaN or infinite at a draw that counts.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
 
     Reference: Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto Smoothed Importance Sampling",

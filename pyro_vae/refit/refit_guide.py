@@ -106,8 +106,8 @@ def refit_guide(
     :raises OptionError: for options out of range, an optimiser that is none of Pyro's, or a guide without parameters of its
         own that are registered with Pyro.
     :raises ArgumentError: if a loader is a tensor or can be gone through once only, or if `args` returns no tuple.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a pair without known weights per datum, before it is
-        trained; after it, where the guide is found to be part of the model past autograd.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        before it is trained; after it, where the guide is found to be part of the model past autograd.
     :raises NonFiniteError: if the loss becomes NaN or infinite.
     :raises InvalidDataError: for NaN, values outside the support, an empty loader.
 

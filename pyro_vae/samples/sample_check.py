@@ -68,9 +68,9 @@ class SampleCheck(OfPair):
     the search for neighbours, needs all held-out data at once. Time goes with N M X; kept in memory are eight numbers for
     each of the N X.
 
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, classes as
-        observations (a squared difference of class numbers means nothing), a likelihood without a mean, a factor in the
-        model (samples know nothing of it), data of several shapes.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        classes as observations (a squared difference of class numbers means nothing), a likelihood without a mean, a factor
+        in the model (samples know nothing of it), data of several shapes.
     :raises EnumerationError: for a latent that the model enumerates and the guide lacks: no draw to reconstruct from.
     :raises MaskError: for masked observations, between which there is no distance.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.

@@ -73,7 +73,8 @@ class EarlyStopping:
     :ivar num_without: looks in a row without improvement so far.
     :raises OptionError: for options out of range, or for held-out data that differ from one look to the next.
     :raises ArgumentError: for a tensor in the place of the loader, or one that can be gone through only once.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) at a look, for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) at a look, for a program that defines no importance weight
+        per datum.
     :raises NonFiniteError: at a look, if the ELBO of a datum is NaN or plus infinity.
 
     The loop is that of Prechelt (1998), "Early Stopping - But When?", https://doi.org/10.1007/3-540-49430-8_3, with an error
