@@ -259,7 +259,7 @@ for row, (what, three, places, elbos) in enumerate(rows):
         curve.plot(place, [elbo, log_evidence], color=color, linewidth=1)
         curve.plot(parameters[row], elbo, mark, color=color, markersize=8)
         offset = (-20, -22) if mark == "o" else (9, -11)
-        text = f"KL {log_evidence - elbo:.2f}"
+        text = f"KL {abs(log_evidence - elbo):.2f}"
         at = (parameters[row], elbo)
         curve.annotate(text, at, offset, textcoords="offset points")
     densities.set(xlabel="latent z", ylabel="density", ylim=(0, None))
