@@ -424,7 +424,8 @@ for name, record in records.items():
 # looks precise. Two diagnostics in the table show the fault. The *ESS* (effective
 # sample size) is the number of equally weighted draws that would be worth as much. The
 # *Pareto k* is the index of the tail of the weights. Above 0.5 the weights have no
-# finite variance. Above 0.7 no affordable number of draws is enough.
+# finite variance. Above 0.7 (a little less for few draws) no affordable number of
+# draws is enough.
 #
 # The left panel shows :math:`\mathcal{L}_K` of the guide as it is, from one run. With
 # weights of finite variance, what is still missing is about as much as the last
@@ -471,8 +472,8 @@ plt.show()
 #    another one than before?
 # 4. An estimate of :math:`\log p(x)` is too low by 1 nat on average. By how much are
 #    the three gaps wrong?
-# 5. From epoch 100 to epoch 200 the held-out ELBO rises by 4.30 nats and :math:`\log
-#    p(x)` by 4.61 nats. What do you conclude, and what would you train next?
+# 5. From epoch 100 to epoch 200 the held-out ELBO rises by 4.3 nats and :math:`\log
+#    p(x)` by 4.6 nats. What do you conclude, and what would you train next?
 #
 # Answers
 # -------
@@ -490,7 +491,7 @@ plt.show()
 # 4. The inference gap and the approximation gap are both too small by 1 nat. The
 #    amortization gap is right, because it does not contain :math:`\log p(x)`. A smaller
 #    gap is then only a worse estimate.
-# 5. The inference gap has grown by 0.31 nats, on digits that the encoder has not seen.
+# 5. The inference gap has grown by 0.3 nats, on digits that the encoder has not seen.
 #    The model still improves, so train the encoder further, as above with digits that
 #    are drawn from the model.
 #
