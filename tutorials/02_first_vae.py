@@ -13,7 +13,7 @@ Prerequisites: :doc:`01_the_bound`, PyTorch modules; about 1 minute to run.
 # The data decide the likelihood
 # ------------------------------
 # The digits of scikit-learn have 8x8 pixels, which are whole numbers from 0 to 16. Each
-# counts how many of 16 cells are inked. So the fitting likelihood is a Binomial with 16
+# counts how many of 16 cells are inked. So the right likelihood is a Binomial with 16
 # trials per pixel, and :math:`\log p(x)` is the logarithm of a true probability.
 
 import math
@@ -268,9 +268,9 @@ plt.show()
 #
 # These are two KLs of the same guide, and they mean different things. The KL to the
 # prior is not a fault. Its mean over the data is an upper bound of the information that
-# the latents carry about the data (:doc:`08_elbo_surgery` measures both). If it is low,
-# they carry at most little. The KL to the posterior is the inference gap, which is
-# nothing but loss.
+# the latents carry about the data (:doc:`08_elbo_surgery` measures both). If this mean
+# is low, the latents carry little information. The KL to the posterior is the inference
+# gap, which is nothing but loss.
 #
 # The objectives of ``pyro_vae`` keep the terms of the first split in
 # ``objective.terms``. The second split needs :math:`p(x)`, which for two latents is a
