@@ -169,10 +169,11 @@ with warnings.catch_warnings(record=True) as doubts:
     sweep = pv.beta_sweep(make_pair, loader, BETAS, test_loader=test_loader, **options)
 
 # %%
-# The first lines of the output are warnings: for some digits the importance weights
-# have a heavy tail, so that their :math:`\log p(x)` may be too low. The slopes below
-# the table are between neighbouring values of :math:`\beta`. If the training data were
-# all data, each slope would lie between the negatives of its two betas.
+# The first lines of the output are warnings. For some digits the importance weights
+# have a heavy tail, or the posterior has a mode without a proposal. Their
+# :math:`\log p(x)` may be too low. The slopes below the table are between neighbouring
+# values of :math:`\beta`. If the training data were all data, each slope would lie
+# between the negatives of its two betas.
 
 for doubt in doubts:
     print(str(doubt.message).split(":")[0])
