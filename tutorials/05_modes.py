@@ -45,7 +45,8 @@ Prerequisites: :doc:`04_evidence`; about half a minute to run.
 #
 # This is smallest where the guide has the mean and the variance of the posterior
 # (`Minka (2005), "Divergence measures and message passing"
-# <https://www.microsoft.com/en-us/research/publication/divergence-measures-and-message-passing/>`__).
+# <https://www.microsoft.com/en-us/research/publication/
+# divergence-measures-and-message-passing/>`__).
 
 import math
 import os

@@ -351,7 +351,7 @@ plt.show()
 # sphinx_gallery_end_ignore
 
 # %%
-# The ELBO is highest at :math:`\beta = 1`, where it is what the loss maximises. So is
+# The ELBO is highest at :math:`\beta = 1`, where it is minus the loss. So is
 # :math:`\log p(x)`, by a small difference. The second is not a law: the ELBO also
 # favours posteriors that the guide can match, and a :math:`\beta` a little below 1 does
 # so less. At :math:`\beta = 0`, minus the loss is above the :math:`\log p(x)` of every
@@ -525,4 +525,4 @@ assert max(elbos) - min(elbos) < 0.01
 #    :math:`0.917 + 0.04 = 0.957`. Divided by 0.0625 they are 59 and 15. In the table
 #    one latent is active at :math:`\beta = 16` and none at :math:`\beta = 64`.
 #
-# Next: :doc:`07_collapse`, latents that collapse without being asked to.
+# Next: :doc:`07_collapse`, which explains why latents collapse.

@@ -326,7 +326,7 @@ shades = axes[1].contourf(axis, axis, ratio.clamp(-6, 6), 12, cmap="cividis")
 axes[1].contour(axis, axis, ratio, [-math.log(10)], colors="white", linestyles="--")
 figure.colorbar(shades, label="log q(z) - log p(z), nats")
 axes[1].set(xlabel="latent[0]", ylabel="latent[1]")
-axes[1].set_title(f"Holes: inside dashed lines, {h:.0%} of the prior")
+axes[1].set_title(f"Holes (dashed edge): {h:.0%} of the prior")
 rows = [
     some[torch.randperm(len(some))[:5]].view(5, 8, 8)
     for name in pictures
