@@ -472,7 +472,7 @@ plt.show()
 # - Use ``free_bits=2.0``, a floor of two nats for each of eight units. What happens to
 #   the ELBO? (Problem 4 says what to expect.)
 # - Set ``NOISE = 0.02`` in the first part. How many latents are in use, and what is the
-#   rate?
+#   rate? (In closed form all twenty are in use, with a rate of 19.7 nats.)
 #
 # Practice problems
 # -----------------

@@ -11,8 +11,6 @@ small.
 Prerequisites: :doc:`06_rate_distortion` and :doc:`07_collapse`; about 1 minute to run.
 """
 
-# sphinx_gallery_thumbnail_number = 3
-
 # %%
 # One KL, three parts
 # -------------------
@@ -66,6 +64,7 @@ import pyro_vae as pv
 SMOKE_TEST = "SMOKE_TEST" in os.environ
 PARTS = ("mutual_information", "total_correlation", "dimension_wise_kl")
 pyro.set_rng_seed(0)
+# sphinx_gallery_thumbnail_number = 3
 # sphinx_gallery_start_ignore
 COLORS = dict(zip(PARTS, ("#56B4E9", "#E69F00", "#009E73"), strict=True))
 HATCHES = ("", "//", "..")
