@@ -197,8 +197,9 @@ print(surgery)
 # *Minibatch-weighted sampling* divides the sum over a batch by :math:`N B` instead of
 # :math:`B`. So it adds :math:`\log N` to the first mistake. A *leave-one-out* estimate,
 # without the datum that :math:`z` was drawn for, has no limit either. A result above
-# :math:`\log N` is an error of the estimator, never a property of the model. It is no
-# proof that the parts add up to the KL: they do so for any wrong :math:`q(z)`.
+# :math:`\log N` is an error of the estimator, never a property of the model. The parts
+# add up to the KL for any wrong :math:`q(z)` as well, so a correct sum is no proof of
+# correct parts.
 #
 # The next cell compares these estimates for two latents and for eight.
 
