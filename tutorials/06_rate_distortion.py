@@ -351,11 +351,11 @@ plt.show()
 # sphinx_gallery_end_ignore
 
 # %%
-# The ELBO is highest at :math:`\beta = 1`, where it is minus the loss. So is
-# :math:`\log p(x)`, by a small difference. The second is not a law: the ELBO also
-# favours posteriors that the guide can match, and a :math:`\beta` a little below 1 does
-# so less. At :math:`\beta = 0`, minus the loss is above the :math:`\log p(x)` of every
-# model here, and it has no meaning.
+# The ELBO is highest at :math:`\beta = 1`, where minus the loss is the ELBO. There
+# :math:`\log p(x)` is highest too, by a small difference. That is not a law: the ELBO
+# also favours posteriors that the guide can match, and a :math:`\beta` a little below 1
+# does so less. At :math:`\beta = 0`, minus the loss is above the :math:`\log p(x)` of
+# every model here, and it has no meaning.
 #
 # A larger beta does not give latents a clearer meaning
 # -----------------------------------------------------
