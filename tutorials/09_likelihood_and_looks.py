@@ -49,9 +49,8 @@ pyro.set_rng_seed(0)
 
 pixels = torch.tensor(load_digits().data, dtype=torch.float)
 real = pixels + torch.rand(pixels.shape) - 0.5
-train, test, real_train, real_test = train_test_split(
-    pixels, real, test_size=360, random_state=0
-)
+split = train_test_split(pixels, real, test_size=360, random_state=0)
+train, test, real_train, real_test = split
 test, real_test = test[:NUM_TEST], real_test[:NUM_TEST]
 
 
@@ -127,15 +126,12 @@ def show(ax, images, title, num_rows=1):
 # ``pv.nn.Normal("learned")`` learns :math:`s`. It should end at the root of the mean
 # squared error on the training data.
 
-wide, matching = (
-    trained(pv.nn.Normal(scale), real_train) for scale in (16.0, "learned")
-)
+wide = trained(pv.nn.Normal(16.0), real_train)
+matching = trained(pv.nn.Normal("learned"), real_train)
 scale = float(matching.decoder[1].scale.detach())
 root = float((real_train - matching.reconstruct(real_train)).square().mean().sqrt())
-print(
-    f"learned scale: {scale:.3f} levels; root of the mean squared error on the "
-    f"training data: {root:.3f}"
-)
+print(f"learned scale: {scale:.3f} levels", end="; ")
+print(f"root of the mean squared error on the training data: {root:.3f}")
 assert SMOKE_TEST or abs(scale / root - 1) < 0.03
 
 # %%
@@ -152,10 +148,9 @@ def log_likelihood(s):
     return -64 * (error / (2 * s**2) + math.log(s) + 0.5 * math.log(2 * math.pi))
 
 
-found = {
-    s: float(dist.Normal(means, s).log_prob(real_test).sum(1).mean())
-    for s in (scale / 2, scale, 16.0)
-}
+found = {}
+for s in (scale / 2, scale, 16.0):
+    found[s] = float(dist.Normal(means, s).log_prob(real_test).sum(1).mean())
 rescaled = {s: copy.deepcopy(matching) for s in found}
 print("  scale   mean squared error   log p(x given z)   log p(x)")
 for s, vae in rescaled.items():
@@ -166,7 +161,11 @@ for s, vae in rescaled.items():
 
 # sphinx_gallery_start_ignore
 figure, axes = plt.subplots(
-    4, 1, figsize=(6.5, 6.4), layout="constrained", height_ratios=(3, 1, 1, 1)
+    4,
+    1,
+    figsize=(6.5, 6.4),
+    layout="constrained",
+    height_ratios=(3, 1, 1, 1),
 )
 grid = torch.logspace(-0.3, 1.4, 100).tolist()
 axes[0].plot(grid, [log_likelihood(s) for s in grid], color=BLUE)
@@ -268,7 +267,11 @@ pair = list(divmod(largest, NUM_TEST))
 
 # sphinx_gallery_start_ignore
 figure, axes = plt.subplots(
-    1, 3, figsize=(10, 3.6), layout="constrained", width_ratios=(3, 3, 2)
+    1,
+    3,
+    figsize=(10, 3.6),
+    layout="constrained",
+    width_ratios=(3, 3, 2),
 )
 for ax, name in zip(axes[:2], ("Normal, scale 16", "logistic"), strict=True):
     pv.plots.plot_likelihood_and_looks(looks[name], ax=ax)
@@ -335,7 +338,11 @@ assert float(copied.probability_nearer().value) == 1.0
 
 # sphinx_gallery_start_ignore
 figure, axes = plt.subplots(
-    1, 3, figsize=(12, 3.4), layout="constrained", width_ratios=(3, 3, 4)
+    1,
+    3,
+    figsize=(12, 3.4),
+    layout="constrained",
+    width_ratios=(3, 3, 4),
 )
 widths = torch.logspace(-0.4, 0.8, 13).tolist()
 log_ps = [float(closed_form(s).mean()) for s in widths]

@@ -88,10 +88,8 @@ train, test = DataLoader(train_set, 200, shuffle=True), DataLoader(test_set, 100
 
 
 def model(answers, asked):
-    loading = pyro.param(
-        "loading", torch.ones(len(needs), 2), constraint=constraints.positive
-    )
-    loading = needs * loading
+    first = torch.ones(len(needs), 2)
+    loading = needs * pyro.param("loading", first, constraint=constraints.positive)
     ease = pyro.param("ease", torch.zeros(len(needs)))
     with pyro.plate("students", len(answers), dim=-2):
         maths = pyro.sample("maths", dist.Normal(torch.zeros(()), 1.0))
@@ -235,10 +233,8 @@ def log_joint_on_grid(answers, asked, loading, ease):
 
 by_grid = log_joint_on_grid(*test_set.tensors, *fitted()).logsumexp(-1).mean()
 estimate = page.test.summary()["log_evidence"]
-print(
-    f"mean log p(x): {estimate.value:.4f} +- {estimate.std_error:.4f} on the page, "
-    f"{by_grid:.4f} on the grid, nats"
-)
+print(f"mean log p(x): {estimate.value:.4f} +- {estimate.std_error:.4f}", end="")
+print(f" on the page, {by_grid:.4f} on the grid, nats")
 # The error of the grid itself is below 1e-5.
 assert abs(estimate.value - by_grid) < 4.5 * estimate.std_error
 
@@ -326,7 +322,12 @@ if not SMOKE_TEST:
 # sphinx_gallery_start_ignore
 shown = ["answers", "answers and mask", "mask and chain"]
 figure, axes = plt.subplots(
-    2, 3, figsize=(10, 7), sharex="row", sharey="row", layout="constrained"
+    2,
+    3,
+    figsize=(10, 7),
+    sharex="row",
+    sharey="row",
+    layout="constrained",
 )
 levels, blues = [0.05, 0.2, 0.5, 0.8, 1], ["#E3F0F8", "#B9DAEE", "#86BFE0", "#56A3D0"]
 for name, above, below in zip(shown, *axes, strict=True):
@@ -433,10 +434,8 @@ first_20 = (part[:20] for part in students)
 exact = log_joint_on_grid(*first_20, *fitted()).logsumexp(-1).mean()
 print(f"exact log p(x): {exact:.3f}\n     K  as it should be   misspelt")
 for k in (1, 10, 100) if SMOKE_TEST else (1, 10, 100, 1_000, 10_000, 100_000):
-    bounds = [
-        pv.ops.log_mean_exp(log_w.unflatten(0, (-1, k)), 1).mean()
-        for log_w in (right_one, wrong_one)
-    ]
+    groups = [log_w.unflatten(0, (-1, k)) for log_w in (right_one, wrong_one)]
+    bounds = [pv.ops.log_mean_exp(group, 1).mean() for group in groups]
     print(f"{k:6d} {bounds[0]:16.3f} {bounds[1]:10.3f}")
 
 # %%
@@ -469,7 +468,6 @@ for programs in ((model, misspelt), (bayesian, bayesian_guide)):
 # which takes the whole call as *one* datum: a class of twenty students, with one
 # log p(x) for all their answers.
 
-whole_class = pv.AdaptiveImportanceSampling(
-    bayesian, bayesian_guide, datum_plate=None, seed=0
-)
+one_class = {"datum_plate": None, "seed": 0}
+whole_class = pv.AdaptiveImportanceSampling(bayesian, bayesian_guide, **one_class)
 print(whole_class(*(part[:20] for part in students)))

@@ -60,11 +60,8 @@ BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 # A page of the docs has no __file__.
 here = Path(__file__).parent if "__file__" in globals() else Path()
-experiments = here / "experiments"
-runs = {
-    name: json.loads((experiments / f"burda_mnist_{name}.json").read_text())
-    for name in NAMES
-}
+files = {name: here / f"experiments/burda_mnist_{name}.json" for name in NAMES}
+runs = {name: json.loads(path.read_text()) for name, path in files.items()}
 paper = {"vae": (88.71, 19), "iwae": (87.63, 22)}  # -L_5000 and active units
 
 print(f"{'nats per image':<18}{'paper':>7}{'-L_5000':>8}{'MC err':>8}", end="")
@@ -185,10 +182,8 @@ for latent_dim in (2, 50) if SMOKE_TEST else (2, 10, 20, 35, 50):
         svi.step(grey[rows_train][torch.randint(len(rows_train), (100,))])
     truth = float(linear.exact().log_evidence(few).mean())
     guide, fitted = classic(linear, few, K), by_fitted(linear, few)
-    missing[latent_dim] = [
-        (truth - float(evidence.mean().value), float(evidence.mean().std_error))
-        for evidence in (guide, fitted)
-    ]
+    means = [evidence.mean() for evidence in (guide, fitted)]
+    missing[latent_dim] = [(truth - float(m.value), float(m.std_error)) for m in means]
     (loss, error), (rest, rest_error) = missing[latent_dim]
     elbo_misses = truth - guide.elbo.mean()
     print(f"{latent_dim:2d} latents: the ELBO misses {elbo_misses:6.3f} nats", end="")
@@ -281,10 +276,9 @@ for name, vae in pairs.items():
     activity = pv.ActiveUnits(vae.model, vae.guide, seed=0)
     units = activity(DataLoader(TensorDataset(test), 120), progress=False)
     elbo, one, two = bounds[name].elbo.mean(), bounds[name].mean(), fitted[name].mean()
-    print(
-        f"{NAMES[name]:<20}{-elbo:>8.3f}{-one.value:>9.3f}{one.std_error:>8.3f}", end=""
-    )
-    print(f"{one.sampling_error:>9.3f}{-two.value:>8.3f}{two.std_error:>8.3f}", end="")
+    print(f"{NAMES[name]:<20}{-elbo:>8.3f}{-one.value:>9.3f}", end="")
+    print(f"{one.std_error:>8.3f}{one.sampling_error:>9.3f}", end="")
+    print(f"{-two.value:>8.3f}{two.std_error:>8.3f}", end="")
     print(f"{int(units.active.sum()):>7}")
     assert float(elbo) < float(one.value)
 gain = bounds["iwae"].log_evidence - bounds["vae"].log_evidence
@@ -325,9 +319,8 @@ print(classic(vae, shades, K, check_support=False))
 # differs between the classes.
 
 # sphinx_gallery_start_ignore
-figure, (left, middle, right) = plt.subplots(
-    1, 3, figsize=(13, 3.8), layout="constrained"
-)
+figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+left, middle, right = axes
 for name, line, colour in (("vae", "--", BLUE), ("iwae", "-", VERMILION)):
     style = {"ls": line, "color": colour}
     epochs, elbos, bounds_100 = zip(*curves[name], strict=True)
@@ -338,10 +331,8 @@ for name, line, colour in (("vae", "--", BLUE), ("iwae", "-", VERMILION)):
     middle.plot(curve.num_particles, heights, "o", ms=3, label=NAMES[name], **style)
     level = -float(fitted[name].mean().value)
     middle.axhline(level, color=colour, ls=":", lw=1.5)
-by_class = [
-    -float(fitted["iwae"].log_evidence[classes[rows_test] == c].mean())
-    for c in range(10)
-]
+nll, digit = -fitted["iwae"].log_evidence, classes[rows_test]
+by_class = [float(nll[digit == c].mean()) for c in range(10)]
 right.bar(range(10), by_class, color="#56B4E9", edgecolor="black")
 right.axhline(sum(by_class) / 10, color="black", ls=":")
 left.set(xscale="log", xlabel="epochs", ylabel="nats per test digit")

@@ -431,7 +431,11 @@ drawn = pv.simulate(trained, moons, seed=0).observed["x"]
 
 # sphinx_gallery_start_ignore
 figure, axes = plt.subplots(
-    1, 3, figsize=(12, 3.4), layout="constrained", width_ratios=(1, 1, 2)
+    1,
+    3,
+    figsize=(12, 3.4),
+    layout="constrained",
+    width_ratios=(1, 1, 2),
 )
 for ax, points, name, colour in (
     (axes[0], moons, "data", BLUE),

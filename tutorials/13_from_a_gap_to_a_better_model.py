@@ -175,9 +175,8 @@ assert abs(left - gap.value) < 1e-3
 # the two repairs can be compared.
 
 encoder.load_state_dict(before)
-simulated = pv.refit_guide(
-    model, encoder, train_loader, falling(5e-3), simulated=1, **further
-)
+mixed = {"simulated": 1, **further}
+simulated = pv.refit_guide(model, encoder, train_loader, falling(5e-3), **mixed)
 print(simulated)
 
 # %%
@@ -190,7 +189,7 @@ print(simulated)
 
 layers = nn.Linear(64, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU()
 larger = Encoder(nn.Sequential(*layers, nn.Linear(256, 16)), "larger encoder")
-replacing = {"other": larger, "held_out": held_out_loader, "simulated": 1, **further}
+replacing = {"other": larger, "held_out": held_out_loader, **mixed}
 handed_over = pv.refit_guide(model, encoder, train_loader, falling(3e-3), **replacing)
 print(handed_over)
 
