@@ -255,3 +255,54 @@ figure, ax = plt.subplots(figsize=(7, 2.5), layout="constrained")
 comparison.plot(ax)
 plt.show()
 # sphinx_gallery_end_ignore
+
+# %%
+# What to try
+# -----------
+# The answers are of one run each.
+#
+# - Use an encoder with ten hidden units for the same model. Which part grows? TEN
+# - Refit with ``train[:100]`` instead of all training digits. Which part grows now, and
+#   what does ``simulated=4`` do about it? HUNDRED
+# - Use another encoder that ends in ``pv.nn.MultivariateNormal``. What does ``other=``
+#   say about the family? MVN
+# - Use a constant learning rate. How many nats does *capacity* seem to gain? CONSTANT
+#
+# Practice problems
+# -----------------
+#
+# 1. Verify the identity of the three parts in general, and with the numbers of the
+#    first repair.
+# 2. Gradient descent with noise:
+#    :math:`\theta \leftarrow \theta - \eta (h \theta + \varepsilon)`, where :math:`h`
+#    is the curvature of the loss :math:`\tfrac12 h \theta^2` and :math:`\varepsilon`
+#    has mean zero and variance :math:`\sigma^2`. What loss is left after many steps,
+#    for small :math:`\eta`?
+# 3. An encoder is trained on data simulated from the model. Show that it minimises the
+#    mean of :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x))` over the *model's*
+#    data. When is this also best for real data?
+# 4. Fourteen looks have the same true ELBO and independent errors of standard deviation
+#    :math:`s`. How far above the truth is the best of them, on average? Why are the
+#    final numbers taken from test data?
+#
+# Answers
+# -------
+#
+# 1. :math:`A_\text{train}^\text{before}` and :math:`A_\text{train}^\text{after}` occur
+#    twice with opposite signs, and :math:`A_\text{test}^\text{before}` is left. With
+#    numbers: :math:`2.093 + 3.012 + 3.521 = 8.626`.
+# 2. The stationary variance of :math:`\theta` satisfies
+#    :math:`v = (1 - \eta h)^2 v + \eta^2 \sigma^2`, so
+#    :math:`v \approx \eta \sigma^2 / 2h` and the loss left is
+#    :math:`\tfrac12 h v \approx \eta \sigma^2 / 4`. It is proportional to the learning
+#    rate. Hence the rate that falls.
+# 3. Minus the ELBO is :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x)) - \log p(x)`,
+#    and :math:`\log p(x)` does not depend on the encoder. Take the mean over simulated
+#    :math:`x`. An encoder that reaches :math:`q^*` for every datum is best for both.
+#    One with too little capacity must choose which data to serve, and simulated data
+#    are not the real ones.
+# 4. The mean of the largest of 14 independent standard normals is 1.70, so
+#    :math:`1.7 s`. The selection makes the held-out ELBO of the chosen state too high.
+#    Test data took no part in it.
+#
+# What the verdicts of the page mean: :doc:`/diagnosis`.
