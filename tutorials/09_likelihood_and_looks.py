@@ -436,18 +436,16 @@ plt.show()
 #
 # What to try
 # -----------
-# The answers are of one run each.
-#
 # - Use ``pv.nn.Normal("optimal")`` instead of ``"learned"``. Does it end at the same
-#   scale? OPTIMAL
+#   scale?
 # - Use ``pv.nn.Normal()``, which has a scale per pixel. What happens to log p(x), to
-#   the error and to the rank correlation? PERPIXEL
+#   the error and to the rank correlation?
 # - Train the same model without the noise :math:`u`. Where does log p(x) end? (Problem
-#   2 has the reason.) NONOISE
+#   2 has the reason.)
 # - Give the memorising model the width with the best log p(x). Does ``SampleCheck``
-#   still call it a copy? COPY
+#   still call it a copy?
 # - Train the logistic on 100 digits for long. When does ``probability_nearer`` rise
-#   above one half? HUNDRED
+#   above one half?
 #
 # Practice problems
 # -----------------

@@ -259,14 +259,13 @@ plt.show()
 # %%
 # What to try
 # -----------
-# The answers are of one run each.
-#
-# - Use an encoder with ten hidden units for the same model. Which part grows? TEN
+# - Use an encoder with ten hidden units for the same model. Which part grows?
 # - Refit with ``train[:100]`` instead of all training digits. Which part grows now, and
-#   what does ``simulated=4`` do about it? HUNDRED
+#   what does ``simulated=4`` do about it?
 # - Use another encoder that ends in ``pv.nn.MultivariateNormal``. What does ``other=``
-#   say about the family? MVN
-# - Use a constant learning rate. How many nats does *capacity* seem to gain? CONSTANT
+#   say about the family?
+# - Use a constant learning rate. How many nats does *capacity* seem to gain? (Problem 2
+#   has the reason.)
 #
 # Practice problems
 # -----------------
