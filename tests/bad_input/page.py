@@ -44,8 +44,8 @@ may refuse it: 0.5 for a tolerance, say. These cells were left out:
 
 {LIST_OF_LEFT_OUT}"""
 
-OF_OTHERS = f"""Functions that take no pair of model and guide, and arguments beside the pair, were given {len(VALUES)} values,
-one at a time:
+OF_OTHERS = f"""Functions that take no pair of model and guide, and arguments beside the pair, were given {len(VALUES)}
+values, one at a time:
 {", ".join(VALUES)}.
 
 `TypeError`, `ValueError` and `KeyError` are raised by the package, with a message of its own."""
