@@ -223,12 +223,13 @@ for name, guess in guesses.items():
 assert SMOKE_TEST or errors["MIWAE"] < 0.55 < 0.8 < errors["column mean"]
 
 # %%
-# Does it know how sure it is? ---------------------------- For each hole, ``pv.impute``
-# returned 100 draws of the missing number. If the draws have the right distribution,
-# then for every :math:`u` the following holds: in a share :math:`u` of the holes, at
-# most a share :math:`u` of the draws lies below the removed number. The left panel
-# below tests this: the solid line should follow the dotted diagonal. A single guess per
-# hole cannot be tested in this way.
+# Does it know how sure it is?
+# ----------------------------
+# For each hole, ``pv.impute`` returned 100 draws of the missing number. The share of
+# these draws below the removed number differs from hole to hole. If the draws have the
+# right distribution, this share is uniformly distributed between 0 and 1. The left
+# panel below tests this: the solid line should follow the dotted diagonal. A single
+# guess per hole cannot be tested in this way.
 #
 # The draws nearly pass. Their intervals are a little too narrow. The reason is that the
 # networks were fitted to only 150 rows, and the draws treat the fitted networks as the
@@ -334,7 +335,9 @@ plt.show()
 # sphinx_gallery_end_ignore
 
 # %%
-# Half a digit ------------ The same class fits other kinds of numbers too. The pixels
+# Half a digit
+# ------------
+# The same class fits other kinds of numbers too. The pixels
 # of these 8x8 digits are counts from 0 to 16, so the likelihood is Binomial. The model
 # is trained on digits with random holes: in each digit, between none and two thirds of
 # the pixels are hidden. Then it gets the upper halves of test digits, which it has

@@ -12,7 +12,9 @@ Prerequisites: :doc:`02_first_vae` and :doc:`03_three_gaps`; about 2 minutes to 
 """
 
 # %%
-# A class and a style ------------------- The model explains a digit :math:`x` by a
+# A class and a style
+# -------------------
+# The model explains a digit :math:`x` by a
 # class :math:`y` and a style :math:`z`. The guide consists of a classifier
 # :math:`q(y \mid x)` and an encoder :math:`q(z \mid x, y)`. This pair is known as M2
 # (`Kingma, Rezende, Mohamed and Welling (2014), "Semi-Supervised Learning with Deep
@@ -181,7 +183,9 @@ print(f"classifier less labels alone: {found}")
 # whether it is right or wrong, and pays for its wrong answers in the last column.
 
 # %%
-# Style and class --------------- The pair can also do what a classifier cannot. Take
+# Style and class
+# ---------------
+# The pair can also do what a classifier cannot. Take
 # the style of a digit, which is the mean of :math:`q(z \mid x, y)`, and decode it under
 # each class. Slant, width and stroke weight stay the same. No digit had a label for its
 # style.
