@@ -313,13 +313,11 @@ assert SMOKE_TEST or means[1] > means[0]
 #    :math:`\sum_y q(y \mid x) \big[ \log p(x, y) - \log q(y \mid x) \big]`. Replacing
 #    :math:`\log p(x, y)` by its own bound :math:`\mathcal{L}(x, y)` lowers this
 #    further.
-# 2. The bound is :math:`\log \sum_y e^{\mathcal{L}(x, y)}` minus the KL from
-#    :math:`q(y \mid x)` to the distribution proportional to
-#    :math:`e^{\mathcal{L}(x, y)}`. This distribution is the best :math:`q(y \mid x)`.
-#    The bound is then :math:`\log \sum_y e^{\mathcal{L}(x, y)}`.
+# 2. Let :math:`r(y)` be proportional to :math:`e^{\mathcal{L}(x, y)}`. The bound is
+#    :math:`\log \sum_y e^{\mathcal{L}(x, y)} - \mathrm{KL}(q(y \mid x) \,\|\, r)`. So
+#    the best :math:`q(y \mid x)` is :math:`r`, for which the KL is zero.
 # 3. The bound is then :math:`\mathcal{L}(x, y)`. By problem 2 it is lower than the
-#    maximum by :math:`-\log r(y)`, where :math:`r` is the best :math:`q(y \mid x)`. If
-#    :math:`r(y) = 0.9`, this is 0.1 nats.
+#    maximum by :math:`-\log r(y)`. If :math:`r(y) = 0.9`, this is 0.1 nats.
 # 4. The mean is dominated by few digits. A confident wrong answer costs tens of nats.
 #    If 14% of the answers cost 30 nats each and the others nothing, the mean is 4.2
 #    nats.

@@ -301,8 +301,8 @@ plt.show()
 #    its count with that of a Poisson count of the same mean.
 # 3. What is the probability of a count of zero for both, as a formula and for
 #    :math:`m = 10`, :math:`\theta = 2`?
-# 4. The decoder without sizes has two latents. Suppose that it could be any function of
-#    them. Why does it still lose against the model with sizes?
+# 4. The decoder without sizes is a smooth function of two latents. Why does it have a
+#    lower :math:`\log p(x)` than the decoder with sizes, however wide its network is?
 # 5. Sizes are computed from the counts, as totals. Why is
 #    :math:`\log p(x \mid \text{total})` at least :math:`\log p(x)` under a model that
 #    generates both?
@@ -320,10 +320,9 @@ plt.show()
 # 3. It is :math:`(1 + m / \theta)^{-\theta}` for the negative binomial and
 #    :math:`e^{-m}` for Poisson. For these numbers it is :math:`6^{-2} = 2.8\%` against
 #    0.005%.
-# 4. A cell is described by three numbers: its size and its two-dimensional state. Two
-#    latents cannot hold all three without a very irregular function. What they leave
-#    out increases the variance of the counts in the eyes of the model, and lowers
-#    :math:`\log p(x)`.
+# 4. A cell is described by three numbers: its size and its two-dimensional state. A
+#    smooth function of two latents cannot follow all three. The model has to treat the
+#    part that is left out as noise, so its distribution of the counts is wider.
 # 5. The total is a function of :math:`x`, so
 #    :math:`p(x) = p(x \mid \text{total}) \, p(\text{total})`. The probability of the
 #    total is at most 1, so its logarithm is at most zero.

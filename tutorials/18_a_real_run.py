@@ -15,8 +15,8 @@ Prerequisites: :doc:`02_first_vae`, :doc:`03_three_gaps` and :doc:`07_collapse`;
 # The data
 # --------
 # The images are made here, so that the program needs no download. Each starts from an
-# 8x8 digit of scikit-learn. It is enlarged, turned, sheared, scaled and shifted a little
-# at random, rendered at 28x28 pixels and binarised. *MNIST drops in*: replace
+# 8x8 digit of scikit-learn. It is enlarged, turned, sheared, scaled and shifted a
+# little at random, rendered at 28x28 pixels and binarised. *MNIST drops in*: replace
 # ``train``, ``held_out`` and ``test`` by binarised tensors of shape (N, 1, 28, 28), and
 # nothing below changes.
 
@@ -149,11 +149,11 @@ print(f"{num_parameters(short)} parameters with 8 latents")
 # - A *monitor*, which records the terms of the objective in every update, whatever
 #   :math:`\beta_t` is.
 # - *Early stopping*, which compares the ELBO of the held-out data from one look to the
-#   next. It stops after ``patience`` looks without a rise above the sampling error. Looks
-#   before :math:`\beta_t = 1` do not count.
-# - A *checkpoint* after each epoch. It holds everything that the next epoch depends on:
-#   parameters, the state of the optimiser, the number of updates, the monitor, the early
-#   stopping, and the state of the random numbers.
+#   next. It stops after ``patience`` looks without a rise above the sampling error.
+#   Looks before :math:`\beta_t = 1` do not count.
+# - A *checkpoint* after each epoch, which holds everything that the next epoch depends
+#   on. This is the parameters, the state of the optimiser, the number of updates, the
+#   monitor, the early stopping, and the state of the random numbers.
 
 EVERY = len(train_loader) * 3  # updates from one look to the next
 warmup = pv.LinearAnnealing(EVERY)
@@ -380,7 +380,8 @@ plt.show()
 #   arguments of the estimators change.
 # - Give the encoder a head with correlations, ``pv.nn.MultivariateNormal()``. Does the
 #   approximation gap shrink, and does :math:`\log p(x)` rise?
-# - Interrupt the diagnosis with Ctrl-C. With ``checkpoint=`` it goes on where it stopped.
+# - Interrupt the diagnosis with Ctrl-C. With ``checkpoint=`` it goes on where it
+#   stopped.
 # - Follow the advice of the diagnosis: :doc:`13_from_a_gap_to_a_better_model`.
 #
 # Practice problems
@@ -407,10 +408,10 @@ plt.show()
 #    The sum is 33,600.
 # 2. Here :math:`T = 195`, so update number 195, counted from 0, is the first with
 #    :math:`\beta_t = 1`. It is the first update of the fourth epoch.
-# 3. (a) Adam starts again with empty averages, and its first steps are too large or in a
-#    poor direction. (b) The annealing starts again at :math:`\beta_0 = 0`, so that the
-#    rate rises first and has to fall again. (c) The batches come in another order, with
-#    other noise. The run is as good as the unbroken one, but not equal to it.
+# 3. (a) Adam starts again with empty averages, and its first steps are too large or in
+#    a poor direction. (b) The annealing starts again at :math:`\beta_0 = 0`, so that
+#    the rate rises first and has to fall again. (c) The batches come in another order,
+#    with other noise. The run is as good as the unbroken one, but not equal to it.
 # 4. It is the largest of several noisy numbers, so it tends to be too high. Test images
 #    play no part in the choice.
 # 5. The standard error of the mean is :math:`4 / \sqrt{N}`. It has to be below
