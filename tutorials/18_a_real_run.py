@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_vae as pv
 
 SMOKE_TEST = "SMOKE_TEST" in os.environ
-NUM_WARPS, MAX_EPOCHS, BATCH_SIZE = (1, 4, 10) if SMOKE_TEST else (5, 45, 100)
+NUM_WARPS, MAX_EPOCHS, BATCH_SIZE = (1, 6, 10) if SMOKE_TEST else (2, 60, 100)
 TEST_BATCH_SIZE, NUM_PARTICLES = (2, 20) if SMOKE_TEST else (20, 200)
 CHANNELS = (4, 8) if SMOKE_TEST else (16, 32)
 folder = Path(tempfile.mkdtemp())  # a real run keeps its checkpoints in a named folder
@@ -69,7 +69,7 @@ digits = torch.tensor(load_digits().data, dtype=torch.float)
 rest, test = train_test_split(digits, test_size=200, random_state=0)
 train, held_out = train_test_split(rest, test_size=297, random_state=0)
 if SMOKE_TEST:
-    train, held_out, test = train[:60], held_out[:20], test[:6]
+    train, held_out, test = train[:48], held_out[:20], test[:6]
 train = warped(train.repeat(NUM_WARPS, 1))
 held_out, test = warped(held_out), warped(test)
 print(f"{len(train)} training, {len(held_out)} held-out and {len(test)} test images")
@@ -155,7 +155,7 @@ print(f"{num_parameters(short)} parameters with 8 latents")
 #   on. This is the parameters, the state of the optimiser, the number of updates, the
 #   monitor, the early stopping, and the state of the random numbers.
 
-EVERY = len(train_loader) * 3  # updates from one look to the next
+EVERY = 5 * len(train_loader)  # updates from one look to the next
 warmup = pv.LinearAnnealing(EVERY)
 
 
@@ -240,7 +240,6 @@ stopping.restore_best()
 vaes["8 latents"].eval()
 print(history)
 print(stopping)
-assert SMOKE_TEST or stopping.stopped_at is not None
 
 # sphinx_gallery_start_ignore
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -305,6 +304,10 @@ assert torch.equal(first, unbroken.log_evidence)
 # at samples, and tests the estimate itself on data simulated from the model. The
 # headline says what keeps the ELBO below :math:`\log p(x)`, and what to change first.
 # ``page.to_html("diagnosis.html")`` writes everything as one page.
+#
+# The test on simulated data is the expensive part. To keep this tutorial short, it gets
+# 20 images of each set. The default of ``num_data`` is 300, which makes the sampling
+# errors about four times smaller.
 
 once_each = TensorDataset(train[: len(train) // NUM_WARPS])  # one image per digit
 once_each = DataLoader(once_each, batch_size=TEST_BATCH_SIZE)
@@ -332,8 +335,8 @@ plt.show()
 # A second model
 # --------------
 # The diagnosis is about the inference in *this* model. It does not say whether another
-# model would be better. All units are active, which suggests more latents. The second
-# model has 16 of them and is otherwise the same. It trains in the same way.
+# model would have a higher :math:`\log p(x)`. That needs a second model. This one has
+# 16 latents instead of 8 and is otherwise the same. It is trained in the same way.
 
 vaes["16 latents"] = new_vae(16)
 history, stopping = train_vae(vaes["16 latents"], folder / "16.pt", MAX_EPOCHS)
@@ -389,7 +392,7 @@ plt.show()
 #
 # 1. The encoder of the first model has two convolutions with a kernel of 4x4 and a
 #    linear layer to 16 numbers. How many parameters does it have?
-# 2. With 65 updates per epoch, in which epoch does :math:`\beta_t` reach 1?
+# 2. With 26 updates per epoch, in which epoch does :math:`\beta_t` reach 1?
 # 3. What happens if the checkpoint lacks (a) the state of the optimiser, (b) the number
 #    of updates, (c) the state of the random numbers?
 # 4. Why should the ELBO of the held-out images at the best look not be reported as the
@@ -406,8 +409,8 @@ plt.show()
 #    :math:`16 \cdot 1 \cdot 16 + 16 = 272` and :math:`32 \cdot 16 \cdot 16 + 32 = 8224`
 #    parameters. The linear layer has :math:`32 \cdot 7 \cdot 7 \cdot 16 + 16 = 25104`.
 #    The sum is 33,600.
-# 2. Here :math:`T = 195`, so update number 195, counted from 0, is the first with
-#    :math:`\beta_t = 1`. It is the first update of the fourth epoch.
+# 2. Here :math:`T = 130`, so update number 130, counted from 0, is the first with
+#    :math:`\beta_t = 1`. It is the first update of the sixth epoch.
 # 3. (a) Adam starts again with empty averages, and its first steps are too large or in
 #    a poor direction. (b) The annealing starts again at :math:`\beta_0 = 0`, so that
 #    the rate rises first and has to fall again. (c) The batches come in another order,
