@@ -454,7 +454,7 @@ def test_scores_are_compared_with_scores_alone():
     with pytest.raises(ComparisonError, match="'b' hold scores of values outside the support"):
         pv.compare({"a": base(), "b": shifted(1.0, **score)})
     comparison = pv.compare({"a": base(**score), "b": shifted(1.0, **score)})
-    assert "not log p(x)" in " ".join(comparison.remarks) and "score" in one_line(comparison).splitlines()[1]
+    assert "not log p(x)" in " ".join(comparison.remarks) and "score" in str(comparison).splitlines()[1]
 
 
 def test_what_is_given_is_said():
