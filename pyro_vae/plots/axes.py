@@ -37,13 +37,26 @@ def check_has(record: Any, *names: str, made_by: str) -> None:
         raise ArgumentError(f"expected a record with {', '.join(names)}, got {described(record)}: pass {made_by}")
 
 
-def check_color(color: Any) -> None:
-    from matplotlib.colors import is_color_like
+def color_of(color: Any) -> str | None:
+    """A colour of the user as a string, which unlike an array of numbers is true or false."""
+    from matplotlib.colors import is_color_like, to_hex
 
-    if color is not None and not is_color_like(color):
+    if color is None:
+        return None
+    allowed = isinstance(color, (str, tuple, list)) and is_color_like(color)
+    if not allowed:
         raise OptionError(
             f'color must be one colour of matplotlib, such as "C0" or "black", or None, got {described(color)}'
         )
+    return str(to_hex(color, keep_alpha=True))
+
+
+def check_cmap(cmap: Any) -> None:
+    from matplotlib import colormaps
+    from matplotlib.colors import Colormap
+
+    if not isinstance(cmap, Colormap) and not (isinstance(cmap, str) and cmap in colormaps):
+        raise OptionError(f'cmap must be a colour map of matplotlib, such as "viridis", got {described(cmap)}')
 
 
 def prefixed(label: object, text: str) -> str:

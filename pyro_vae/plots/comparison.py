@@ -68,7 +68,7 @@ def plot_comparison(comparison: Differences, ax: Axes | None = None) -> Axes:
     left_out = f", {len(comparison.pairs) - MOST} more pairs" if len(comparison.pairs) > MOST else ""
     ax.set(
         ylim=(len(pairs) - 0.5, -0.5),
-        xlabel=f"mean difference, nats per datum ({comparison.level:.0%} intervals: thin, other data; thick, Monte Carlo)",
+        xlabel=f"mean difference, nats per datum\n{comparison.level:.0%} intervals: thin, other data; thick, Monte Carlo",
         title=f"Paired differences on {len(comparison)} data{left_out}",
     )
     ax.margins(x=0.1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..options import whole_number
 from ..simulate import Reconstruction, Simulation
-from .axes import axes_or_new, check_record
+from .axes import axes_or_new, check_cmap, check_record
 from .sheet import name_rows, show, size_of
 from .style import wrap_labels
 
@@ -43,6 +43,7 @@ def plot_reconstructions(
         pv.plots.plot_reconstructions(reconstruction)
     """
     check_record(reconstruction, Reconstruction, made_by="what pv.reconstruct returned")
+    check_cmap(cmap)
     num_images = whole_number("num_images", num_images)
     name = first_site(reconstruction.means)
     data, means = (as_images(side[name])[:num_images] for side in (reconstruction.observed, reconstruction.means))
@@ -71,6 +72,7 @@ def plot_samples(
         pv.plots.plot_samples(simulation)
     """
     check_record(simulation, Simulation, made_by="what pv.simulate returned")
+    check_cmap(cmap)
     num_images = whole_number("num_images", num_images)
     images = as_images(simulation.means[first_site(simulation.means)])[:num_images]
     num_columns = math.ceil(len(images) / 2)

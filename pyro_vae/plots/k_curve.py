@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..evidence import KCurve
-from .axes import axes_or_new, check_color, check_record, literal
+from .axes import axes_or_new, check_record, color_of, literal
 from .style import legend_over, wrap_labels
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def plot_k_curve(
         pv.plots.plot_k_curve(evidence.curve)
     """
     check_record(curve, KCurve, made_by="evidence.curve of ImportanceSampling")
-    check_color(color)
+    color = color_of(color)
     ax = axes_or_new(ax)
     points = [(k, float(e.value), float(e.std_error)) for k, e in zip(curve.num_particles, curve.means(), strict=True)]
     points = [(k, value, 2 * error) for k, value, error in points if math.isfinite(value)]
@@ -43,12 +43,14 @@ def plot_k_curve(
     sizes, values, errors = zip(*points, strict=True)
     note = last_doubling(curve)
     if label is not None:
-        label, note = literal(f"{label}; {note}" if note else label), ""
+        label, note = literal(f"{label}; last doubling {note}" if note else label), ""
     style = {"marker": "o", "markersize": 4, "linewidth": 1.2, "capsize": 3, "color": color or "black", **kwargs}
     ax.errorbar(sizes, values, yerr=errors, label=label, **style)
     number_sizes(ax, largest=max(sizes))
     if note:
-        ax.annotate(note.replace(": ", ":\n"), (0.96, 0.06), xycoords="axes fraction", ha="right", va="bottom")
+        before, last = curve.num_particles[-2:]
+        note = f"K from {before} to {last}:\n{note} nats"
+        ax.annotate(note, (0.96, 0.06), xycoords="axes fraction", ha="right", va="bottom")
     ax.set(
         xlabel="number of weights per datum, K",
         ylabel="log p(x), nats per datum",
@@ -64,10 +66,9 @@ def last_doubling(curve: KCurve) -> str:
     rise = curve.last_difference()
     if not math.isfinite(float(rise.value)):
         return ""
-    before, last = curve.num_particles[-2:]
     error = float(rise.std_error)
     digits = min(max(2, 1 - math.floor(math.log10(error))), 6) if error > 0 else 6
-    return f"K from {before} to {last}: {float(rise.value):+.{digits}f} \u00b1 {error:.{digits}f} nats"
+    return f"{float(rise.value):+.{digits}f} \u00b1 {error:.{digits}f}"
 
 
 def number_sizes(ax: Axes, largest: int) -> None:

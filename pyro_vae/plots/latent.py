@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..latent import Surgery, UnitActivity
 from ..options import whole_number
-from .axes import axes_or_new, check_color, check_record, literal
+from .axes import axes_or_new, check_record, color_of, literal
 from .style import BLUE, GREEN, ORANGE, SKY, legend_over, name_ticks, wrap_labels
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ def plot_units(
     """
     check_record(activity, UnitActivity, made_by="what ActiveUnits returned")
     num_units = whole_number("num_units", num_units)
-    check_color(color)
+    color = color_of(color)
     ax = axes_or_new(ax)
     order = [int(unit) for unit in activity.order if not bool(activity.kl[unit].isnan())][:num_units]
     kl = activity.kl[order].tolist()
     errors = (2 * activity.sampling_errors["kl"][order]).nan_to_num(0.0).tolist()
     fills = [(color or BLUE) if used else "white" for used in activity.active[order].tolist()]
     style = {"color": fills, "edgecolor": color or "black", "linewidth": 0.8, **kwargs}
-    ax.bar(range(len(order)), kl, **style)
+    ax.bar(range(len(order)), kl, label=None if label is None else literal(label), **style)
     ax.errorbar(range(len(order)), kl, yerr=errors, fmt="none", color="black", capsize=2)
     ax.set(
         xlabel="unit, by KL (hollow: inactive)",
@@ -61,7 +61,6 @@ def plot_units(
     if len(order) <= 25:
         name_ticks(ax, [activity.names[unit] for unit in order])
     if label is not None:
-        ax.bar([], [], color=color or BLUE, label=literal(label))
         legend_over(ax)
     return wrap_labels(ax)
 

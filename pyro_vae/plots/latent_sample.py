@@ -13,7 +13,7 @@ from ..errors import OptionError
 from ..latent import LatentSample, unit_numbers
 from ..options import whole_number
 from .axes import axes_or_new, check_record, literal
-from .style import BLUE, SKY, legend_beside, legend_over, wrap_labels
+from .style import BLUE, SKY, legend_beside, legend_over, name_ticks, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,9 +62,7 @@ def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, n
         elinewidth=2,
         label="posterior means",
     )
-    names = [literal(sample.names[d]).replace("[", "\n[") for d in shown]  # on two lines, so that ten have room
-    upright = len(shown) <= 10 and all(len(line) <= 9 for name in names for line in name.split("\n"))
-    ax.set_xticks(range(len(shown)), names, rotation=0 if upright else 90, fontsize="small")
+    name_ticks(ax, [sample.names[d] for d in shown])
     left_out = f" of {len(sample.names)}" if len(shown) < len(sample.names) else ""
     ax.set(
         xlim=(-0.6, len(shown) - 0.4),
@@ -148,7 +146,7 @@ def scatter_by_label(ax: Axes, points: Tensor, labels: Tensor, size: float, styl
         )
         ax.figure.colorbar(drawn, ax=ax, label="label")
         return
-    colors = [*colormaps["tab10"].colors, "black", "navy"]
+    colors = [*colormaps["tab10"](range(10)), "black", "navy"]
     for place, label in enumerate(different.tolist()):
         digit = label in range(10)  # stands for itself
         chosen = points[labels == label]

@@ -10,8 +10,8 @@ import numpy as np
 from ..evidence import Evidence
 from ..gaps import Gaps
 from ..ops import pareto_k_threshold
-from .axes import axes_or_new, check_color, check_record, prefixed
-from .style import BOTH, ENCODER, FAMILY, SKY, VERMILLION, legend_over, wrap_labels
+from .axes import axes_or_new, check_record, color_of, prefixed
+from .style import BOTH, ENCODER, FAMILY, SKY, VERMILLION, count_in_wholes, legend_over, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def plot_gaps_per_datum(
         pv.plots.plot_gaps_per_datum(gaps)
     """
     check_record(gaps, Gaps, made_by="what InferenceGaps returned")
-    check_color(color)
+    color = color_of(color)
     parts = (0 * gaps.inference if gaps.unsplit else gaps.amortization, gaps.inference)
     amortization, inference = (gap.detach().cpu().double().numpy() for gap in parts)
     finite = np.isfinite(amortization) & np.isfinite(inference)
@@ -65,7 +65,7 @@ def plot_gaps_per_datum(
         ax.stairs(lower, edges, label=name, **{**ENCODER, **fill, **own, "hatch": None, **kwargs})
         name = prefixed(label, f"approximation (family), mean {family:.2f}")
         ax.stairs(upper, edges, baseline=lower, label=name, **{**FAMILY, **fill, "hatch": "....", **kwargs})
-        ax.axhline(encoder, linestyle="--", label=prefixed(label, "mean amortization gap"), **line)
+        ax.axhline(encoder, linestyle="--", label="mean amortization gap" if label is None else None, **line)
     ax.stairs(upper, edges, baseline=None, **{**line, "linewidth": 1.2})
     ax.axhline(both, linestyle=":", label=prefixed(label, f"mean inference gap {both:.2f}"), **line)
     each = f" (each step: mean of {together} data)" if together > 1 else ""
@@ -103,7 +103,7 @@ def plot_pareto_k(
         pv.plots.plot_pareto_k(evidence)
     """
     check_record(evidence, Evidence, made_by="what an estimator of log p(x) returned")
-    check_color(color)
+    color = color_of(color)
     k = evidence.pareto_k.detach().cpu().double().numpy()
     threshold = pareto_k_threshold(evidence.num_particles)
     finite = k[np.isfinite(k)]
@@ -117,7 +117,7 @@ def plot_pareto_k(
         for part, fill in ((above, VERMILLION), (~above, SKY)):
             style = {"color": color or fill, "edgecolor": "black", "linewidth": 0.5, **kwargs}
             ax.bar(edges[:-1][part], counts[part], width, align="edge", **style)
-        ax.yaxis.get_major_locator().set_params(integer=True)
+        count_in_wholes(ax)
     else:
         ax.set_yticks([])
     limits = {FINITE_VARIANCE: "--", threshold: "-"}  # one line where they are the same

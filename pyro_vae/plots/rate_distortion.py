@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..latent import BetaSweep, RateDistortionCurve
-from .axes import axes_or_new, check_color, check_has, literal
-from .style import BLUE, VERMILLION, clip_above, legend_over, wrap_labels
+from .axes import axes_or_new, check_has, color_of, literal
+from .style import BLUE, VERMILLION, clip_above, legend_over, take_legend_off, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POSTERIOR = "posterior"  # marks axes whose limits are those of the curve of one model
+POSTERIOR = "posterior"  # marks the point by which the curve of one model is found again
 
 
 def plot_rate_distortion(
@@ -44,7 +44,7 @@ def plot_rate_distortion(
         pv.plots.plot_rate_distortion(pv.beta_sweep(make_pair, loader, (0.5, 1, 2), num_epochs=50), ax)
     """
     check_has(result, "rate", "distortion", "beta", made_by="what RateDistortion or beta_sweep returned")
-    check_color(color)
+    color = color_of(color)
     ax = axes_or_new(ax)
     one_model, sweep = isinstance(result, RateDistortionCurve), isinstance(result, BetaSweep)
     if label is None:
@@ -63,12 +63,18 @@ def plot_rate_distortion(
             ax.annotate(f"{b:g}", (r, d), (4, 4), textcoords="offset points", fontsize="small")
         ax.margins(0.1)  # for these numbers
     if isinstance(result, RateDistortionCurve):
+        another = has_curve(ax)
         mark_own_points(result, ax, color or usual)
-        limit_to_most(result, ax)
+        limit_to_most(result, ax, another)
         clip_above(ax, drawn.get_children(), ax.get_ylim()[1])
     ax.set(xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
-    legend_over(ax, fit=all(line.get_gid() != POSTERIOR for line in ax.lines))
+    legend_over(ax, fit=not has_curve(ax))
     return wrap_labels(ax)
+
+
+def has_curve(ax: Axes) -> bool:
+    """Whether the curve of one model has been drawn, whose limits stay."""
+    return any(line.get_gid() == POSTERIOR for line in ax.lines)
 
 
 def mark_own_points(curve: RateDistortionCurve, ax: Axes, color: Any) -> None:
@@ -87,11 +93,15 @@ def mark_own_points(curve: RateDistortionCurve, ax: Axes, color: Any) -> None:
         ax.plot([0.0, right], [height, height - right], color="0.5", lw=0.8, ls=style, label=text)
 
 
-def limit_to_most(curve: RateDistortionCurve, ax: Axes) -> None:
-    """Limit the vertical axis to the points that are not near the prior, and their error bars."""
+def limit_to_most(curve: RateDistortionCurve, ax: Axes, another: bool) -> None:
+    """Limit the axis to the points that are not near the prior, with their error bars; with another curve, to both."""
     low, top = float(curve.distortion.min()), max(-float(curve.elbo.value), -float(curve.log_evidence.value))
     error = 2 * curve.std_errors["distortion"].nan_to_num(0.0)
     shown = curve.distortion <= top + 0.6 * (top - low)
     low, high = float((curve.distortion - error)[shown].min()), float((curve.distortion + error)[shown].max())
     margin = 0.1 * (max(high, top) - low)
-    ax.set_ylim(low - margin, max(high, top) + margin)
+    low, high = low - margin, max(high, top) + margin
+    if another:
+        before = take_legend_off(ax)
+        low, high = min(low, before[0]), max(high, before[1])
+    ax.set_ylim(low, high)

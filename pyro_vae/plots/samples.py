@@ -8,10 +8,10 @@ import torch
 
 from ..options import whole_number
 from ..samples import SampleCheckResult
-from .axes import axes_or_new, check_color, check_record, literal, prefixed
+from .axes import axes_or_new, check_cmap, check_record, color_of, literal, prefixed
 from .images import as_images
 from .sheet import name_rows, show, size_of
-from .style import SKY, legend_over, wrap_labels
+from .style import SKY, count_in_wholes, legend_over, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def plot_likelihood_and_looks(
         pv.plots.plot_likelihood_and_looks(looks)
     """
     check_record(result, SampleCheckResult, made_by="what SampleCheck returned")
-    check_color(color)
+    color = color_of(color)
     if result.log_evidence is None:
         raise ValueError("the result has no log p(x) to draw: call SampleCheck with evidence=")
     ax = axes_or_new(ax)
@@ -82,7 +82,7 @@ def plot_nearest_neighbours(
         pv.plots.plot_nearest_neighbours(looks)
     """
     check_record(result, SampleCheckResult, made_by="what SampleCheck returned")
-    check_color(color)
+    color = color_of(color)
     ax = axes_or_new(ax)
     samples, data = (side.cpu().double() for side in (result.sample_distance, result.data_distance))
     top = max(float(samples.max()), float(data.max())) or 1.0
@@ -95,7 +95,7 @@ def plot_nearest_neighbours(
         ylabel="number of data",
         title=f"P(sample nearer) = {float(nearer.value):.3f} \u00b1 {float(nearer.sampling_error):.3f}",
     )
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    count_in_wholes(ax)
     legend_over(ax)
     return wrap_labels(ax)
 
@@ -120,6 +120,7 @@ def plot_copies(
         pv.plots.plot_copies(looks)
     """
     check_record(result, SampleCheckResult, made_by="what SampleCheck returned")
+    check_cmap(cmap)
     num_images = whole_number("num_images", num_images)
     if result.image_shape is None:
         raise ValueError("the data are no images, so there is nothing to draw: say image_shape=(H, W) to SampleCheck")

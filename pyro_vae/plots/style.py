@@ -34,22 +34,36 @@ def legend_over(ax: Axes, *, fit: bool = True, lines: int = 0) -> Legend:
     :param fit: begin with limits that hold all data; otherwise with those that the axes have.
     :param lines: of text that stand above the highest data.
     """
-    old, limits_given = ax.get_legend(), not ax.get_autoscaley_on()
-    low, high = ax.get_ylim()
-    if old is not None:
-        high = low + (high - low) * (1 - share_of(old, ax, lines))  # as it was without the room of the old one
+    limits_given = ax.get_legend() is None and not ax.get_autoscaley_on()
+    low, high = take_legend_off(ax, lines=lines)
     handles = unique_entries(ax)
     for ncols in range(min(len(handles), 3), 0, -1):
         legend = ax.legend(handles.values(), handles.keys(), loc="upper center", ncols=ncols, **LEGEND)
         if legend.get_window_extent().width <= ax.bbox.width:
             break
-    if fit and limits_given and old is None:
+    if fit and limits_given:
         return legend  # limits of the user stay
     if fit:
         ax.autoscale(axis="y")
         low, high = ax.get_ylim()
     ax.set_ylim(low, low + (high - low) / (1 - share_of(legend, ax, lines)))
     return legend
+
+
+def count_in_wholes(ax: Axes) -> None:
+    """Whole numbers at the vertical axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def take_legend_off(ax: Axes, *, lines: int = 0) -> tuple[float, float]:
+    """Remove the legend of an earlier run; returns the limits of the vertical axis without its room."""
+    low, high = ax.get_ylim()
+    if (legend := ax.get_legend()) is not None:
+        high = low + (high - low) * (1 - share_of(legend, ax, lines))
+        legend.remove()
+    return low, high
 
 
 def share_of(legend: Legend, ax: Axes, lines: int) -> float:
@@ -60,12 +74,17 @@ def share_of(legend: Legend, ax: Axes, lines: int) -> float:
 
 def height_of(ax: Axes, lines: float) -> float:
     """The part of the height of the axes that so many lines of text take."""
-    return 1.25 * lines * ax.xaxis.label.get_fontsize() * ax.figure.dpi / 72 / (SHRINK * ax.bbox.height)
+    return 1.25 * lines * font_size(ax) * ax.figure.dpi / 72 / (SHRINK * ax.bbox.height)
+
+
+def font_size(ax: Axes) -> float:
+    """The size of the labels, in points."""
+    return float(ax.xaxis.label.get_fontsize())
 
 
 def letters_of(ax: Axes, share: float = 1.0) -> int:
     """How many letters of the size of a tick label fit into a part of the width of the axes."""
-    return int(share * ax.bbox.width * 72 / ax.figure.dpi / (LETTER * ax.xaxis.label.get_fontsize()))
+    return int(share * ax.bbox.width * 72 / ax.figure.dpi / (LETTER * font_size(ax)))
 
 
 def legend_beside(ax: Axes) -> Legend:
@@ -107,11 +126,12 @@ def name_ticks(ax: Axes, names: Sequence[str], *, share: float = 1.0) -> None:
     :param share: the part of the axes' width that the places fill together.
     """
     letters = letters_of(ax, share / max(len(names), 1)) - 1
-    if all(len(word) <= letters for name in names for word in name.split()):
-        ax.set_xticks(range(len(names)), [filled(name, letters) for name in names])
-    else:
-        lines = [filled(name, 20) for name in names]
-        ax.set_xticks(range(len(names)), lines, rotation=40, ha="right", rotation_mode="anchor")
+    for broken in (names, [name.replace("[", "\n[") for name in names]):
+        if all(len(word) <= letters for name in broken for word in name.split()):
+            ax.set_xticks(range(len(names)), [filled(name, letters) for name in broken])
+            return
+    lines = [filled(name, 20) for name in names]
+    ax.set_xticks(range(len(names)), lines, rotation=40, ha="right", rotation_mode="anchor")
 
 
 def wrap_labels(ax: Axes) -> Axes:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..options import whole_number
 from ..training import HeldOutHistory, TrainingHistory
-from .axes import axes_or_new, check_color, check_record, literal, prefixed
-from .style import BLUE, GREEN, VERMILLION, clip_above, legend_over, wrap_labels
+from .axes import axes_or_new, check_record, color_of, literal, prefixed
+from .style import BLUE, GREEN, VERMILLION, clip_above, legend_over, take_legend_off, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def plot_training(
     check_record(history, TrainingHistory, made_by="monitor.history()")
     if not len(history):
         raise ValueError("the history has no step to draw: record some with Monitor.watch or Monitor.record")
-    check_color(color)
+    color = color_of(color)
     if window is None:
         window = max(1, len(history) // 50)
     window = min(whole_number("window", window, why="1 draws the values alone"), 2 * len(history))  # beyond it: all steps
@@ -76,13 +76,13 @@ def plot_training(
         style = {"color": color or usual, "linestyle": dashes, "linewidth": width, **kwargs}
         drawn += ax.plot(*running_mean(history.step, values, window), label=run + name, **style)
     if len(lost := history.step[history.not_finite]):
-        foot = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+        foot: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False}
         ax.plot(lost, torch.zeros(len(lost)), "x", color=color or "black", label=f"{run}not finite", **foot)
     limit_to_most(ax, [values for values, *_ in curves.values()])
     clip_above(ax, drawn, ax.get_ylim()[1])
     ax.set(ylabel=history.unit, title=f"Training, {len(history)} steps")
-    legend_over(ax, fit=False)
     draw_beta(panel_of(ax) or panel_below(ax), history, color)
+    legend_over(ax, fit=False)
     return wrap_labels(ax)
 
 
@@ -108,6 +108,7 @@ def plot_held_out(
         pv.plots.plot_held_out(history)
     """
     check_record(history, HeldOutHistory, made_by="stopping.history()")
+    color = color_of(color)
     if not len(history):
         raise ValueError("the history has no look to draw: call the EarlyStopping after an update first")
     ax = axes_or_new(ax)
@@ -150,7 +151,8 @@ def limit_to_most(ax: Axes, curves: Sequence[Tensor]) -> None:
     margin = 0.05 * ((high - low) or 1.0)
     low, high = low - margin, high + margin
     if panel_of(ax) is not None:
-        low, high = min(low, ax.get_ylim()[0]), max(high, ax.get_ylim()[1])
+        before = take_legend_off(ax)
+        low, high = min(low, before[0]), max(high, before[1])
     ax.set_ylim(low, high)
 
 

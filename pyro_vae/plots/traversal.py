@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from ..latent import Manifold, Traversal
-from .axes import axes_or_new, check_record, literal
+from .axes import axes_or_new, check_cmap, check_record, literal
 from .images import as_images
 from .sheet import name_places, show, size_of
-from .style import SMALL, letters_of, wrap_labels
+from .style import SMALL, filled, letters_of, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_ROWS = 10  # that have a name
+WIDE = 20  # letters of a name beside its row
 
 
 def plot_traversals(traversal: Traversal, ax: Axes | None = None, *, cmap: Any = "gray_r", **kwargs: Any) -> Axes:
@@ -29,8 +30,9 @@ def plot_traversals(traversal: Traversal, ax: Axes | None = None, *, cmap: Any =
     :param kwargs: passed on to `Axes.imshow`, such as `vmin=` and `vmax=`.
     :raises ValueError: if the data are no images.
 
-    Each row is a unit. Its label has the values of the unit at both ends. The columns are steps of equal probability under
-    the prior, so that the steps of the values are wider towards the ends. On the left, before the line, is the datum itself.
+    Each row is a unit. Its label has the values of the unit at both ends, where its name leaves room. The columns are steps
+    of equal probability under the prior, so that the steps of the values are wider towards the ends. On the left, before the
+    line, is the datum itself.
 
     Example::
 
@@ -38,15 +40,17 @@ def plot_traversals(traversal: Traversal, ax: Axes | None = None, *, cmap: Any =
         pv.plots.plot_traversals(walk)
     """
     check_record(traversal, Traversal, made_by="what pv.traverse returned")
+    check_cmap(cmap)
     num_units, num_steps = traversal.values.shape
     unmoved = traversal.datum.expand(num_units, 1, *traversal.datum.shape)
     images = as_images(torch.cat([unmoved, traversal.means], 1).flatten(0, 1))
-    ax = axes_or_new(ax, size_of(images, 1 + num_steps, letters=13, lines=4))
-    show(ax, images, 1 + num_steps, cmap=cmap, **kwargs)
     rows = [
-        f"{literal(name)}\n{float(values[0]):.2g} to {float(values[-1]):.2g}"
+        filled(name, WIDE) if len(name) > WIDE else f"{literal(name)}\n{float(values[0]):.2g} to {float(values[-1]):.2g}"
         for name, values in zip(traversal.names, traversal.values, strict=True)
     ]
+    letters = max(len(line) for row in rows for line in row.split("\n"))
+    ax = axes_or_new(ax, size_of(images, 1 + num_steps, letters=letters, lines=4))
+    show(ax, images, 1 + num_steps, cmap=cmap, **kwargs)
     columns = ["datum", *(f"{100 * level:.0f}%" for level in traversal.levels.tolist())]
     label_sheet(ax, images, rows, columns)
     ax.axvline(images.shape[2], color="black", linewidth=0.8)
@@ -73,6 +77,7 @@ def plot_manifold(manifold: Manifold, ax: Axes | None = None, *, cmap: Any = "gr
         pv.plots.plot_manifold(grid)
     """
     check_record(manifold, Manifold, made_by="what pv.manifold returned")
+    check_cmap(cmap)
     first, second = ([f"{value:.2g}" for value in values] for values in manifold.values.tolist())
     images = as_images(manifold.means.transpose(0, 1).flip(0).flatten(0, 1))
     ax = axes_or_new(ax, size_of(images, len(first), letters=8, lines=4))
