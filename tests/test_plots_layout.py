@@ -10,10 +10,12 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from pair_helpers import make_evidence
 from plot_helpers import record
 
 import pyro_vae as pv
 from pyro_vae.errors import ArgumentError, OptionError
+from pyro_vae.latent import FactorInformation
 
 SIZES = {"default": {}, "paper": {"figure.figsize": (3.3, 2.5), "font.size": 8}}
 
@@ -95,6 +97,40 @@ def test_long_names_of_latents_have_room(name, size):
         assert faults_of(ax.figure) == []
 
 
+def many_factors():
+    terms = torch.rand(1, 12, 12, 40, dtype=torch.float64)
+    names = tuple(f"z[{d}]" for d in range(40))
+    options = {"num_values": (2,) * 12, "names": names, "aggregate": "full", "dtype": torch.float32, "cost": 1.0}
+    return FactorInformation.from_terms(terms, terms, frequencies=torch.full((12, 12), 0.5), **options)
+
+
+def many_models():
+    generator = torch.Generator().manual_seed(0)
+    values = [-100 + 0.5 * i + 0.3 * torch.randn(60, generator=generator) for i in range(6)]
+    return pv.compare({f"model number {i}": make_evidence(value) for i, value in enumerate(values)})
+
+
+def many_units():
+    found = record("plot_aggregated_posterior")
+    wide = {name: getattr(found, name).repeat(1, 5) for name in ("draws", "means", "prior")}
+    return replace(found, **wide, names=tuple(f"latent[{d}]" for d in range(30)), analytic=found.analytic.repeat(5))
+
+
+MANY = {
+    "plot_factors": (many_factors, {}),
+    "plot_comparison": (many_models, {}),
+    "plot_aggregated_posterior": (many_units, {"num_units": 30}),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", MANY)
+def test_much_at_once_can_be_read(name, size):
+    make, options = MANY[name]
+    with plt.rc_context(SIZES[size]):
+        assert faults_of(getattr(pv.plots, name)(make(), **options).figure) == []
+
+
 # Two runs on one pair of axes
 
 OVERLAID = [
@@ -148,7 +184,7 @@ def test_the_legend_shows_the_colours_of_the_runs():
     for name in ("plot_units", "plot_nearest_neighbours", "plot_k_curve"):
         ax = getattr(pv.plots, name)(record(name), color="C1", label="run")
         (handle,) = [h for h, label in zip(*ax.get_legend_handles_labels(), strict=True) if "run" in label]
-        drawn = handle[0]
+        drawn = handle[0] if isinstance(handle, tuple) else handle
         assert to_hex(drawn.get_color() if name == "plot_k_curve" else drawn.get_edgecolor()) == to_hex("C1")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..records import normal_quantile
 from .axes import axes_or_new, check_has, literal
-from .style import BLUE, ORANGE, SMALL, filled, height_of, legend_over, wrap_labels
+from .style import BLUE, ORANGE, SMALL, filled, height_of, legend_over, size_for, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,8 +47,8 @@ def plot_comparison(comparison: Differences, ax: Axes | None = None) -> Axes:
         pv.compare(gaps).plot()
     """
     check_has(comparison, "pairs", "pair", "level", made_by="what compare returned")
-    ax = axes_or_new(ax)
     pairs = list(comparison.pairs)[:MOST]
+    ax = axes_or_new(ax, size_for(letters=0, lines=8 + 2 * len(pairs)))
     for row, pair in enumerate(pairs):
         by_elbo = comparison.pair(pair.first, pair.second, elbo=True)
         for drawn, offset, color, name in ((pair, -0.14, BLUE, "log p(x)"), (by_elbo, 0.18, ORANGE, "ELBO")):

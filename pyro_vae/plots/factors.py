@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import OptionError, described
 from ..latent import FactorInformation
 from .axes import axes_or_new, check_record
-from .style import filled, name_ticks, wrap_labels
+from .style import filled, height_of, letters_of, name_ticks, size_for, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,22 +24,22 @@ def plot_factors(found: FactorInformation, ax: Axes | None = None, *, names: Seq
     :param names: of the factors, in their order; by default their numbers.
     :raises OptionError: if `names` are not one for each factor.
 
-    A cell has the mutual information as a share of the factor's entropy, I(z_d; v_f) / H(v_f), as a shade and as a number:
-    white is nothing and black is all. Estimates outside of [0, 1] have the shade of the nearer end. Below each factor is
-    its gap, the difference between the two largest numbers of its column; MIG is the mean of the gaps.
+    A cell has the mutual information as a share of the factor's entropy, I(z_d; v_f) / H(v_f). White is nothing and black is
+    all. Estimates outside of [0, 1] have the shade of the nearer end. Below each factor is its gap, the difference between
+    the two largest numbers of its column. MIG is the mean of the gaps.
 
     Example::
 
         found = pv.MutualInformationGap(vae.model, vae.guide)(loader)
-        pv.plots.plot_factors(found, names=["shape", "size"])
+        pv.plots.plot_factors(found, names=["digit"])
     """
     check_record(found, FactorInformation, made_by="what MutualInformationGap returned")
     shares = (found.information / found.entropy).double().cpu().numpy()
     num_dimensions, num_factors = shares.shape
     names = check_names(names, num_factors)
-    ax = axes_or_new(ax)
+    ax = axes_or_new(ax, size_for(letters=20 + 5 * num_factors, lines=6 + 1.3 * num_dimensions))
     ax.imshow(shares, cmap="Greys", vmin=0.0, vmax=1.0, aspect="auto")
-    crowded = num_dimensions > 15 or num_factors > 8
+    crowded = letters_of(ax, 1 / num_factors) < 5 or height_of(ax, num_dimensions) > 1
     for d, row in enumerate(shares.round(2) + 0.0):  # no -0.00
         for f, share in enumerate(row):
             color = "white" if share > DARK else "black"

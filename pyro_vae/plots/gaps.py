@@ -96,7 +96,7 @@ def plot_gaps_side_by_side(gaps: Mapping[str, Gaps], ax: Axes | None = None) -> 
 
     Example::
 
-        gaps = {name: pv.InferenceGaps(vae.model, vae.guide)(x) for name, vae in vaes.items()}
+        gaps = {name: pv.InferenceGaps(vae.model, vae.guide)(x) for name, vae in models.items()}
         pv.plots.plot_gaps_side_by_side(gaps)
     """
     if not isinstance(gaps, Mapping) or not gaps:

@@ -13,7 +13,7 @@ from ..errors import OptionError
 from ..latent import LatentSample, unit_numbers
 from ..options import whole_number
 from .axes import axes_or_new, check_record, literal
-from .style import BLUE, SKY, legend_beside, legend_over, name_ticks, wrap_labels
+from .style import BLUE, SKY, legend_beside, legend_over, name_ticks, width_of, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +31,8 @@ def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, n
     :param num_units: at most so many units, those whose posterior means spread widest.
     :raises OptionError: if `num_units` is less than 1.
 
-    Each unit has two histograms back to back, with the same bins and the same area: on the left, filled, draws of q(z) over
-    all data, and on the right, in outline, draws of the prior. The outermost half per cent of both is left out. The bar
+    Each unit has two histograms back to back, with the same bins and the same area. On the left, filled, are draws of q(z)
+    over all data. On the right, in outline, are draws of the prior. The outermost half per cent of both is left out. The bar
     between them is the mean of the posterior means and one standard deviation to either side. A unit that has the same
     posterior for all data has a dot there, even where its q(z) agrees with the prior. Units whose posterior means have no
     formula have neither.
@@ -116,7 +116,7 @@ def plot_latents(
     first, second = unit_numbers(units, sample.names)
     ax = axes_or_new(ax)
     means, prior = (side[:, [first, second]].detach().cpu() for side in (sample.means, sample.prior))
-    size = min(max(20_000 / len(means), 20), 40)
+    size = min(max(20_000 / len(means), 20), 40) * min(width_of(ax) / 350, 1)  # smaller where the axes are
     ax.scatter(prior[:, 0], prior[:, 1], s=size / 3, color="0.85", linewidths=0, label="prior")
     if sample.labels is None:
         style: dict[str, Any] = {"s": size, "color": BLUE, "edgecolors": "white", "linewidths": 0.3, "label": "data"}

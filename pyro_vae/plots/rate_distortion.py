@@ -33,8 +33,8 @@ def plot_rate_distortion(
 
     Error bars are two Monte Carlo errors. The curve of one model is an upper bound on the distortion of its best encoders at
     each rate. Short chains leave it too high, so that the guide can lie below it. With the curve come the point of the
-    posterior (a disc), the point of the guide (a cross), and the diagonals D + R on which they would stand: minus the ELBO
-    of the guide and minus log p(x). The part near the prior, where the rate is zero and the distortion large, is left out.
+    posterior (a disc) and the point of the guide (a cross). On one diagonal D + R is minus the ELBO of the guide, on the
+    other it is minus log p(x). The part near the prior, where the rate is zero and the distortion large, is left out.
     Numbers at the points of a sweep are its betas.
 
     Example::

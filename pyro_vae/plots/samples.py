@@ -37,8 +37,8 @@ def plot_likelihood_and_looks(
 
     Example::
 
-        check = pv.SampleCheck(vae.model, vae.guide)
-        looks = check(test_loader, train=train_loader, evidence=evidence)
+        evidence = pv.evaluate(pv.ImportanceSampling(vae.model, vae.guide), test_loader)
+        looks = pv.SampleCheck(vae.model, vae.guide)(test_loader, train=train_loader, evidence=evidence)
         pv.plots.plot_likelihood_and_looks(looks)
     """
     check_record(result, SampleCheckResult, made_by="what SampleCheck returned")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,21 @@ def font_size(ax: Axes) -> float:
 
 def letters_of(ax: Axes, share: float = 1.0) -> int:
     """How many letters of the size of a tick label fit into a part of the width of the axes."""
-    return int(share * ax.bbox.width * 72 / ax.figure.dpi / (LETTER * font_size(ax)))
+    return int(share * width_of(ax) / (LETTER * font_size(ax)))
+
+
+def width_of(ax: Axes) -> float:
+    """The width of the axes, in points."""
+    return float(ax.bbox.width * 72 / ax.figure.dpi)
+
+
+def size_for(letters: float, lines: float) -> tuple[float, float]:
+    """The size of a figure, in inches: the usual one, or larger, so that it has room for so much text beside and above."""
+    from matplotlib import rcParams
+
+    wide, high = rcParams["figure.figsize"]
+    font = rcParams["font.size"] / 72
+    return max(wide, LETTER * font * letters), max(high, 1.25 * font * lines)
 
 
 def legend_beside(ax: Axes) -> Legend:
@@ -123,6 +138,8 @@ def filled(name: str, width: int) -> str:
 def name_ticks(ax: Axes, names: Sequence[str], *, share: float = 1.0) -> None:
     """Names at x = 0, 1, 2, ...: on several lines where they are long, aslant where a word is longer than its place.
 
+    Where even slanted names would overlap, only every second, third, ... place has its name.
+
     :param share: the part of the axes' width that the places fill together.
     """
     letters = letters_of(ax, share / max(len(names), 1)) - 1
@@ -131,7 +148,10 @@ def name_ticks(ax: Axes, names: Sequence[str], *, share: float = 1.0) -> None:
             ax.set_xticks(range(len(names)), [filled(name, letters) for name in broken])
             return
     lines = [filled(name, 20) for name in names]
-    ax.set_xticks(range(len(names)), lines, rotation=40, ha="right", rotation_mode="anchor")
+    wide = 1.6 * font_size(ax) * max(line.count("\n") + 1 for line in lines)  # of a slanted name, in points
+    step = math.ceil(wide * len(names) / (share * width_of(ax)))
+    places = range(0, len(names), step)
+    ax.set_xticks(places, [lines[place] for place in places], rotation=40, ha="right", rotation_mode="anchor")
 
 
 def wrap_labels(ax: Axes) -> Axes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..options import whole_number
 from ..training import HeldOutHistory, TrainingHistory
 from .axes import axes_or_new, check_record, color_of, literal, prefixed
-from .style import BLUE, GREEN, VERMILLION, clip_above, legend_over, take_legend_off, wrap_labels
+from .style import BLUE, GREEN, VERMILLION, clip_above, legend_beside, legend_over, take_legend_off, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,11 +184,11 @@ def draw_beta(panel: Axes, history: TrainingHistory, color: Any) -> None:
     for (site, beta), dash in zip(by_site.items(), dashes, strict=False):
         style: dict[str, Any] = {"color": color or "black", "linewidth": 1, "linestyle": dash, "drawstyle": "steps-post"}
         panel.plot(history.step, beta, label=literal(f"of {site}"), **style)
-    if len(by_site) > 1:
-        panel.legend(loc="lower right", ncol=3, fontsize="x-small", frameon=False)
     finite = [beta[beta.isfinite()] for beta in by_site.values()]
     top = max((float(beta.max()) for beta in finite if len(beta)), default=0.0)
     if len(panel.lines) > len(by_site):  # of another run
         top = max(top, panel.get_ylim()[1] / 1.15)
     panel.set(xlabel="step", ylabel="beta", ylim=(0, 1.15 * top or 1.0))
     panel.locator_params(axis="y", nbins=3)
+    if len(by_site) > 1:
+        legend_beside(panel)
