@@ -9,7 +9,7 @@ import torch
 from ..options import whole_number
 from ..samples import SampleCheckResult
 from .axes import axes_or_new, check_cmap, check_record, color_of, literal, prefixed
-from .images import as_images
+from .images import COLOURS, as_images
 from .sheet import name_rows, show, size_of
 from .style import SKY, count_in_wholes, legend_over, wrap_labels
 
@@ -105,7 +105,8 @@ def plot_copies(
 ) -> Axes:
     """The samples that are nearest to training data in the top row, and the nearest training datum of each below it.
 
-    :param result: what `SampleCheck` returned, for data that are images.
+    :param result: what `SampleCheck` returned, for data that are images. Three channels are colours; of another number of
+        channels the mean is drawn.
     :param ax: where to draw; a new figure of a fitting size by default.
     :param num_images: how many samples, nearest first; the result keeps at most 20.
     :param cmap: colours of the values of grey images, a colour map of matplotlib. By default large values are black.
@@ -125,7 +126,10 @@ def plot_copies(
     if result.image_shape is None:
         raise ValueError("the data are no images, so there is nothing to draw: say image_shape=(H, W) to SampleCheck")
     pair = torch.stack([result.closest_samples, result.closest_train])[:, :num_images]
-    images = as_images(pair.detach().cpu().flatten(0, 1).reshape(-1, *result.image_shape))
+    images = pair.detach().cpu().flatten(0, 1).reshape(-1, *result.image_shape)
+    if images.ndim == 4 and images.shape[1] != COLOURS:
+        images = images.mean(1)
+    images = as_images(images)
     num_columns = pair.shape[1]
     ax = axes_or_new(ax, size_of(images, num_columns, letters=10, lines=2))
     show(ax, images, num_columns, cmap=cmap, **kwargs)
