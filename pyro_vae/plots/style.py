@@ -142,10 +142,12 @@ def name_ticks(ax: Axes, names: Sequence[str], *, share: float = 1.0) -> None:
 
     :param share: the part of the axes' width that the places fill together.
     """
-    letters = letters_of(ax, share / max(len(names), 1)) - 1
-    for broken in (names, [name.replace("[", "\n[") for name in names]):
-        if all(len(word) <= letters for name in broken for word in name.split()):
-            ax.set_xticks(range(len(names)), [filled(name, letters) for name in broken])
+    split = [name.replace("[", "\n[") for name in names]
+    for broken, smaller in ((names, 1.0), (split, 1.0), (names, SMALL), (split, SMALL)):
+        letters = int(letters_of(ax, share / max(len(names), 1)) / smaller) - 1
+        if all(len(word) <= letters for name in broken for word in name.replace("-", "- ").split()):
+            size = "medium" if smaller == 1 else "small"
+            ax.set_xticks(range(len(names)), [filled(name, letters) for name in broken], fontsize=size)
             return
     lines = [filled(name, 20) for name in names]
     wide = 1.6 * font_size(ax) * max(line.count("\n") + 1 for line in lines)  # of a slanted name, in points
