@@ -84,7 +84,7 @@ def test_every_public_name_says_what_it_is(name):
 def test_every_plot_takes_a_result_and_an_ax_and_returns_the_ax(name):
     parameters = list(inspect.signature(getattr(pv.plots, name)).parameters.values())
     assert parameters[1].name == "ax" and parameters[1].default is None
-    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
+    assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters[2:])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS + CHAINS)

@@ -550,7 +550,6 @@ def test_a_difference_in_doubt_is_said_to_be_so_once():
 
 def test_the_labels_of_the_plot_lie_inside_the_figure():
     ax = pv.compare({"large network": base(), "small network": shifted(1.0)}).plot()
-    ax.figure.tight_layout()
     ax.figure.canvas.draw()
     box = ax.xaxis.label.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1

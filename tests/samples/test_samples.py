@@ -895,7 +895,9 @@ def test_copies_stand_above_what_they_copy(result, num_images):
 def test_copies_of_colour_images_are_drawn_and_of_no_images_refused():
     x = randn(10, 3, 4, 5)
     ax = plot_copies(look(ignoring(), standard_guide, x), num_images=2)
-    assert ax.images[0].get_array().shape == (9, 11)
+    assert ax.images[0].get_array().shape == (9, 11, 3)
+    ax = plot_copies(look(ignoring(), standard_guide, randn(10, 2, 4, 5)), num_images=2)
+    assert ax.images[0].get_array().shape == (9, 11)  # the mean of two channels
     with pytest.raises(ValueError, match="no images"):
         plot_copies(look(ignoring(), standard_guide, randn(10, 7)))
     plt.close("all")
