@@ -63,7 +63,7 @@ def has_edges(fn: Any) -> bool:
 
 
 def inside_support(fn: Any, value: Tensor) -> Tensor:
-    """Whether the value has a density, shape (*batch). Transforms are inverted, because they hide the support of the base."""
+    """Whether the value has a density, shape (*batch). Transforms are inverted, since they hide the base's support."""
     base = innermost(fn)
     below = base.base_dist if type(base) in TRANSFORMED else base
     event_dim = max(len(fn.event_shape) - len(below.event_shape), 0)
