@@ -243,8 +243,9 @@ class Call:
         fresh = [n for n, s in guide.items() if not s.is_observed and n not in values and n not in self.layout.enumerated]
         if fresh:
             raise AuxiliarySiteError(
-                f"the guide computes its latents from {quoted(fresh)}, so log q is not known at other values than its own "
-                "draws: write the latents as draws of their own, or use a method that needs draws alone"
+                f"the guide computes its latents from {quoted(fresh)}, so log q is not known at other values than its "
+                "own draws: write the latents as separate sample statements, or use a method that needs only draws of "
+                "the guide"
             )
         return LogDensities(self.structure, guide, guide if model is None else model, num_particles).log_marginal_guide
 

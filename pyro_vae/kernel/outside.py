@@ -135,8 +135,8 @@ def refuse_joint_draws(program: Any, guide: Mapping[str, Site], outside: Outside
     if joint and any(n not in outside.latents for n in outside.drawn):
         raise StructureError(
             f"the guide draws {quoted(joint)}, latents of the data, in one draw with those outside the plate "
-            f"'{outside.plate}', so that their density given these is not known: use AutoNormal, or an AutoGuideList with a "
-            "guide of its own for each of the two"
+            f"'{outside.plate}', so that their density given these is not known: use AutoNormal, or an AutoGuideList "
+            "with a separate guide for each of the two"
         )
 
 

@@ -233,8 +233,8 @@ def read_prior_sites(model: Program, values: Values, structure: Structure) -> tu
 
 def hidden_randomness(what: str) -> str:
     return (
-        f"the {what} gives other densities when it is run again at the same values: something in it is random beside its "
-        "sample statements (torch.randn, a site hidden by poutine.block). Make every random draw a pyro.sample"
+        f"the {what} gives other densities when it is run again at the same values: something in it is random besides "
+        "its sample statements (torch.randn, a site hidden by poutine.block). Make every random draw a pyro.sample"
     )
 
 

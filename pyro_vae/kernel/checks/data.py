@@ -36,9 +36,9 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
             fn = site.fns[0]
             raise SupportError(
                 f"the observed site '{site.name}' has values outside the support of its likelihood ({fn.support}) in "
-                f"data {listed(bad)} (smallest {float(site.value.min()):g}, largest {float(site.value.max()):g}), so there "
-                "is no log p(x). Bring the data into the support (binarise grey pixels, say), choose another likelihood, "
-                "or pass check_support=False and read the result as a score, not as evidence"
+                f"data {listed(bad)} (smallest {float(site.value.min()):g}, largest {float(site.value.max()):g}), so "
+                "there is no log p(x). Transform the data to the support (for instance, binarise grey pixels), choose "
+                "another likelihood, or pass check_support=False and take the result for a score, not for evidence"
             )
 
 

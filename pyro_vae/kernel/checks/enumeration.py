@@ -28,8 +28,9 @@ def find_indicators(guide_sites: Mapping[str, Site], model_sites: Mapping[str, S
         return ()
     if enumerated := [n for n, s in guide_sites.items() if n not in names and s.is_enumerated]:
         raise EnumerationError(
-            f"the guide enumerates {quoted(enumerated)} beside {quoted(names)}, which only the guide has and which is "
-            f"summed out of log q by itself: take infer={{'enumerate': ...}} off {quoted(enumerated)}, and it is drawn"
+            f"the guide enumerates {quoted(enumerated)} besides {quoted(names)}, which only the guide has and which is "
+            f"summed out of log q automatically: remove infer={{'enumerate': ...}} from {quoted(enumerated)}, so that "
+            "it is drawn"
         )
     if (total := math.prod(listed(guide_sites[name]) or 1 for name in names)) > MOST_COMBINATIONS:
         raise EnumerationError(

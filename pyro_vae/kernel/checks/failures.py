@@ -25,7 +25,7 @@ OF_DTYPES = ("dtype", "scalar type", "Long", "Double", "Float")
 def check_forward(side: str, program: Any) -> None:
     """Raise for a module that is not a program: `vae` in place of `vae.model`."""
     if not isinstance(program, torch.nn.Module) or type(program).__call__ is not torch.nn.Module.__call__:
-        return  # messengers of Pyro are modules with a call of their own
+        return  # messengers of Pyro are modules that define __call__
     if getattr(program.forward, "__func__", None) is torch.nn.Module.forward:
         methods = [name for name in ("model", "guide") if callable(getattr(program, name, None))]
         remedy = f"pass its method, {' or '.join(f'.{name}' for name in methods)}" if methods else "write its forward"

@@ -20,10 +20,10 @@ def check_subsample(plate: str, fn: Any, given: Any, known: Tensor, known_size: 
     if given is not None:
         if not same_indices(given, known):
             raise SubsamplingError(
-                f"plate '{plate}' is given other subsample indices than it had before in this call: give model and guide "
-                "the same subsample=. An autoguide draws indices of its own unless it is told these: "
-                f"AutoNormal(model, create_plates=lambda x, index: pyro.plate('{plate}', {fn.size}, subsample=index)), a "
-                "function of the model's arguments"
+                f"plate '{plate}' is given other subsample indices than it had before in this call: give model and "
+                "guide the same subsample=. An autoguide draws different indices unless it gets these: "
+                f"AutoNormal(model, create_plates=lambda x, index: pyro.plate('{plate}', {fn.size}, subsample=index)), "
+                "a function of the model's arguments"
             )
         return
     size = fn.size if fn.subsample_size is None else min(fn.subsample_size, fn.size)
