@@ -183,7 +183,7 @@ def test_all_labels_the_same_none_and_nan():
 
 def test_units_of_a_scatter_are_two():
     for units in ((0,), (0, 1, 2), "zz"):
-        with pytest.raises(OptionError, match="two names or numbers"):
+        with pytest.raises(OptionError, match="two names or indices"):
             plot_latents(latent_sample(), units=units)
 
 

@@ -212,5 +212,5 @@ def test_prior_sites_are_a_list(value):
             make(prior_sites=value)
         with pytest.raises(pv.errors.OptionError, match="datum_plate must be the name of a plate"):
             make(datum_plate=3)
-    with pytest.raises(pv.errors.OptionError, match="evidence must be an estimator to be built"):
+    with pytest.raises(pv.errors.OptionError, match="evidence must be a class of estimators"):
         pv.InferenceGaps(Model(), Guide(), evidence=3)

@@ -203,7 +203,7 @@ def test_these_data_and_others_are_two_questions():
     comparison = pv.compare({"a": base(), "b": shifted(0.05)})
     pair = comparison.pairs[0]
     assert pair.claim == "cannot be told apart" and pair.certain_for_these_data
-    assert "On these 100 data themselves 'b' is ahead of 'a' by more than Monte Carlo error" in comparison.verdict()
+    assert "On these 100 data 'b' is ahead of 'a' by more than Monte Carlo error" in comparison.verdict()
     blunt = pv.compare({"a": base(std_error=1.0), "b": shifted(0.05, std_error=1.0)}).pairs[0]
     assert not blunt.certain_for_these_data
 
@@ -335,7 +335,7 @@ def test_few_data_that_decide_are_named():
     pair = comparison.pairs[0]
     assert pair.first == "b" and pair.deciding == [41, 7] and pair.few_decide  # without them -.05 * 97 + 2 < 0
     assert float(d.sum() - 8) < 0 < float(d.sum() - 5)
-    assert "2 of 100 data make up the lead of 'b' over 'a': without data [41, 7] it is gone." in comparison.verdict()
+    assert "2 of 100 data account for the lead of 'b' over 'a': without data [41, 7] there is none." in comparison.verdict()
     assert pair.claim == "cannot be told apart"
 
 

@@ -265,7 +265,7 @@ def test_gaps_add_up_and_have_their_signs():
 
 ENCODER = "The larger part of the gap is the encoder's (amortization)"
 FAMILY = "The larger part of the gap is the family's (approximation)"
-UNDECIDED = "not decided by this budget"
+UNDECIDED = "interval does not show which part of the gap is larger"
 
 
 def heavy(count):
@@ -298,8 +298,8 @@ def heavy(count):
             "error) for the 40 of 50 data whose log p(x) is known well.",
         ),
         (0.1, 1.0, {"pareto_k": heavy(10)}, f"{FAMILY}: "),
-        (1.0, 0.1, {"pareto_k": heavy(30)}, "Not decided: log p(x) is not known well enough"),
-        (1.0, 0.1, {"pareto_k": heavy(50)}, "Not decided: log p(x) is not known well enough"),
+        (1.0, 0.1, {"pareto_k": heavy(30)}, "Not decided: the weights are not reliable enough for log p(x)"),
+        (1.0, 0.1, {"pareto_k": heavy(50)}, "Not decided: the weights are not reliable enough for log p(x)"),
         (1.0, 0.1, {"std_error": NAN}, UNDECIDED),
         (0.1, 1.0, {"std_error": NAN}, UNDECIDED),
     ],
