@@ -50,15 +50,16 @@ OUTSIDE = {name: page.format(name, last=name.rpartition(".")[2]) for page, names
 SHORT = {"SVI": "pyro.infer.SVI", "Trace_ELBO": "pyro.infer.Trace_ELBO", "Predictive": "pyro.infer.Predictive"}
 SHORT |= {name.rpartition(".")[2]: name for name in OUTSIDE if ".data." in name}
 SHORT |= {"DistributedDataParallel": "torch.nn.parallel.DistributedDataParallel", "nn.Module": "torch.nn.Module"}
+HOMES = {"": pyro_vae, "nn": pyro_vae.nn, "plots": pyro_vae.plots, "errors": pyro_vae.errors}
 BUILTINS = {name for name in OUTSIDE if "." not in name}  # linked in signatures, not in the text
 
 
 def public_name(text: str) -> str | None:
-    """`pyro_vae.nn.MLP` of `nn.MLP` or `pv.nn.MLP`; None where there is no such public name."""
+    """`pyro_vae.nn.MLP` of `nn.MLP` or `pv.nn.MLP`, `pyro_vae.errors.MaskError` of `MaskError`; None of any other text."""
     name = re.sub(r"\(\)$", "", text).removeprefix("pv.").removeprefix("pyro_vae.")
     module, _, last = name.rpartition(".")
-    home = {"": pyro_vae, "nn": pyro_vae.nn, "plots": pyro_vae.plots, "errors": pyro_vae.errors}.get(module)
-    return f"pyro_vae.{name}" if home is not None and last in home.__all__ else None
+    homes = [home for home in HOMES if home == module or (not module and home in ("errors", "plots"))]
+    return next((".".join(filter(None, ("pyro_vae", home, last))) for home in homes if last in HOMES[home].__all__), None)
 
 
 def link(address: str, shown: nodes.Node) -> nodes.reference:

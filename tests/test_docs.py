@@ -209,8 +209,10 @@ def test_the_numbers_of_the_readme_add_up():
 def test_every_identity_of_the_theory_is_held_by_tests_that_exist():
     for section in re.split(r"^##+ ", PAGES["theory.md"], flags=re.M):
         title = section.splitlines()[0]
-        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", section)
+        folded = re.findall(r"^<details>\n<summary>Tests</summary>\n\n(.*?)\n\n</details>$", section, re.M | re.S)
+        named = re.findall(r"^- `(tests/[\w/]+\.py)::(test_\w+)`$", "\n".join(folded), re.M)
         assert named or "*Proof.*" not in section, f"say which test holds '{title}'"
+        assert len(named) == section.count("::test_"), f"a test of '{title}' is not in the folded list"
         for file, name in named:
             assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"'{title}': {file} has no {name}"
 

@@ -46,7 +46,11 @@ def run(name):
         os.chdir(folder)  # the quickstart writes into the current one
         runpy.run_path(str(HERE / f"{name}.py"), run_name="__main__")
         os.chdir(HERE)
-    chosen = re.search(r"^# sphinx_gallery_thumbnail_number = (-?\d+)$", (HERE / f"{name}.py").read_text(), re.M)
+    chosen = re.search(
+        r"^# sphinx_gallery_thumbnail_number = (-?\d+)$",
+        (HERE / f"{name}.py").read_text(),
+        re.M,
+    )
     numbers = plt.get_fignums()
     number = int(chosen[1]) if chosen else -1
     versions = f"torch {torch.__version__}, pyro {pyro.__version__}"
@@ -69,18 +73,32 @@ def compare(name):
 
 def differences(recorded, now):
     """Lines of a record that the program no longer prints, with what it prints instead. Lines with seconds are left out."""
-    old, new = ([line for line in text.splitlines() if not re.search(r"\d s\b", line)] for text in (recorded, now))
-    found = [f"recorded: {a}\nnow:      {b}" for a, b in zip(old, new, strict=False) if not same_line(a, b)]
-    return found + ([f"recorded: {len(old)} lines\nnow:      {len(new)}"] if len(old) != len(new) else [])
+    old, new = (
+        [line for line in text.splitlines() if not re.search(r"\d s\b", line)]
+        for text in (recorded, now)
+    )
+    found = [
+        f"recorded: {a}\nnow:      {b}"
+        for a, b in zip(old, new, strict=False)
+        if not same_line(a, b)
+    ]
+    return found + (
+        [f"recorded: {len(old)} lines\nnow:      {len(new)}"]
+        if len(old) != len(new)
+        else []
+    )
 
 
 def same_line(recorded, now):
     """Whether the words are the same, and each number but for `CLOSE` or `ERRORS` of the error behind it, "1.2 +- 0.1"."""
-    if " ".join(NUMBER.sub("#", recorded).split()) != " ".join(NUMBER.sub("#", now).split()):
+    if " ".join(NUMBER.sub("#", recorded).split()) != " ".join(
+        NUMBER.sub("#", now).split()
+    ):
         return False
     (first, errors), (second, _) = (numbers_of(line) for line in (recorded, now))
     return all(
-        abs(a - b) <= max(CLOSE * max(abs(a), abs(b)), ERRORS * math.sqrt(2) * error, last_digit)
+        abs(a - b)
+        <= max(CLOSE * max(abs(a), abs(b)), ERRORS * math.sqrt(2) * error, last_digit)
         for (a, last_digit), (b, _), error in zip(first, second, errors, strict=True)
     )
 
@@ -88,9 +106,17 @@ def same_line(recorded, now):
 def numbers_of(line):
     """Each number with twice its last digit, and the error that the line states for it, or zero."""
     found = list(NUMBER.finditer(line))
-    numbers = [(float(m[0].replace(",", "")), 2 * 10.0 ** -len(m[0].partition(".")[2].partition("e")[0])) for m in found]
+    numbers = [
+        (
+            float(m[0].replace(",", "")),
+            2 * 10.0 ** -len(m[0].partition(".")[2].partition("e")[0]),
+        )
+        for m in found
+    ]
     errors = [
-        numbers[i + 1][0] if i + 1 < len(found) and line[m.end() : found[i + 1].start()].strip() == "+-" else 0.0
+        numbers[i + 1][0]
+        if i + 1 < len(found) and line[m.end() : found[i + 1].start()].strip() == "+-"
+        else 0.0
         for i, m in enumerate(found)
     ]
     return numbers, errors
@@ -104,15 +130,23 @@ def small_png(figure):
         Image.open(drawn).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
         if len(small.getvalue()) < MAX_BYTES:
             return small.getvalue()
-    raise RuntimeError(f"the figure does not fit into {MAX_BYTES} bytes: draw less in it, or choose another one")
+    raise RuntimeError(
+        f"the figure does not fit into {MAX_BYTES} bytes: draw less in it, or choose another one"
+    )
 
 
 if __name__ == "__main__":
     if "SMOKE_TEST" in os.environ:
         sys.exit("SMOKE_TEST is set, and a smoke run is not worth recording: unset it")
-    parser = argparse.ArgumentParser(description="Run tutorials in full and keep, or compare, what they show.")
+    parser = argparse.ArgumentParser(
+        description="Run tutorials in full and keep, or compare, what they show."
+    )
     parser.add_argument("names", nargs="*", help="all of them, when none is named")
-    parser.add_argument("--compare", action="store_true", help="change nothing, and fail where the record differs")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="change nothing, and fail where the record differs",
+    )
     options = parser.parse_args()
     names = [Path(name).stem for name in options.names] or NAMES
     if unknown := set(names) - set(NAMES):
@@ -120,7 +154,9 @@ if __name__ == "__main__":
     failed = []
     for name in names:
         print(f"--- {name}", flush=True)
-        process = multiprocessing.get_context("spawn").Process(target=compare if options.compare else record, args=(name,))
+        process = multiprocessing.get_context("spawn").Process(
+            target=compare if options.compare else record, args=(name,)
+        )
         process.start()
         process.join()
         if process.exitcode:

@@ -1,4 +1,4 @@
-"""What all results share: a mean with its errors, joining batches, and the one table of doubts."""
+"""Common parts of all results: a mean with its errors, joining of batches, files, and the table of doubts."""
 
 from .doubts import (
     ANNEALED_CHAINS,
