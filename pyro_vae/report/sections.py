@@ -60,7 +60,7 @@ PARTS = {
         "log p(x) and the look of samples measure different things.",
         panels=("likelihood-and-looks", "nearest-neighbours"),
     ),
-    "cost": Part("Cost", "Work per datum of each analysis."),
+    "cost": Part("Cost", "How many decoder evaluations each analysis took per datum."),
 }
 
 
