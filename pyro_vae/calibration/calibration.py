@@ -172,27 +172,27 @@ class Calibration(Result):
         data = f"on {len(self)} simulated data"
         if self.blind:
             return (
-                f"The guide draws the same {data} as on your data. It does not depend on the data, or has parameters "
-                "for each of your data, so it cannot be right for other data"
+                f"The guide draws the same latents {data} as on yours: it does not look at the data, or it has parameters "
+                "for each of your data, which fit no others"
             )
         if not self.faulty:
-            inside = f"all {len(self.rows)} rows are inside their bands, as for 99% of right guides"
+            inside = f"the ranks of all {len(self.rows)} rows are as uniform as those of 99% of right guides"
             if self._gap_is_seen:
                 return (
-                    f"The ranks show no fault {data} ({inside}), but the symmetric gap does, which is zero only for the "
-                    "posterior: a guide that ignores a part of the data has such ranks"
+                    f"The symmetric gap shows a fault {data}: it is zero only for the posterior. The ranks show none "
+                    f"({inside}), as for a guide that ignores a part of the data"
                 )
-            few = f". {len(self)} data show large faults only, take {FEW_DATA} or more" if len(self) < FEW_DATA else ""
+            few = f". {len(self)} data show large faults only: use {FEW_DATA} or more" if len(self) < FEW_DATA else ""
             return f"No fault seen {data}: {inside}{few}"
         latents = [row for row in self.faulty if row.name != LOG_DENSITY]
         if not latents:
-            return f"The guide is not calibrated {data}: each latent alone is, all together are not; {self.faulty[0].fault}"
+            return f"The guide is not calibrated {data}: each latent alone is, all together are not: {self.faulty[0].fault}"
         worst = latents[0]
         number = sum(row.name != LOG_DENSITY for row in self.rows)
-        of = f"in {len(latents)} of {number} latents; worst {worst.name}" if number > 1 else f"in {worst.name}"
+        of = f"in {len(latents)} of {number} latents. The worst is {worst.name}" if number > 1 else f"in {worst.name}"
         return (
-            f"The guide is not calibrated {data}, {of}: {worst.fault}; its 90% intervals hold "
-            f"{worst.coverage(0.9):.0%} of the latents"
+            f"The guide is not calibrated {data}, {of}: {worst.fault}. Its 90% intervals contain the true latent for "
+            f"{worst.coverage(0.9):.0%} of the data"
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -70,12 +70,12 @@ def latent_fault(ranks: Tensor, shift: Tensor, stretch: Tensor) -> str:
     spread = (float(scores.var()) - 1) * math.sqrt((len(scores) - 1) / 2) if len(scores) > 1 else 0.0
     if abs(spread) > CERTAIN:
         size = median_with_error(stretch)
-        size = f", true latents lie {size} times as far from its middle as its draws do" if size else ""
+        size = f" (true latents lie {size} times as far from its median as its draws)" if size else ""
         found.append(f"too {'narrow' if spread > 0 else 'wide'}{size}")
     place = float(scores.mean() / scores.std().clamp(min=1)) * math.sqrt(len(scores)) if len(scores) > 1 else 0.0
     if abs(place) > CERTAIN:
         size = median_with_error(shift if place < 0 else -shift)
-        size = f" by {size} of its standard deviations" if size else ""
+        size = f" (by {size} of its standard deviations)" if size else ""
         found.append(f"too {'high' if place < 0 else 'low'}{size}")
     return " and ".join(found) or "of another shape than the posterior"
 

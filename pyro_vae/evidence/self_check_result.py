@@ -87,25 +87,26 @@ class SelfCheckResult(Result):
         """The result in one sentence."""
         least, most = self.bias
         errors = self.bias_std_errors
-        bias = f"bias between {least:+.3f} +- {errors[0]:.3f} and {most:+.3f} +- {errors[1]:.3f} nats"
+        bias = f"the bias of the estimate is between {least:+.3f} +- {errors[0]:.3f} and {most:+.3f} +- {errors[1]:.3f} nats"
         outcome = self.outcome
         if outcome == "too high":
-            return f"The estimate is above its upper bound ({bias}): these data did not come from this model."
+            return f"The estimate is above its upper bound: {bias}. These data did not come from this model."
         if outcome == "bounds apart":
             width = float(self.sandwich.width.mean())
             return (
-                f"Not decided: the bounds are {width:.2f} nats apart ({bias}). Raise num_steps. If they stay apart, the fit "
-                "and the guide miss a part of the posterior, which weights cannot show: try start='prior', or a guide with "
-                "several modes."
+                f"Not decided: the bounds of log p(x) are {width:.2f} nats apart; {bias}. Raise num_steps. If they stay "
+                "apart, the fit and the guide miss a part of the posterior, which weights cannot show: try start='prior', "
+                "or a guide with several modes."
             )
         if outcome == "too low":
-            return (
-                f"The estimate is too low for this model ({bias}). "
-                f"{table.remedy_for('below the ELBO', self.evidence.method)}."
-            )
+            remedy = table.remedy_for("below the ELBO", self.evidence.method)
+            return f"The estimate is too low for this model: {bias}. {remedy}."
         if outcome == "too few data":
-            return f"Not decided: {len(self)} data leave the bias open ({bias}). Pass more data, or raise num_steps."
-        return f"No bias seen on {len(self)} simulated data ({bias}); intervals reach the bounds for {self.coverage():.0%}."
+            return f"Not decided from {len(self)} data: {bias}. Pass more data, or raise num_steps."
+        return (
+            f"No bias seen on {len(self)} data simulated from the model: {bias}, and the 95% intervals of "
+            f"{self.coverage():.0%} of these data reach the bounds of log p(x)."
+        )
 
     @property
     def doubts(self) -> dict[str, Tensor]:

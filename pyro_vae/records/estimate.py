@@ -57,13 +57,19 @@ class Estimate(Result):
         return float(self.value) - half, float(self.value) + half
 
     def with_error(self, digits: int = 3, *, sampling: bool = False, unit: str = "") -> str:
-        """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003 nats"; without an error if in doubt."""
+        """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003 nats"; without an error if in doubt.
+
+        An error that would be printed as zero is "<0.001".
+        """
         check_unit(unit)
         digits, sampling = whole_number("digits", digits, lowest=0, highest=MOST_DIGITS), flag("sampling", sampling)
         if self.doubt:
             return f"{float(self.value):.{digits}f}{unit} (error not to be trusted)"
         error = self.sampling_error if sampling else self.std_error
-        return f"{float(self.value):.{digits}f} +- {float(error):.{digits}f}{unit}"
+        size = f"{float(error):.{digits}f}"
+        if float(error) > 0 and float(size) == 0:
+            size = f"<{10.0**-digits:.{digits}f}"
+        return f"{float(self.value):.{digits}f} +- {size}{unit}"
 
     def _in_short(self) -> str:
         return str(self)

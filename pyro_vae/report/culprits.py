@@ -6,74 +6,82 @@ from collections.abc import Sequence
 
 from ..gaps import OF_LOG_EVIDENCE
 from ..records import Estimate, remedy_for
+from .digits import with_error
 from .findings import Finding, collapsed, loss_of_the_model, overfitted
 from .measured import Measured
 
+PER_DATUM = " nats per datum"
 HEADLINES = {
     "collapse": "The latents are not used: the posterior has collapsed onto the prior.",
     "blind encoder": "The guide gives all data the same latents: its encoder does not look at the data.",
-    "estimate": "These estimates cannot be trusted yet.",
-    "encoder": "The encoder is what keeps the ELBO from log p(x): {encoder}.",
-    "overfitted encoder": (
-        "The encoder is what keeps the ELBO from log p(x), because it does not carry over to new data: {encoder}."
-    ),
-    "family": "The variational family is what keeps the ELBO from log p(x): {family}.",
+    "estimate": "The estimates of log p(x) cannot be trusted, so that the gaps say nothing yet.",
+    "encoder": "The encoder causes {encoder}.",
+    "overfitted encoder": "The encoder is overfitted to the training data. On test data it causes {encoder}.",
+    "family": "The variational family of the guide causes {family}.",
     "overfitted model": (
-        "The model does not carry over to new data: log p(x) of test data is {loss} below that of training data "
-        "(sampling error)."
+        "The model is overfitted to the training data: mean log p(x) is {loss} lower on test data (sampling error)."
     ),
-    "undecided": "The ELBO is {inference} below log p(x); whether encoder or family does more is not decided.",
-    "none": "The ELBO is next to log p(x): {inference}.",
+    "undecided": (
+        "The ELBO is {inference} below log p(x). Whether the encoder or the variational family causes more of this gap is "
+        "not decided."
+    ),
+    "none": "The ELBO is close to log p(x): the gap is {inference}.",
 }
 ADVICE = {
     "collapse": (
-        "Anneal the KL (beta=pv.LinearAnnealing(...)), give it free bits (free_bits=...), or keep the guide ahead of the "
-        "model (pv.AggressiveTraining). If the latents stay unused then, the decoder can do without them."
+        "Anneal the KL (beta=pv.LinearAnnealing(...)), use free bits (free_bits=...), or train the encoder several steps "
+        "per step of the decoder (pv.AggressiveTraining). If the latents stay unused, the decoder does not need them."
     ),
     "blind encoder": (
-        "Look whether the encoder was trained and gets x at all (its parameters in the optimiser, dead activations, scales "
-        "of the data); pv.refit_guide(...).trained names what SVI trains of it. The nats of KL that it pays buy nothing."
+        "Check that the encoder is trained and that x reaches it: its parameters must be in the optimiser, its activations "
+        "must vary, and its inputs must be scaled. pv.refit_guide(...).trained lists what SVI trains of the guide. The "
+        "present KL to the prior carries no information about the data."
     ),
-    "estimate": "{remedy}, before anything is read from the gaps.",
+    "estimate": "{remedy}. Then diagnose again: gaps that rest on a wrong log p(x) are wrong.",
     "encoder": (
-        "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100): it trains the encoder further while the "
-        "model stands still, and says how much that repairs. For the rest show the encoder all of the datum (masks and "
-        "labels too), or make it bigger (other=larger_guide). The guide's own family, fitted to each datum, does better."
+        "Train the encoder further while the model stays fixed: pv.refit_guide(model, guide, train, optim, test=test, "
+        "num_epochs=100). It reports how much of the gap this closes. If much remains, check that the encoder gets all that "
+        "the likelihood uses, such as masks and labels. A larger encoder (other=larger_guide) helps only if the report puts "
+        "the rest under capacity."
     ),
     "overfitted encoder": (
-        "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100, simulated=1): it trains the encoder, while "
-        "the model stands still, on data simulated from the model too, which cannot be learnt by heart. Else more data, or "
-        "a smaller encoder (other=smaller_guide). For numbers to report, fit the guide per datum "
+        "Train the encoder, while the model stays fixed, also on data simulated from the model, which never repeat: "
+        "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100, simulated=1). More training data or a "
+        "smaller encoder (other=smaller_guide) can help too. For numbers to report, fit the guide to each datum "
         "(pv.AdaptiveImportanceSampling)."
     ),
     "family": (
-        "A richer family for the guide (pv.nn.MultivariateNormal, a flow, a mixture): no encoder can do better in this one. "
-        "pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100, other=richer_guide) says what it brings, the "
-        "model being the same; then train both with it, or with pv.ImportanceWeightedELBO."
+        "Give the guide a richer family: pv.nn.MultivariateNormal, a flow or a mixture. No encoder can do better within the "
+        "present family. pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100, other=richer_guide) measures "
+        "the gain while the model stays fixed. Then train model and guide together, with the richer family or with "
+        "pv.ImportanceWeightedELBO."
     ),
     "overfitted model": (
-        "More or augmented training data, a smaller or regularised decoder, or training that stops in time "
-        "(pv.EarlyStopping(model, guide, held_out)). This is more than all of the inference gap, so that a better guide "
-        "comes second."
+        "Use more or augmented training data, a smaller or regularised decoder, or stop training earlier "
+        "(pv.EarlyStopping(model, guide, held_out)). A better guide comes second: the whole inference gap is smaller than "
+        "this loss."
     ),
-    "undecided": "More data or particles (num_data=, num_particles=) if it matters which part is larger.",
+    "undecided": "If it matters which part is larger, use more data or particles (num_data=, num_particles=).",
     "none": (
-        "Nothing in the inference: the bound is tight for this model. Whether a simple family has bent the model to fit it "
-        "shows when a richer one is trained and log p(x) compared; the rest is in decoder, prior, likelihood and training."
+        "No change of the guide is needed for this model. To improve log p(x), change decoder, prior, likelihood or "
+        "training. A model that was trained with a simple family may have adapted to it: to see that, train with a richer "
+        "family and compare log p(x)."
     ),
 }
 
 UNSPLIT = (
-    "Nothing is known of the parts of the gap, because q* cannot be fitted. Where the discrete latents have few values, let "
-    "the guide enumerate them (pyro.infer.config_enumerate), and the gap is split."
+    "The gap is not split into the parts of encoder and family, because q* (the best member of the guide's family for a "
+    "datum) cannot be fitted. If the discrete latents have few values, let the guide enumerate them "
+    "(pyro.infer.config_enumerate): then the gap is split."
 )
 
 
 def culprit_of(measured: Measured, findings: Sequence[Finding]) -> str:
     """What to change first: a key of `ADVICE`.
 
-    Latents that say nothing come first, because then there is nothing to infer; then an estimate that cannot be trusted,
-    because then nothing is known about the gap; then the larger of what the model loses on new data and of the gap.
+    Latents without information come first, because then there is nothing to infer. An estimate that cannot be trusted comes
+    second, because then nothing is known about the gap. Third is the larger of the gap and of what the model loses on new
+    data.
     """
     states = {finding.topic: finding.state for finding in findings}
     if states.get("latents") == "fault":
@@ -94,21 +102,22 @@ def culprit_of(measured: Measured, findings: Sequence[Finding]) -> str:
 def headline_of(measured: Measured, culprit: str) -> str:
     """The culprit in one sentence, with the sizes on test data and their Monte Carlo errors."""
     summary = measured.test.summary()
-    digits = 2 if float(summary["inference"].value) >= 1 else 3
+    most = 2 if float(summary["inference"].value) >= 1 else 3
     loss = loss_of_the_model(measured)
     parts = {"encoder": "amortization", "family": "approximation"}
     return HEADLINES[culprit].format(
-        inference=summary["inference"].with_error(digits, unit=" nats"),
-        **{n: part_of(summary[gap], summary["inference"], digits) for n, gap in parts.items() if gap in summary},
-        loss="" if loss is None else loss.with_error(2, sampling=True, unit=" nats"),
+        inference=with_error(summary["inference"], most=most, unit=PER_DATUM),
+        **{n: part_of(summary[gap], summary["inference"], most) for n, gap in parts.items() if gap in summary},
+        loss="" if loss is None else with_error(loss, sampling=True, unit=PER_DATUM),
     )
 
 
-def part_of(part: Estimate, whole: Estimate, digits: int) -> str:
-    """ "0.31 +- 0.01 of 0.42 +- 0.01"; noise may make the other part negative, and no part is larger than the whole."""
+def part_of(part: Estimate, whole: Estimate, most: int) -> str:
+    """ "most of the gap ...: 0.31 +- 0.01 of 0.42 +- 0.01"; by noise of the other part, a part may be all of the gap."""
+    gap, size = "of the gap between the ELBO and log p(x)", with_error(whole, most=most, unit=PER_DATUM)
     if float(part.value) >= float(whole.value):
-        return f"all of {whole.with_error(digits, unit=' nats')}"
-    return f"{part.with_error(digits)} of {whole.with_error(digits, unit=' nats')}"
+        return f"all {gap}: {size}"
+    return f"most {gap}: {with_error(part, most=most, unit='')} of {size}"
 
 
 def advice_of(measured: Measured, culprit: str) -> str:

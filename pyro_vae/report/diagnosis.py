@@ -7,13 +7,15 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from ..errors import OptionError, described
 from ..gaps import GAPS
 from ..records import Estimate, Result, text_file
+from ..records.printing import WIDTH
 from .culprits import advice_of, culprit_of, headline_of
 from .figure import draw
 from .findings import Finding, findings_of
@@ -24,7 +26,6 @@ from .page import render
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 120
 MARKS = {"fine": "ok", "fault": "!!", "undecided": "??"}
 
 
@@ -44,6 +45,7 @@ class Diagnosis(Result, Measured):
     :ivar left_out: why a part is missing, by its name.
     :ivar settings: the options of the call, seed included.
     :ivar versions: of the packages behind the numbers.
+    :ivar about: names of model, guide and data sets, and the date.
     :ivar seconds: the time it took.
     """
 
@@ -53,6 +55,7 @@ class Diagnosis(Result, Measured):
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     seconds: float
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -88,10 +91,24 @@ class Diagnosis(Result, Measured):
         """All pictures of this diagnosis in one figure; a new one by default."""
         return draw(self, self.headline, figure)
 
-    def to_html(self, path: str | PathLike[str]) -> None:
-        """Write one page that needs no other file and no network: verdict, numbers, pictures, provenance."""
+    def to_html(self, path: str | PathLike[str], *, title: str = "") -> None:
+        """Write one page that needs no other file and no network: verdict, numbers, pictures, terms, provenance.
+
+        :param path: of the file; one that exists is replaced.
+        :param title: of the page, such as "Run 12"; by default the names of model and guide.
+
+        Example::
+
+            page.to_html("diagnosis.html", title="Digits, run 12")
+        """
+        if not isinstance(title, str):
+            raise OptionError(f"title must be words, got {described(title)}")
         with text_file(path) as file:
-            file.write(render(self, self.numbers))
+            file.write(render(self, self.numbers, title or f"Diagnosis of {self._pair()}"))
+
+    def _pair(self) -> str:
+        """The names of model and guide."""
+        return f"{self.about.get('model', 'a model')} and {self.about.get('guide', 'its guide')}"
 
     def to_dict(self) -> dict[str, Any]:
         """Verdict, numbers, settings, and every record in full (per datum), as plain Python. NaN and infinities stay."""
@@ -101,6 +118,7 @@ class Diagnosis(Result, Measured):
             "verdict": self.verdict(),
             "findings": [asdict(finding) for finding in self.findings],
             "numbers": [asdict(row) for row in self.numbers],
+            "about": dict(self.about),
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "left_out": dict(self.left_out),
@@ -114,8 +132,8 @@ class Diagnosis(Result, Measured):
             json.dump(proper(self.to_dict()), file, indent=1, allow_nan=False)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write `numbers`, one row each; seed, versions and settings are columns at the end of each row."""
-        provenance = {**self.settings, **self.versions}
+        """Write `numbers`, one row each; names, date, settings and versions are columns at the end of each row."""
+        provenance = {**self.about, **self.settings, **self.versions}
         with text_file(path) as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Number)] + list(provenance))
             writer.writeheader()
@@ -141,7 +159,7 @@ class Diagnosis(Result, Measured):
             title = f"  {self.test.titles[name]}" if name in GAPS else self.test.titles[name]
             lines.append(f"{title:<32}" + "".join(f"{cell(side[name]):>26}" for side in (test, train)))
         if any(estimate.doubt for side in (test, train) for estimate in side.values()):
-            lines.append("in doubt: the error is not to be trusted, for more than 5% of the data are in doubt")
+            lines.append("in doubt: more than 5% of the data are in doubt, so the error is not to be trusted")
         for part, why in self.left_out.items():
             lines += wrapped(f"Left out: {part}: {why}")
         lines.append(
@@ -155,7 +173,7 @@ def cell(estimate: Estimate) -> str:
 
 
 def wrapped(paragraph: str, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(paragraph, WIDTH, subsequent_indent=indent)
+    return textwrap.wrap(paragraph, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def proper(tree: Any) -> Any:

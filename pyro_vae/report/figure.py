@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 SIZE = 5.2, 3.6  # inches of one picture
+STRIP = 5.2, 1.6  # of two rows of small images
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: how it is drawn, and what to look for in it."""
+    """One picture: how it is drawn, what to look for in it, and its size on the page."""
 
     name: str
     draw: Callable[[Axes], Any]
     caption: str
+    size: tuple[float, float] = SIZE
 
 
 def panels_of(measured: Measured) -> list[Panel]:
@@ -36,47 +38,47 @@ def panels_of(measured: Measured) -> list[Panel]:
         Panel(
             "gaps",
             lambda ax: plots.plot_gaps(d.test, ax),
-            "From the ELBO up to log p(x) on test data. Error bars: two Monte Carlo errors.",
+            "ELBO, optimal ELBO and log p(x), means over the test data, and the gaps. Error bars: two Monte Carlo errors.",
         ),
         Panel(
             "gaps-per-datum",
             lambda ax: plots.plot_gaps_per_datum(d.test, ax),
-            "The same for every test datum, sorted. A few high columns: data that the encoder does not know.",
+            "The gaps of each test datum, sorted. A few tall columns: data for which the encoder fails.",
         ),
         Panel(
             "pareto-k",
             lambda ax: plots.plot_pareto_k(d.test.evidence, ax),
-            "Tail index of the weights behind log p(x), per test datum. Right of the line the estimate is likely too low.",
+            "Pareto k of the importance weights of each test datum. Right of the solid line log p(x) is likely too low.",
         ),
     ]
     if (units := d.units) is not None:
-        caption = "What each latent unit says about the training data. Hollow: its mean does not move with the data."
+        caption = "KL to the prior of each latent unit on training data. A hollow bar: its mean does not vary with the data."
         found.append(Panel("units", lambda ax: plots.plot_units(units, ax), caption))
     if (surgery := d.surgery) is not None:
-        caption = "What the KL to the prior pays for: information about the datum, dependence of units, shape of each unit."
+        caption = "KL to the prior, and its parts: mutual information, total correlation and dimension-wise KL."
         found.append(Panel("surgery", lambda ax: plots.plot_surgery(surgery, ax), caption))
     if (calibration := d.calibration) is not None:
-        caption = "Ranks of true latents among draws of the guide, on data of the model. Black: more than chance explains."
+        caption = "Ranks of true latents among draws of the guide, on simulated data. Outside the band: not calibrated."
         found.append(Panel("calibration", lambda ax: plots.plot_calibration(calibration, ax), caption))
     if (samples := d.samples) is not None:
         found += [
             Panel(
                 "likelihood-and-looks",
                 lambda ax: plots.plot_likelihood_and_looks(samples, ax),
-                "log p(x) against reconstruction error, per test datum. They measure different things.",
+                "log p(x) against reconstruction error of each test datum. The two measure different things.",
             ),
             Panel(
                 "nearest-neighbours",
                 lambda ax: plots.plot_nearest_neighbours(samples, ax),
-                "Distance to the nearest training datum, of samples and of test data. Samples far to the left: copies.",
+                "Distance to the nearest training datum, of samples and test data. Samples far to the left may be copies.",
             ),
         ]
     if (reconstruction := d.reconstruction) is not None and is_image(reconstruction):
-        caption = "Test data and what the model makes of one posterior draw for each."
-        found.append(Panel("reconstructions", lambda ax: plots.plot_reconstructions(reconstruction, ax), caption))
+        caption = "Test data, and their reconstructions from one draw of the guide each."
+        found.append(Panel("reconstructions", lambda ax: plots.plot_reconstructions(reconstruction, ax), caption, STRIP))
     if (simulation := d.simulation) is not None and is_image(simulation):
-        caption = "Means of the likelihood at draws from the prior."
-        found.append(Panel("samples", lambda ax: plots.plot_samples(simulation, ax), caption))
+        caption = "Samples: means of the likelihood at draws from the prior."
+        found.append(Panel("samples", lambda ax: plots.plot_samples(simulation, ax), caption, STRIP))
     return found
 
 

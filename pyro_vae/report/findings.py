@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..evidence import well_known
 from ..gaps import Gaps
 from ..ops import MIN_PARTICLES_FOR_K
 from ..records import LEVEL, Estimate, are_many, counted, difference, normal_quantile
+from .digits import with_error
 from .measured import Measured
 
 SMALL = 0.1  # nats: an information or a gap below it is nothing to mend
@@ -49,24 +50,23 @@ def latents(measured: Measured) -> Finding | None:
     surgery, units = measured.surgery, measured.units
     if surgery is None and units is None:
         return None
-    active = f"{units.num_active} of {len(units)} units active" if units is not None else ""
     if surgery is not None:
-        name, said = "mutual information", surgery.mutual_information
+        name, said = "mutual information between latents and data", surgery.mutual_information
     else:
-        assert units is not None
         name, said = "KL to the prior", rate(measured)
-    size = f"{name} {text(said)}"
+    size = f"the {name} is {text(said)}"
     if surgery is not None and surgery.ceiling:
         limit = f"log {surgery.num_data} = {surgery.log_num_data:.3f} nats"
-        size = f"{name} at its ceiling, {limit}, so that these data cannot show how much more there is"
-    numbers = ", ".join(part for part in (active, size) if part)
+        size = f"the {name} is as large as {surgery.num_data} data can show, {limit}; it may be larger"
+    active = f"{units.num_active} of {len(units)} units are active, and " if units is not None else ""
+    numbers = active + size
     top = upper_end(said)
     if math.isnan(top):
         return Finding("latents", "undecided", f"Too few data to tell whether the latents are used: {numbers}.")
     if top < SMALL:
-        paid = f"yet the KL to the prior is {text(rate(measured))}"
-        why = "the posterior has collapsed onto the prior" if collapsed(measured) else paid
-        return Finding("latents", "fault", f"The latents are not used: {numbers}; {why}.")
+        paid = f"The KL to the prior is {text(rate(measured))} all the same, without any use"
+        why = "The posterior has collapsed onto the prior" if collapsed(measured) else paid
+        return Finding("latents", "fault", f"The latents are not used: {numbers}. {why}.")
     return Finding("latents", "fine", f"The latents are used: {numbers}.")
 
 
@@ -87,24 +87,24 @@ def estimate(measured: Measured) -> Finding:
     """Whether log p(x) can be believed: by the weights, the fits, and the self-check on simulated data."""
     gaps, check = measured.test, measured.self_check
     doubted = int((~gaps.evidence.reliable).sum())
-    numbers = f"data in doubt: {counted(gaps.doubts, gaps.unchecked)}"
+    numbers = f"Data in doubt: {counted(gaps.doubts, gaps.unchecked)}."
     if check is None:
-        trial, biased, passed = "no trial on simulated data.", False, False
+        trial, biased, passed = "There is no trial on simulated data.", False, False
     else:
-        trial = f"on simulated data: {lower_first(check.verdict())}"
-        biased, passed = not check.passed and check.outcome != "too few data", check.passed
+        trial, biased, passed = check.verdict(), not check.passed and check.outcome != "too few data", check.passed
+    evidence = f"{numbers} {trial}"
     few = "tails" in gaps.unchecked
     biased = biased or are_many(gaps.doubts["below the ELBO"])
     if biased or few or doubted > len(gaps) / 2:
-        return Finding("estimate", "fault", f"The estimates cannot be trusted: {numbers}; {trial}")
+        return Finding("estimate", "fault", f"The estimates of log p(x) cannot be trusted. {evidence}")
     if not gaps.evidence.support_checked:
-        score = "Values outside the support were let through: what stands for log p(x) is a score"
-        return Finding("estimate", "undecided", f"{score}. {numbers}; {trial}")
+        score = "Data outside the support of the likelihood were let through, so what stands for log p(x) is a score"
+        return Finding("estimate", "undecided", f"{score}. {evidence}")
     if not well_known(gaps.evidence):
-        return Finding("estimate", "undecided", f"The estimates can be trusted for most data: {numbers}; {trial}")
+        return Finding("estimate", "undecided", f"The estimates of log p(x) can be trusted for most data. {evidence}")
     if not passed:
-        return Finding("estimate", "undecided", f"No fault seen in the weights: {numbers}; {trial}")
-    return Finding("estimate", "fine", f"The estimates can be trusted: {numbers}; {trial}")
+        return Finding("estimate", "undecided", f"The importance weights show no fault. {evidence}")
+    return Finding("estimate", "fine", f"The estimates of log p(x) can be trusted. {evidence}")
 
 
 def gap(measured: Measured) -> Finding:
@@ -114,7 +114,7 @@ def gap(measured: Measured) -> Finding:
     top = gaps.evidence.mean_confidence_interval()[1] - float(gaps.log_evidence.mean()) + float(inference.value)
     sure = well_known(gaps.evidence) and not bool(gaps.doubts["below the ELBO"].any())
     if max(top, inference.confidence_interval()[1]) < SMALL and sure:
-        return Finding("gap", "fine", f"The ELBO is next to log p(x): the inference gap is {text(inference)}.")
+        return Finding("gap", "fine", f"The ELBO is close to log p(x): the inference gap is {text(inference)}.")
     state: State = "undecided" if gaps.larger_part() == "undecided" else "fault"
     return Finding("gap", state, gaps.verdict())
 
@@ -126,7 +126,7 @@ def calibration(measured: Measured) -> Finding | None:
         return None
     few = len(record) < MIN_PARTICLES_FOR_K
     state: State = "fault" if not record.passed else "undecided" if few else "fine"
-    return Finding("calibration", state, f"{record.verdict()}. This is about data of the model, not yours.")
+    return Finding("calibration", state, f"{record.verdict()}. This was measured on data of the model, not on your data.")
 
 
 def held_out(measured: Measured) -> Finding:
@@ -139,11 +139,16 @@ def held_out(measured: Measured) -> Finding:
     state: State = "fault" if of_model or overfitted(measured) else "fine"
     if state == "fine" and (bool(encoder.sampling_error.isnan()) or model.doubt or encoder.doubt):
         state = "undecided"
-    of_encoder = f", amortization gap {signed(encoder)} nats (the encoder)" if "amortization" in lost else ""
-    claim = f"Test minus training data: log p(x) {signed(model)} nats (the model){of_encoder}; sampling errors."
+    claim = f"On test data log p(x) is {compared(model)} than on training data"
+    if "amortization" in lost:
+        claim += f", and the amortization gap (the encoder's part) is {compared(encoder)}"
     if len(test) < len(measured.test) or len(train) < len(measured.train):
-        claim = f"{claim[:-1]}, of the {len(test)} and {len(train)} data whose log p(x) is not in doubt."
-    return Finding("held-out", state, f"The model is overfitted. {claim}" if of_model else claim)
+        claim += f", by the {len(test)} and {len(train)} data whose log p(x) is not in doubt"
+    faults = [name for name, bad in (("model", of_model), ("encoder", overfitted(measured))) if bad]
+    verdict = f"The {' and the '.join(faults)} {'are' if len(faults) > 1 else 'is'} overfitted. " if faults else ""
+    if state == "fine":
+        verdict = "Neither the model nor the encoder is clearly overfitted. "
+    return Finding("held-out", state, f"{verdict}{claim} (sampling errors).")
 
 
 def known(gaps: Gaps) -> Gaps:
@@ -186,13 +191,11 @@ def upper_end(estimate: Estimate) -> float:
 
 
 def text(estimate: Estimate) -> str:
-    return estimate.with_error(unit=" nats") + ("" if estimate.doubt else " (Monte Carlo error)")
+    said = with_error(estimate)
+    return f"{said} (Monte Carlo error)" if "+-" in said else said
 
 
-def signed(estimate: Estimate) -> str:
-    sign = "+" if float(estimate.value) >= 0 else ""
-    return sign + estimate.with_error(2, sampling=True)
-
-
-def lower_first(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
+def compared(change: Estimate) -> str:
+    """ "6.3 +- 1.8 nats lower"."""
+    size = replace(change, value=change.value.abs())
+    return f"{with_error(size, sampling=True)} {'lower' if float(change.value) < 0 else 'higher'}"

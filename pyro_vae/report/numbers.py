@@ -15,6 +15,8 @@ from ..samples import SampleCheckResult, Statistic
 from .measured import Measured
 
 NATS = "nats per datum"
+SHARE = "share of the data"
+IN_DOUBT = "in doubt: "  # in front of a reason
 SHOWN = 10  # latents of the calibration, worst first
 PARTS_OF_KL = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
 
@@ -74,7 +76,7 @@ def of_gaps(gaps: Gaps, data: str) -> Iterator[Number]:
     for name, estimate in gaps.summary().items():
         yield number("gaps", data, gaps.titles[name], estimate, n)
     for reason, flags in gaps.doubts.items():
-        yield number("gaps", data, f"in doubt: {reason}", int(flags.sum()), n, "data")
+        yield number("gaps", data, f"{IN_DOUBT}{reason}", int(flags.sum()), n, "data")
     ess = f"ESS of {gaps.evidence.num_particles} weights, median"
     yield number("gaps", data, ess, float(gaps.evidence.ess.median()), n, "weights")
     yield number("cost", data, "gaps", gaps.cost, n, "decoder evaluations per datum")
@@ -106,8 +108,8 @@ def of_surgery(surgery: Surgery) -> Iterator[Number]:
 
 def of_units(units: UnitActivity) -> Iterator[Number]:
     n = units.num_data
-    yield number("units", "train", f"active, of {len(units)}", units.num_active, n, "units")
-    yield number("units", "train", f"at the prior, of {len(units)}", units.num_collapsed, n, "units")
+    yield number("units", "train", f"active units, of {len(units)}", units.num_active, n, "units")
+    yield number("units", "train", f"units at the prior, of {len(units)}", units.num_collapsed, n, "units")
     for d in units.order.tolist():
         for name, title, unit in (
             ("kl", "KL", NATS),
@@ -123,8 +125,9 @@ def of_self_check(check: SelfCheckResult) -> Iterator[Number]:
     for side, value, error in zip(("upper", "lower"), check.bias, check.bias_std_errors, strict=True):
         # the spread over data contains all Monte Carlo errors, and there is no other population than the model's
         yield Number("self-check", "simulated", f"estimate minus {side} bound", value, error, error, NATS, n)
-    yield number("self-check", "simulated", "width of the sandwich", check.sandwich.mean_width(), n)
-    yield number("self-check", "simulated", "intervals that reach the bounds", check.coverage(), n, "share of the data")
+    width, reach = "width of the sandwich, upper minus lower bound", "95% intervals that reach the bounds of log p(x)"
+    yield number("self-check", "simulated", width, check.sandwich.mean_width(), n)
+    yield number("self-check", "simulated", reach, check.coverage(), n, SHARE)
     cost = check.evidence.cost + check.sandwich.lower.cost + check.sandwich.upper.cost
     yield number("cost", "simulated", "self-check", cost, n, "decoder evaluations per datum")
 
@@ -134,10 +137,12 @@ def of_calibration(calibration: Calibration) -> Iterator[Number]:
     if (gap := calibration.symmetric_gap) is not None:
         yield number("calibration", "simulated", "symmetric gap, KL of posterior to guide and back", gap, n)
     rows = [row for row in calibration.rows if row.num_data]
-    yield number("calibration", "simulated", f"outside their bands, of {len(rows)}", len(calibration.faulty), n, "rows")
+    yield number(
+        "calibration", "simulated", f"ranks that are not uniform, of {len(rows)}", len(calibration.faulty), n, "ranks"
+    )
     for row in (calibration.faulty or rows)[:SHOWN]:
-        name = f"90% intervals of {row.name} that hold the true one"
-        yield number("calibration", "simulated", name, row.coverage(0.9), row.num_data, "share of the data")
+        name = f"90% intervals of {row.name} that contain the true one"
+        yield number("calibration", "simulated", name, row.coverage(0.9), row.num_data, SHARE)
     yield number("cost", "simulated", "calibration", calibration.cost, n, "decoder evaluations per datum")
 
 

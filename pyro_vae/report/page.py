@@ -4,41 +4,58 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .figure import SIZE, Panel, panels_of
-from .measured import Measured
+from .figure import Panel, panels_of
+from .glossary import TERMS, linked
 from .numbers import Number
+from .sections import DATA, sections_of
 
 DPI = 160
-TITLES = {
-    "gaps": "Gaps",
-    "held-out": "Test data against training data",
-    "surgery": "What the KL is made of",
-    "units": "Latent units",
-    "self-check": "The estimate on trial, on data simulated from the model",
-    "calibration": "The guide on trial, on data simulated from the model",
-    "samples": "Likelihood and looks",
-    "cost": "Cost",
+BADGES = {"fine": "OK", "fault": "Problem", "undecided": "Unclear"}
+TOPICS = {
+    "latents": "Latents",
+    "estimate": "Estimate of log p(x)",
+    "gap": "Gap between ELBO and log p(x)",
+    "calibration": "Guide on simulated data",
+    "held-out": "Test against training data",
+    "samples": "Samples of the model",
 }
 
 
-def render(measured: Measured, numbers: list[Number]) -> str:
+def render(diagnosis: Any, numbers: list[Number], title: str) -> str:
     """The page of a `Diagnosis` as text."""
     pages = Environment(loader=PackageLoader(__name__.rpartition(".")[0], ""), autoescape=True, undefined=StrictUndefined)
-    pages.filters["shown"] = shown
-    sections = [
-        (title, rows)
-        for part, title in TITLES.items()
-        if (rows := [(row_id, row) for row_id, row in enumerate(numbers) if row.part == part])
-    ]
+    pages.filters["linked"] = linked
+    sections = sections_of(diagnosis, numbers)
+    pictures = {panel.name: (panel, picture(panel)) for panel in panels_of(diagnosis)}
+    in_sections = {name for section in sections for name in section.part.panels}
     page = pages.get_template("page.html").render(
-        diagnosis=measured, sections=sections, pictures=[(panel, picture(panel)) for panel in panels_of(measured)]
+        title=title,
+        diagnosis=diagnosis,
+        about=about(diagnosis),
+        badges=BADGES,
+        topics=TOPICS,
+        sections=sections,
+        sets=set(DATA.values()),
+        pictures=pictures,
+        first_pictures=[name for name in pictures if name not in in_sections],
+        terms=TERMS,
     )
     return page.replace(" +- ", " \u00b1 ")
+
+
+def about(diagnosis: Any) -> list[tuple[str, str]]:
+    """What was diagnosed, by what, and when; a word and its value each."""
+    named = dict(diagnosis.about)
+    parts = [part for part in (diagnosis.surgery, diagnosis.units) if part is not None]
+    rest = f", {parts[0].num_data} for all else" if parts else ""
+    sizes = {"training data": f"{len(diagnosis.train)} for the gaps{rest}", "test data": f"{len(diagnosis.test)} data"}
+    for name, size in sizes.items():
+        named[name] = f"{named[name]}, {size}" if name in named else size
+    return [*named.items(), *((name, str(value)) for name, value in {**diagnosis.settings, **diagnosis.versions}.items())]
 
 
 def picture(panel: Panel) -> str:
@@ -46,20 +63,9 @@ def picture(panel: Panel) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=SIZE, layout="constrained")
+    figure = Figure(figsize=panel.size, layout="constrained")
     FigureCanvasAgg(figure)
     panel.draw(figure.add_subplot())
     file = io.BytesIO()
     figure.savefig(file, dpi=DPI)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def shown(value: Any) -> str:
-    """Format a number for the page: whole numbers whole, others with digits that suit their size."""
-    if not isinstance(value, float):
-        return str(value)
-    if not math.isfinite(value):
-        return "" if math.isnan(value) else str(value)
-    if value == int(value) and abs(value) < 1e15:
-        return str(int(value))
-    return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.2g}"

@@ -119,20 +119,19 @@ class SampleCheckResult(Result):
         if self.unchecked:
             return f"No verdict: {self.unchecked['memorised']}."
         low, high = nearer.confidence_interval()
-        number = f"probability {float(nearer.value):.3f} +- {float(nearer.sampling_error):.3f} (sampling error)"
+        number = f"with probability {float(nearer.value):.3f} +- {float(nearer.sampling_error):.3f} (sampling error)"
         if low > 0.5:
             return (
-                "Memorised, or drawn from the densest parts of the data alone: samples are nearer to the training data than "
-                f"held-out data are, with {number}."
+                "Memorised, or drawn from the densest parts of the data only: samples are nearer to the training data than "
+                f"held-out data are, {number}."
             )
         if high < 0.5:
             return (
-                "Not memorised as a whole: samples are farther from the training data than held-out data are, nearer with "
-                f"{number}."
+                "Not memorised as a whole: samples are farther from the training data than held-out data are. A sample is "
+                f"the nearer of the two {number}."
             )
         return (
-            f"No sign of memorising at N = {size}: samples are nearer to the training data than held-out data are with "
-            f"{number}."
+            f"No sign of memorising at N = {size}: samples are nearer to the training data than held-out data are {number}."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def test_the_fault_that_is_there_is_named_and_measured(fault):
     gap = rows["calibration", "simulated", "symmetric gap, KL of posterior to guide and back"]
     truth = float((lm.log_evidence(test) - lm.elbo(test, guide_distribution(guide, test))).mean())
     assert gap.value > truth - SIGMAS * gap.std_error - 1e-6  # at least the inference gap, here the same for all data
-    assert {"none": "next to log p(x)", "encoder": "encoder is what", "family": "family is what"}[fault] in page.headline
+    assert {"none": "close to log p(x)", "encoder": "The encoder causes", "family": "family of the guide causes"}[
+        fault
+    ] in page.headline
     assert page.left_out == {}
 
 
@@ -52,7 +54,7 @@ def guide_distribution(guide, x):
 
 def test_latents_that_are_not_used_come_first():
     page = diagnosed(*collapsed_pair())
-    assert page.culprit == "collapse" and "0 of 3 units active" in one_line(page) and "Anneal" in page.advice
+    assert page.culprit == "collapse" and "0 of 3 units are active" in one_line(page) and "Anneal" in page.advice
     assert [f.state for f in page.findings if f.topic == "latents"] == ["fault"]
 
 
