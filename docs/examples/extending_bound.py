@@ -1,4 +1,4 @@
-"""A bound of one's own: the Rényi bound of Li and Turner (2016, https://arxiv.org/abs/1602.02311), one per datum."""
+"""The Rényi bound (Li and Turner, 2016, https://arxiv.org/abs/1602.02311)."""
 
 from pyro_vae.objectives.datum_elbo import DatumELBO
 from pyro_vae.ops import log_mean_exp
@@ -7,8 +7,9 @@ from pyro_vae.ops import log_mean_exp
 class RenyiBound(DatumELBO):
     """loss = -sum over data of 1 / (1 - alpha) log 1/K sum_k w_k^(1 - alpha), in nats.
 
-    Of many particles it is log p(x) - D_alpha(q || p): the ELBO as alpha goes to 1, below log p(x) for alpha > 0, log p(x)
-    at 0, above it for alpha < 0 (at -1 it is CUBO; Dieng et al., 2017, https://arxiv.org/abs/1611.00328).
+    With many particles it is log p(x) - D_alpha(q || p). It is the ELBO as alpha goes
+    to 1, below log p(x) for alpha > 0, log p(x) at 0, and above it for alpha < 0.
+    At -1 it is CUBO (Dieng et al., 2017, https://arxiv.org/abs/1611.00328).
     """
 
     def __init__(self, alpha, *, num_particles=10):

@@ -1,4 +1,4 @@
-"""A likelihood of one's own: waiting times whose hazard rises or falls with the time that has passed."""
+"""Waiting times whose hazard rises or falls with the time that has passed."""
 
 import pyro.distributions as dist
 from torch.distributions import constraints
@@ -7,12 +7,16 @@ from torch.nn.functional import softplus
 import pyro_vae as pv
 from pyro_vae.nn.checked import Accepts
 
-TIMES = Accepts("Weibull", constraints.positive, "positive numbers", "leave out waiting times of zero")
-SMALLEST = 0.1  # of both parameters: keeps densities and gradients finite for any raw numbers
+REMEDY = "leave out waiting times of zero"
+TIMES = Accepts("Weibull", constraints.positive, "positive numbers", REMEDY)
+SMALLEST = 0.1  # of both parameters: keeps densities and gradients finite
 
 
 class Weibull(pv.nn.Head):
-    """p(x) = (k / s) (x / s)^(k - 1) exp(-(x / s)^k): the network gives the scale s and the concentration k per number."""
+    """p(x) = (k / s) (x / s)^(k - 1) exp(-(x / s)^k).
+
+    The network gives the scale s and the concentration k for each number.
+    """
 
     num_params = 2
 
@@ -23,5 +27,5 @@ class Weibull(pv.nn.Head):
         return pv.nn.Log()
 
     def forward(self, raw):
-        scale, concentration = (softplus(chunk) + SMALLEST for chunk in self.chunks(raw))
+        scale, concentration = (softplus(part) + SMALLEST for part in self.chunks(raw))
         return self.checked(dist.Weibull(scale, concentration, validate_args=False))

@@ -19,7 +19,7 @@ loader = DataLoader(data, batch_size=20, sampler=sampler)
 objective = pv.BetaTraceMeanField_ELBO(beta=pv.LinearAnnealing(30))
 loss = DistributedDataParallel(objective(vae.model, vae.guide))
 optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
-pyro.set_rng_seed(dist.get_rank())  # noise of its own on each rank
+pyro.set_rng_seed(dist.get_rank())  # other noise on each rank
 for epoch in range(5):
     sampler.set_epoch(epoch)
     for (x,) in loader:
@@ -28,8 +28,9 @@ for epoch in range(5):
         optimizer.step()
         objective.num_updates += 1  # for the schedule of beta
 
-everything = DataLoader(data, batch_size=100)  # not the sampler's share: evaluate shares it out
-evidence = pv.evaluate(pv.AdaptiveImportanceSampling(vae.model, vae.guide, num_particles=100), everything, seed=0)
+everything = DataLoader(data, batch_size=100)  # no sampler: evaluate divides them
+estimator = pv.AdaptiveImportanceSampling(vae.model, vae.guide, num_particles=100)
+evidence = pv.evaluate(estimator, everything, seed=0)
 if dist.get_rank() == 0:
     torch.save({"vae": vae.state_dict(), "objective": objective.state_dict()}, "vae.pt")
     print(evidence.mean())

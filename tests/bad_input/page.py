@@ -35,18 +35,25 @@ No call here changes parameters, buffers, modes, settings or, with a seed, the r
 change the parameters that they train.
 """
 
-LIST_OF_LEFT_OUT = "\n".join(f"- `{option}` {row}, which {why}" for (option, row), why in NOT_TRIED.items())
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+LEFT_OUT = [f"`{option}` {row}, which {why}" for (option, row), why in NOT_TRIED.items()]
 OF_OPTIONS = f"""Every option of all these functions and classes was given {len(OPTION_ROWS)} values, one at a time:
-{", ".join(OPTION_ROWS)}.
+
+{bullets(OPTION_ROWS)}
 
 An option of several estimators is one row. So a value may stand under "taken" because one estimator takes it, and another
 may refuse it: 0.5 for a tolerance, say. These cells were left out:
 
-{LIST_OF_LEFT_OUT}"""
+{bullets(LEFT_OUT)}"""
 
 OF_OTHERS = f"""Functions that take no pair of model and guide, and arguments beside the pair, were given {len(VALUES)}
 values, one at a time:
-{", ".join(VALUES)}.
+
+{bullets(VALUES)}
 
 `TypeError`, `ValueError` and `KeyError` are raised by the package, with a message of its own."""
 

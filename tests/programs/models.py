@@ -345,7 +345,7 @@ def cevae() -> Program:
         log_evidence=right.log_evidence,
         elbo=right.elbo,
         site_kl={"z": right.kl.mean().item()},
-        refused={"beta": ("ObservedInGuideError", "the losses of the guide's own are no part of the ELBO: hide them")},
+        refused={"beta": ("ObservedInGuideError", "losses that the guide adds are no part of the ELBO: hide them")},
     )
 
 

@@ -608,5 +608,5 @@ def boosting_mixture_guide() -> Program:
         log_evidence=log_evidence,
         elbo=elbo,
         site_kl={"z": kl},
-        other={"beta": "the loss counts log q of the indicator, as that of Pyro does, so that minus it is no bound"},
+        other={"beta": "as in Pyro, the loss counts log q of the indicator, so minus the loss is no bound"},
     )
