@@ -28,7 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gen_modules"]
 default_role = "literal"  # single backticks in docstrings are code
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 copybutton_exclude = ".linenos, .gp, .go"
@@ -61,7 +61,7 @@ sphinx_gallery_conf = {
     # Names in the code of a tutorial are links to the API, and the API shows the tutorials that use them.
     "doc_module": ("pyro_vae",),
     "reference_url": {"pyro_vae": None},
-    "backreferences_dir": "gen_modules",
+    "backreferences_dir": "gen_modules/backreferences",
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

@@ -183,7 +183,10 @@ def test_draws_that_are_one_float_say_so():
     m, t, w, s, b = EDGES["scale 1e-10"]
     x = torch.tensor([[0.3, 0.3, 0.3]])
     precision = pytest.warns(errors.PrecisionWarning)
-    with precision, pytest.warns(errors.UnreliableEvidenceWarning, match="no longer tell them from one another.*float64"):
+    with (
+        precision,
+        pytest.warns(errors.UnreliableEvidenceWarning, match="too coarse to distinguish latents from one another.*float64"),
+    ):
         pv.ImportanceSampling(*pair(m, t, w, s, b, F32, 1.5), num_particles=200, seed=0, check=False)(x)
 
 

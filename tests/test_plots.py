@@ -160,11 +160,11 @@ def test_the_values_themselves_stand_faint_behind():
     assert not [line for line in plot_training(history, window=1).lines if line.get_color() == "0.8"]
 
 
-def test_lines_differ_in_style_so_that_black_and_white_will_do():
+def test_lines_differ_in_colour_and_in_style_so_that_black_and_white_will_do():
     ax = plot_training(history_record(sites=("z", "w", "y")))
     curves = named_curves(ax)
     assert list(curves) == ["$-$ELBO", "distortion", "rate", "rate of z", "rate of w", "rate of y"]
-    assert {line.get_color() for line in curves.values()} == {"black"}
+    assert len({line.get_color() for line in list(curves.values())[:4]}) == 4
     assert len({str(line._unscaled_dash_pattern) for line in curves.values()}) == 6
     assert [text.get_text() for text in ax.get_legend().get_texts()] == list(curves)
 
@@ -249,6 +249,12 @@ def test_an_empty_history_and_a_window_of_nothing_are_refused():
 # K-curves
 
 
+def numbers_below(ax):
+    """The numbers at the horizontal axis that are drawn."""
+    low, high = ax.get_xlim()
+    return [text.get_text() for text in ax.get_xticklabels() if low <= text.get_position()[0] <= high]
+
+
 def curve_record(values=(-3.0, -2.0, -1.5, -1.25), errors=(0.02, 0.04, 0.06, 0.08), num_data=4):
     sizes = tuple(2**j for j in range(len(values)))
     values, errors = (torch.tensor(side, dtype=torch.float64) for side in (values, errors))
@@ -264,8 +270,7 @@ def test_k_curve_carries_the_means_and_two_errors():
     assert np.asarray(line.get_ydata()).tolist() == [-3.0, -2.0, -1.5, -1.25]
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends == [pytest.approx(pair) for pair in ((-3.02, -2.98), (-2.04, -1.96), (-1.56, -1.44), (-1.33, -1.17))]
-    assert ax.get_xscale() == "log" and ax.xaxis.get_transform().base == 2
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "4", "8"]
+    assert ax.get_xscale() == "log" and numbers_below(ax) == ["1", "2", "5"]
     assert "nats per datum" in ax.get_ylabel() and "4 data" in ax.get_title()
 
 
@@ -291,8 +296,9 @@ def test_k_curve_leaves_out_what_is_not_finite():
 def test_k_curves_of_any_length_are_drawn(num_particles):
     ax = plot_k_curve(KCurve.from_log_weights(torch.randn(num_particles, 3)))
     ax.figure.canvas.draw()
-    labels = [text.get_text() for text in ax.get_xticklabels()]
-    assert labels[-1] == str(num_particles)
+    labels = numbers_below(ax)
+    powers = [str(10**n) for n in range(6) if 10**n <= num_particles]
+    assert [label for label in labels if label in powers] == powers
     assert 1 <= len(labels) <= 8
     assert len(ax.texts) == (num_particles > 1)
 

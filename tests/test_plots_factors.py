@@ -8,6 +8,7 @@ import pytest
 import torch
 from pair_helpers import one_line
 
+from pyro_vae.errors import OptionError
 from pyro_vae.latent import FactorInformation
 from pyro_vae.plots import plot_factors
 
@@ -39,7 +40,7 @@ def record(num_dimensions=3, num_factors=2):
 def test_cells_carry_the_shares_of_the_entropy():
     found = record()
     assert found.gap.tolist() == pytest.approx([1.0, 0.5]) and float(found.mig.value) == pytest.approx(0.75)
-    assert float(found.mig.std_error) == 0 and "1 held by one dimension" in one_line(found)
+    assert float(found.mig.std_error) == 0 and "1 encoded by one dimension" in one_line(found)
     ax = plot_factors(found)
     shares = np.asarray(ax.images[0].get_array())
     assert shares.tolist() == [pytest.approx(row) for row in ([1.0, 0.0], [0.0, 0.5], [0.0, 0.0])]
@@ -47,8 +48,16 @@ def test_cells_carry_the_shares_of_the_entropy():
         ((f, d), f"{shares[d, f]:.2f}") for d in range(3) for f in range(2)
     }
     assert [t.get_text() for t in ax.get_yticklabels()] == ["z[0]", "z[1]", "z[2]"]
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["0: 1.00", "1: 0.50"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["factor 0\ngap 1.00", "factor 1\ngap 0.50"]
     assert "0.75" in ax.get_title() and ax.images[0].get_clim() == (0.0, 1.0)
+
+
+def test_factors_have_the_names_they_are_given():
+    ax = plot_factors(record(), names=("shape", "a_$"))
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["shape\ngap 1.00", "a_\\$\ngap 0.50"]
+    for names in (["shape"], "ab", 3, {"a": 1, "b": 2}):
+        with pytest.raises(OptionError, match="names must be a list of 2 names, one for each factor"):
+            plot_factors(record(), names=names)
 
 
 def test_numbers_stand_out_from_their_cells():

@@ -20,7 +20,7 @@ from .told_apart import holm
 def compare(records: Mapping[str, Evidence | Gaps], *, level: float = LEVEL) -> Comparison:
     r"""Compare models by their log p(x) on the same data, with paired differences::
 
-        d_n = log p_a(x_n) - log p_b(x_n) per datum, paired: what both models have in common cancels
+        d_n = log p_a(x_n) - log p_b(x_n)          per datum, paired: what both models have in common cancels
 
     The mean of d has two errors. For *these* data it has the **Monte Carlo error**, sqrt(sum_n s_a,n^2 + s_b,n^2) / N. For
     *other* data from the same population it has the **sampling error**, sd(d) / sqrt(N), which includes the first. The claim

@@ -1,4 +1,4 @@
-"""What is known about one distribution: support, masks, transforms, KL."""
+"""Properties of a single distribution: support, masks, transforms, KL."""
 
 from .holes import FillHoles, filled
 from .kl import by_number, known_kl, without_mask

@@ -1,7 +1,7 @@
-"""Fill holes, the numbers of a value that a mask hides, so that no density sees NaN or values outside its support.
+"""Replace masked numbers of a value, so that no density is computed at NaN or outside the support.
 
-A mask that acts on the log-density alone, `torch.where(mask, log_prob, 0)`, is not enough: a NaN behind it makes every
-gradient NaN, because zero times NaN is NaN.
+A mask on the log-density only, `torch.where(mask, log_prob, 0)`, is not enough: a masked NaN makes every gradient NaN,
+because zero times NaN is NaN.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from .supports import TRANSFORMED, innermost, support_of
 
 
 def filled(fn: Any, value: Tensor, site_mask: Tensor | bool | None) -> Tensor:
-    """`value` with numbers from inside the support wherever a mask hides what stands there."""
+    """`value` with masked numbers replaced by numbers inside the support."""
     hidden = hidden_places(fn, site_mask, value)
     if hidden is None or not value.numel():
         return value
@@ -35,7 +35,7 @@ def inside(fn: Any, value: Tensor) -> Tensor:
         for transform in base.transforms:
             inner = transform(inner)
         return inner
-    if hasattr(base, "fns"):  # of the columns of a table: each has a support of its own
+    if hasattr(base, "fns"):  # the columns of a table have separate supports
         return torch.cat([inside(fn, value).expand(fn.batch_shape) for fn in base.fns], -1)
     support = support_of(base)
     if support is None:
@@ -44,9 +44,9 @@ def inside(fn: Any, value: Tensor) -> Tensor:
         try:
             transform = transform_to(support)
             return transform(value.new_zeros(torch.Size(transform.inverse_shape(base.batch_shape + base.event_shape))))
-        except NotImplementedError:  # a support without a transform: take a draw
+        except NotImplementedError:  # a support without a transform: use a draw
             return drawn(base, value.device)
-    if support in (constraints.boolean, constraints.nonnegative_integer):  # seen without reading a tensor
+    if support in (constraints.boolean, constraints.nonnegative_integer):  # known without reading a tensor
         return value.new_zeros(base.batch_shape + base.event_shape)
     if isinstance(support, constraints.integer_interval) and isinstance(support.lower_bound, int):
         return value.new_full(base.batch_shape + base.event_shape, support.lower_bound)
@@ -66,7 +66,7 @@ def drawn(base: Any, device: torch.device) -> Tensor:
 
 
 class FillHoles(Messenger):
-    """Fill holes in what outer handlers record and score. The program gets the values that it passed."""
+    """Replaces masked numbers in values that outer handlers record and score. The program gets its original values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,6 +80,6 @@ class FillHoles(Messenger):
             msg["value"] = filled(msg["fn"], msg["value"], msg["mask"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        """Give the program its own value back. Outer handlers have their copy by now."""
+        """Restore the value of the program. Outer handlers have recorded theirs by now."""
         if msg["name"] in self._passed:
             msg["value"] = self._passed.pop(msg["name"])

@@ -1,4 +1,4 @@
-"""KL divergences that torch knows by formula, of a site as a whole or number by number."""
+"""KL divergences for which torch has a formula, of a whole site or of single numbers."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .supports import TRANSFORMED, innermost, of_one_value
 
 
 def known_kl(q: Any, p: Any) -> Tensor | None:
-    """KL(q || p), whose shape is that of both batches together; None where torch knows no formula."""
+    """KL(q || p), in the broadcast batch shape of both; None where torch has no formula."""
     try:
         if q.batch_shape != p.batch_shape:  # some of torch's formulas do not broadcast: of Bernoullis, binomials
             shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
@@ -24,7 +24,7 @@ def known_kl(q: Any, p: Any) -> Tensor | None:
 
 
 def by_number(fn: Any) -> Any:
-    """The distribution of the single numbers of a site, where it is a product over them; otherwise that of the event."""
+    """The distribution of single numbers of a site, if the site factorises over them; otherwise that of the event."""
     base = innermost(fn)
     if type(base) not in TRANSFORMED or not base.event_shape:
         return base

@@ -13,7 +13,7 @@ from .supports import WRAPPERS, innermost
 
 
 def find_masks(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The mask of a site as (per batch element, per event element where that says more), `None` where nothing is masked.
+    """The mask of a site as (per batch element, per event element if these differ), `None` where nothing is masked.
 
     Masks come from `poutine.mask` and from `fn.mask(m)`, also below `to_event`, where one mask value belongs to each
     element of an event.
@@ -28,10 +28,10 @@ def find_masks(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> tuple
                 inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.batch_shape))
                 flat = inner.flatten(-event_ndims)
                 whole = flat.all(-1)
-                traced = isinstance(inner, FakeTensor)  # of a step that is compiled: it has no values to look at
+                traced = isinstance(inner, FakeTensor)  # in a compiled step, which has no values to read
                 with torch._C.DisableTorchFunction():  # our own look at the mask is not the program's
                     same = not traced and torch.equal(whole, flat.any(-1))
-                if not same:  # one value for all that `to_event` added below the mask
+                if not same:  # one value for all dimensions that `to_event` added below the mask
                     event_mask = inner.reshape(inner.shape + (1,) * (fn.event_dim - innermost(fn).event_dim))
                 else:
                     mask = whole if mask is None else mask & whole
@@ -51,7 +51,7 @@ def as_mask(mask: Tensor | bool | None, like: Tensor) -> Tensor | None:
 
 
 def hidden_places(fn: Any, site_mask: Tensor | bool | None, value: Tensor) -> Tensor | None:
-    """True where a mask hides a number of `value`, broadcastable to it; `None` where nothing is masked.
+    """True where a number of `value` is masked, broadcastable to it; `None` where nothing is masked.
 
     Masks come from `poutine.mask` (`site_mask`) and from `fn.mask(m)` at any depth below `to_event`.
     """
@@ -91,11 +91,11 @@ def mask_hides_score(fn: Any) -> bool:
 
 
 def check_event_masks(name: str, ours: Tensor | None, theirs: Tensor | None) -> None:
-    """Refuse masks inside events that differ between the sides: log p of the other side is summed already."""
+    """Raise for masks inside events that differ between model and guide: the log-density of the other is already summed."""
     if ours is None and theirs is None:
         return
     if ours is None or theirs is None or not bool((ours == theirs).all()):
         raise MaskError(
-            f"latent site '{name}' is masked inside its event, and not alike in model and guide: put the same "
+            f"latent site '{name}' is masked inside its event, but differently in model and guide: put the same "
             "fn.mask(mask).to_event(...) on both sides, or mask whole events with poutine.mask"
         )

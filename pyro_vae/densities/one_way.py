@@ -1,7 +1,7 @@
-"""Flows without an inverse (planar, radial, Sylvester, block autoregressive), whose density is known at own draws only.
+"""Flows without an inverse (planar, radial, Sylvester, block autoregressive), whose density is known only at their draws.
 
-Pyro's transforms remember the last draw, by identity. So the log-density is taken as soon as a value is drawn, and a value
-is drawn again by pushing the same draw of the base through the flow.
+Pyro's transforms cache the last draw, by identity. The log-density is therefore computed as soon as a value is drawn, and a
+value is reproduced by passing the same draw of the base through the flow.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 from ..errors import StructureError
 from .supports import TRANSFORMED, innermost
 
-# Those of Pyro raise a KeyError for any value but their last draw.
+# Those of Pyro raise a KeyError for any value except their last draw.
 WITHOUT_INVERSE = (ConditionedPlanar, ConditionedRadial, T.Sylvester, T.BlockAutoregressive, T.Polynomial)
 
 
 def is_one_way(fn: Any) -> bool:
-    """Whether the density of a distribution is known at its own draws only."""
+    """Whether the density of a distribution is known only at its draws."""
     base = innermost(fn)
     return type(base) in TRANSFORMED and any(lacks_inverse(t) for t in base.transforms)
 
@@ -39,7 +39,7 @@ def draw_base(fn: Any) -> Tensor:
 
 
 def push(fn: Any, base: Tensor) -> Tensor:
-    """From a draw of the base to the value."""
+    """The value from a draw of the base."""
     for transform in innermost(fn).transforms:
         base = transform(base)
     return base
@@ -54,7 +54,7 @@ def log_prob_at(name: str, fn: Any, value: Tensor) -> Tensor:
         if not is_one_way(fn):
             raise
         raise StructureError(
-            f"site '{name}' is a flow without an inverse, so its density is known at its own draws alone, and here it is "
-            "asked for at other values. Use a flow with an inverse (spline, affine coupling, affine autoregressive), or "
-            "ImportanceSampling, which needs own draws alone"
+            f"site '{name}' is a flow without an inverse, so its density is known only at its draws, but here it is "
+            "needed at other values. Use a flow with an inverse (spline, affine coupling, affine autoregressive), or "
+            "ImportanceSampling, which uses only draws of the guide"
         ) from error

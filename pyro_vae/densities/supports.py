@@ -1,4 +1,4 @@
-"""Supports of distributions, found below the wrappers of masks, events and transforms."""
+"""Supports of distributions, inside wrappers of masks, events and transforms."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import AffineTransform, IndependentTransform
 
-ROUNDINGS = 8.0  # of a value: nearer to an end than that, its distance from it is known to less than a digit
+ROUNDINGS = 8.0  # relative distance from an end of the support below which the distance is known to less than a digit
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
 
@@ -27,7 +27,7 @@ def is_discrete(fn: Any) -> bool:
 
 
 def innermost(fn: Any) -> Any:
-    """The distribution below masks, events and expansions."""
+    """The distribution inside masks, events and expansions."""
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
@@ -37,7 +37,7 @@ TRANSFORMED = (dist.TransformedDistribution, torch.distributions.TransformedDist
 
 
 def of_one_value(transform: Any) -> Any:
-    """Reduce a transform that acts on each element of an event by itself to one of single numbers."""
+    """Reduce a transform that acts separately on the elements of an event to one of single numbers."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     if isinstance(transform, AffineTransform):
@@ -46,13 +46,13 @@ def of_one_value(transform: Any) -> Any:
 
 
 def is_angle(fn: Any) -> bool:
-    """Whether the density is one over the circle, periodic: torch calls the support of a von Mises the reals."""
+    """Whether the density is periodic, on the circle: torch gives the reals as the support of a von Mises."""
     family = type(innermost(fn)).__name__
     return "VonMises" in family or family.startswith("Sine")
 
 
 def has_edges(fn: Any) -> bool:
-    """Whether the support of a continuous distribution may end somewhere."""
+    """Whether the support of a continuous distribution may be bounded."""
     base = innermost(fn)
     if type(base) in TRANSFORMED:
         return True
@@ -63,7 +63,7 @@ def has_edges(fn: Any) -> bool:
 
 
 def inside_support(fn: Any, value: Tensor) -> Tensor:
-    """Whether the value has a density, shape (*batch). Transforms are undone, because they hide the support below."""
+    """Whether the value has a density, shape (*batch). Transforms are inverted, since they hide the base's support."""
     base = innermost(fn)
     below = base.base_dist if type(base) in TRANSFORMED else base
     event_dim = max(len(fn.event_shape) - len(below.event_shape), 0)
@@ -72,16 +72,16 @@ def inside_support(fn: Any, value: Tensor) -> Tensor:
             for transform in reversed(base.transforms):
                 value = transform.inv(value)
         inside = inside_support(below, value) if below is not base else base.support.check(value)
-    except (NotImplementedError, KeyError):  # a transform without an inverse, a distribution that does not say
+    except (NotImplementedError, KeyError):  # a transform without an inverse, or a distribution without a support
         return torch.ones((), dtype=torch.bool, device=value.device)
     return inside.flatten(-event_dim).all(-1) if event_dim else inside
 
 
 def next_to_far_end(fn: Any, value: Tensor) -> Tensor | None:
-    """Whether values, (*batch, *event), lie a few roundings from an end of their support that is not zero, (*batch).
+    """Whether values, (*batch, *event), are within a few roundings of an end of their support that is not zero, (*batch).
 
-    `None` where the support has no such end. Next to zero floats are fine. Ends that are tensors are left alone: they are
-    those of a Uniform, which is flat up to its end.
+    `None` where the support has no such end. Near zero floats are fine enough. Ends that are tensors are not tested: they
+    are those of a Uniform, whose density is constant up to its end.
     """
     support: Any = support_of(fn)
     while hasattr(support, "base_constraint"):
@@ -108,7 +108,7 @@ def bounds_of(constraint: Any) -> list[Tensor]:
 def support_values(fn: Any) -> Tensor | None:
     """All values of a discrete distribution, (E, *event), or `None` where they cannot be listed.
 
-    Under `to_event` the values of one element.
+    Inside `to_event`, the values of one element.
     """
     fn = innermost(fn)
     try:

@@ -71,8 +71,8 @@ def place_of(name: str, observed: Tensor, given: Mapping[int | str, Any]) -> int
     ]
     if len(places) != 1:
         raise ArgumentError(
-            f"{len(places)} of the {len(given)} arguments hold what the site '{name}' observes, where one was "
-            f"expected (an argument that the model rescales first is none). {SAY_WHERE}"
+            f"{len(places)} of the {len(given)} arguments hold what the site '{name}' observes, where one was expected "
+            f"(an argument that the model rescales before observing it does not count). {SAY_WHERE}"
         )
     return places[0]
 

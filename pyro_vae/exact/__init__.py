@@ -1,9 +1,8 @@
-"""Closed forms and exact sums: what every estimator of this package is judged by.
+"""Closed forms and exact sums, with which the estimators of this package are tested.
 
-Three families where ``log p(x)`` is known: the linear-Gaussian model, models with few discrete latents
-(enumeration) and models with one or two continuous latents (quadrature). Everything is in nats. Shapes: ``B``
-data, ``D`` latent dimensions, ``X`` data dimensions, ``N`` quadrature nodes. Nothing here knows Pyro; use
-float64 where digits count.
+Three families where ``log p(x)`` is known: the linear-Gaussian model, models with few discrete latents (enumeration) and
+models with one or two continuous latents (quadrature). Everything is in nats. Shapes: ``B`` data, ``D`` latent dimensions,
+``X`` data dimensions, ``N`` quadrature nodes. Nothing here depends on Pyro. Use float64 for full precision.
 """
 
 from .gaussians import scalar_posterior

@@ -1,4 +1,4 @@
-"""Checks of arguments: every message says what was expected and what came."""
+"""Checks of arguments. Every message says what was expected and what came."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def check_floats(name: str, value: Any, remedy: str = "Pass torch.as_tensor(x, dtype=torch.float64).") -> None:
-    """Refuse what is no tensor of real floating-point numbers."""
+    """Raise for a value that is not a tensor of real floating-point numbers."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
         raise TypeError(f"expected {name} as a tensor of floating-point numbers, but got {kind_of(value)}. {remedy}")
 
 
 def check_size(name: str, value: Any) -> None:
-    """Refuse what is neither a real number nor a tensor of one."""
+    """Raise for a value that is neither a real number nor a tensor of one."""
     if isinstance(value, Tensor):
         right = value.dim() == 0 and not value.is_complex() and not value.is_meta
     else:
@@ -29,7 +29,7 @@ def check_size(name: str, value: Any) -> None:
 
 
 def check_like(name: str, value: Any, x: Tensor) -> None:
-    """Refuse what is neither a finite number nor a tensor that broadcasts with `x`, or an `x` that is not finite."""
+    """Raise for a value that is neither a finite number nor a tensor that broadcasts with `x`, or if `x` is not finite."""
     if not (isinstance(value, Tensor) and value.dim()):
         check_size(name, value)
     else:
@@ -67,5 +67,5 @@ def kind_of(value: Any) -> str:
 
 
 def promoted(value: float | Tensor, like: Tensor) -> Tensor:
-    """In the dtype of `like`, said outright: as_tensor alone would round a float to float32 first."""
+    """A tensor in the dtype of `like`, which is passed explicitly: as_tensor alone would first round a float to float32."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device)

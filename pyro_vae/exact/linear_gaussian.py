@@ -17,10 +17,10 @@ from .principal_axes import noise_variance, principal_axes
 
 @dataclass(frozen=True)
 class LinearGaussianGaps:
-    """How far the ELBO of a Gaussian guide is from ``log p(x)``: tensors ``(B,)``, nats, none negative.
+    """The gaps between ``log p(x)`` and the ELBO of a Gaussian guide: tensors ``(B,)``, nats, not negative.
 
-    ``inference = log p(x) - L[q] = amortization + approximation``, with ``amortization = L[q*] - L[q]`` and
-    ``approximation = log p(x) - L[q*]``; ``q*`` is the best guide per datum in the family of ``q``.
+    ``inference = log p(x) - L[q]`` is the sum of ``amortization = L[q*] - L[q]`` and ``approximation = log p(x) - L[q*]``.
+    Here ``q*`` is the best member of the family of ``q`` for each datum.
     """
 
     amortization: Tensor
@@ -32,7 +32,7 @@ class LinearGaussianGaps:
 class LinearGaussianCurve:
     """Points of a rate-distortion curve: tensors ``(P,)``, nats, means over the data.
 
-    Along the curve ``dD/dR = -beta``. No encoder of the model lies below it.
+    Along the curve ``dD/dR = -beta``. No encoder of the model is below it.
     """
 
     beta: Tensor
@@ -102,11 +102,12 @@ class LinearGaussian:
 
     @classmethod
     def fit_beta(cls, x: Tensor, latent_dim: int, variance: float | Tensor, beta: float) -> LinearGaussian:
-        r"""The model of noise ``variance`` that maximises the beta-ELBO of ``x`` ``(B, X)``; its guide is `beta_posterior`.
+        r"""The model with noise ``variance`` that maximises the beta-ELBO of ``x`` ``(B, X)``, with the guide
+        `beta_posterior`.
 
-        The weights are those of ``fit(x, latent_dim, beta * variance)``, since ``beta`` acts like that much more noise
-        (Lucas et al. 2019, https://arxiv.org/abs/1911.02469). There, with the eigenvalues ``l_j`` of the biased covariance
-        and ``A = {j <= D: l_j > beta s^2}``, means over the data::
+        The weights are those of ``fit(x, latent_dim, beta * variance)``, since ``beta`` acts like a factor of the noise
+        variance (Lucas et al. 2019, https://arxiv.org/abs/1911.02469). There, with the eigenvalues ``l_j`` of the biased
+        covariance and ``A = {j <= D: l_j > beta s^2}``, means over the data::
 
             R = 1/2 sum_{j in A} ln(l_j / (beta s^2))
             D = 1/2 [X ln 2 pi s^2 + |A| beta + sum_{j not in A} l_j / s^2]
@@ -146,10 +147,10 @@ class LinearGaussian:
     def beta_posterior(self, x: Tensor, beta: float | Tensor) -> MultivariateNormal:
         r"""The Gaussian that maximises ``E_q log p(x|z) - beta KL(q || p(z))``, batch shape ``(B,)``.
 
-        It is proportional to ``p(z) p(x|z)^(1/beta)``: covariance ``(I + W'W / (beta s^2))^-1``, mean that
-        times ``W'(x - b) / (beta s^2)``; the posterior of a model with noise ``beta s^2``. Rates and
-        distortions along ``beta`` trace the rate-distortion curve, of slope ``dD/dR = -beta`` (Alemi et al.
-        2018, https://arxiv.org/abs/1711.00464).
+        It is proportional to ``p(z) p(x|z)^(1/beta)``, the posterior of a model with noise ``beta s^2``. Its covariance is
+        ``(I + W'W / (beta s^2))^-1``, and its mean is the covariance times ``W'(x - b) / (beta s^2)``. Its rates and
+        distortions for all ``beta`` are the rate-distortion curve, of slope ``dD/dR = -beta`` (Alemi et al. 2018,
+        https://arxiv.org/abs/1711.00464).
 
         :raises ValueError: if ``beta`` is not positive.
         """
@@ -198,11 +199,11 @@ class LinearGaussian:
     def rate_distortion(self, x: Tensor, beta: Tensor) -> LinearGaussianCurve:
         r"""Rate and distortion of `beta_posterior` at every ``beta`` ``(P,)``, means over ``x`` ``(B, X)``.
 
-        These are the least ``R + D / beta`` of any encoder, so the points trace the model's rate-distortion curve, from the
-        prior (``beta = inf``: no rate) on. One model throughout: training a model for each ``beta`` gets below it, see
-        `fit_beta`.
+        These have the least ``R + D / beta`` of any encoder, so the points are on the model's rate-distortion curve, which
+        starts at the prior (``beta = inf``, rate zero). All points are of one model: models trained for each ``beta`` can be
+        below the curve, see `fit_beta`.
 
-        :raises ValueError: if ``beta`` is no vector of positive numbers, or the data do not fit.
+        :raises ValueError: if ``beta`` is not a vector of positive numbers, or the data do not fit.
 
         >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), torch.tensor(0.5))
         >>> curve = model.rate_distortion(torch.tensor([[1.0, 1.0]]), torch.tensor([math.inf, 1.0]))
@@ -217,7 +218,7 @@ class LinearGaussian:
         return LinearGaussianCurve(beta, rate, torch.stack([self.distortion(x, q).mean() for q in encoders]))
 
     def approximation_gap(self) -> Tensor:
-        r"""``1/2 [sum_j ln M_jj - ln|M|]``, what diagonal guides cannot reach: one number for all data."""
+        r"""``1/2 [sum_j ln M_jj - ln|M|]``, the approximation gap of diagonal guides: one number for all data."""
         precision = self._precision(self.variance)
         root: Tensor = torch.linalg.cholesky(precision)
         return 0.5 * precision.diagonal().log().sum() - root.diagonal().log().sum()

@@ -1,4 +1,4 @@
-"""Principal axes of data: how many of them a linear VAE uses, and what is left as noise."""
+"""Principal axes of data: how many of them a linear VAE uses, and the variance left as noise."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def noise_variance(eigenvalues: Tensor, latent_dim: int, variance: float | Tensor | None) -> Tensor:
-    """The variance of the noise, checked: the one given, or the mean of the eigenvalues that no latent takes up."""
+    """The variance of the noise, checked: the given one, or the mean of the eigenvalues that are not used by a latent."""
     check_whole("latent_dim", latent_dim)
     largest = len(eigenvalues) - (variance is None)
     if not 1 <= latent_dim <= largest:
@@ -41,10 +41,10 @@ def noise_variance(eigenvalues: Tensor, latent_dim: int, variance: float | Tenso
 def collapsed(x: Tensor, latent_dim: int, variance: float | Tensor, beta: float | Tensor = 1.0) -> Tensor:
     r"""Which latent dimensions the best linear VAE of noise ``variance`` leaves unused: bool ``(D,)``.
 
-    Dimension ``j``, in order of falling eigenvalue ``l_j`` of the biased covariance of ``x`` ``(B, X)``, is
-    collapsed (``q(z_j|x) = p(z_j)``, zero weights) exactly where ``l_j <= beta variance``: in the beta-ELBO a
-    fixed noise acts like ``beta`` times itself, and the best weights are those of ``LinearGaussian.fit(x,
-    latent_dim, beta * variance)`` (Lucas et al. 2019, https://arxiv.org/abs/1911.02469).
+    Dimension ``j``, in the order of falling eigenvalues ``l_j`` of the biased covariance of ``x`` ``(B, X)``, is collapsed
+    (``q(z_j|x) = p(z_j)``, zero weights) exactly where ``l_j <= beta variance``. The reason is that in the beta-ELBO a fixed
+    noise variance acts like ``beta`` times itself. The best weights are those of ``LinearGaussian.fit(x, latent_dim, beta *
+    variance)`` (Lucas et al. 2019, https://arxiv.org/abs/1911.02469).
 
     :raises ValueError: as in `LinearGaussian.fit`.
 

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from .arguments import check_floats, check_function, check_whole, kind_of
 
-# numpy's Gauss-Hermite weights leave the range of float64 from 360 nodes on.
+# numpy's Gauss-Hermite weights exceed the range of float64 with 360 nodes or more.
 MAX_QUADRATURE_NODES = 300
 
 
 def enumerate_log_joint(log_joint: Callable[..., Tensor], supports: Sequence[Tensor]) -> Tensor:
     r"""Calls ``log_joint(z_1, ..., z_n)`` once, on all combinations of values of ``n`` discrete latents.
 
-    ``supports[i]`` ``(S_i, *event_i)`` lists the values of latent ``i``, which arrive with their own axis:
-    ``(1, ..., S_i, ..., 1, 1, *event_i)``, ``n`` axes of latents, then one of data. The log joint must
-    broadcast over them and return ``(S_1, ..., S_n, B)``, nats; that goes to `enumerate_log_evidence`.
+    ``supports[i]`` ``(S_i, *event_i)`` lists the values of latent ``i``, which are passed with a separate axis: ``(1, ...,
+    S_i, ..., 1, 1, *event_i)``, ``n`` axes of latents, then one of data. The log joint must broadcast over them and return
+    ``(S_1, ..., S_n, B)``, nats; that goes to `enumerate_log_evidence`.
 
     :raises ValueError: if the log joint returns another shape.
 
@@ -30,7 +30,7 @@ def enumerate_log_joint(log_joint: Callable[..., Tensor], supports: Sequence[Ten
     tensor([-1.0589, -1.9107])
     """
     check_function("log_joint", log_joint)
-    if not isinstance(supports, Sequence) or not len(supports):  # a tensor is no Sequence
+    if not isinstance(supports, Sequence) or not len(supports):  # a tensor is not a Sequence
         raise TypeError(
             f"enumerate_log_joint expects a list of the values of each latent, but got {kind_of(supports)}. Pass one tensor "
             "for each, [torch.tensor([0.0, 1.0])]."
@@ -81,15 +81,14 @@ def quadrature_log_evidence(
 ) -> Tensor:
     r"""``log int p(x, z) dz`` over one or two continuous latents by Gauss-Hermite quadrature: ``(B,)``, nats.
 
-    ``(sqrt(2) scale)^D sum_i w_i exp(t_i^2) p(x, z_i)`` with ``z_i = loc + sqrt(2) scale t_i``, summed in
-    logs; nodes ``t`` and weights ``w`` of Golub and Welsch (1969,
-    https://doi.org/10.1090/S0025-5718-69-99647-1), centred per datum as in Liu and Pierce (1994,
-    https://doi.org/10.1093/biomet/81.3.624).
+    The sum is ``(sqrt(2) scale)^D sum_i w_i exp(t_i^2) p(x, z_i)`` with ``z_i = loc + sqrt(2) scale t_i``, computed in logs.
+    Nodes ``t`` and weights ``w`` are those of Golub and Welsch (1969, https://doi.org/10.1090/S0025-5718-69-99647-1),
+    centred per datum as in Liu and Pierce (1994, https://doi.org/10.1093/biomet/81.3.624).
 
-    The nodes lie about ``pi / sqrt(num_nodes)`` of a ``scale`` apart and must resolve the posterior: with 200
-    and the default ``N(0, 1)`` a Gaussian posterior of standard deviation 0.3 still comes out to 1e-8, one of
-    0.1 does not. Centre sharper ones at ``loc`` with a ``scale`` near, better above, theirs, and check that
-    more nodes change nothing.
+    The nodes are about ``pi / sqrt(num_nodes)`` of a ``scale`` apart and must resolve the posterior. With 200 nodes and the
+    default ``N(0, 1)``, a Gaussian posterior of standard deviation 0.3 is still accurate to 1e-8; one of 0.1 is not. For
+    narrower posteriors pass their centre as ``loc``, and a ``scale`` near their standard deviation, rather above it. Check
+    that more nodes do not change the result.
 
     :param log_joint: takes ``z`` of shape ``(N, 1, D)``, or ``(N, B, D)`` if centred, and returns ``(N, B)``.
     :param num_latents: ``D``.

@@ -24,9 +24,9 @@ class InferenceGaps(Estimator):
 
     With the guide q and the best member q* of its family for each datum::
 
-        inference gap log p(x) - L[q] = amortization gap + approximation gap amortization gap L[q*] - L[q] lost because q is
-        not the best member of its family approximation gap log p(x) - L[q*] lost because the family does not contain the
-        posterior
+        inference gap      log p(x) - L[q]     = amortization gap + approximation gap
+        amortization gap   L[q*] - L[q]        lost because q is not the best member of its family
+        approximation gap  log p(x) - L[q*]    lost because the family does not contain the posterior
 
     q* maximises the ELBO of each datum over offsets added to the guide's parameters, so its family contains the guide. The
     search starts near the guide, and starts again at another mode where fitted proposals have found a better one. L[q] and

@@ -1,6 +1,6 @@
-"""The only place that runs a model or a guide. `kernel.checks` says why a program is refused.
+"""The only package that runs a model or a guide. `kernel.checks` has the checks that raise for a program.
 
-Its doors:
+Its interface:
 
 Pair, Call
 : a model and a guide; `Pair.open(args)` gives a `Call`, which draws, scores and weighs: `draw`, `draw_prior`, `run_prior`,

@@ -31,14 +31,15 @@ from .selection import Comparison, call_for
 if TYPE_CHECKING:
     from .pairs import Pair
 
-CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of the largest site: small enough for the caches of a processor
+# numbers of the largest site in a piece: small enough for the cache of a processor
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 
-# Is shown what the guide did in a noise block, what the model did at the last of its particles, and log-weights (K, B).
+# Called with the guide's record of a noise block, the model's record of its last particles, and log-weights (K, B).
 Watch = Callable[[Record, Record, Tensor], None]
 
 
 class Call:
-    """A model and guide bound to one set of arguments. Subsample indices and seed are fixed for its lifetime."""
+    """A model and guide with one set of arguments. Subsample indices and seed are fixed for its lifetime."""
 
     def __init__(
         self,
@@ -57,14 +58,15 @@ class Call:
         self.check_support = check_support
         self.data_checked = self.masks_checked = False
         self.pair = pair
-        self.num_parts = 0  # opened so far
-        self.compared: list[Comparison] | None = None  # latents and log-densities, by which parts are checked
-        self.further: Mapping[str, Tensor] | None = None  # ten draws of the latents, at which parts are checked too
+        self.num_parts = 0  # number of parts opened so far
+        self.compared: list[Comparison] | None = None  # latents and log-densities with which parts are checked
+        self.further: Mapping[str, Tensor] | None = None  # ten draws of the latents with which parts are checked too
         self.cost = 0  # decoder evaluations per datum so far
-        self.weighed: LogDensities | None = None  # the last particles at given values, for the check of their precision
+        self.weighed: LogDensities | None = None  # the last particles at given values, for the check of the precision
         self._scored: Record | None = None
         self._observed: list[Observed] | None = None
-        self._wide: tuple[Execution, Execution] | None = None  # of guide and model at many draws of the latents outside
+        # executions of guide and model at many draws of the latents outside the data
+        self._wide: tuple[Execution, Execution] | None = None
 
     @property
     def index(self) -> Tensor | None:
@@ -74,7 +76,7 @@ class Call:
 
     @property
     def subsamples(self) -> dict[str, Tensor]:
-        """The indices of the data that each plate took, by name, once the programs have run."""
+        """The indices of the data of each plate, by name, once the programs have run."""
         return dict(self.guide.indices)
 
     @property
@@ -83,22 +85,22 @@ class Call:
         return dict(self.guide.fixed)
 
     def fingerprint(self) -> Tensor | None:
-        """(B,) int64, of the observed values of each datum: equal for the same data, whatever the model.
+        """(B,) int64, a hash of the observed values of each datum, the same for any model.
 
-        From the first run of the model in this call. `None` before it, where nothing is observed, and where an observed
-        value is computed from draws.
+        It is computed in the first run of the model in this call. `None` before it, without observed sites, and where an
+        observed value is computed from draws.
         """
         return fingerprint_of(self._observed or ())
 
     def measure(self) -> str:
-        """What p(x) is: a "probability" of discrete data, a "density", or "mixed"; empty where `fingerprint` is `None`."""
+        """The kind of p(x): "probability" for discrete data, "density", or "mixed"; empty where `fingerprint` is `None`."""
         return measure_of(self._observed or ())
 
     def set_noise(self, stream: int, block: int) -> None:
         seed_torch(noise_seed(self.seed, stream, block))
 
     def part(self, kept: Tensor) -> AbstractContextManager[Call | None]:
-        """Open a call for the data with these indices, with noise of its own; `None` where the arguments cannot be cut."""
+        """Open a call for the data with these indices, with different noise; `None` where the arguments cannot be cut."""
         self.num_parts += 1
         return call_for(self, kept, self.num_parts)
 
@@ -109,9 +111,9 @@ class Call:
         return call
 
     def one_by_one(self, *, model_too: bool = True) -> None:
-        """From now on, run the programs plainly for one particle at a time: distributions keep the shapes they came in.
+        """From now on, run the programs for one particle at a time: distributions keep their shapes in the program.
 
-        :param model_too: otherwise the model keeps a leading particle axis where it has one.
+        :param model_too: otherwise the model keeps a leading particle axis if it has one.
         """
         self.guide.execution = "loop"
         if model_too or self.model.execution != "leading":
@@ -143,7 +145,7 @@ class Call:
         return (self.model if self.model.outside is None else at_any_draw(self.model)).run()
 
     def draw(self, num_particles: int, *, adjust: Adjust | None = None, cuts: list[list[Cut]] | None = None) -> Record:
-        """Draw from the guide. What only the guide draws, as the component of a mixture, is summed out of log q."""
+        """Draw from the guide. Discrete draws that only the guide has are summed out of log q."""
         indicators = self.structure.indicators
         if not indicators:
             return draw(self.guide, num_particles, adjust=adjust, cuts=cuts)
@@ -162,7 +164,7 @@ class Call:
         return summed_over(self.guide, draw(self.guide, 1), values, self.structure, num_particles)
 
     def summed(self, drawn: Record, model: Record, num_particles: int) -> Record:
-        """Draws of `draw_latents` with what the guide enumerates summed out of their log-densities: no axis E, no formulas.
+        """Draws of `draw_latents` with the guide's enumerated sites summed out of the log-densities: no axis E, no formulas.
 
         :param model: the model at these draws, for its masks.
         """
@@ -174,9 +176,11 @@ class Call:
         return {n: summed_site(drawn[n], log_probs[n], self.layout) if n in mixed else drawn[n] for n in drawn}
 
     def draw_latents(self, num_particles: int) -> Record:
-        """Draw from q(z given x) with what the guide enumerates summed out: by drawing it first where latents depend on it.
+        """Draw from q(z given x), with sites that the guide enumerates summed out.
 
-        Values have no axis E, and log q(z given x) at them is `log_guide`.
+        These sites are drawn first where latents depend on them.
+
+        Values have no axis E; log q(z given x) at the values is `log_guide`.
         """
         if not self.structure.guide_enumerated:
             return self.draw(num_particles)
@@ -192,11 +196,11 @@ class Call:
         values = {name: site.value for name, site in drawn.items() if name in self.structure.latents}
         weighed = self.weighed
         record = self.score(values, num_particles)
-        self.weighed, self._scored = weighed, None  # draws of the prior may lie anywhere, see `weigh`
+        self.weighed, self._scored = weighed, None  # draws of the prior may be anywhere, see `weigh`
         return values, record
 
     def simulate(self) -> Record:
-        """One draw of all sites of the model, the observed ones too."""
+        """One draw of all sites of the model, also of the observed ones."""
         model = ancestral(self.model)
         return looped_record([model.run(redraw_observed=True)], model.layout)
 
@@ -209,9 +213,9 @@ class Call:
     def run_at(self, values: Mapping[str, Tensor], num_particles: int, *, together: bool = False) -> Record:
         """All sites of the model at given values of latents and enumerated sites, one plain run each.
 
-        Distributions keep the shapes of the program. What has no value is drawn.
+        Distributions keep the shapes of the program. Sites without a value are drawn.
 
-        :param together: one run with a leading particle axis where the model takes one: each site then has one distribution.
+        :param together: one run with a leading particle axis if the model supports it: each site then has one distribution.
         """
         self.cost += num_particles
         model = ancestral(self.model)
@@ -232,30 +236,34 @@ class Call:
     def log_guide(self, values: Mapping[str, Tensor], num_particles: int, model: Record | None) -> Tensor:
         """log q(z given x) at given values of the latents, (K, B); the guide runs, the decoder does not.
 
-        :param model: any record of the model, for its masks: what is masked there is left out of log q. `None` where no
-            latent of the model is masked.
+        :param model: any record of the model, used for its masks: masked latents are left out of log q. `None` if no latent
+            of the model is masked.
         """
         guide = self.score_guide(values, num_particles)
         fresh = [n for n, s in guide.items() if not s.is_observed and n not in values and n not in self.layout.enumerated]
         if fresh:
             raise AuxiliarySiteError(
-                f"the guide computes its latents from {quoted(fresh)}, so log q is not known at other values than its own "
-                "draws: write the latents as draws of their own, or use a method that needs draws alone"
+                f"the guide computes its latents from {quoted(fresh)}, so log q is not known at other values than its "
+                "own draws: write the latents as separate sample statements, or use a method that needs only draws of "
+                "the guide"
             )
         return LogDensities(self.structure, guide, guide if model is None else model, num_particles).log_marginal_guide
 
     def latent_values(self, record: Record) -> dict[str, Tensor]:
-        """What the guide drew for the latent sites of the model, canonical shapes (*E, K, *plates, *event)."""
+        """The guide's draws for the latent sites of the model, in canonical shapes (*E, K, *plates, *event)."""
         return values_for_model(values_of(record, self.structure), self.structure)
 
     def coarse(self, drawn: Record, num_particles: int) -> Tensor:
-        """(K, B) where draws of the guide cannot be told from one another, or from an end of their support, by floats."""
+        """(K, B) where floats are too coarse for draws of the guide.
+
+        They do not distinguish these from one another, or from an end of their support.
+        """
         return coarse_draws(drawn, self.structure.latents, self.layout, num_particles)
 
     def in_program_shapes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Canonical values without an axis E in the shapes that they have in the program, the particles in front.
+        """Canonical values without an axis E in their shapes in the program, with the particles in front.
 
-        Plates of other sites, which are of size one here, are gone.
+        Plates of other sites, which have size one here, are removed.
         """
         shaped = {}
         for name, value in values.items():
@@ -272,7 +280,7 @@ class Call:
         if not self.masks_checked:
             self.masks_checked = True
             check_masked_latents(self, guide, model, weights, noise=(Noise.PROBE, 1))
-        if model is scored:  # draws of the prior may lie anywhere
+        if model is scored:  # draws of the prior may be anywhere
             self.weighed = weights
         return weights
 
@@ -281,7 +289,8 @@ class Call:
     ) -> tuple[Tensor, Tensor]:
         """Log-weights and ELBO terms of K draws of the guide, two tensors (K, B); nothing larger is kept.
 
-        `watch` sees each noise block before it is dropped. It may draw noise of its own: the next block sets its own.
+        `watch` is called with each noise block before it is dropped. It may draw further noise, since the next block sets
+        the seed.
         """
         kept = None
         for block, start in enumerate(range(0, num_particles, NOISE_BLOCK)):
@@ -291,7 +300,7 @@ class Call:
             for first, length in self.chunks(size):
                 part = narrow_record(guide, self.layout, first, length)
                 weights = self.weigh(part, self.score(self.latent_values(part), length), length)
-                if kept is None:  # at once: small tensors kept between large ones would break the memory into pieces
+                if kept is None:  # allocated at once: small tensors between large ones would fragment memory
                     kept = weights.log_weight.new_empty(2, num_particles, self.batch_size)
                 kept[0, start + first : start + first + length] = weights.log_weight
                 kept[1, start + first : start + first + length] = weights.elbo
@@ -311,7 +320,7 @@ class Call:
             yield first, min(size, num_particles - first)
 
     def _checked(self, record: Record) -> Record:
-        """Observed values must be finite and inside the support of their likelihood; looked at once per call."""
+        """Check, once per call, that observed values are finite and inside the support of their likelihood."""
         if not self.data_checked:
             self.data_checked = True
             check_data(record, self.layout, self.check_support, self.structure.observed_with_moving_support)

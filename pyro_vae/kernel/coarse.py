@@ -1,4 +1,4 @@
-"""Draws for which floats are too coarse: Beta draws next to one in float32, draws whose scale vanishes beside their size."""
+"""Draws for which floats are too coarse: Beta draws near one in float32, or draws with a tiny relative scale."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .log_densities import reduce_to_datum
 from .recorder import Layout
 from .records import Record, padded
 
-STEPS = 2.0  # between neighbouring floats, that the standard deviation of draws must be worth
+STEPS = 2.0  # steps between neighbouring floats that the standard deviation of draws must have
 
 
 def coarse_draws(guide: Record, latents: Collection[str], layout: Layout, num_particles: int) -> Tensor:
     """(K, B) where the distance of a draw from an end of the support, or from the other draws, is mostly rounding.
 
-    Floats next to one lie 6e-8 apart in float32. A draw of 1 - 1e-7 becomes a neighbour of it, whose density, of the prior
-    and of the guide alike, is another. The weights look good, and their mean is wrong. A mean of 1e9 with a scale of one
-    makes all draws the same float: all weights are equal then, whatever the scale says.
+    Near one, floats in float32 are 6e-8 apart. A draw of 1 - 1e-7 is rounded to a neighbour, whose densities under prior and
+    guide differ. The weights look good, but their mean is wrong. With a mean of 1e9 and a scale of one, all draws are the
+    same float, so all weights are equal for any scale.
     """
     near = torch.zeros(num_particles, layout.batch_size, dtype=torch.bool)
     for name in latents:
@@ -40,9 +40,9 @@ def coarse_draws(guide: Record, latents: Collection[str], layout: Layout, num_pa
 
 
 def indistinct(value: Tensor, width: int) -> Tensor:
-    """Where draws, (*E, K, *plates, *event), differ by hardly more than the distance between floats; of the same shape.
+    """Where draws, (*E, K, *plates, *event), differ by hardly more than the distance between floats; in the same shape.
 
-    Not where all are 0, 1 or -1, as parts of a Cholesky factor are by their nature.
+    Not where all are 0, 1 or -1, as some entries of a Cholesky factor always are.
 
     :param width: the number of dims of a plate or an event.
     """

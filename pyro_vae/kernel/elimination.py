@@ -1,8 +1,8 @@
 """Sum out enumerated sites one by one, in plates inside the datum and along chains of `pyro.markov`.
 
-Variable elimination on logarithms: the factors that contain a site are added up, and the site is summed out of the result
-by `logsumexp`. (`pyro.ops.contract` multiplies exponentials that are scaled factor by factor: two factors that are high at
-different values underflow there to a probability of zero.)
+Variable elimination in logarithms: the factors that contain a site are added, and the site is summed out of the result by
+`logsumexp`. (`pyro.ops.contract` multiplies exponentials that are scaled separately for each factor. There, two factors that
+are high at different values underflow to a probability of zero.)
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .checks.structure import Structure
 from .recorder import Layout
 from .records import Record, SiteRecord, padded
 
-MOST_BYTES = 2**31  # of one table
+MOST_BYTES = 2**31  # bytes of one table
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
     """Part of log p: (*values of `sites`, K, *plates), with `sites` in alphabetical order.
 
-    :param plates: names and dims of the plates inside the datum that it lies in.
+    :param plates: names and dims of the plates inside the datum that contain it.
     """
 
     tensor: Tensor
@@ -37,7 +37,7 @@ class Factor:
 
 
 def sum_of_sites(log_probs: Mapping[str, Tensor], model: Record, structure: Structure) -> Tensor:
-    """Sum the log-densities of sites of the model, (*E, K, *plates), over sites and plates, and sum out what it enumerates.
+    """Sum the log-densities of sites of the model, (*E, K, *plates), over sites and plates, and sum out enumerated sites.
 
     Returns (*E, K, *plates) with a size of one for the plates inside the datum; E are the sites that the guide enumerates.
     """
@@ -49,14 +49,14 @@ def sum_of_sites(log_probs: Mapping[str, Tensor], model: Record, structure: Stru
 
 
 def in_order(factor: Factor, sites: Sequence[str]) -> Tensor:
-    """(*values of these sites, K, *plates), with a size of one for those that the factor does not read."""
+    """(*values of these sites, K, *plates), with size one for those on which the factor does not depend."""
     order = sorted(range(len(factor.sites)), key=lambda dim: sites.index(factor.sites[dim]))
     tensor = factor.tensor.permute(*order, *range(len(order), factor.tensor.ndim))
     return tensor[tuple(slice(None) if site in factor.sites else None for site in sites)]
 
 
 def inner_plates(site: SiteRecord, layout: Layout) -> dict[str, int]:
-    """Names and dims of the plates inside the datum; one of size one holds nothing apart."""
+    """Names and dims of the plates inside the datum, without those of size one."""
     return {f.name: f.dim for f in site.frames if f.vectorized and f.name != layout.datum_plate and f.size != 1}
 
 
@@ -86,11 +86,11 @@ def factor_of(name: str, log_prob: Tensor, plates: Mapping[str, Mapping[str, int
 def summed_out(
     factors: Iterable[Factor], plates_of: Mapping[str, frozenset[str]], kept: frozenset[str] = frozenset()
 ) -> list[Factor]:
-    """Factors of the sites in `kept` alone, all others summed out, outside of all plates inside the datum.
+    """Factors of the sites in `kept` only, with all others summed out, outside all plates inside the datum.
 
-    :param plates_of: the plates inside the datum by enumerated site; those in `kept` lie in none.
+    :param plates_of: the plates inside the datum by enumerated site; those in `kept` are in none.
 
-    The innermost plates come first: what is enumerated in them is summed out, then the logarithms add up over the plate.
+    The innermost plates come first: their enumerated sites are summed out, then the logarithms are added over the plate.
     """
     factors = list(factors)
     while unfinished := [f for f in factors if f.plates or not kept.issuperset(f.sites)]:
@@ -103,7 +103,7 @@ def summed_out(
 
 
 def eliminated(factors: Sequence[Factor], names: Iterable[str]) -> list[Factor]:
-    """Factors of one context without these sites, each time the one that leaves the smallest table."""
+    """Factors of one context without these sites; each step removes the site that leaves the smallest table."""
     left = dict.fromkeys(factors)  # in order
     members = {name: [f for f in factors if name in f.sites] for name in names}
     members = {name: own for name, own in members.items() if own}
@@ -150,7 +150,7 @@ def sum_over(name: str, factors: Sequence[Factor]) -> Factor:
 
 
 def out_of_plates(factor: Factor, context: frozenset[str], plates_of: Mapping[str, frozenset[str]]) -> Factor:
-    """Add up over the plates that none of its remaining sites lies in."""
+    """Add over the plates that contain none of the remaining sites."""
     kept = frozenset().union(*(plates_of[name] for name in factor.sites))
     if kept == context:
         raise EnumerationError(

@@ -1,4 +1,4 @@
-"""A number per datum that tells data apart: results are about the same data where their numbers are equal."""
+"""A hash per datum: results are for the same data if their hashes are equal."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..densities import is_discrete
 from .recorder import Layout
 from .records import Record, SiteRecord, padded
 
-# Steele, Lea and Flood (2014): the steps of SplitMix64, in which every bit of the input moves every bit of the output.
+# Steele, Lea and Flood (2014): the steps of SplitMix64, in which every bit of the input affects every bit of the output.
 GOLDEN, FIRST, SECOND = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-CHUNK = 2**16  # numbers at a time, so that the few int64 that each needs stay in the caches
+CHUNK = 2**16  # numbers at a time, so that the int64 of each stay in the cache
 
 
 class Observed(NamedTuple):
-    """What one site observes.
+    """The observations of one site.
 
     :ivar values: (B, X) its numbers by datum, in the order of memory.
-    :ivar shown: (B, X) false where a mask hides them, or `None`.
+    :ivar shown: (B, X) false where they are masked, or `None`.
     :ivar discrete: whether its density is a probability.
     """
 
@@ -31,7 +31,7 @@ class Observed(NamedTuple):
 
 
 def observed_in(record: Record, layout: Layout) -> list[Observed] | None:
-    """The observations of a run of the model; `None` where one of them is computed from draws.
+    """The observations of a run of the model; `None` if one of them is computed from draws.
 
     Factors have no value and do not count.
     """
@@ -50,7 +50,7 @@ def observed_at(site: SiteRecord, layout: Layout) -> Observed:
     value = padded(site.value.detach(), width)
     value = value.reshape(value.shape[value.ndim - width :])
     shape = list(value.shape)
-    for frame in site.frames:  # one value may stand for a whole plate
+    for frame in site.frames:  # one value may be common to a whole plate
         if frame.dim is not None:
             size = layout.batch_size if frame.name == layout.datum_plate else frame.size
             shape[num_plates + frame.dim] = max(size, shape[num_plates + frame.dim])
@@ -73,12 +73,12 @@ def observed_at(site: SiteRecord, layout: Layout) -> Observed:
 
 
 def fingerprint_of(observed: Sequence[Observed]) -> Tensor | None:
-    """(B,) int64, of what the sites of a datum observe; `None` where nothing is observed.
+    """(B,) int64, a hash of the observations of a datum; `None` without observed sites.
 
-    Values count as float32, so that the same data in double have the same fingerprint, and a bool is 0 or 1. What a mask
-    hides and NaN are empty. The place of a number within its site counts; the names and the order of the sites do not.
+    Values are converted to float32, so that the same data in double have the same fingerprint, and a bool is 0 or 1. Masked
+    values and NaN are ignored. The position of a number within its site counts; the names and the order of the sites do not.
     """
-    with torch._C.DisableTorchFunction():  # our own look at the data is not the program's
+    with torch._C.DisableTorchFunction():  # this check reads the data, not the program
         sites = [torch.cat([of_rows(*part) for part in chunks(one)]) for one in observed]
         return torch.stack([mixed(site) for site in sites]).sum(0) if sites else None
 
@@ -90,7 +90,7 @@ def chunks(one: Observed) -> list[tuple[Tensor, Tensor | None]]:
 
 
 def of_rows(values: Tensor, shown: Tensor | None) -> Tensor:
-    """(B,) from (B, X): the sum of a number that each value and its place make."""
+    """(B,) from (B, X): the sum of hashes of the values with their positions."""
     numbers = values.to(torch.float32).contiguous() + 0.0  # -0.0 is 0.0
     place = torch.arange(1, numbers.shape[1] + 1, device=numbers.device) * GOLDEN
     terms = mixed(numbers.view(torch.int32).long() + place)
@@ -99,18 +99,18 @@ def of_rows(values: Tensor, shown: Tensor | None) -> Tensor:
 
 
 def mixed(numbers: Tensor) -> Tensor:
-    """int64 to int64, one to one and as if at random; integers wrap. Zero stays zero."""
+    """A pseudorandom bijection of int64; integers wrap. Zero stays zero."""
     for shift, factor in ((30, FIRST), (27, SECOND)):
         numbers = (numbers ^ shifted(numbers, shift)) * factor
     return numbers ^ shifted(numbers, 31)
 
 
 def shifted(numbers: Tensor, bits: int) -> Tensor:
-    """To the right, filled with zeros as of an unsigned number."""
+    """Shifted to the right, filled with zeros like an unsigned number."""
     return (numbers >> bits) & (2 ** (64 - bits) - 1)
 
 
 def measure_of(observed: Sequence[Observed]) -> str:
-    """What p(x) is: a "probability" of discrete data, a "density", or "mixed"; empty where nothing is observed."""
+    """The kind of p(x): "probability" for discrete data, "density", or "mixed"; empty without observed sites."""
     kinds = {"probability" if one.discrete else "density" for one in observed}
     return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else ""

@@ -1,7 +1,7 @@
 """Run a program once for K particles on data that are repeated K times: recurrent networks, lengths read into Python.
 
-Datum n of particle k is row k B + n of the repeated data. The program sees a plain batch of K B data and needs no particle
-axis.
+Datum n of particle k is row k B + n of the repeated data. For the program this is a plain batch of K B data, so it needs no
+particle axis.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def folded_record(sites: Mapping[str, Site], layout: Layout, num_particles: int)
 
 
 def first_rows(site: Site, layout: Layout, num_particles: int) -> Tensor:
-    """An observed value as it came in: what the program made of the first copy of the data."""
+    """An observed value for the original data: that of the first copy of the data."""
     assert layout.datum_dim is not None
     axis = layout.datum_dim - site.fn.event_dim
     if site.value.ndim < -axis or site.value.shape[axis] != num_particles * layout.batch_size:

@@ -1,8 +1,8 @@
-"""Discrete draws that only the guide has, as the component of a mixture: log q(z given x) is a sum over their values.
+"""Discrete draws that only the guide has, such as the component of a mixture: log q(z given x) is a sum over them.
 
     q(z given x) = sum_i q(i given x) q(z given i, x)
 
-The guide draws i and then z. Its density at z is taken with one run of the guide for every value of i.
+The guide draws i and then z. Its density at z is computed with one run of the guide for every value of i.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from .records import Record, SiteRecord
 def summed_over(
     guide: Program, drawn: Record, values: Values, structure: Structure, num_particles: int, adjust: Adjust | None = None
 ) -> Record:
-    """The guide at given values of its latents, without the indicators: each log-density is given the sites before it alone.
+    """The guide at given values of its latents, without the indicators: each log-density is given only the sites before it.
 
     :param drawn: any run of the guide, for the values that the indicators can take.
     """
@@ -38,14 +38,14 @@ def summed_over(
         total = torch.zeros((), device=next(iter(values.values())).device)
         for name, site in record.items():
             if name not in structure.guide_sites and not name.endswith("_unconstrained"):
-                continue  # a loss of the guide's own, left out of log q
+                continue  # a loss of the guide, left out of log q
             total = total + reduce_to_datum(site.log_prob, layout)
             totals.setdefault(name, []).append(total)
     before: Tensor | float | None = None
     result: Record = {}
     for name, terms in totals.items():
         summed = torch.stack(terms).logsumexp(0)
-        if before is None:  # sites before all indicators are alike in all terms
+        if before is None:  # sites before all indicators are equal in all terms
             before = math.log(len(terms))
         if name not in structure.indicators:
             result[name] = summed_site(record[name], summed - before, layout)
@@ -62,7 +62,7 @@ def combinations(drawn: Record, structure: Structure) -> Iterator[dict[str, Tens
 
 def numbered_values(drawn: Record, name: str) -> Tensor:
     values = support_values(drawn[name].fns[0])
-    assert values is not None  # or it is no indicator
+    assert values is not None  # otherwise it is not an indicator
     return values
 
 
@@ -79,7 +79,7 @@ def summed_site(site: SiteRecord, log_prob: Tensor, layout: Layout) -> SiteRecor
 
 
 class Summed(dist.TorchDistribution):
-    """Stands for the distribution of a latent where other draws are summed out: a mixture whose formulas nobody knows."""
+    """Placeholder for the distribution of a latent where other draws are summed out: a mixture without formulas."""
 
     arg_constraints: dict[str, Any] = {}
 

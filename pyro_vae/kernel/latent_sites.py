@@ -1,4 +1,4 @@
-"""The latent sites of a model alone, for guides that are made from it."""
+"""The latent sites of a model, for guides that are built from it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,9 +22,9 @@ from .recorder import Layout, Site
 def latent_sites(
     model: Callable, args: tuple, kwargs: Mapping[str, Any], datum_plate: str | None
 ) -> tuple[dict[str, Site], dict[str, Site], Layout]:
-    """The latents that a guide has to draw, in the model's order, from two runs under the prior; and where the data lie.
+    """The latents that a guide must draw, in the model's order, from two runs under the prior; and the layout of the data.
 
-    Left out are those that the model enumerates and the missing half of `obs_mask`.
+    Latents that the model enumerates, and the missing half of `obs_mask`, are left out.
     """
     check_program("model", model)
     plate_or_none(datum_plate)
@@ -60,7 +60,7 @@ def layout_of(sites: Mapping[str, Site], latents: Mapping[str, Site], datum_plat
 
 
 def plate_of_data(sites: Mapping[str, Site], latents: Mapping[str, Site]) -> str:
-    """The one plate that all observed sites share; of several, the one that all latents share with them."""
+    """The plate common to all observed sites; of several, the one also common to all latents."""
     common = shared([s for s in sites.values() if s.is_observed and not s.is_factor])
     found = common if len(common) == 1 else shared([*latents.values()]) & common
     if len(found) != 1:

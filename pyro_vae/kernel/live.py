@@ -1,4 +1,4 @@
-"""A `Pair` for training: it runs without isolation, so that gradients, buffers and random state are the user's own."""
+"""A `Pair` for training: it runs without isolation, so that gradients, buffers and random state change as usual."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ from .pairs import Pair
 class LivePair(Pair):
     """A model and guide in training.
 
-    A rehearsal in eval mode finds their structure at the first call with arguments of new shapes. The structure is kept
-    while parameters change.
+    At the first call with arguments of new shapes, runs in eval mode find the structure. The structure is kept while
+    parameters change.
     """
 
-    # Dropout is meant; NaN is left to the warning of the loss, as in Pyro; densities that no weight has a place for, of
-    # givens and of what is observed in the guide, would be missing in the gradient and are refused.
+    # Dropout is intended. NaN gives a warning about the loss, as in Pyro. Densities of givens and of observations in the
+    # guide would be missing in the gradient, so they raise.
     in_training = True
 
     def __init__(
@@ -37,7 +37,7 @@ class LivePair(Pair):
         self._norms: dict[Any, list[nn.Module]] = {}  # those that run inside
 
     def call(self, args: tuple, kwargs: Mapping[str, Any], indices: dict[str, Tensor] | None = None) -> Call:
-        """:param indices: by plate, those of another call about the same data."""
+        """:param indices: indices by plate, from another call for the same data."""
         devices = devices_of((args, kwargs), isolation.modules_of(self.model, self.guide))
         key = self._key(args, kwargs)
         if key not in self._known:
@@ -45,12 +45,12 @@ class LivePair(Pair):
                 check_signature(name, program, args, kwargs)
             with kept_store_on_error():
                 found, norms = self._rehearse(args, kwargs, devices)
-            key = self._key(args, kwargs)  # lazy modules are there by now
+            key = self._key(args, kwargs)  # lazy modules have been created by now
             self._known[key], self._norms[key] = found, norms
         guide, model = self._programs(args, kwargs, {} if indices is None else indices, lambda name, fn: fn())
         structure, guide.names, model.names, guide.execution, model.execution = self._known[key]
         if model.execution == "vmap" and any(norm.training for norm in self._norms[key]):
-            model.execution = "loop"  # torch.vmap does not move their statistics
+            model.execution = "loop"  # torch.vmap does not update their statistics
         guide.layout = model.layout = structure.layout
         call = Call(guide, model, structure, 0, devices[0], check_support=False, pair=self)
         call.data_checked = call.masks_checked = True
@@ -58,7 +58,7 @@ class LivePair(Pair):
 
     def _key(self, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         modes = tuple(m.training for top in isolation.modules_of(self.model, self.guide) for m in top.modules())
-        # A float is a weight that a loop anneals: other values, the same structure.
+        # A float may be a weight that a loop anneals: the structure does not depend on its value.
         return signature_of((args, kwargs), floats=False), modes
 
     def _rehearse(self, args: tuple, kwargs: Mapping[str, Any], devices: list[torch.device]) -> tuple[Any, list[nn.Module]]:
@@ -78,12 +78,12 @@ class LivePair(Pair):
             once = call.draw(1)
             call.weigh(once, call.score(call.latent_values(once), 1), 1)  # looks at the masks
         if state is not None:
-            pyro.util.set_rng_state(state)  # what is drawn next must not repeat the noise of new parameters
+            pyro.util.set_rng_state(state)  # later draws must not repeat the noise of new parameters
         return found, norms
 
 
 class NewParameters(Messenger):
-    """Note whether a parameter was created by a function, which may have drawn it."""
+    """Records whether a parameter was created by a function, which may have drawn it."""
 
     drawn = False
 
@@ -94,14 +94,14 @@ class NewParameters(Messenger):
 
 @contextmanager
 def rehearsal(*programs: Callable, devices: list[torch.device]) -> Iterator[list[nn.Module]]:
-    """Unseen runs in eval mode. Yields the modules that were in train mode."""
+    """Runs in eval mode without side effects. Yields the modules that were in train mode."""
     with isolation.unseen(*programs, devices=devices), isolation.eval_mode(*programs) as switched:
         yield switched
 
 
 @contextmanager
 def kept_store_on_error() -> Iterator[None]:
-    """Remove new parameters from the store where a pair is refused."""
+    """Remove new parameters from the store if an error is raised."""
     store = pyro.get_param_store()
     saved = {name: dict(getattr(store, name)) for name in isolation.STORE}
     try:
@@ -114,10 +114,9 @@ def kept_store_on_error() -> Iterator[None]:
 
 @contextmanager
 def moved_parameters() -> Iterator[list[nn.Module]]:
-    """Perturb parameters and norm statistics for a while: initial zeros and ones can hide a dependence.
+    """Temporarily perturb parameters and statistics of norms: initial zeros and ones can hide a dependence.
 
-    Moves numbers by a hundredth of themselves and zeros by a tenth, in the store and in all modules that run inside.
-    Yields the norms that ran.
+    Changes numbers by 1% and zeros by 0.1, in the store and in all modules that run inside. Yields the norms that ran.
     """
     norms: list[nn.Module] = []
     moved: dict[int, tuple[Tensor, Tensor]] = {}
@@ -147,7 +146,7 @@ def moved_parameters() -> Iterator[list[nn.Module]]:
 
 @contextmanager
 def rehearsed(guide: Callable, model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """A rehearsal with moved parameters, for runs that look for what depends on what."""
+    """A rehearsal with perturbed parameters, for runs that test dependences."""
     devices = devices_of((args, kwargs), isolation.modules_of(guide, model))
     with rehearsal(guide, model, devices=devices), moved_parameters():
         yield

@@ -1,4 +1,4 @@
-"""Log-densities per particle and datum, (K, B), which all estimators and objectives are computed from."""
+"""Log-densities per particle and datum, (K, B), from which all estimators and objectives are computed."""
 
 import math
 from collections.abc import Callable, Collection
@@ -66,26 +66,26 @@ class LogDensities:
 
     @property
     def unobserved(self) -> tuple[str, ...]:
-        """The sites behind log p(z)."""
+        """The sites of log p(z)."""
         return (*self.structure.latents, *self.structure.guide_enumerated, *self.structure.model_enumerated)
 
     @property
     def scored(self) -> list[str]:
-        """The sites behind log q(z|x)."""
+        """The sites of log q(z|x)."""
         return [n for n in self.guide if n in self.structure.guide_sites or n.endswith("_unconstrained")]
 
     def masked(self, name: str, record: Record) -> Tensor:
-        """The log-density of one site over (*E, K, *plates), without what is masked."""
+        """The log-density of one site over (*E, K, *plates), without masked elements."""
         site = record[name]
         mask = site.mask if site.is_observed else self.joint_mask(name)
         if mask is None:
             return site.log_prob
-        # Summed out, a masked site must leave one: it counts as uniform on both sides.
+        # A masked site must sum to one when it is summed out: it counts as uniform on both sides.
         hidden = -math.log(site.value.shape[0]) if name in self.layout.enumerated else 0.0
         return torch.where(mask, site.log_prob, site.log_prob.new_full((), hidden))
 
     def joint_mask(self, name: str) -> Tensor | None:
-        """The mask of a latent site, (K, *plates): what is masked on one side is masked on both."""
+        """The mask of a latent site, (K, *plates): a latent masked on one side is masked on both."""
         latent = latent_of(name, self.model)
         sides = [record[n] for record in (self.guide, self.model) for n in {name, latent} if n in record]
         if latent in self.guide and latent in self.model and latent == name:
@@ -100,7 +100,7 @@ class LogDensities:
 
     def kept_places(self, name: str) -> Tensor | None:
         """Where a latent is not masked, by masks of whole events and inside events, broadcastable to its value."""
-        whole = self.joint_mask(name)  # checks that the masks inside events are alike
+        whole = self.joint_mask(name)  # checks that the masks inside events are equal
         site, width = self.guide.get(name, self.model[name]), self.layout.num_plates + 1
         if whole is not None:
             whole = padded(whole, width)
@@ -112,7 +112,7 @@ class LogDensities:
         return inside if whole is None else inside & whole
 
     def _check_switch(self, name: str, mask: Tensor) -> None:
-        """Refuse a mask that depends on sites that the model sums out, because log q has no axis for them."""
+        """Raise for a mask that depends on sites that the model sums out, because log q has no axis for them."""
         for axis, switch in self.structure.axes_at(name).items():
             dim = -(self.layout.num_plates + 2 + axis)
             if switch in self.structure.model_enumerated and mask.ndim >= -dim and mask.shape[dim] > 1:
@@ -123,11 +123,11 @@ class LogDensities:
 
     @property
     def observations(self) -> dict[str, Tensor]:
-        """The observed values by site, in their own shapes."""
+        """The observed values by site, in their original shapes."""
         return {n: s.value for n, s in self.model.items() if s.is_observed and s.value.numel()}
 
     def log_drawn(self, names: Collection[str]) -> Tensor:
-        """log p of sites that the model drew itself, where no gradient runs through the draw, (K, B)."""
+        """log p of sites drawn by the model, where the draw has no gradient, (K, B)."""
         return self._sum({
             n: reduce_to_datum(self.masked(n, self.model), self.layout)
             for n in names
@@ -165,7 +165,10 @@ class LogDensities:
 
     @cached_property
     def log_joint_of_values(self) -> Tensor:
-        """log p(x, z, e), (*E, K, B) for the values e that the guide enumerates; those of the model alone are summed out."""
+        """log p(x, z, e), (*E, K, B), for the values e that the guide enumerates.
+
+        Sites that only the model enumerates are summed out.
+        """
         if not self.structure.model_enumerated:
             return self._with_guide_axes(self.log_likelihood + self.log_prior)
         return self._eliminated((*self.observed, *self.unobserved))
@@ -206,7 +209,7 @@ class LogDensities:
 
     @cached_property
     def log_weight(self) -> Tensor:
-        # Not log_guide minus those that are enumerated: a value that the guide never takes has a log q of -inf.
+        # Not log_guide minus the enumerated sites: a value that the guide never takes has a log q of -inf.
         enumerated = self.structure.guide_enumerated
         sampled = self._sum({n: s for n, s in self.log_guide_by_site.items() if n not in enumerated})
         return self._over_values(self.log_joint_of_values - self._with_guide_axes(sampled))
@@ -218,18 +221,21 @@ class LogDensities:
         bound = self.log_joint_of_values - self._with_guide_axes(self.log_guide)
         log_q = self._sum({n: self.log_guide_by_site[n] for n in self.structure.guide_enumerated})
         weights = self._with_guide_axes(log_q).exp()
-        # 0 x -inf is 0 here: a value of no probability under q does not count.
+        # 0 x -inf is 0 here: a value of probability zero under q does not count.
         bound = torch.where(weights > 0, weights * bound, torch.zeros_like(bound)).sum(self._axes(bound))
         return self.per_particle(bound)
 
     def _eliminated(self, names: Collection[str]) -> Tensor:
-        """(*E, K, B): the sum of the log-densities of these sites of the model, what it alone enumerates summed out."""
+        """(*E, K, B): the sum of the log-densities of these sites of the model.
+
+        Sites that only the model enumerates are summed out.
+        """
         log_probs = {n: self.masked(n, self.model) for n in names}
         total = sum_of_sites(log_probs, self.model, self.structure)
         return self._with_guide_axes(self.per_particle(reduce_to_datum(total, self.layout)))
 
     def _over_values(self, tensor: Tensor) -> Tensor:
-        """(*E, K, B) to (K, B): the logarithm of the sum over the values of what the guide enumerates."""
+        """(*E, K, B) to (K, B): the logarithm of the sum over the values of sites that the guide enumerates."""
         return self.per_particle(tensor.logsumexp(self._axes(tensor)) if tensor.ndim > 2 else tensor)
 
     def _with_guide_axes(self, tensor: Tensor) -> Tensor:

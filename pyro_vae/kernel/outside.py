@@ -1,4 +1,4 @@
-"""Which latents lie outside the plate of the data, and their densities: of a call that weighs all data as one datum."""
+"""The latents outside the plate of the data, and their densities, in a call that treats all data as one datum."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .records import Record, close
 
 @dataclass(frozen=True)
 class Outside:
-    """What lies outside the plate of the data, of a call that weighs all data as one datum.
+    """The sites outside the plate of the data, in a call that treats all data as one datum.
 
     :ivar plate: the plate of the data.
-    :ivar full_size: of that plate, which may be subsampled.
-    :ivar latents: latent sites of the model outside of it.
-    :ivar observed: observed sites of the model outside of it.
-    :ivar drawn: what the guide draws outside of it, auxiliary draws included that hold nothing of the data.
-    :ivar inside: latent sites of the data that the guide has, too.
+    :ivar full_size: full size of that plate, which may be subsampled.
+    :ivar latents: latent sites of the model outside it.
+    :ivar observed: observed sites of the model outside it.
+    :ivar drawn: draws of the guide outside it, including auxiliary draws that contain no latents of the data.
+    :ivar inside: latent sites of the data that the guide has too.
     """
 
     plate: str
@@ -55,7 +55,7 @@ class Outside:
                 f"no observed site lies in the plate '{plate}': name the plate of the data, datum_plate='...'"
             )
         frames = [plates_of(s)[plate] for n, s in model.items() if n in inside]
-        # The joint draw of AutoDiagonalNormal holds latents of both kinds, which it draws independently.
+        # The joint draw of AutoDiagonalNormal contains latents of both kinds, which it draws independently.
         diagonal = isinstance(unwrap(call.guide.fn), AutoDiagonalNormal)
         split = [n for n in guide if diagonal and n.startswith("_") and n.endswith("_latent")]
         outside = cls(
@@ -86,7 +86,7 @@ class Outside:
         return outside
 
     def values(self, record: Record) -> dict[str, Tensor]:
-        """What was drawn outside the plate, (K, *plates, *event) by site."""
+        """The draws outside the plate, (K, *plates, *event) by site."""
         return {n: record[n].value for n in self.drawn if n in record}
 
     def plain_values(self, call: Call, values: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ class Outside:
         return latents, observed, drawn
 
     def check_drawn_first(self, call: Call, guide: Record, model: Record, num_particles: int) -> None:
-        """Refuse guides that draw latents outside the plate given latents of the data: q of the first alone is not known."""
+        """Raise for guides that draw latents outside the plate given latents of the data: their density is not known."""
         if not self.inside or isinstance(unwrap(call.guide.fn), AutoDiagonalNormal):
             return
         again = score(call.guide, self.values(guide), num_particles)  # other latents of the data
@@ -117,7 +117,7 @@ class Outside:
 
 
 def plate_of_observed(model: Mapping[str, Site]) -> str:
-    """The one plate that all observed sites share, those without any plate left out."""
+    """The plate common to all observed sites, except those without a plate."""
     observed = [set(plates_of(s)) for s in model.values() if s.is_observed and plates_of(s)]
     common = sorted(set.intersection(*observed)) if observed else []
     if len(common) != 1:
@@ -127,7 +127,7 @@ def plate_of_observed(model: Mapping[str, Site]) -> str:
 
 
 def refuse_joint_draws(program: Any, guide: Mapping[str, Site], outside: Outside) -> None:
-    """Refuse guides in which one draw outside the plate sets latents of the data: these have no density of their own."""
+    """Raise for guides in which one draw outside the plate sets latents of the data: these have no separate density."""
     if isinstance(unwrap(program), AutoDiagonalNormal):
         return
     points = [n for n in outside.inside if isinstance(innermost(guide[n].fn), dist.Delta)]
@@ -135,8 +135,8 @@ def refuse_joint_draws(program: Any, guide: Mapping[str, Site], outside: Outside
     if joint and any(n not in outside.latents for n in outside.drawn):
         raise StructureError(
             f"the guide draws {quoted(joint)}, latents of the data, in one draw with those outside the plate "
-            f"'{outside.plate}', so that their density given these is not known: use AutoNormal, or an AutoGuideList with a "
-            "guide of its own for each of the two"
+            f"'{outside.plate}', so that their density given these is not known: use AutoNormal, or an AutoGuideList "
+            "with a separate guide for each of the two"
         )
 
 

@@ -1,7 +1,7 @@
-"""Many draws of the latents outside the data in one run. Each pair of such a draw and a datum counts as a datum of its own.
+"""Many draws of the latents outside the data in one run. Each pair of such a draw and a datum counts as a datum.
 
-With S draws and N data, datum n given draw s is datum s N + n of S N, and particle k of it is particle k S + s of the
-program. So whatever looks at the data of a call looks at all pairs at once.
+With S draws and N data, datum n given draw s is datum s N + n of S N. Its particle k is particle k S + s of the program.
+Everything that is done for the data of a call is thereby done for all pairs at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OutsideDraws:
 
 
 def one_draw_at_a_time(program: Program) -> Program:
-    """The program as it is for N data, its latents outside the data given as values."""
+    """The program for N data, with values for its latents outside the data."""
     assert program.outside is not None
     inner = copy(program)
     inner.outside, inner.layout = None, replace(program.layout, batch_size=program.outside.num_data)
@@ -55,7 +55,7 @@ def at_any_draw(program: Program) -> Program:
 def scored_at_draws(
     program: Program, values: Values, num_particles: int, score: Callable[[Program, Values, int], Record]
 ) -> Record:
-    """What `score` records of S N data; latents without a value are drawn."""
+    """The record of `score` for S N data; latents without a value are drawn."""
     assert program.outside is not None
     outside, inner = program.outside, one_draw_at_a_time(program)
     given = {n: apart(v, inner.layout, outside.num_draws, inner.layout.event_dims[n]) for n, v in values.items()}
@@ -87,7 +87,7 @@ def joined(tensor: Tensor, layout: Layout, num_draws: int, width: int) -> Tensor
 
 
 def together(record: Record, layout: Layout, num_draws: int) -> Record:
-    """A record of N data at K S particles as one of S N data at K. Observed and enumerated values stay as they are."""
+    """A record of N data at K S particles as one of S N data at K. Observed and enumerated values are unchanged."""
     wide: Record = {}
     for name, site in record.items():
         join = partial(joined, layout=layout, num_draws=num_draws)
@@ -106,7 +106,7 @@ def together(record: Record, layout: Layout, num_draws: int) -> Record:
 
 
 def padded_values(values: Values, layout: Layout) -> dict[str, Tensor]:
-    """Values (S, *plates, *event) with as many plates as the layout has, and names that it knows."""
+    """Values (S, *plates, *event) with as many plates as the layout has, for known names."""
     found = {}
     for name, value in values.items():
         if name in layout.event_dims:

@@ -1,4 +1,4 @@
-"""A (model, guide) pair. `Pair.open(args)` finds or looks up the structure and gives a `Call`."""
+"""A (model, guide) pair. `Pair.open(args)` finds or looks up the structure and returns a `Call`."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ Found = tuple[Structure, frozenset[str], frozenset[str], Execution, Execution]
 
 
 class Pair:
-    """Any Pyro model and guide, with the structures found for shapes of arguments so far."""
+    """A Pyro model and guide, with the structures found so far, by the shapes of arguments."""
 
     in_training = False
 
@@ -47,8 +47,10 @@ class Pair:
         draws_rather: bool = False,
         takes_subsamples: bool = False,
     ) -> None:
-        """:param draws_rather: take a guide that enumerates all latents for one that draws them.
-        :param takes_subsamples: with `datum_plate=None`, admit plates of which a call holds a part.
+        """A pair without known structures.
+
+        :param draws_rather: run a guide that enumerates all latents so that it draws them.
+        :param takes_subsamples: with `datum_plate=None`, allow plates of which a call has a part.
         """
         for name, program in (("model", model), ("guide", guide)):
             check_program(name, program)
@@ -64,7 +66,8 @@ class Pair:
     ) -> Iterator[Call]:
         """Open a call. Store, buffers, modes, settings and (with a seed) random state are restored on exit.
 
-        :param known: values of latents outside the data, in the shapes of a plain run: everything is then given them.
+        :param known: values of latents outside the data, in the shapes of a plain run; everything is then conditional on
+            them.
         """
         for name, program in (("model", self.model), ("guide", self.guide)):
             check_signature(name, program, args, kwargs)
@@ -82,7 +85,7 @@ class Pair:
                 return torch.randperm(fn.size, generator=generator)[: fn.subsample_size].to(fn.device)
 
             guide, model = self._programs(args, kwargs, indices, draw_indices, known)
-            # What the checks found may hold no longer once the parameters have changed.
+            # The results of the checks may not hold any more once the parameters have changed.
             parameters = [*(p for m in modules for p in m.parameters()), *pyro.get_param_store()._params.values()]
             versions = tuple((id(p), p._version) for p in parameters)
             modes = tuple(m.training for top in modules for m in top.modules())
@@ -107,9 +110,9 @@ class Pair:
         return Program(self.guide, args, kwargs, side="guide", **shared), Program(self.model, args, kwargs, **shared)
 
     def find_out(self, guide: Program, model: Program, seed: int) -> Found:
-        """The structure. The checks compare what should agree to rounding errors, so they run without autocast.
+        """Find the structure. The checks compare numbers up to rounding errors, so they run without autocast.
 
-        A program that runs under autocast alone, since it casts tensors itself, is checked under it.
+        A program that runs only under autocast, because it casts tensors, is checked under it.
         """
         if autocast_around():
             try:
@@ -143,7 +146,7 @@ class Pair:
 
     @torch.no_grad()
     def _probe(self, guide: Program, model: Program) -> tuple[dict[str, Site], dict[str, Site]]:
-        """Run each program once, and again where only the data tell the size of the datum plate."""
+        """Run each program once, and again if the size of the datum plate is known only from the data."""
         with isolation.LayerWatch():
             for _ in range(2):
                 with named_failure("guide", guide.fn, guide.args, guide.kwargs):
@@ -157,7 +160,7 @@ class Pair:
         if self.in_training:
             refuse_shared(leading_record(model_sites, layout), layout)
         else:
-            # Bounds that are tensors may depend on latents: those are looked at with more than one particle.
+            # Bounds that are tensors may depend on latents: these are checked with more than one particle.
             movable = {name for name, site in model_sites.items() if bounds_of(support_of(site.fn))}
             check_data(leading_record(model_sites, layout), layout, self.check_support, movable)
         return guide_sites, model_sites
@@ -195,7 +198,7 @@ def simulation(
     """The sites of two plain runs of a model alone: with the observed values as given, and with drawn ones.
 
     :param fixed: values of latents outside the data, as `Call.fixed` has them.
-    :param indices: which data subsampled plates take, as `Call.subsamples` has them.
+    :param indices: indices of the data of subsampled plates, as `Call.subsamples` has them.
     """
     check_program("model", model)
     check_signature("model", model, args, kwargs)

@@ -25,8 +25,8 @@ Execution = Literal["leading", "vmap", "folded", "loop"]
 class Program:
     """One side of a (model, guide) pair, bound to the arguments of one call.
 
-    `execution` is "leading" (a particle axis left of all plates), "vmap" (scoring only), "folded" (the data repeated) or
-    "loop", as the checks found.
+    `execution` is "leading" (a particle axis left of all plates), "vmap" (scoring only), "folded" (the data are repeated) or
+    "loop", as chosen by the checks.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Program:
         self.side = side  # "model" or "guide", for messages
         self.fn, self.args, self.kwargs = fn, args, kwargs
         self.indices, self.draw_indices, self.fixed, self.full_sizes = indices, draw_indices, fixed, full_sizes
-        self.known = frozenset(fixed)  # sites outside the data whose value comes from without
+        self.known = frozenset(fixed)  # sites outside the data whose value is given
         self.outside: OutsideDraws | None = None  # many values of these, see `outside_draws`
         self.layout = Layout()
         self.names: frozenset[str] | None = None
         self.execution: Execution = "loop"
-        self.ran_plainly = False  # and so has put its parameters into the store
-        self.why_looped = ""  # what the other executions did
+        self.ran_plainly = False  # the program has put its parameters into the store
+        self.why_looped = ""  # the failures of the other executions
         self.base_draws = False  # whether values given for flows without an inverse are draws of their bases
 
     def run(self, num_particles: int | None = None, **options: Any) -> dict[str, Site]:
@@ -100,7 +100,7 @@ def ancestral(program: Program) -> Program:
 
 @contextmanager
 def looping_after_failure(program: Program) -> Iterator[None]:
-    """Where a program fails on many copies of its data (a table that ends), it runs one particle at a time from then on."""
+    """If a program fails on many copies of its data (a table that ends), it then runs one particle at a time."""
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
@@ -114,8 +114,8 @@ def draw(
 ) -> Record:
     """Draw K particles: values and distributions per site, log-densities computed when read.
 
-    Run on a model, this draws from the prior and records the likelihood of its observations as well. `cuts` is filled with
-    the cuts of each run of the program, see `Recorder`.
+    For a model, this draws from the prior and records the likelihood of its observations too. `cuts` is filled with the cuts
+    of each run of the program, see `Recorder`.
     """
     if program.outside is not None:
         drawing = copy(program)
@@ -184,7 +184,7 @@ def vmapped_record(program: Program, values: Values, num_particles: int) -> Reco
     outputs = torch.vmap(once, in_dims=(dims,), randomness="different")(expanded)  # of dropout in training
     record: Record = {}
     for name, output in outputs.items():
-        # Moved by hand: a negative `out_dims` crashes the process where an output does not depend on the inputs.
+        # The axis is moved explicitly: a negative `out_dims` crashes the process if an output does not depend on the inputs.
         moved = {key: tensor.movedim(0, -(width + 1)) for key, tensor in output.items()}
         site, mask = seen[name], moved.get("mask")
         value = site.value if site.is_observed else expanded.get(name, site.value)

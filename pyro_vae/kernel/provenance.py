@@ -1,4 +1,4 @@
-"""Which draws a program reads elsewhere: results carry the names of the draws behind them."""
+"""Dependences between sites: values are marked with the names of the draws from which they were computed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .records import Record, close
 
 
 def first_dependent(call: Call, names: Collection[str]) -> tuple[str, list[str]] | None:
-    """Find the first site that the guide draws given other sites, and name these as far as they are known.
+    """Find the first site that the guide draws given other sites, and the names of these if known.
 
-    Runs the guide at other draws with provenance tracking. Its densities must stay the same as well.
+    It runs the guide at other draws with provenance tracking. The densities must also stay the same.
     """
     with torch.no_grad(), rehearsal(call.guide.fn, devices=[call.device]):
         first, other = call.draw(1), call.draw(1)
@@ -38,6 +38,6 @@ def read_by_prior(call: Call, values: Mapping[str, Tensor], names: Collection[st
 
 
 def followed(program: Program, values: Mapping[str, Tensor]) -> Record:
-    """Run the program at given values of one particle with provenance: results carry the names of the sites behind them."""
+    """Run the program at given values of one particle with provenance: results are marked with the sites they depend on."""
     with Sizes():
         return score(program, {n: track_provenance(v, frozenset({n})) for n, v in values.items()}, 1)

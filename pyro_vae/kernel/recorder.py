@@ -16,12 +16,12 @@ from ..errors import StructureError
 from .checks.subsamples import check_subsample
 
 Adjust = Callable[[str, Any], tuple[Any, Any]]
-Cut = tuple[Tensor, Tensor]  # a draw, and the leaf that took its place
+Cut = tuple[Tensor, Tensor]  # a draw, and the leaf that replaced it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where particles, enumerated values and data lie in a batch shape, counted from the right.
+    """The positions of particles, enumerated values and data in a batch shape, counted from the right.
 
     A canonical batch shape is `(*E, K, *plates)`: `num_plates` plate dimensions, the particles left of them, one axis
     per enumerated site left of those. A plain run has no particle axis.
@@ -35,10 +35,10 @@ class Layout:
     takes_subsamples: bool = False  # whether plates inside the one datum may be subsampled
     enumerated: tuple[str, ...] = ()
     axes: Mapping[str, int] = field(default_factory=dict)  # of enumerated sites, left of the particles; chains reuse them
-    expanded: Mapping[str, int] = field(default_factory=dict)  # enumerated with `expand=True`: how many values
+    expanded: Mapping[str, int] = field(default_factory=dict)  # sites enumerated with `expand=True`: number of values
     along_expanded: frozenset[str] = frozenset()  # latents that the guide draws along the axes of `expanded`
     fixed: frozenset[str] = frozenset()  # sites outside the data that have one value
-    known: frozenset[str] = frozenset()  # those of them whose value came from without, though the guide would draw it
+    known: frozenset[str] = frozenset()  # those of them whose value was given, although the guide would draw it
     plain_shapes: Mapping[str, torch.Size] = field(default_factory=dict)  # batch shapes of latent sites in a plain run
     event_dims: Mapping[str, int] = field(default_factory=dict)
 
@@ -59,11 +59,11 @@ class Site:
     frames: tuple[Any, ...]
     is_observed: bool
     infer: Mapping[str, Any]
-    is_given: bool = False  # the value was not drawn from this very distribution
-    has_own_value: bool = False  # a latent that came with one (`poutine.replay`)
+    is_given: bool = False  # the value was not drawn from this distribution
+    has_own_value: bool = False  # a latent that already had a value (`poutine.replay`)
     is_fixed: bool = False  # outside the data, with one value
-    base_draw: Tensor | None = None  # behind the value, of a flow without an inverse
-    own_log_prob: Tensor | None = None  # of such a flow, taken when the value was drawn
+    base_draw: Tensor | None = None  # the base draw of the value, for a flow without an inverse
+    own_log_prob: Tensor | None = None  # log-density of such a flow, computed when the value was drawn
 
     @property
     def is_factor(self) -> bool:
@@ -74,7 +74,7 @@ class Site:
         return not self.is_observed and self.infer.get("enumerate") in ("parallel", "sequential")
 
     def log_prob(self) -> Tensor:
-        """Unreduced and unmasked by plate masks, shape (*E, K, *plates). A Delta counts with its log-density alone."""
+        """The log-density before sums and plate masks, shape (*E, K, *plates). A Delta counts only with its log_density."""
         if isinstance(self.density, dist.Delta) and not self.is_observed:
             log_prob = self.density.log_density
         elif self.own_log_prob is not None:
@@ -84,31 +84,31 @@ class Site:
             with for_program():  # a flow may run its network
                 log_prob = log_prob_at(self.name, self.density, value)
             if self.is_given and has_edges(self.density):
-                # Some densities go on beyond their support when argument checks are off.
+                # Some densities are positive outside their support when argument checks are off.
                 outside = ~inside_support(self.density, value)
                 log_prob = torch.where(outside, log_prob.new_full((), -torch.inf), log_prob)
         return log_prob.float() if log_prob.dtype in (torch.float16, torch.bfloat16) else log_prob
 
 
 def is_cut_off(msg: Any) -> bool:
-    """Whether it is what `poutine.do` leaves of a site: a draw that nothing reads."""
+    """Whether the site is an unused draw left by `poutine.do`."""
     return msg.get("_intervener_id") is not None
 
 
 class Recorder(Messenger):
     """Supplies and records sample sites. Entered first, it acts after the program's own plates, masks and scales.
 
-    :param layout: where the axes lie.
+    :param layout: the positions of the axes.
     :param indices: subsample indices by plate, kept for all runs of one call; missing ones are drawn by `draw_indices`.
     :param num_particles: expand every latent site to a leading particle axis, or `None` for a plain run.
-    :param values: answers for latent sites; other latent sites are drawn.
-    :param full_sizes: of the plates, kept like the indices.
-    :param fixed: values of latents outside the data, filled by the guide and read by the model.
-    :param adjust: maps (name, distribution) of a latent site to (the one to draw from, the one that is log q).
-    :param redraw_observed: draw the observed sites too (`simulate`).
+    :param values: values of latent sites; other latent sites are drawn.
+    :param full_sizes: full sizes of the plates, kept like the indices.
+    :param fixed: values of latents outside the data, set by the guide and used by the model.
+    :param adjust: function from (name, distribution) of a latent site to (the distribution to draw from, the one for log q).
+    :param redraw_observed: also draw the observed sites (`simulate`).
     :param base_draws: the values given for flows without an inverse are draws of their bases.
-    :param cuts: filled, in their order, with every reparameterised draw and the leaf that the program gets in its place:
-        log-densities then depend on the leaves, and how the draws depend on parameters stays known.
+    :param cuts: filled, in order, with every reparameterised draw and the leaf that the program gets in its place.
+        Log-densities then depend on the leaves, and the dependence of the draws on parameters is kept.
     """
 
     def __init__(
@@ -148,9 +148,9 @@ class Recorder(Messenger):
             self._answer(msg)
 
     def _answer_fixed(self, msg: Any) -> None:
-        """Outside the data: the value that it came with, that of a Delta of the guide, or the one the guide has given it.
+        """The value of a site outside the data: its given value, that of a Delta of the guide, or the guide's draw.
 
-        A site whose value is known is no point of the guide: it has that value, or the one of its particle.
+        A site with a known value is not a point of the guide: it has that value, or that of its particle.
         """
         if msg["name"] in self.layout.known and not msg["is_observed"]:
             value = self.values.get(msg["name"])
@@ -200,7 +200,7 @@ class Recorder(Messenger):
         msg["done"] = True
 
     def _pushed(self, name: str, fn: Any, density: Any, base: Tensor) -> Tensor:
-        """Draw from a flow without an inverse and take its density now, while the flow remembers the draw."""
+        """Draw from a flow without an inverse and compute its density now, while the flow caches the draw."""
         if self.cuts is not None:
             raise StructureError(
                 f"the guide's site '{name}' is a flow without an inverse, so the gradient of its density at a draw is not "
@@ -218,7 +218,7 @@ class Recorder(Messenger):
         return leaf
 
     def _expanded(self, msg: Any) -> Any:
-        """Expand a latent site by the particle axis, and by the data axis where the data plate has no size."""
+        """Expand a latent site by the particle axis, and by the data axis if the data plate has no size."""
         layout, fn = self.layout, msg["fn"]
         width = layout.num_plates + (self.num_particles is not None)
         shape = list(fn.batch_shape)
@@ -234,7 +234,7 @@ class Recorder(Messenger):
         return fn if torch.Size(shape) == fn.batch_shape else fn.expand(torch.Size(shape))
 
     def _along_expanded(self, name: str, value: Tensor, event_dim: int) -> Tensor:
-        """A value with the axes that draws of the guide have, so that `torch.cat` takes it beside an expanded site."""
+        """A value with the axes that draws of the guide have, so that `torch.cat` accepts it with an expanded site."""
         for other, size in self.layout.expanded.items() if name in self.layout.along_expanded else ():
             axis = self.layout.enum_dim(other, self.num_particles is not None) - event_dim
             value = value.reshape((1,) * (-axis - value.ndim) + value.shape)

@@ -19,12 +19,12 @@ from .recorder import Layout, Site
 class SiteRecord:
     """Value, lazily computed log-density and mask of one site.
 
-    :param value: canonical, shape (*E, K, *plates, *event); an observed value keeps the shape it came in.
-    :param log_prob: computes the log-density, broadcastable to (*E, K, *plates), no plate mask applied.
+    :param value: canonical, shape (*E, K, *plates, *event); an observed value keeps its original shape.
+    :param log_prob: function that computes the log-density, broadcastable to (*E, K, *plates), without plate masks.
     :param mask: boolean over (*E, K, *plates), or `None`.
-    :param event_mask: the mask inside events where it is not the same for a whole event, over (*E, K, *plates) and the
-        dims that `to_event` added, or `None`.
-    :param base_draw: behind the value of a flow without an inverse, of the same shape; otherwise `None`.
+    :param event_mask: the mask inside events if it differs within an event, over (*E, K, *plates) and the dims that
+        `to_event` added, or `None`.
+    :param base_draw: the base draw of a flow without an inverse, of the same shape; otherwise `None`.
     :param fns: the distributions, one (leading axis) or one per particle (loop); none after `torch.vmap`.
     """
 
@@ -53,14 +53,14 @@ Record = dict[str, SiteRecord]
 
 
 def to_event_dim(site: Site) -> int:
-    """How many dims of an event `to_event` added to that of one draw."""
+    """The number of dims of an event that `to_event` added."""
     return int(site.fn.event_dim - innermost(site.fn).event_dim)
 
 
 def close(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
-    # Per entry, so that one datum far out does not loosen the others; convolutions on a GPU may use TF32.
+    # Per entry, so that one extreme datum does not loosen the tolerance for others; convolutions on a GPU may use TF32.
     rtol, atol = (1e-9, 1e-9) if a.dtype == torch.float64 else (1e-3, 1e-3) if a.is_cuda else (2e-5, 1e-4)
     return torch.allclose(a, b.to(a.dtype), rtol=rtol, atol=atol, equal_nan=True)
 
@@ -128,7 +128,7 @@ def stack_masks(masks: Sequence[Tensor | None], like: Tensor, width: int) -> Ten
 def split_joint_draw(guide: Callable, sites: Mapping[str, Site]) -> dict[str, Site]:
     """Split the joint draw of AutoDiagonalNormal into independent draws, named as those of AutoNormal.
 
-    The joint site stays, without a density, so that its value can be replayed.
+    The joint site is kept without a density, so that its value can be replayed.
     """
     auto = unwrap(guide)
     if not isinstance(auto, AutoDiagonalNormal):
@@ -152,7 +152,7 @@ def split_joint_draw(guide: Callable, sites: Mapping[str, Site]) -> dict[str, Si
 
 
 def latent_of(name: str, record: Record) -> str:
-    """The latent site that a draw of an autoguide belongs to; other sites are their own."""
+    """The latent site to which a draw of an autoguide belongs; for other sites, the site."""
     latent = name.removesuffix("_unconstrained")
     return latent if latent in record else name
 

@@ -15,7 +15,7 @@ from ..noise import Noise, noise_seed
 if TYPE_CHECKING:
     from .calls import Call
 
-COMPARED = 10  # draws of each source at which log-densities must be the same
+COMPARED = 10  # draws of each kind at which log-densities must be the same
 
 # Values of the latents, and the log-densities there that parts must have too, (1 or 2, K, B).
 Comparison = tuple[Mapping[str, Tensor], Tensor]
@@ -25,18 +25,19 @@ Comparison = tuple[Mapping[str, Tensor], Tensor]
 def call_for(call: Call, kept: Tensor, number: int) -> Iterator[Call | None]:
     """A call for the data with the indices `kept`, (b,), or `None` where the arguments cannot be cut.
 
-    Arguments are cut along their first axis that is as long as the call has data, also inside lists and mappings. Whether
-    that was right is then compared: log p(x, z) and log q(z given x) at draws of the guide must be what they were, and
-    log p(x, z) at draws of the prior and at `call.further`: a guide that is far too narrow visits little of the model. Data
-    that the program finds elsewhere than in its arguments are not cut.
+    Arguments are cut along their first axis that is as long as the call has data, also inside lists and mappings. The result
+    is then checked. log p(x, z) and log q(z given x) at draws of the guide must be the same as before. So must log p(x, z)
+    at draws of the prior and at `call.further`, because a guide that is far too narrow covers little of the model. Data that
+    the program does not get as arguments are not cut.
 
-    :param number: of the parts of this call that were opened so far, so that each has noise of its own.
+    :param number: number of parts of this call opened so far, so that each has different noise.
     """
     seed = noise_seed(call.seed, Noise.PART, number)
     if torch.equal(kept.cpu(), torch.arange(call.batch_size)):
         yield call.again(seed)
         return
-    if call.structure.subsampled or call.model.outside is not None:  # the program chooses the data itself, or each is many
+    # the program selects the data, or each datum is many rows
+    if call.structure.subsampled or call.model.outside is not None:
         yield None
         return
     args, kwargs = (selected(tree, call.batch_size, kept) for tree in (tuple(call.model.args), dict(call.model.kwargs)))
@@ -44,7 +45,7 @@ def call_for(call: Call, kept: Tensor, number: int) -> Iterator[Call | None]:
         try:
             part = stack.enter_context(call.pair.open(args, kwargs, seed))
             right = agrees(call, part, kept)
-        except Exception:  # what a program makes of arguments that it does not expect may be anything
+        except Exception:  # a program may raise any error for unexpected arguments
             right = False
         yield part if right else None
 
@@ -62,14 +63,14 @@ def agrees(call: Call, part: Call, kept: Tensor) -> bool:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Up to the last digits of floats: what is 1e-5 of log p(x) of an image may be a nat, and rounding is much less."""
+    """Equality up to the last digits of floats: 1e-5 of log p(x) of an image may be a nat, and rounding is much less."""
     return torch.allclose(
         a, b, rtol=max(1e-9, 4 * torch.finfo(a.dtype).eps), atol=1e-9 if a.dtype == torch.float64 else 1e-4, equal_nan=True
     )
 
 
 def comparisons(call: Call) -> list[Comparison]:
-    """At draws of the guide, of the prior, and further values, as far as there are any."""
+    """The comparisons at draws of the guide, of the prior, and at further values, if there are any."""
     call.set_noise(Noise.PROBE, 3)
     of_guide = call.latent_values(call.draw_latents(COMPARED))
     others = [call.draw_prior(COMPARED)[0]] + ([] if call.further is None else [call.further])
@@ -97,7 +98,7 @@ def log_densities(call: Call, values: Mapping[str, Tensor], *, guide_too: bool) 
 def cut(values: Mapping[str, Tensor], call: Call, kept: Tensor) -> dict[str, Tensor]:
     """Canonical values, (K, *plates, *event), of some of the data."""
     layout = call.layout
-    assert layout.datum_dim is not None  # a call that is one datum cannot be cut
+    assert layout.datum_dim is not None  # a call with one datum cannot be cut
     return {
         name: value.index_select(layout.datum_dim - layout.event_dims[name], kept)
         if value.shape[layout.datum_dim - layout.event_dims[name]] == call.batch_size

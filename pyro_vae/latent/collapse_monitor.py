@@ -91,7 +91,7 @@ class CollapseMonitor:
         )
         self.every, self.patience = whole_number("every", every), whole_number("patience", patience)
         self.share = real_number("share", share, highest=1.0, ends="(]")
-        self.seed = whole_number("seed", seed, lowest=0, why="training goes on from the global one")
+        self.seed = whole_number("seed", seed, lowest=0, why="the global random state is used for training")
         self.num_calls = 0
         self.last: UnitActivity | None = None  # units of the last measurement
         self.collapsed = False

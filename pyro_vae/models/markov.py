@@ -30,7 +30,7 @@ class MarkovVAE(Pair):
     :param combiner: module that maps z_{t-1}, (..., B, D), and h_t, (B, H), to a distribution with batch shape (..., B) and
         event shape (D,), such as `pyro_vae.models.Concatenated`. In place of z_0, which does not exist, it gets the
         parameter `guide.start`.
-    :raises OptionError: for a network that is no module, or one that contains a `PyroModule`.
+    :raises OptionError: for a network that is not a module, or one that contains a `PyroModule`.
 
     `vae.model` and `vae.guide` are called with x, (B, T, \*X), and `lengths`, (B,), whole numbers from 1 to T; without
     lengths all sequences have T steps. They sample "latent_1" to "latent_T" and observe "obs" in the plate "data" of B rows.

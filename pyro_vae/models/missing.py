@@ -16,7 +16,7 @@ class MissingDataVAE(VAE):
 
     With x = (o, h), where o is observed and h is missing::
 
-        log p(o) >= E_q log p(o given z) - KL(q(z given o) to p(z)), p(o given z) = prod over observed i of p(x_i given z)
+        log p(o) >= E_q log p(o given z) - KL(q(z given o) to p(z)),    p(o given z) = prod over observed i of p(x_i given z)
 
     Nothing is imputed in the model: a missing value has no density and no gradient. The input of the encoder has zeros in
     place of missing values, and a mask. Source: Mattei and Frellsen (2019), "MIWAE: Deep Generative Modelling and Imputation

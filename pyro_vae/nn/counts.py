@@ -86,7 +86,7 @@ class NegativeBinomial(CountHead):
     :param theta_shape: shape of a learned theta: (X,) for one per number of an event, such as one per gene; () for one for
         all.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
-    :raises OptionError: for a theta that is none of these.
+    :raises OptionError: for any other theta.
 
     Call it with raw numbers (..., num_params * X) and an optional size factor (..., 1). Everything else is as in `Poisson`.
 
@@ -140,7 +140,7 @@ class ZeroInflatedNegativeBinomial(CountHead):
     :param theta: the source of theta, as in `NegativeBinomial`.
     :param theta_shape: shape of a learned theta.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
-    :raises OptionError: for a theta that is none of these.
+    :raises OptionError: for any other theta.
 
     Call it with raw numbers (..., num_params * X): first those of the means, then those of theta if the network predicts it,
     last the logits of g. `mean` is that of the data, (1 - g) m. Everything else is as in `Poisson`.

@@ -2,9 +2,10 @@
 
 from .calibration import plot_calibration
 from .comparison import plot_comparison
-from .evidence import plot_gaps, plot_gaps_side_by_side, plot_k_curve
 from .factors import plot_factors
+from .gaps import plot_gaps, plot_gaps_side_by_side
 from .images import plot_reconstructions, plot_samples
+from .k_curve import plot_k_curve
 from .latent import plot_surgery, plot_units
 from .latent_sample import plot_aggregated_posterior, plot_latents
 from .per_datum import plot_gaps_per_datum, plot_pareto_k

@@ -7,25 +7,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .axes import axes_or_new, check_has, literal
+from .style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, legend_beside, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLES = ("-", "--", "-.", ":", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))  # of the worst rows
+DASHES = ("-", "--", "-.", ":", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+STYLES = tuple(zip((VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY), DASHES, strict=True))  # of the worst rows
 
 
 def plot_calibration(calibration: Any, ax: Axes | None = None) -> Axes:
-    """The distribution function of the ranks of each latent minus that of uniform ranks, and the band of a right guide.
+    """How the ranks of the true latents deviate from uniform ranks, and the band in which those of a right guide stay.
 
     :param calibration: what `GuideCalibration` returned.
     :param ax: where to draw; a new figure by default.
 
-    Black lines leave the band, grey ones stay inside. A narrow guide is high on the left and low on the right, a wide one
-    the other way round. A guide that lies too high is high all over, one that lies too low is low.
+    Each line is the distribution function of the ranks of one latent, minus that of uniform ranks. Coloured lines leave the
+    band and grey ones stay inside. A guide that is too narrow is high on the left and low on the right, and one that is too
+    wide the other way round. A guide that lies too high is high all over, and one that lies too low is low.
 
     Example::
 
-        pv.plots.plot_calibration(pv.GuideCalibration(model, guide)(x))
+        calibration = pv.GuideCalibration(model, guide)(x)
+        pv.plots.plot_calibration(calibration)
     """
     check_has(calibration, "rows", "band", "faulty", made_by="what GuideCalibration returned")
     ax = axes_or_new(ax)
@@ -45,17 +49,16 @@ def plot_calibration(calibration: Any, ax: Axes | None = None) -> Axes:
     fine = [row for row in rows if not row.faulty]
     for number, row in enumerate(fine):
         line(row, color="0.55", linewidth=0.8, label=f"{len(fine)} inside the band" if not number else None)
-    for row, style in zip(faulty, STYLES, strict=False):
-        line(row, color="black", linewidth=1.3, linestyle=style, label=literal(row.name))
+    for row, (color, dashes) in zip(faulty, STYLES, strict=False):
+        line(row, color=color, linewidth=1.5, linestyle=dashes, label=literal(row.name))
     for number, row in enumerate(faulty[len(STYLES) :]):
         rest = f"{len(faulty) - len(STYLES)} more outside"
         line(row, color="black", linewidth=0.5, label=rest if not number else None)
     ax.set(
         xlim=(0, 1),
-        xlabel="rank of the true latent among draws of the guide",
-        ylabel="share below, minus that of uniform ranks",
+        xlabel="rank of the true latent among draws",
+        ylabel="share below, minus uniform",
         title=f"Guide on {len(calibration)} simulated data: {len(faulty)} of {len(rows)} outside",
     )
-    ax.margins(y=0.25)  # for the legend
-    ax.legend(loc="best", framealpha=0.9, edgecolor="none", fontsize="small", ncols=2)
-    return ax
+    legend_beside(ax)
+    return wrap_labels(ax)

@@ -13,6 +13,7 @@ from ..errors import OptionError
 from ..latent import LatentSample, unit_numbers
 from ..options import whole_number
 from .axes import axes_or_new, check_record, literal
+from .style import BLUE, SKY, legend_beside, legend_over, name_ticks, width_of, wrap_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,22 +24,23 @@ MARKERS = "osD^v<>PX*hp"
 
 
 def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, num_units: int = 10) -> Axes:
-    """Each unit's q(z_d), on the left and filled, against its prior, on the right and in outline.
+    """The aggregated posterior q(z) of each latent unit against its prior.
 
     :param sample: what `AggregatedPosterior` returned.
     :param ax: where to draw; a new figure by default.
     :param num_units: at most so many units, those whose posterior means spread widest.
-
-    The two histograms of a unit have the same bins and the same area. The bar between them is the spread of the posterior
-    means, one standard deviation to either side of their mean: a unit that has the same posterior for all data has a dot
-    there, however well its q(z_d) agrees with the prior. Units whose means have no formula have neither. What lies beyond
-    the outermost half per cent of both is left out.
-
     :raises OptionError: if `num_units` is less than 1.
+
+    Each unit has two histograms back to back, with the same bins and the same area. On the left, filled, are draws of q(z)
+    over all data. On the right, in outline, are draws of the prior. The outermost half per cent of both is left out. The bar
+    between them is the mean of the posterior means and one standard deviation to either side. A unit that has the same
+    posterior for all data has a dot there, even where its q(z) agrees with the prior. Units whose posterior means have no
+    formula have neither.
 
     Example::
 
-        pv.plots.plot_aggregated_posterior(pv.AggregatedPosterior(vae.model, vae.guide)(loader))
+        sample = pv.AggregatedPosterior(vae.model, vae.guide)(loader)
+        pv.plots.plot_aggregated_posterior(sample)
     """
     check_record(sample, LatentSample, made_by="what AggregatedPosterior returned")
     num_units = whole_number("num_units", num_units)
@@ -60,20 +62,16 @@ def plot_aggregated_posterior(sample: LatentSample, ax: Axes | None = None, *, n
         elinewidth=2,
         label="posterior means",
     )
-    names = [literal(sample.names[d]).replace("[", "\n[") for d in shown]  # on two lines, so that ten have room
-    ax.set_xticks(range(len(shown)), names, rotation=0 if len(shown) <= 10 else 90, fontsize="small")
+    name_ticks(ax, [sample.names[d] for d in shown])
     left_out = f" of {len(sample.names)}" if len(shown) < len(sample.names) else ""
     ax.set(
         xlim=(-0.6, len(shown) - 0.4),
-        ylabel="value of the latent",
+        xlabel="unit, by spread of its posterior means",
+        ylabel="value of the unit",
         title=f"q(z) of {sample.num_data} data against the prior, {len(shown)}{left_out} units",
     )
-    ax.set_xlabel("unit, by spread of its posterior means", labelpad=0)
-    ax.margins(y=0.15)  # for the legend
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # one of each
-    style: dict[str, Any] = {"loc": "upper center", "ncols": 3, "frameon": False, "fontsize": "small"}
-    ax.legend(handles.values(), handles.keys(), handlelength=1.2, columnspacing=1.0, **style)
-    return ax
+    legend_over(ax)
+    return wrap_labels(ax)
 
 
 def draw_halves(ax: Axes, position: int, draws: np.ndarray, prior: np.ndarray) -> None:
@@ -86,22 +84,26 @@ def draw_halves(ax: Axes, position: int, draws: np.ndarray, prior: np.ndarray) -
     left, right = (np.histogram(side, edges)[0] / len(side) for side in (draws, prior))
     scale = HALF / max(left.max(), right.max())
     ax.stairs(
-        position - scale * left, edges, baseline=position, orientation="horizontal", fill=True, color="0.65", label="q(z)"
+        position - scale * left, edges, baseline=position, orientation="horizontal", fill=True, color=SKY, label="q(z)"
     )
     ax.stairs(position + scale * right, edges, baseline=position, orientation="horizontal", color="black", label="prior")
 
 
-def plot_latents(sample: LatentSample, ax: Axes | None = None, *, units: Sequence[int | str] = (0, 1)) -> Axes:
+def plot_latents(
+    sample: LatentSample, ax: Axes | None = None, *, units: Sequence[int | str] = (0, 1), **kwargs: Any
+) -> Axes:
     """The posterior means of two units by label, on a background of draws from the prior.
 
     :param sample: what `AggregatedPosterior` returned.
     :param ax: where to draw; a new figure by default.
     :param units: two names or numbers.
 
-    Up to twelve different labels have a marker and a shade each; more are shades of one scale. Data whose label is NaN, or
-    for which a unit has no place, are left out. Units whose means have no formula are shown by their draws.
-
+    :param kwargs: passed on to `Axes.scatter` for the data, such as `s=` and `alpha=`.
     :raises OptionError: for units that are not two, or do not exist.
+
+    Up to twelve different labels have a colour and a marker each; more are shades of one scale. Labels from 0 to 9 are
+    drawn as digits. Data whose label is NaN, or for which a unit has no place, are left out. Units whose means have no
+    formula are shown by their draws.
 
     Example::
 
@@ -114,49 +116,49 @@ def plot_latents(sample: LatentSample, ax: Axes | None = None, *, units: Sequenc
     first, second = unit_numbers(units, sample.names)
     ax = axes_or_new(ax)
     means, prior = (side[:, [first, second]].detach().cpu() for side in (sample.means, sample.prior))
-    size = min(max(20_000 / len(means), 12), 40)
+    size = min(max(20_000 / len(means), 20), 40) * min(width_of(ax) / 350, 1)  # smaller where the axes are
     ax.scatter(prior[:, 0], prior[:, 1], s=size / 3, color="0.85", linewidths=0, label="prior")
     if sample.labels is None:
-        ax.scatter(means[:, 0], means[:, 1], s=size, color="0.3", edgecolors="white", linewidths=0.3, label="data")
+        style: dict[str, Any] = {"s": size, "color": BLUE, "edgecolors": "white", "linewidths": 0.3, "label": "data"}
+        ax.scatter(means[:, 0], means[:, 1], **{**style, **kwargs})
     else:
-        scatter_by_label(ax, means, sample.labels.detach().cpu(), size)
+        scatter_by_label(ax, means, sample.labels.detach().cpu(), size, kwargs)
     kind = "posterior mean" if bool(sample.analytic[[first, second]].all()) else "draw of the guide where no mean is known"
     ax.set(
         xlabel=literal(sample.names[first]),
         ylabel=literal(sample.names[second]),
         title=f"{sample.num_data} data, one {kind} each",
     )
-    low, high = ax.get_xlim()
-    ax.set_xlim(low, high + 0.18 * (high - low))  # for the legend
-    ax.legend(loc="center right", frameon=False, fontsize="small", handletextpad=0.1, borderaxespad=0)
-    return ax
+    legend_beside(ax)
+    return wrap_labels(ax)
 
 
-def scatter_by_label(ax: Axes, points: Tensor, labels: Tensor, size: float) -> None:
-    """Points (N, 2); shades run from dark to light, so that they are told apart in grey too, and stop before white."""
+def scatter_by_label(ax: Axes, points: Tensor, labels: Tensor, size: float, style: dict[str, Any]) -> None:
+    """Points (N, 2), with a colour and a marker for each label, so that they are told apart in grey too."""
     from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
 
-    shades = ListedColormap(colormaps["plasma"](np.linspace(0, 0.7, 256)))
     known = ~labels.isnan()
     points, labels = points[known], labels[known]
     different = labels.unique()
     if len(different) > len(MARKERS):
-        drawn = ax.scatter(points[:, 0], points[:, 1], s=size, c=labels, cmap=shades, linewidths=0)
+        drawn = ax.scatter(
+            points[:, 0], points[:, 1], **{"s": size, "c": labels, "cmap": "viridis", "linewidths": 0, **style}
+        )
         ax.figure.colorbar(drawn, ax=ax, label="label")
         return
+    colors = [*colormaps["tab10"](range(10)), "black", "navy"]
     for place, label in enumerate(different.tolist()):
-        figure = label in range(10)  # stands for itself
+        digit = label in range(10)  # stands for itself
         chosen = points[labels == label]
-        ax.scatter(
-            chosen[:, 0],
-            chosen[:, 1],
-            s=1.5 * size if figure else size,
-            color=shades(place / max(len(different) - 1, 1)),
-            marker=f"${label:g}$" if figure else MARKERS[place],
-            linewidths=0.2,
-            label=f"{label:g}",
-        )
+        marker = f"${label:g}$" if digit else MARKERS[place]
+        own: dict[str, Any] = {
+            "s": (1.7 if digit else 1) * size,
+            "color": colors[place],
+            "marker": marker,
+            "linewidths": 0.2,
+            "label": f"{label:g}",
+        }
+        ax.scatter(chosen[:, 0], chosen[:, 1], **{**own, **style})
 
 
 def finite(values: Tensor) -> np.ndarray:

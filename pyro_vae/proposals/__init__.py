@@ -1,4 +1,4 @@
-"""Proposals for each datum: an unconstrained space of its latents, Gaussians and mixtures fitted in it, search for modes."""
+"""Proposals for each datum: unconstrained space, fitted Gaussians and mixtures, search for modes."""
 
 from .bijections import bijection
 from .gaussian import GaussianProposal, eigh, fit_with_points, num_gradients_for, unchecked_gradient, values_and_gradient

@@ -1,4 +1,4 @@
-"""From the real line to the support of a latent, and how far along it floats can still tell the values apart."""
+"""Bijections from the real line to the support of a latent, and the range in which floats distinguish the values."""
 
 import math
 from typing import Any
@@ -23,11 +23,11 @@ from ..kernel import Call
 from .circle import Wrapped
 from .gradients import REMEDY
 
-DIGITS = 0.63  # of the digits of a float, which a distance from an end keeps in the value
+DIGITS = 0.63  # share of the digits of a float that a distance from an end keeps in the value
 
 
 class Listed(Transform):
-    """From the number of a value, 0 to n - 1, to the value itself, of a discrete distribution whose values can be listed."""
+    """From the index of a value, 0 to n - 1, to the value, for a discrete distribution whose values can be listed."""
 
     bijective = True
 
@@ -51,12 +51,12 @@ MOST_VALUES = 1000  # of a discrete latent that are listed
 
 
 def num_values(transform: Transform) -> int:
-    """Of a discrete latent; zero for the others."""
+    """The number of values of a discrete latent; zero for others."""
     return len(transform.values) if isinstance(transform, Listed) else 0
 
 
 def bijection(support: Constraint) -> Transform:
-    """`biject_to`, with the identity recognised under the wrappers that `to_event` leaves."""
+    """`biject_to`, with the identity recognised inside the wrappers of `to_event`."""
     transform = inner = biject_to(support)
     while isinstance(inner, IndependentTransform):
         inner = inner.base_transform
@@ -64,9 +64,9 @@ def bijection(support: Constraint) -> Transform:
 
 
 def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
-    """Between which u the values and their distances from the ends of the support are known to several digits.
+    """The range of u in which the values and their distances from the ends of the support are known to several digits.
 
-    Beyond, an exponential is zero or infinite, and a sigmoid is one.
+    Outside, an exponential is zero or infinite, and a sigmoid is one.
     """
     if num_values(transform):
         return -math.inf, math.inf
@@ -80,7 +80,7 @@ def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
         return -math.inf, math.inf
     end = -DIGITS * math.log(floats.eps)
     shift = max((float(torch.as_tensor(p.loc).abs().max()) for p in parts if isinstance(p, AffineTransform)), default=0.0)
-    # Floats are finest next to zero, so an end at zero is told from values much nearer than another end is.
+    # Floats are finest near zero, so values can be much closer to an end at zero than to another end.
     smallest = math.log(floats.tiny / floats.eps)
     if isinstance(parts[0], ExpTransform):
         return smallest if shift == 0 else math.log(shift) - end, math.log(floats.max * floats.eps)
@@ -90,7 +90,7 @@ def limits(transform: Transform, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
-    """The bijection of each latent site, from plain runs of the model under its prior; `discrete` admits discrete ones."""
+    """The bijection of each latent site, from plain runs under the prior; `discrete` allows discrete latents."""
     sites = call.run_prior()
     transforms: dict[str, Transform] = {}
     for name in call.structure.latents:
@@ -102,7 +102,7 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
         if type(base) in TRANSFORMED and is_angle(base.base_dist):
             raise LocalFitError(f"the latent site '{name}' is a transformed angle, whose space is not known. {REMEDY}")
         support = support_of(base.component_distribution if mixture else sites[name].fn)
-        if support is None:  # a flow of another library: taken for the reals, and the record says so
+        if support is None:  # a flow of another library: assumed to be the reals, which the record states
             transforms[name] = identity_transform
             continue
         if support.is_discrete:
@@ -116,7 +116,7 @@ def find_transforms(call: Call, discrete: bool = False) -> dict[str, Transform]:
             ) from error
     if all(transform == identity_transform for transform in transforms.values()):
         return transforms
-    # A number of trials that is drawn may be the same in two runs.
+    # A drawn number of trials may be the same in two runs.
     drawn_counts = any(num_values(t) and hasattr(innermost(sites[n].fn), "total_count") for n, t in transforms.items())
     for _ in range(4 if drawn_counts else 1):
         again = call.run_prior()
@@ -133,7 +133,7 @@ def sorted_values(fn: Any) -> Tensor | None:
 
 
 def same_support(transform: Transform, value: Tensor, fn: Any) -> bool:
-    """Whether a distribution of another run has the support that a transform was made for."""
+    """Whether a distribution of another run has the support of a transform."""
     if isinstance(transform, Listed):
         values = sorted_values(fn)
         return values is not None and torch.equal(values, transform.values)

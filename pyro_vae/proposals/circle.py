@@ -1,8 +1,8 @@
 """Angles as numbers on the line, so that Gaussians can be fitted to them.
 
-An angle a and the numbers u = a + 2 pi k, all of the same angle, get the density p(a) w(u), with weights w that add up to
-one over k: a normal window around a centre c, divided by its sum over all turns. So p(x) stays what it is, the density is
-smooth, and nothing ends at pi.
+All numbers u = a + 2 pi k are the same angle a. They get the density p(a) w(u), with weights w that sum to one over k. w is
+a normal window around a centre c, divided by its sum over all turns. This leaves p(x) unchanged, and the density is smooth,
+without an end at pi.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-WIDTH = 1.2  # radians, of the window: two radians from the centre all but a hundredth is on one turn, and edges are smooth
+WIDTH = 1.2  # radians, width of the window: two radians from the centre, all but 1/100 is on one turn, and edges are smooth
 TURNS = 3  # beyond these a term is below 1e-30
 
 
@@ -51,6 +51,6 @@ def log_window(u: Tensor, centre: Tensor) -> Tensor:
 
 
 def some_turn(u: Tensor, centre: Tensor) -> Tensor:
-    """The same angle at one of its turns, drawn by their weights."""
+    """The same angle plus a multiple of 2 pi, drawn by the weights."""
     chosen = torch.distributions.Categorical(logits=log_terms(u, centre)).sample()
     return centre + wrapped(u - centre) + 2 * math.pi * (chosen - TURNS).to(u)

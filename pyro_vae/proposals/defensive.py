@@ -1,7 +1,7 @@
-"""Draws of a second proposal and a few of the prior, each weighed by the mixture of both.
+"""Draws of a second proposal and a few of the prior, with weights relative to the mixture of both.
 
-The proposal of a check goes out from the particles of the estimate. A mode that these miss altogether is not near it, but a
-draw of the prior may lie there.
+The proposal of a check starts from the particles of the estimate. It is not near a mode that these have missed completely,
+but a draw of the prior may be.
 """
 
 from typing import Protocol

@@ -1,8 +1,8 @@
 """A full-covariance Gaussian fitted to each datum's posterior.
 
-The curvature costs nothing beyond the gradients of the fit: near its centre m a log joint has gradients
-g(u) ~ c - H (u - m), so a regression of the gradients on the points where they were taken gives the precision H averaged
-over the proposal, and its maximum is the next centre. No Hessian, no learning rate.
+The fit needs no Hessian and no learning rate. Near its centre m, a log joint has gradients g(u) ~ c - H (u - m). A
+regression of the gradients on the points where they were taken gives the precision H, averaged over the proposal. The
+maximum of the fitted quadratic is the next centre.
 """
 
 import math
@@ -16,8 +16,8 @@ from .gradients import check_gradients, differentiable
 from .space import LatentSpace
 
 FADE = 0.95  # weight of a gradient per round of age
-RIDGE, ANCHOR_RIDGE = 1.0, 2.0  # pseudo-gradients behind the anchor, and behind the starting precision within it
-PRECISION_RANGE = (0.2, 5.0)  # factor by which a precision may change in one round
+RIDGE, ANCHOR_RIDGE = 1.0, 2.0  # pseudo-gradients of the anchor, and of the starting precision in it
+PRECISION_RANGE = (0.2, 5.0)  # largest factor by which a precision changes in one round
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class GaussianProposal:
         return -0.5 * self.squared_distance(u) - self.log_det() - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
     def select(self, kept: Tensor) -> "GaussianProposal":
-        """Those of some of the data, by their indices."""
+        """The proposals of some of the data, by their indices."""
         return GaussianProposal(self.loc[kept], self.tril[kept])
 
     def where(self, chosen: Tensor, other: "GaussianProposal") -> "GaussianProposal":
-        """This one for the data where `chosen`, (B,), is true, the other elsewhere."""
+        """This proposal for data where `chosen`, (B,), is true, the other elsewhere."""
         return GaussianProposal(
             torch.where(chosen.unsqueeze(-1), self.loc, other.loc),
             torch.where(chosen.reshape(-1, 1, 1), self.tril, other.tril),
@@ -79,7 +79,7 @@ class FitPoints:
 
 
 def num_gradients_for(num_particles: int, dim: int) -> int:
-    """Enough to see a full covariance of `dim` latents; beyond 40 + 5 `dim` more gradients gained nothing."""
+    """Enough gradients for a full covariance of `dim` latents; more than 40 + 5 `dim` gained nothing."""
     return max(20 + 3 * dim, min(round(0.35 * num_particles), 40 + 5 * dim))
 
 
@@ -93,13 +93,13 @@ def fit_with_points(
 ) -> tuple[GaussianProposal, FitPoints]:
     """Fit from the start N(loc, scale^2), (B, D) each: half of the gradients in antithetic pairs, half in a last batch.
 
-    `floor`, (B,), is a bound on log p(x) that the guide is sure to reach. A datum whose fit ends clearly below it has run
-    away and keeps the start. `first_block` keeps the noise of several fits of one call apart.
+    `floor`, (B,), is a lower bound on log p(x) by the guide. A datum whose fit ends clearly below it has diverged and keeps
+    the start. `first_block` gives the fits of one call different noise.
     """
     proposal = start = source = GaussianProposal(loc, torch.diag_embed(scale))
     last = num_gradients // 2
     first = num_gradients - last
-    # Two pairs to a round where there are many gradients: the linear algebra of a round takes longer than they do.
+    # Two pairs per round if there are many gradients, because the linear algebra of a round takes longer than a gradient.
     step = 2 * max(2 if first >= 60 else 1, round(first / 120))
     sizes = [step] * (first // step) + [last + first % step]
     points = gradients = ages = None
@@ -132,7 +132,7 @@ def values_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def unchecked_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for whoever does without a gradient that is not finite."""
+    """The same without the check, for callers that handle gradients that are not finite."""
     joints: list[Tensor] = []
     priors: list[Tensor] = []
     gradients: list[Tensor] = []
@@ -151,17 +151,17 @@ def newton_step(
 ) -> GaussianProposal:
     """Regress gradients on points, (K, B, D) each, and move to the Gaussian that explains them.
 
-    In coordinates whitened by the present proposal, u = tril^-1 (z - loc) with gradients v = tril' g: minimise
-    sum_k w_k |v_k - c + H u_k|^2 + ridge |H - anchor|^2 over c and symmetric H. The anchor is diagonal, from a regression
-    per coordinate; without one the fit can diverge. The new centre is where c - H u is zero, the new precision H.
+    Coordinates are whitened by the current proposal: u = tril^-1 (z - loc), with gradients v = tril' g. The regression
+    minimises sum_k w_k |v_k - c + H u_k|^2 + ridge |H - anchor|^2 over c and symmetric H. The anchor is diagonal, from a
+    regression per coordinate; without one the fit can diverge. The new centre is where c - H u is zero, the new precision H.
     """
     dim = proposal.loc.shape[-1]
-    # 1. Points and gradients, as they are and whitened; what counts how much.
+    # 1. Points and gradients, original and whitened, and their weights.
     usable = gradients.isfinite().all(-1).T.unsqueeze(1)  # (B, 1, K); elsewhere log p is not finite either
     z = (points - proposal.loc).permute(1, 2, 0)  # (B, D, K)
     g = torch.where(usable, gradients.permute(1, 2, 0), torch.zeros_like(z))
     u, v = proposal.whitened(points), proposal.tril.mT @ g
-    far = (u.square().mean(1, keepdim=True) - 1).clamp(min=0)  # gradients far from the present proposal count little
+    far = (u.square().mean(1, keepdim=True) - 1).clamp(min=0)  # gradients far from the current proposal have little weight
     w = weights * usable / (1 + far) ** 2
     total = w.sum(-1, keepdim=True).clamp(min=1e-6)
 
@@ -169,7 +169,7 @@ def newton_step(
         mean = (a * w).sum(-1, keepdim=True) / total
         return mean, a - mean
 
-    # 2. Weighted means out, so that c drops out of the regression: v_mean = c - H u_mean.
+    # 2. Subtract weighted means, which removes c from the regression: v_mean = c - H u_mean.
     (_, z), (_, g), (u_mean, u), (v_mean, v) = centred(z), centred(g), centred(u), centred(v)
     # 3. The anchor: minus the slope of g_d in z_d, as a multiple of the starting precision, shrunk towards one by
     #    ANCHOR_RIDGE pseudo-gradients and clamped; then turned into the whitened coordinates.
@@ -184,7 +184,7 @@ def newton_step(
     rotated = basis.mT @ (right + right.mT) @ basis
     precision = basis @ (rotated / (a.unsqueeze(-1) + a.unsqueeze(-2))) @ basis.mT
     factors, axes, precise = eigh(0.5 * (precision + precision.mT))
-    # 5. A round may change the precision along an axis, and the centre, by so much only.
+    # 5. Limit the change of the precision along an axis, and of the centre, in one round.
     factors = factors.clamp(*PRECISION_RANGE)
     step = axes @ ((axes.mT @ v_mean) / factors.unsqueeze(-1)) + u_mean
     longest = max(0.5 * math.sqrt(dim), 2.5)
@@ -194,15 +194,15 @@ def newton_step(
     signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(u.dtype)
     loc = proposal.loc + (proposal.tril @ step).squeeze(-1)
     tril = upper.mT * signs.unsqueeze(-2)
-    # 7. A datum for which anything is not finite keeps its proposal.
+    # 7. A datum with a value that is not finite keeps its proposal.
     good = known & precise & loc.isfinite().all(-1) & tril.isfinite().all(-1).all(-1)
     return GaussianProposal(loc, tril).where(good, proposal)
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.linalg.eigh` of (B, D, D), and where it is of the matrix, (B,): one that is not finite counts as the identity.
+    """`torch.linalg.eigh` of (B, D, D), and a mask, (B,), of valid matrices; invalid ones are replaced by the identity.
 
-    One such matrix, or one too badly scaled for float32, would raise for the whole batch.
+    One matrix that is not finite, or too badly scaled for float32, would raise for the whole batch.
     """
     known = matrix.isfinite().all(-1).all(-1)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

@@ -1,4 +1,4 @@
-"""Gradients with respect to latents: recorded, and refused by name where they do not exist or are not finite."""
+"""Gradients with respect to latents, with named errors where they do not exist or are not finite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ REMEDY = "Use ImportanceSampling, which needs no fit"
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Record gradients, and say so by name where a program does not let them through."""
+    """Record gradients; raise a named error if a program is not differentiable."""
     try:
         with torch.enable_grad():
             yield
@@ -25,18 +25,18 @@ def differentiable() -> Iterator[None]:
 
 
 def check_gradients(log_density: Tensor, gradient: Tensor) -> None:
-    """Raise where a log-density (K, B) is finite and its gradient, (K, B, D), is not: no fit or chain may go on with it."""
-    judged = log_density.abs() < torch.finfo(log_density.dtype).max ** 0.5  # beyond it a gradient may overflow
+    """Raise where a log-density (K, B) is finite and its gradient, (K, B, D), is not, since fits and chains need it."""
+    judged = log_density.abs() < torch.finfo(log_density.dtype).max ** 0.5  # above it a gradient may overflow
     refuse_gradients((judged & ~gradient.isfinite().all(-1)).any(0))
 
 
 def refuse_gradients(bad: Tensor) -> None:
-    """`bad`, (B,), marks data whose log-density is finite and whose gradient is not."""
+    """Raise for `bad`, (B,), data whose log-density is finite and whose gradient is not."""
     if bool(bad.any()):
         raise NonFiniteError(
-            f"log p(x, z) or log q(z given x) of data {listed(bad)} is finite, but its gradient is NaN or infinite. As a "
-            "rule torch.where hides a value there whose gradient is not finite (log 0, data that are NaN), or a "
-            "square root or a norm is taken of 0. Put a harmless value in first, log(torch.where(mask, y, 1.0)) instead of "
+            f"log p(x, z) or log q(z given x) of data {listed(bad)} is finite, but its gradient is NaN or infinite. "
+            "Usually torch.where hides a value whose gradient is not finite (log 0, data that are NaN), or a square "
+            "root or a norm of 0 is taken. Replace the value first, log(torch.where(mask, y, 1.0)) instead of "
             "torch.where(mask, log(y), 0.0), mask the site with poutine.mask, or add a small number under the root. "
             f"{REMEDY}"
         )

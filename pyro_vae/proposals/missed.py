@@ -1,4 +1,4 @@
-"""Whether a posterior has modes that its fitted proposal lacks: points near other modes, compared with the proposal."""
+"""Test whether a posterior has modes that its fitted proposal lacks, at points near possible other modes."""
 
 import math
 from collections.abc import Sequence
@@ -12,22 +12,23 @@ from .mixture import MixtureProposal
 from .space import LatentSpace
 
 EXCESS = 5.0  # nats by which the posterior is above the proposal at a mode that was missed
-SMALLEST_MODE = math.log(0.02)  # of p(x); what is smaller does not matter
-FEWEST_DRAWS = 3.0  # at a mode, expected, below which the draws may have missed it
-NUM_REFINED, NUM_STEPS, LONGEST_STEP = 2, 2, 3.0  # points that move uphill, their Newton steps, and how long, in sd
-APART = 3.0  # standard deviations between two values of a latent, from which on they may belong to two modes
+SMALLEST_MODE = math.log(0.02)  # smallest share of p(x) of a mode that matters
+FEWEST_DRAWS = 3.0  # expected draws at a mode, below which the draws may have missed it
+# points that are moved uphill, the number of Newton steps, and their largest length in sd
+NUM_REFINED, NUM_STEPS, LONGEST_STEP = 2, 2, 3.0
+APART = 3.0  # distance of two values of a latent, in standard deviations, above which they may belong to two modes
 
 
 @dataclass(frozen=True)
 class Witnesses:
-    """Points that may lie near other modes: `u` (W, B, D), `log_joint` (W, B), `log_mass` (W, B) of a mode there."""
+    """Points that may be near other modes: `u` (W, B, D), `log_joint` (W, B), `log_mass` (W, B) of a mode there."""
 
     u: Tensor
     log_joint: Tensor
     log_mass: Tensor
 
     def select(self, kept: Tensor) -> "Witnesses":
-        """Those of some of the data, by their indices."""
+        """The points for some of the data, by their indices."""
         return Witnesses(self.u[:, kept], self.log_joint[:, kept], self.log_mass[:, kept])
 
 
@@ -39,13 +40,12 @@ def witnesses(
     proposal: MixtureProposal,
     donors: Tensor,
 ) -> Witnesses:
-    """The climbed starts, (S, B, D) and (S, B), and each component with one latent moved to where another point has it.
+    """The climbed starts, (S, B, D) and (S, B), and each component with one latent set to its value at another point.
 
-    The other point is another component, a start, or one of `donors`, (N, B, D).
-
-    A posterior over several things with two explanations each has a mode for every combination. A few starts reach few of
-    these modes, but exchanges between two of them lead to others. One decoder evaluation per latent and component. The
-    points that are highest above the proposal move uphill, because the place of a mode depends on the other latents.
+    The other point is another component, a start, or one of `donors`, (N, B, D). If several latents each have two modes, the
+    posterior has a mode for every combination. A few starts reach few of these modes, but exchanges between two of them
+    reach others. This takes one decoder evaluation per latent and component. The points that are highest above the proposal
+    are then moved uphill, because the position of a mode depends on the other latents.
     """
     tril = torch.stack([component.tril for component in components])  # (C, B, D, D)
     owner = torch.stack([component.squared_distance(u) for component in components]).argmin(0)  # (S, B)
@@ -73,20 +73,21 @@ def uphill(space: LatentSpace, u: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]
         length = whitened.norm(dim=-1, keepdim=True)
         step = whitened * (LONGEST_STEP / length.clamp(min=LONGEST_STEP))
         moved = u + (tril @ step.unsqueeze(-1)).squeeze(-1)
-        u = torch.where(moved.isfinite().all(-1, keepdim=True), moved, u)  # a gradient so steep that its length overflows
+        u = torch.where(moved.isfinite().all(-1, keepdim=True), moved, u)  # the norm of a steep gradient may overflow
     return u, torch.cat([space.log_joint(u[first : first + n]) for first, n in space.call.chunks(len(u))])
 
 
 def missed_modes(
     found: Witnesses, proposal: MixtureProposal, log_evidence: Tensor, lightest: Tensor | float, num_draws: float
 ) -> Tensor:
-    """(B,), where a witness is far above the proposal and its mode would hold a part of p(x) that matters.
+    """(B,), where the posterior at a witness is far above the proposal, and its mode would matter.
 
-    Where the proposal has found a mode, p(x, u) / r(u) is p(x), up to the shape of the mode. Where it is lower by a factor,
-    the mode of mass m gets K m / factor of the draws. Of a few expected draws there may be none, and no weight tells.
+    Where the proposal has found a mode, p(x, u) / r(u) is p(x), up to the shape of the mode. Where the proposal is lower by
+    a factor, a mode of mass m gets K m / factor of the draws. If that is only a few, there may be none, and the weights do
+    not show it.
 
-    :param lightest: the share of p(x), (B,), from which on a mode matters that a few draws are expected at.
-    :param num_draws: K from the proposal; infinite where draws move on from there, as in chains.
+    :param lightest: the smallest share of p(x), (B,), for which a mode with a few expected draws matters.
+    :param num_draws: K draws from the proposal; infinite if the draws move afterwards, as in chains.
     """
     above = found.log_joint - proposal.log_prob(found.u) - log_evidence
     log_mass = found.log_mass - log_evidence
@@ -97,9 +98,10 @@ def missed_modes(
 
 
 def exchanged(component: GaussianProposal, donors: Tensor) -> Tensor:
-    """(D, B, D): the centre with one latent as the first donor, (S, B, D), that has it elsewhere; the others follow it.
+    """(D, B, D): the centre with one latent set to the value of the first donor, (S, B, D), that has a different value.
 
-    They go to their mean given that latent, under the component. Where no donor has the latent elsewhere, the centre stays.
+    The other latents are set to their mean given that latent, under the component. If no donor has a different value, the
+    centre is unchanged.
     """
     covariance = component.tril @ component.tril.mT
     variance = covariance.diagonal(dim1=-2, dim2=-1)  # (B, D)
@@ -111,5 +113,5 @@ def exchanged(component: GaussianProposal, donors: Tensor) -> Tensor:
 
 
 def log_volume(component: GaussianProposal) -> Tensor:
-    """(B,), log of the mass of a mode of that width and height one."""
+    """(B,), log of the mass of a mode with this covariance and height one."""
     return component.log_det() + 0.5 * component.loc.shape[-1] * math.log(2 * math.pi)

@@ -1,4 +1,4 @@
-"""Proposals with several components and, for some data, the tails of a Student t; and log-weights drawn from them."""
+"""Mixture proposals, for some data with Student t tails, and log-weights of draws from them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from ..noise import NOISE_BLOCK, Noise
 from .gaussian import GaussianProposal
 from .space import LatentSpace
 
-PRIOR_BLOCK = 10  # the prior's draws run the decoder as they are drawn, so their noise blocks are small
+PRIOR_BLOCK = 10  # draws of the prior run the decoder, so their noise blocks are small
 PRIOR_SHARE = 0.02  # bounds the weights by max likelihood / share
 GAUSSIAN_WIDTH, STUDENT_WIDTH = 0.35, 0.15  # standard deviations grow by 1 + width / sqrt(D)
 
@@ -25,8 +25,8 @@ class MixtureProposal:
 
     :ivar components: C Gaussians, not yet widened.
     :ivar mixture_weights: (B, C), mixture weights; rows sum to one.
-    :ivar student: (B,), where the components have the tails of a t.
-    :ivar widened: whether the Gaussians are wider than the components, f as above, or f = 1.
+    :ivar student: (B,), true where the components are Student t.
+    :ivar widened: whether the Gaussians are widened by f as above, or f = 1.
     """
 
     components: tuple[GaussianProposal, ...]
@@ -36,17 +36,17 @@ class MixtureProposal:
 
     @classmethod
     def of(cls, component: GaussianProposal, *, student: bool = False) -> "MixtureProposal":
-        """One component for every datum."""
+        """A proposal with one component for every datum."""
         mixture_weights = torch.ones_like(component.loc[:, :1])
         return cls((component,), mixture_weights, torch.full_like(mixture_weights[:, 0], student, dtype=torch.bool))
 
     def select(self, kept: Tensor) -> "MixtureProposal":
-        """Those of some of the data, by their indices."""
+        """The proposals of some of the data, by their indices."""
         components = tuple(component.select(kept) for component in self.components)
         return replace(self, components=components, mixture_weights=self.mixture_weights[kept], student=self.student[kept])
 
     def as_fitted(self) -> "MixtureProposal":
-        """The components as they were fitted, for chains: weights need tails that are too wide, chains do not."""
+        """The components without widening, for chains: weights need wide tails, chains do not."""
         return replace(self, student=torch.zeros_like(self.student), widened=False)
 
     def with_component(self, component: GaussianProposal, mixture_weights: Tensor) -> "MixtureProposal":
@@ -62,11 +62,11 @@ class MixtureProposal:
         return widening(GAUSSIAN_WIDTH, self.dim) if self.widened else 1.0
 
     def draw(self, num_particles: int) -> Tensor:
-        """(K, B, D). Systematic sampling gives each component its share of K up to one, at random which."""
+        """Draws (K, B, D). By systematic sampling, each component has its share of K, up to one draw at random."""
         return self.draw_by_component(num_particles)[0]
 
     def draw_by_component(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """The draws, (K, B, D), and the number of the component of each, (K, B)."""
+        """The draws, (K, B, D), and the index of the component of each, (K, B)."""
         like, nu = self.components[0].loc, degrees(self.dim)
         noise = torch.randn(*like.shape, num_particles, dtype=like.dtype, device=like.device)  # (B, D, K)
         chi2 = torch.distributions.Chi2(like.new_tensor(nu)).sample(torch.Size((len(like), 1, num_particles)))
@@ -90,7 +90,7 @@ class MixtureProposal:
         return torch.logsumexp(self.log_terms(u), -1)
 
     def log_terms(self, u: Tensor) -> Tensor:
-        """(K, B, C), of each component, its weight included."""
+        """(K, B, C), the log-density of each component including its weight."""
         return (
             torch.stack([self._component_log_prob(component, u) for component in self.components], -1)
             + self.mixture_weights.log()
@@ -105,7 +105,7 @@ class MixtureProposal:
         return torch.where(self.student, student, gaussian) - log_det
 
     def log_prob_with_prior(self, u: Tensor, log_prior: Tensor, prior_share: float) -> Tensor:
-        """(K, B), of the mixture with a share of the prior, which bounds the weights."""
+        """(K, B), the log-density of the mixture with a share of the prior, which bounds the weights."""
         log_fitted = self.log_prob(u)
         return with_prior(log_fitted, log_prior, prior_share) if prior_share else log_fitted
 
@@ -131,8 +131,8 @@ def proposal_log_weights(
 ) -> Tensor:
     """(K, B) log-weights from the proposal and a share of the prior.
 
-    How many draws each of the two gets is fixed; each is weighed by the whole mixture, so their mean is unbiased for p(x).
-    `watch` is shown each noise block, u (K, B, D) and log-weights (K, B).
+    The numbers of draws from each of the two are fixed. All have weights relative to the whole mixture, so their mean is
+    unbiased for p(x). `watch` is called with each noise block, u (K, B, D) and log-weights (K, B).
     """
     num_prior = draws_of_prior(num_particles)
     num_fitted = num_particles - num_prior
@@ -160,10 +160,10 @@ def proposal_log_weights(
 
 
 def proposal_draws(space: LatentSpace, proposal: MixtureProposal, num_particles: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The draws behind `proposal_log_weights` once more, block by block: u (K, B, D) and where each comes from (K, B).
+    """The draws of `proposal_log_weights` again, block by block: u (K, B, D) and the origin of each (K, B).
 
-    That is the number of a component; the prior counts as one more. No draw is scored but those of the prior, where drawing
-    and scoring are one run.
+    The origin is the index of a component; the prior counts as a further one. Only draws of the prior are scored, because
+    drawing and scoring are one run there.
     """
     num_fitted = num_particles - draws_of_prior(num_particles)
     for block, start in enumerate(range(0, num_fitted, NOISE_BLOCK)):
@@ -174,14 +174,14 @@ def proposal_draws(space: LatentSpace, proposal: MixtureProposal, num_particles:
 
 
 def prior_draws(space: LatentSpace, num_particles: int, first_block: int) -> Iterator[Tensor]:
-    """The draws behind the `prior_blocks` of a proposal once more."""
+    """The draws of the `prior_blocks` of a proposal again."""
     for block, start in enumerate(range(0, num_particles, PRIOR_BLOCK), start=first_block):
         space.call.set_noise(Noise.PROPOSAL, block)
         yield space.draw_prior(min(PRIOR_BLOCK, num_particles - start))[0]
 
 
 def draws_of_prior(num_particles: int) -> int:
-    """How many of K draws are the prior's."""
+    """The number of the K draws that come from the prior."""
     return math.ceil(PRIOR_SHARE * num_particles) if num_particles > 1 else 0
 
 

@@ -1,8 +1,8 @@
-"""A second estimate of log p(x) without gradients, for discrete latents too: draws from around particles, in two rounds.
+"""A second estimate of log p(x) without gradients, also for discrete latents: draws around particles, in two rounds.
 
 Population Monte Carlo (Cappe et al., 2004, https://doi.org/10.1198/106186004X12803): importance sampling from a mixture of
-kernels around particles drawn by weight. The first round is wide, to reach what the proposal does not; the second goes out
-from the particles of both.
+kernels around particles drawn by weight. The first round is wide, to reach regions that the proposal does not; the second
+starts from the particles of both.
 """
 
 import math
@@ -19,8 +19,8 @@ from .space import LatentSpace
 
 MOST_LATENTS = 15  # kernels around a few particles do not fill more dimensions
 ROUNDS = ((120, 2.0), (156, 1.3))  # draws, and the factor by which standard deviations are widened
-PULL = 0.5  # of its distance from the mean that the centre of a kernel keeps
-CHANGES = 1.0  # discrete latents that a kernel changes, on average
+PULL = 0.5  # share of its distance from the mean that the centre of a kernel keeps
+CHANGES = 1.0  # number of discrete latents that a kernel changes on average
 FIRST_NOISE, ROUND_NOISE = 2**20, 100  # blocks of noise, beyond those of the particles
 
 
@@ -33,7 +33,7 @@ def population_log_weights(space: LatentSpace, particles: Resampled, num_particl
     for i, (size, width) in enumerate(ROUNDS):
         kernels = Kernels.around(particles, space, width)
         u, log_weight = defensive_draws(space, kernels, size, FIRST_NOISE + ROUND_NOISE * i)
-        # All together count as much as the particles of the estimate.
+        # Their total weight equals that of the particles of the estimate.
         particles.add(u, log_weight + math.log(num_particles / len(u)))
     return log_weight
 
@@ -47,14 +47,14 @@ def check_number(space: LatentSpace) -> None:
 class Kernels:
     """1/C sum_c k(u given particle c). A kernel changes each discrete latent with a small probability, to any other value.
 
-    The others are normal around a point between the particle and the mean. What variance these points lack the kernel adds,
-    so that the mixture has the mean and the covariance of the particles (West, 1993,
+    Continuous latents are normal around a point between the particle and the mean. The kernel adds the variance that these
+    points lack, so that the mixture has the mean and the covariance of the particles (West, 1993,
     https://doi.org/10.1111/j.2517-6161.1993.tb01911.x).
 
-    :ivar codes: (C, B, discrete latents), of the particles, whole numbers.
-    :ivar num_values: of each discrete latent.
+    :ivar codes: (C, B, discrete latents), the discrete latents of the particles, as whole numbers.
+    :ivar num_values: the number of values of each discrete latent.
     :ivar components: C Gaussians over the continuous latents.
-    :ivar discrete: (D,), which latents are discrete.
+    :ivar discrete: (D,), true for discrete latents.
     """
 
     codes: Tensor
@@ -83,7 +83,8 @@ class Kernels:
         rows = torch.arange(num_data, device=self.codes.device)
         chosen = torch.arange(num_particles, device=rows.device).unsqueeze(-1).expand(-1, num_data) % num_kernels
         codes = self.codes[chosen, rows]
-        steps = 1 + (torch.rand_like(codes) * (self.num_values - 1)).floor()  # 1 to n - 1: to each other value alike
+        # 1 to n - 1: to each other value with the same probability
+        steps = 1 + (torch.rand_like(codes) * (self.num_values - 1)).floor()
         changed = torch.rand_like(codes) < self.change
         loc = torch.stack([component.loc for component in self.components])[chosen, rows]
         noise = GaussianProposal(torch.zeros_like(loc[0]), self.components[0].tril).draw(num_particles)

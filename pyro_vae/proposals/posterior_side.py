@@ -1,9 +1,9 @@
-"""A second estimate of log p(x), from the side of the posterior: it sees mass near the guide's draws that they do not reach.
+"""A second estimate of log p(x), from a fit to the posterior: it finds mass near the guide's draws that these do not reach.
 
-Weights of a guide narrower than the posterior look good: what they miss was never drawn. The gradients of log p(x, z) at the
-particles, and a short way off them, tell of it. A few particles are drawn by weight and moved along one Hamiltonian
-trajectory; a Gaussian is fitted to the gradients on the way; and importance sampling from that, and from a few draws of the
-prior, gives log p(x) once more. Where there are no gradients, `population` draws from around the particles instead.
+Weights of a guide that is narrower than the posterior look good, because the missed region is never drawn. The gradients of
+log p(x, z) at and near the particles show it. A few particles are drawn by weight and moved along one Hamiltonian
+trajectory. A Gaussian is fitted to the gradients along it. Importance sampling from this Gaussian, and from a few draws of
+the prior, gives the second estimate. Without gradients, `population` draws around the particles instead.
 """
 
 import torch
@@ -19,18 +19,18 @@ from .population import check_number, population_log_weights
 from .resampling import Resampled
 from .space import LatentSpace
 
-MOST_LATENTS = 100  # beyond it the few gradients say nothing of a covariance, and its D x D numbers take memory
+MOST_LATENTS = 100  # with more latents, the few gradients do not determine a covariance, and its D x D numbers take memory
 # 3 x 12 x (1 + 3) + 156 and 24 draws of the prior: 324 decoder evaluations, 348 where the prior draws what is enumerated.
 NUM_CHAINS, NUM_STEPS, NUM_DRAWS = 12, 3, 156
-STEP_SIZE = 0.7  # in standard deviations of the metric: a trajectory of a third of a turn, which stays stable
+STEP_SIZE = 0.7  # step size in standard deviations of the metric: a trajectory of a third of a turn, which is stable
 SPACE, TRAJECTORY, RESAMPLING = range(3)  # noise blocks; each block of particles has one, from RESAMPLING on
 DRAWS = 2**20  # and those after it
 
 
 class PosteriorSide:
-    """The check of one call. It is shown every block of particles, and then gives the second estimate.
+    """The check of one call: it is given every block of particles, and then computes the second estimate.
 
-    :raises LocalFitError: for more latents than the gradients can tell anything about.
+    :raises LocalFitError: for more latents than the gradients can determine.
     """
 
     def __init__(self, space: LatentSpace) -> None:
@@ -43,7 +43,7 @@ class PosteriorSide:
         self._num_blocks = self._num_particles = 0
 
     def add(self, u: Tensor, log_weight: Tensor) -> None:
-        """One noise block of particles, (K, B, D), with their log-weights, (K, B)."""
+        """Add one noise block of particles, (K, B, D), with their log-weights, (K, B)."""
         self._space.call.set_noise(Noise.CHECK, RESAMPLING + self._num_blocks)
         self._num_blocks += 1
         self._num_particles += len(u)
@@ -75,7 +75,7 @@ class PosteriorSide:
 def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple[Tensor, Tensor]:
     """All points, (K, B, D), of a Hamiltonian trajectory from u, (C, B, D), and the gradients there. No move is rejected.
 
-    A point that falls far below the starts has run away, as in the neck of a funnel. It counts as its start.
+    A point far below the starts has diverged, as in the neck of a funnel. It is replaced by its start.
     """
     space.call.set_noise(Noise.CHECK, TRAJECTORY)
     momentum = torch.randn(*u.shape[1:], len(u), dtype=u.dtype, device=u.device)  # (B, D, C), whitened

@@ -1,4 +1,4 @@
-"""What a second look at weighted particles needs of them, taken as they pass: a few drawn by weight, and their moments."""
+"""A few particles resampled by weight, and the weighted moments of all, in one pass over blocks."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .gaussian import GaussianProposal
 
-SHRINKAGE = 5.0  # effective particles, and one per latent, that the covariance of the proposal counts for
+SHRINKAGE = 5.0  # effective particles, plus one per latent, as which the covariance of the proposal counts
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Moments:
 
     @classmethod
     def of(cls, u: Tensor, share: Tensor) -> "Moments":
-        """Of points (K, B, D) with shares (K, B)."""
+        """The moments of points (K, B, D) with normalised weights (K, B)."""
         weighted = u * share.unsqueeze(-1)
         return cls(weighted.sum(0), weighted.permute(1, 2, 0) @ u.permute(1, 0, 2))
 
     def mixed(self, other: "Moments", share: Tensor) -> "Moments":
-        """With a share, (B,), of other points."""
+        """The moments mixed with a share, (B,), of others."""
         return Moments(
             torch.lerp(self.mean, other.mean, share.unsqueeze(-1)),
             torch.lerp(self.square, other.square, share.reshape(-1, 1, 1)),
@@ -35,13 +35,13 @@ class Moments:
 
 
 class Resampled:
-    """C particles per datum drawn in proportion to their weights, and the moments of all, from blocks that are seen once.
+    """C particles per datum resampled in proportion to their weights, and the moments of all, in one pass over blocks.
 
     :ivar chosen: (C, B, D).
     """
 
     def __init__(self, u: Tensor, num_chosen: int) -> None:
-        """`u`, (K, B, D), is the first block; it only says where zero is, so that nothing cancels in the moments."""
+        """`u`, (K, B, D), is the first block; its mean is used as the origin, to avoid cancellation in the moments."""
         self._origin = u.nan_to_num(0.0, posinf=0.0, neginf=0.0).mean(0)
         self.chosen = self._origin.expand(num_chosen, *self._origin.shape).clone()
         self._log_total = torch.full_like(u[0, :, 0], -torch.inf)
@@ -51,7 +51,7 @@ class Resampled:
         self._count = torch.zeros_like(self._log_total)
 
     def add(self, u: Tensor, log_weight: Tensor) -> None:
-        """One block, (K, B, D), with its log-weights, (K, B). A u that is not finite is left out."""
+        """Add one block, (K, B, D), with its log-weights, (K, B). Values of u that are not finite are ignored."""
         usable = u.isfinite().all(-1)
         u = torch.where(usable.unsqueeze(-1), u - self._origin, torch.zeros_like(u))
         log_weight = log_weight.masked_fill(~usable, -torch.inf).to(u.dtype)
@@ -59,7 +59,7 @@ class Resampled:
         share = (log_weight - log_block).exp().nan_to_num(nan=0.0)  # (K, B) of the block; zero where no weight is positive
         log_total = torch.logaddexp(self._log_total, log_block)
         new = (log_block - log_total).exp().nan_to_num(nan=0.0)  # (B,), the share of the block among all so far
-        # Systematic resampling within the block, then the block against those before it.
+        # Systematic resampling within the block, then a choice between the block and those before it.
         num_chosen, num_data = self.chosen.shape[:2]
         order = torch.arange(num_chosen, dtype=u.dtype, device=u.device).unsqueeze(-1)
         position = (order + torch.rand(1, num_data, dtype=u.dtype, device=u.device)) / num_chosen
@@ -75,9 +75,9 @@ class Resampled:
         self._log_total = log_total
 
     def gaussian(self, kept: Tensor | slice = slice(None)) -> GaussianProposal:
-        """The weighted mean, and the weighted covariance shrunk towards that of the proposal where few weights count.
+        """The weighted mean, and the weighted covariance shrunk towards that of the proposal if few weights dominate.
 
-        :param kept: the latents it is about, by default all.
+        :param kept: the latents to use, by default all.
         """
         dim = self.chosen[..., kept].shape[-1]
         ess = (2 * self._log_total - self._log_squares).exp().nan_to_num(nan=0.0).reshape(-1, 1, 1)

@@ -18,9 +18,9 @@ from .starts import climbed_starts
 
 MAX_COMPONENTS = 3
 SEARCH_GRADIENTS = 12  # and three per latent, for each further component
-WIDE = 3.0  # a start is sought where the posterior is high above the components found so far, made this much wider
+WIDE = 3.0  # factor by which components are widened when a start is searched where the posterior is high above them
 OUTSIDE = 3.0  # a point is outside a component beyond sqrt(D) + 3 standard deviations
-SMALLEST_WEIGHT = 0.01  # below it a component is left out
+SMALLEST_WEIGHT = 0.01  # smallest mixture weight of a component that is kept
 NUM_DONORS = 20  # draws of the prior whose latents take part in exchanges
 NOISE_OF_A_FIT = 1000  # blocks of noise, more than any fit uses
 COMPONENT_GAIN = math.log(1.05)  # a further component must measure 5% more ESS
@@ -30,7 +30,7 @@ COMPONENT_GAIN = math.log(1.05)  # a further component must measure 5% more ESS
 class Pool:
     """Points with known densities: `num_prior` draws of the prior first, then the last batch of each fit.
 
-    They cost nothing more, and tell by importance weights how good a proposal would be before anything is drawn from it.
+    They cost nothing more. Their importance weights measure how good a proposal is before anything is drawn from it.
     """
 
     u: Tensor
@@ -55,14 +55,14 @@ class Pool:
         )
 
     def log_weight(self) -> Tensor:
-        """(K, B), each point weighed by the mixture of all that drew them (the balance heuristic)."""
+        """(K, B), weights relative to the mixture of all distributions that drew the points (the balance heuristic)."""
         terms = [source.log_prob(self.u) + math.log(size) for source, size in self.fits]
         if self.num_prior:
             terms.append(self.log_prior + math.log(self.num_prior))
         return self.log_joint - torch.logsumexp(torch.stack(terms), 0)
 
     def log_second_moments(self, proposals: Sequence[MixtureProposal]) -> Tensor:
-        """(proposals, B), log of the mean square of the weights that each would give, up to a constant: log K / ESS."""
+        """(proposals, B), log of the mean square of the weights of each proposal, up to a constant: log K / ESS."""
         log_weight = self.log_weight() + self.log_joint
         moments = [
             torch.logsumexp(log_weight - proposal.log_prob_with_prior(self.u, self.log_prior, PRIOR_SHARE), 0)
@@ -72,22 +72,21 @@ class Pool:
 
 
 def num_starts_for(num_particles: int) -> int:
-    """Draws of the prior that a search may start from; beyond 500 they would cost memory for little."""
+    """The number of draws of the prior from which a search may start; more than 500 would cost memory for little gain."""
     return 20 + min(num_particles // 10, 500)
 
 
 def search(
     space: LatentSpace, first: GaussianProposal, points: FitPoints, guide: tuple[Tensor, Tensor], num_starts: int
 ) -> tuple[MixtureProposal, Witnesses]:
-    """Fit up to two more components where the posterior is high and those so far are not, and choose among the mixtures.
+    """Fit up to two more components where the posterior is high and the others are low, and choose among the mixtures.
 
     The second component starts at the highest point outside the first, the third where the posterior is highest above both.
-    A few of the points are draws of the prior that were moved uphill first. Beside the proposal come points that may lie
-    near further modes, by which `missed_modes` judges it.
+    A few of the points are draws of the prior that were moved uphill. It also returns points that may be near further modes,
+    with which `missed_modes` tests the proposal.
 
-    In the manner of incremental mixture importance sampling (Raftery and Bao, 2010,
-    https://doi.org/10.1111/j.1541-0420.2010.01399.x), which finds modes that no diagnostic of the first component would
-    show.
+    It follows incremental mixture importance sampling (Raftery and Bao, 2010,
+    https://doi.org/10.1111/j.1541-0420.2010.01399.x), which finds modes that diagnostics of the first component do not show.
 
     :param points: the last batch of the fit of `first`.
     :param guide: u, (K, B, D), and log p(x, u), (K, B), of draws of the guide: starts that cost nothing.
@@ -113,19 +112,19 @@ def search(
 
 
 def highest_of_prior(pool: Pool) -> Tensor:
-    """(N, B, D), the prior's draws of the pool where the posterior is highest, in this order."""
+    """(N, B, D), the draws of the prior in the pool with the highest posterior, in this order."""
     log_joint = pool.log_joint[: pool.num_prior].nan_to_num(nan=-torch.inf)
     best = log_joint.topk(min(NUM_DONORS, len(log_joint)), 0).indices
     return pool.u[best, torch.arange(pool.u.shape[1], device=best.device)]
 
 
 def log_mass(points: FitPoints) -> Tensor:
-    """(B,), log p(x) as far as a fit's last batch has seen it."""
+    """(B,), log p(x) as estimated by the last batch of a fit."""
     return log_mean_exp(points.log_joint - points.source.log_prob(points.u), 0)
 
 
 def weights_of(log_masses: Tensor) -> Tensor:
-    """(B, C); components that hold next to nothing get nothing, and the first component all where nothing is known."""
+    """(B, C); components with a negligible share get zero, and the first component gets one where nothing is known."""
     mixture_weights = log_masses.softmax(-1)
     mixture_weights = torch.where(mixture_weights < SMALLEST_WEIGHT, 0.0, mixture_weights)
     alone = torch.zeros_like(mixture_weights)
@@ -146,7 +145,7 @@ def best_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Tensor
 def outside_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Tensor:
     """(B, D), the point of (K, B, D) where the posterior is highest outside all components, or `best_start`.
 
-    A point in the tail of a component that is found already can rise farther above it than another mode does.
+    A point in the tail of a known component may be farther above it than another mode is.
     """
     nearest = torch.stack([component.squared_distance(u) for component in mixture.components]).amin(0).sqrt()
     outside = (nearest > math.sqrt(mixture.dim) + OUTSIDE) & (log_joint > -torch.inf)  # false for nan
@@ -156,10 +155,10 @@ def outside_start(mixture: MixtureProposal, u: Tensor, log_joint: Tensor) -> Ten
 
 
 def choose(pool: Pool, mixtures: Sequence[MixtureProposal]) -> MixtureProposal:
-    """Per datum the proposal of the largest ESS as the pool measures it, Gaussian or t, with few components or with more.
+    """For each datum, the proposal with the largest ESS on the pool: Gaussian or t, with one or more components.
 
-    None of the pool's points is weighed again later, so the choice leaves the estimate unbiased. All candidates cost the
-    same per draw from here on, so ESS is ESS per cost.
+    The points of the pool are not used in the estimate, so the choice leaves it unbiased. All candidates have the same cost
+    per draw, so the largest ESS is also the largest ESS per cost.
 
     :param mixtures: each with one component more than the one before.
     """

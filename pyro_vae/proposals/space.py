@@ -17,25 +17,25 @@ from .gradients import REMEDY
 class LatentSpace:
     """The bijection between latent values by site, (K, *plates, *event), and vectors u, (K, B, D).
 
-    A masked latent enters no density. It is given a standard normal one here, which integrates to one and so leaves p(x)
-    alone, but keeps the space proper.
+    A masked latent enters no density. Here it gets a standard normal density, which integrates to one. This leaves p(x)
+    unchanged, and makes the density proper.
 
     :ivar sites: the shape of each latent site in the space, (*plates, *event), in the order of the numbers of u.
     :ivar transforms: from the space to the values of each site.
     :ivar dim: D.
-    :ivar centre: (B, D), where the turns of an angle are counted from, NaN for other latents; `None` where none is an angle.
-    :ivar num_values: (D,), of a discrete latent how many values it has, u being the number of the value from 0 on; zero for
-        the others. `None` where no latent is discrete.
-    :ivar cut: (B,), the highest log p(x, u) so far at an end of the floats beyond which it rises: what lies there is lost.
-    :ivar bent: (B,), the log of the most mass so far by which the straight line beyond an end may be wrong.
+    :ivar centre: (B, D), the centre from which turns of an angle are counted, NaN for other latents; `None` without angles.
+    :ivar num_values: (D,), the number of values of a discrete latent, for which u is the index of the value; zero for
+        others. `None` without discrete latents.
+    :ivar cut: (B,), the highest log p(x, u) so far at an end of the range of floats where it rises; mass beyond is lost.
+    :ivar bent: (B,), log of the largest mass so far by which the linear continuation beyond an end may be wrong.
     :raises LocalFitError: for discrete latents that are not enumerated, for latents that depend on an enumerated site, for
         a support that depends on another latent, for a mask that depends on drawn values.
     """
 
     def __init__(self, call: Call, guide: Record, model: Record, *, discrete: bool = False) -> None:
-        """`guide` is any draw of the guide and `model` what the model did with it; they carry the masks.
+        """`guide` is any draw of the guide and `model` the model's record of it; both have the masks.
 
-        :param discrete: admit discrete latents whose values can be listed.
+        :param discrete: allow discrete latents whose values can be listed.
         """
         self.call, self.layout = call, call.layout
         self._guide, self._model = call.first_particle(guide), call.first_particle(model)
@@ -67,7 +67,7 @@ class LatentSpace:
 
     @property
     def kept(self) -> Mapping[str, Tensor]:
-        """Where the latents of sites with a mask count, by site, broadcastable to (K, *plates, *event)."""
+        """Where latents are not masked, for sites with a mask, broadcastable to (K, *plates, *event)."""
         return self._kept
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class LatentSpace:
         for name in self.sites:
             u = self.transforms[name].inv(values[name])
             log_det = log_det + self._log_det(name, u, values[name])
-            vectors.append(self.flat(u).to(self.dtype))  # the prior's draws may have another one than the guide's
+            vectors.append(self.flat(u).to(self.dtype))  # draws of the prior may have another dtype than those of the guide
         return torch.cat(vectors, -1), log_det
 
     def supports(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -138,12 +138,12 @@ class LatentSpace:
         return self._extended(at, u)[0]
 
     def _extended(self, at: Callable[[Tensor], tuple[Tensor, ...]], u: Tensor) -> tuple[Tensor, ...]:
-        """Log-densities at u, continued along a straight line from where floats can no longer tell the values apart.
+        """Log-densities at u, continued linearly where floats can no longer distinguish the values.
 
-        The tails of a density towards an end of its support are powers of the distance, so in u they are straight lines:
-        exp(a u) for a Gamma of concentration a. Cut off there, much of a Gamma of small concentration would be lost. No tail
-        rises: a density that does at the end is about to turn, nobody knows where, and is cut off; see `cut`. One whose
-        slope still changes there is no straight line yet: the mass under the lines of its last two slopes differs by `bent`.
+        Towards an end of the support, the tails of a density are powers of the distance, so they are linear in u: exp(a u)
+        for a Gamma of concentration a. Without the continuation, much of a Gamma of small concentration would be lost. A
+        log-density that still rises at the end must fall somewhere beyond; it is cut off there, see `cut`. If its slope
+        still changes at the end, the mass under the lines with the last two slopes differs by `bent`.
         """
         if self._limits is None:
             return at(u)
@@ -171,10 +171,10 @@ class LatentSpace:
         return tuple(torch.where(s > 0, -math.inf, f + far * s) for f, s in zip(found, slopes, strict=True))
 
     def end_in_doubt(self, log_evidence: Tensor, negligible: float, share: float) -> Tensor:
-        """(B,), whether what lies beyond the ends of the floats may matter.
+        """(B,), whether mass beyond the ends of the range of floats may matter.
 
-        :param negligible: nats below log p(x) from which on a density that rises there does not matter.
-        :param share: of p(x), by which the lines of the last two slopes may differ.
+        :param negligible: nats below log p(x) at which a density that rises there does not matter.
+        :param share: share of p(x) by which the lines of the last two slopes may differ.
         """
         return (self.cut > log_evidence - negligible) | (self.bent > log_evidence + math.log(share))
 
@@ -198,7 +198,7 @@ class LatentSpace:
         return torch.where(self.masked, filler, u)
 
     def densities(self, model: Record, u: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        """(log p(x, u), log p(u)), shape (K, B) each, from what the model did at u."""
+        """(log p(x, u), log p(u)), shape (K, B) each, from the model's record at u."""
         weights = self.call.weigh(self._guide, model, len(u))
         return self._with_filler(weights.log_joint + log_det, u), self._with_filler(weights.log_marginal_prior + log_det, u)
 
@@ -231,7 +231,7 @@ class LatentSpace:
         return torch.cat(flags, -1)[0]
 
     def centre_at(self, u: Tensor) -> None:
-        """Count the turns of angles from u, (B, D), on."""
+        """Count the turns of angles from u, (B, D)."""
         if self.centre is not None:
             self.centre = torch.where(self.centre.isnan(), math.nan, wrapped(u))
 
@@ -255,7 +255,7 @@ class LatentSpace:
         return torch.where(torch.cat(angles), mean_direction(u, shares), math.nan)
 
     def flat(self, u: Tensor) -> Tensor:
-        """Of one site, (K, *plates, *event) to (K, B, numbers)."""
+        """The numbers of one site, (K, *plates, *event) to (K, B, numbers)."""
         if self.layout.datum_dim is None:
             return u.reshape(len(u), 1, -1)
         moved = u.movedim(1 + self.layout.num_plates + self.layout.datum_dim, 1)
@@ -276,12 +276,12 @@ class LatentSpace:
             transform = transform.base_transform
         log_det = transform.log_abs_det_jacobian(u, value)
         kept = self._kept.get(name)
-        if kept is not None:  # what is masked has the density of the filler, in u
+        if kept is not None:  # masked latents have the density of the filler, in u
             log_det = torch.where(narrowed(kept, log_det.ndim), log_det, torch.zeros_like(log_det))
         extra = log_det.ndim - 1 - self.layout.num_plates
         return reduce_to_datum(log_det.flatten(-extra).sum(-1) if extra else log_det, self.layout)
 
 
 def narrowed(kept: Tensor, ndim: int) -> Tensor:
-    """Without surplus trailing dims, which are of size one: those of an event that is drawn as a whole."""
+    """Without surplus trailing dims of size one, which belong to an event that is drawn as a whole."""
     return kept.flatten(ndim - 1) if kept.ndim > ndim else kept

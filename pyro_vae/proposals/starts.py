@@ -9,21 +9,21 @@ from .space import LatentSpace
 NUM_CLIMBED = 4
 CLIMBING_STEPS = 8  # gradients per start
 FIRST_STEP = 1.0  # standard deviations of the prior
-GROWTH, SHRINKAGE = 1.5, 0.5  # of a step per latent, while its gradient keeps its sign and once it changes
+GROWTH, SHRINKAGE = 1.5, 0.5  # factors of a step per latent, while its gradient keeps its sign and when it changes
 TINY = 1e-6  # a scale where all draws of the prior agree
 
 
 def climbed_starts(space: LatentSpace, u: Tensor, log_joint: Tensor) -> tuple[Tensor, Tensor]:
     """Choose spread draws of the prior from (K, B, D) with (K, B), and move them uphill: (S, B, D) and (S, B).
 
-    A draw of the prior is rarely near a narrow mode, so that the highest draw alone leads to one and the same mode.
+    A draw of the prior is rarely near a narrow mode, so the highest draw alone would always lead to the same mode.
     """
     scale = u.std(0, correction=0).clamp(min=TINY)
     return climb(space, spread(u, log_joint, scale), FIRST_STEP * scale)
 
 
 def spread(u: Tensor, log_joint: Tensor, scale: Tensor) -> Tensor:
-    """The point of the highest log joint, then again and again the one farthest from those taken: (S, B, D)."""
+    """The point with the highest log joint, then repeatedly the one farthest from those chosen: (S, B, D)."""
     rows = torch.arange(u.shape[1], device=u.device)
     usable = log_joint > -torch.inf  # false for nan
     chosen = [torch.where(usable, log_joint, -torch.inf).argmax(0)]
@@ -37,7 +37,7 @@ def spread(u: Tensor, log_joint: Tensor, scale: Tensor) -> Tensor:
 def climb(space: LatentSpace, u: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """The highest points of Rprop from u, (S, B, D), with their log joint: only the signs of a gradient count.
 
-    So no scale has to be known (Riedmiller and Braun, 1993, https://doi.org/10.1109/ICNN.1993.298623).
+    Hence no scale has to be known (Riedmiller and Braun, 1993, https://doi.org/10.1109/ICNN.1993.298623).
     """
     step, sign = step.expand_as(u), torch.zeros_like(u)
     best, highest = u, torch.full_like(u[..., 0], -torch.inf)

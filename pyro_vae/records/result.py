@@ -52,7 +52,7 @@ class Result:
             result.save("evidence.npz")
             result = pv.Evidence.load("evidence.npz")
         """
-        from .storing import save_value  # which knows the records
+        from .storing import save_value  # imported here, because it imports the records
 
         save_value(path, self)
 
@@ -72,7 +72,7 @@ class Result:
             result.save("evidence.npz")
             result = pv.Evidence.load("evidence.npz")
         """
-        from .storing import load_value  # which knows the records
+        from .storing import load_value  # imported here, because it imports the records
 
         record = load_value(path)
         if not isinstance(record, cls):

@@ -169,7 +169,7 @@ def _record(name: str, values: dict[str, Any], known: Mapping[str, type[Result]]
     more, missing = sorted(values.keys() - names.keys()), sorted(needed - values.keys())
     if more or missing:
         raise RecordFileError(
-            f"a {name} has the fields {', '.join(names)}; the file has {', '.join(more) or 'none'} beside them and lacks "
-            f"{', '.join(missing) or 'none'}: load it with the version of pyro_vae that wrote it, or {AGAIN}"
+            f"a {name} has the fields {', '.join(names)}; the file has {', '.join(more) or 'none'} besides these and "
+            f"lacks {', '.join(missing) or 'none'}: load it with the version of pyro_vae that wrote it, or {AGAIN}"
         )
     return kind(**values)

@@ -217,7 +217,7 @@ def train(
     """Run the training and keep the best guide, or restore the old one if the model has changed."""
     stopping = training.stopping
     try:
-        with training.frozen.held(), poutine.block(), torch.enable_grad():  # whatever the call stands in
+        with training.frozen.held(), poutine.block(), torch.enable_grad():  # also inside other handlers
             try:
                 stopped = training.run(loader, args, num_epochs, bar)
             except KeyboardInterrupt:
@@ -247,4 +247,4 @@ def check_loaders(**loaders: Any) -> None:
     for name, loader in loaders.items():
         check_loader(loader)
         if isinstance(loader, Iterator):
-            raise ArgumentError(f"{name} is gone through more than once: pass a DataLoader or a list, not an iterator")
+            raise ArgumentError(f"{name} is iterated more than once: pass a DataLoader or a list, not an iterator")

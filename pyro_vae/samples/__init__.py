@@ -1,4 +1,4 @@
-"""Reconstructions and samples of a model beside its likelihood: error, sharpness, distance to the training data."""
+"""Checks of reconstructions and samples of a model: error, sharpness, distance to the training data."""
 
 from .ranks import Statistic
 from .sample_check import SampleCheck

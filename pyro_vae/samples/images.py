@@ -22,7 +22,7 @@ def laplacian_variance(rows: Tensor, image_shape: Sequence[int]) -> Tensor:
 
 
 def image_shape_of(shapes: Sequence[torch.Size], given: Sequence[int] | None) -> tuple[int, ...] | None:
-    """The shape of a datum as an image, or `None` where it is none."""
+    """The shape of a datum as an image, or `None` if it is not an image."""
     size = sum(shape.numel() for shape in shapes)
     if given is not None:
         if math.prod(given) != size:

@@ -127,7 +127,7 @@ class EarlyStopping:
             raise ArgumentError("held_out is iterated at every look: pass a DataLoader or a list, not an iterator")
         self.every, self.patience = whole_number("every", every), whole_number("patience", patience)
         self.num_particles = amount("num_particles", num_particles, lowest=2)
-        self.seed = whole_number("seed", seed, lowest=0, why="training goes on from the global one")
+        self.seed = whole_number("seed", seed, lowest=0, why="the global random state is used for training")
         self.stopped_at: int | None = None
         self.num_without = 0
         self._beta = checked_beta(beta)

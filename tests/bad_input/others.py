@@ -200,15 +200,25 @@ def plots() -> Iterator[Other]:
         ),
         "plot_units": ("activity", lambda: record("ActiveUnits")),
     }
+    run = ("color", "label")
     options = {
         "plot_aggregated_posterior": ("num_units",),
-        "plot_copies": ("num_images",),
+        "plot_copies": ("num_images", "cmap"),
+        "plot_factors": ("names",),
+        "plot_gaps_per_datum": run,
+        "plot_held_out": run,
+        "plot_k_curve": run,
         "plot_latents": ("units",),
-        "plot_rate_distortion": ("label",),
-        "plot_reconstructions": ("num_images",),
-        "plot_samples": ("num_images",),
-        "plot_training": ("window",),
-        "plot_units": ("num_units",),
+        "plot_likelihood_and_looks": run,
+        "plot_manifold": ("cmap",),
+        "plot_nearest_neighbours": run,
+        "plot_pareto_k": run,
+        "plot_rate_distortion": run,
+        "plot_reconstructions": ("num_images", "cmap"),
+        "plot_samples": ("num_images", "cmap"),
+        "plot_training": ("window", *run),
+        "plot_traversals": ("cmap",),
+        "plot_units": ("num_units", *run),
     }
     for name, (argument, make) in of_record.items():
 

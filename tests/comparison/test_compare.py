@@ -203,7 +203,7 @@ def test_these_data_and_others_are_two_questions():
     comparison = pv.compare({"a": base(), "b": shifted(0.05)})
     pair = comparison.pairs[0]
     assert pair.claim == "cannot be told apart" and pair.certain_for_these_data
-    assert "On these 100 data themselves 'b' is ahead of 'a' by more than Monte Carlo error" in comparison.verdict()
+    assert "On these 100 data 'b' is ahead of 'a' by more than Monte Carlo error" in comparison.verdict()
     blunt = pv.compare({"a": base(std_error=1.0), "b": shifted(0.05, std_error=1.0)}).pairs[0]
     assert not blunt.certain_for_these_data
 
@@ -335,7 +335,7 @@ def test_few_data_that_decide_are_named():
     pair = comparison.pairs[0]
     assert pair.first == "b" and pair.deciding == [41, 7] and pair.few_decide  # without them -.05 * 97 + 2 < 0
     assert float(d.sum() - 8) < 0 < float(d.sum() - 5)
-    assert "2 of 100 data make up the lead of 'b' over 'a': without data [41, 7] it is gone." in comparison.verdict()
+    assert "2 of 100 data account for the lead of 'b' over 'a': without data [41, 7] there is none." in comparison.verdict()
     assert pair.claim == "cannot be told apart"
 
 
@@ -454,7 +454,7 @@ def test_scores_are_compared_with_scores_alone():
     with pytest.raises(ComparisonError, match="'b' hold scores of values outside the support"):
         pv.compare({"a": base(), "b": shifted(1.0, **score)})
     comparison = pv.compare({"a": base(**score), "b": shifted(1.0, **score)})
-    assert "not log p(x)" in " ".join(comparison.remarks) and "score" in one_line(comparison).splitlines()[1]
+    assert "not log p(x)" in " ".join(comparison.remarks) and "score" in str(comparison).splitlines()[1]
 
 
 def test_what_is_given_is_said():
@@ -550,7 +550,6 @@ def test_a_difference_in_doubt_is_said_to_be_so_once():
 
 def test_the_labels_of_the_plot_lie_inside_the_figure():
     ax = pv.compare({"large network": base(), "small network": shifted(1.0)}).plot()
-    ax.figure.tight_layout()
     ax.figure.canvas.draw()
     box = ax.xaxis.label.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1

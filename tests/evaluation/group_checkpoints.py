@@ -54,7 +54,7 @@ def stop_at(estimator, x, where, path):
 
     pv.ImportanceSampling.estimate = stumbling
     try:
-        with raises(OutOfMemoryError, "batch", "stumbled", "ake the same call again to go on"):
+        with raises(OutOfMemoryError, "batch", "stumbled", "ake the same call again to continue"):
             run(estimator, x, checkpoint=path)
     finally:
         pv.ImportanceSampling.estimate = forward

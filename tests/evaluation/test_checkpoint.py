@@ -219,7 +219,7 @@ def test_other_data_are_refused_by_name(tmp_path, kind):
     other[12, 0] += 1e-6
     batches = {"order": batches_of(x.flip(0)), "a datum": batches_of(other), "batch size": batches_of(x, 6)}[kind]
     number, span = {"order": (0, "0 to 4"), "a datum": (2, "10 to 14"), "batch size": (0, "0 to 5")}[kind]
-    with pytest.raises(CheckpointError, match=rf"batch {number} \(data {span}, counted from 0\) holds other data"):
+    with pytest.raises(CheckpointError, match=rf"batch {number} \(data {span}, counted from 0\) has other data"):
         run(estimator(), batches, tmp_path)
     assert len(run(estimator(), batches_of(x), tmp_path)) == 23
 
@@ -260,7 +260,7 @@ def test_a_damaged_shard_is_named_and_only_its_batches_run_again(tmp_path, runs,
     else:
         del content[0 if damage == "empty" else len(content) // 2 :]
     bad.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{bad.name}.*Delete that file: its batches are then run again, and only"):
+    with pytest.raises(CheckpointError, match=f"{bad.name}.*Delete that file; then only its batches"):
         run(estimator(), batches_of(data()), tmp_path)
     bad.unlink()
     runs.clear()
@@ -293,7 +293,7 @@ def test_what_a_killed_writer_left_is_swept_up(tmp_path):
 
 def test_a_path_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="is no checkpoint.*holds notes.txt"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint.*holds notes.txt"):
         run(estimator(), batches_of(data()), tmp_path)
     with pytest.raises(CheckpointError, match="cannot make the folder"):
         run(estimator(), batches_of(data()), tmp_path / "notes.txt")
@@ -321,7 +321,7 @@ def test_two_calls_at_once_are_refused(tmp_path):
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="Make the same call again to go on from .*, which holds 3 batches"):
+    with pytest.raises(KeyboardInterrupt, match="Make the same call again to continue from .*, which holds 3 batches"):
         run(estimator(), until(3, batches_of(data()), KeyboardInterrupt), tmp_path)
     assert len(run(estimator(), batches_of(data()), tmp_path)) == 23
 
@@ -341,7 +341,7 @@ def test_a_write_that_fails_is_named_and_what_was_written_stays(tmp_path, monkey
             yield batch
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(CheckpointError, match="cannot be written.*No space left on device.*the same call goes on"):
+    with pytest.raises(CheckpointError, match="cannot be written.*No space left on device.*the same call continues"):
         run(estimator(), filling(), tmp_path)
     full.clear()
     assert len(shards(tmp_path)) == 3 and not list(tmp_path.glob(".*.tmp"))
@@ -372,7 +372,7 @@ def test_a_result_that_no_file_holds_is_refused_at_once(tmp_path):
         calls.append(1)
         return Own()
 
-    with pytest.raises(CheckpointError, match="cannot be kept in a checkpoint.*Own"):
+    with pytest.raises(CheckpointError, match="cannot be stored in a checkpoint.*Own"):
         run(odd, batches_of(data()), tmp_path)
     assert len(calls) == 1
 

@@ -136,7 +136,7 @@ def test_a_call_after_a_failed_evaluate_is_as_before():
 @pytest.mark.parametrize("loader", [[], iter(()), DataLoader(TensorDataset(torch.zeros(0, 4)), batch_size=2)])
 def test_an_empty_loader_is_named(loader):
     _, _, model, guide = setting()
-    with pytest.raises(EmptyBatchError, match="yielded no batch"):
+    with pytest.raises(EmptyBatchError, match="has no batch"):
         run(pv.ImportanceSampling(model, guide, num_particles=5), loader)
 
 

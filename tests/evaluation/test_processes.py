@@ -75,7 +75,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_checkpoint_is_whole(tmp_p
     assert killed == -9
     assert status == 3, alive
     assert "rank 0 of 2 waited for the others at batches 4 to 5" in alive
-    assert "ake the same call again to go on" in alive
+    assert "ake the same call again to continue" in alive
     assert float(re.search(r"after ([\d.]+) s", alive)[1]) < 20
     folders = [tmp_path, tmp_path / "unbroken"]
     folders[1].mkdir()

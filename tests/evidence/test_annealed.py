@@ -264,7 +264,7 @@ def test_the_start_is_the_proposal_that_the_default_searches():
 def test_other_starts_say_that_they_do_not_search(start):
     lm, x = linear_gaussian(2, 4, num_data=3)
     result = ais(model_of(lm), crude(2), start=start)(x)
-    assert result.unchecked["search"] == f"chains from the {start} search for no modes"
+    assert result.unchecked["search"] == f"there is no search for modes with start='{start}'"
     assert "search" not in result.checks
 
 

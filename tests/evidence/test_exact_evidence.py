@@ -367,7 +367,7 @@ def test_prior_sites_are_refused():
             pyro.sample("x", dist.Normal(a + z, 1.0), obs=x)
 
     _, guide = one_latent(None)
-    with pytest.raises(LocalFitError, match="'a' would be drawn from the prior: add to the guide"):
+    with pytest.raises(LocalFitError, match="'a' would be drawn from the prior, which is not exact: add to the guide"):
         truth_of(model, guide, torch.zeros(3, dtype=F64), prior_sites=["a"])
 
 

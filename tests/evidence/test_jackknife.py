@@ -158,7 +158,7 @@ def test_without_the_option_nothing_changes_but_the_bound():
 
 @pytest.mark.parametrize("jackknife", [-1, 3, True, 1.0, "1", None])
 def test_another_order_is_refused(jackknife):
-    with pytest.raises(OptionError, match="jackknife must be its order"):
+    with pytest.raises(OptionError, match="jackknife must be the order of the correction"):
         pv.ImportanceSampling(*toy(2)[:2], jackknife=jackknife)
 
 

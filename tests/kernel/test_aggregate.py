@@ -263,7 +263,7 @@ def test_a_latent_drawn_given_another_is_refused(weight, discrete, reads):
 
     call, drawn = drawn_by(LivePair(lambda x: program(x, True), program), torch.randn(6))
     state = torch.get_rng_state()
-    with pytest.raises(StructureError, match=r"draws 'b' given 'a'.*q\(b\|x\) has no density"):
+    with pytest.raises(StructureError, match=r"draws 'b' given 'a'.*the density q\(b\|x\) is not known"):
         check_separate(call, drawn, ["a", "b"])
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -213,7 +213,7 @@ def test_an_indicator_after_latents_leaves_the_gap_whole():
             pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
 
     gaps = pv.InferenceGaps(two, late, num_particles=300, seed=0)(X)
-    assert "'j' after latents" in gaps.unsplit
+    assert "'j' after continuous latents" in gaps.unsplit
     truth = normal(X, 0.0, math.sqrt(3.0))
     assert ((gaps.log_evidence - truth).abs() < 5 * gaps.std_errors["log_evidence"] + 1e-3).all()
 

@@ -530,7 +530,7 @@ def test_a_program_that_moves_the_enumerated_axis_is_refused_and_the_remedy_work
 
         return model, guide
 
-    with pytest.raises(EnumerationError, match="take out infer="):
+    with pytest.raises(EnumerationError, match="remove infer="):
         pv.ImportanceSampling(*programs({"enumerate": "parallel"}), num_particles=10)(AXIS_X)
     if move is one_axis_too_many:  # wrong in a plain run too
         return
@@ -603,7 +603,7 @@ def test_an_index_that_drops_the_dim_of_a_plate(dropped):
     if dropped:
         with pytest.raises(EnumerationError, match="index that drops a dim"):
             pv.ImportanceSampling(model, guide, num_particles=10, datum_plate="data")(x)
-        with pytest.raises(EnumerationError, match="Keep the dims of the plates"):
+        with pytest.raises(EnumerationError, match="Keep the positions of the plate dimensions"):
             objective.loss(model, guide, x)
         return
     evidence = pv.ImportanceSampling(model, guide, num_particles=4000, check=False, seed=0, datum_plate="data")(x)

@@ -584,7 +584,7 @@ def test_a_narrow_guide_does_not_hide_that_a_masked_latent_is_read():
 
     with pytest.raises(MaskError, match=r"'z' of data \[1\]"):
         pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x, True)
-    with pytest.warns(UnreliableEvidenceWarning, match="floats no longer tell"):  # they are one float
+    with pytest.warns(UnreliableEvidenceWarning, match="floats are too coarse"):  # they are one float
         assert len(pv.ImportanceSampling(model, guide, num_particles=10, seed=0)(x, False)) == 2
 
 

@@ -351,7 +351,7 @@ def test_a_full_covariance_has_one_kl_per_site():
     assert torch.allclose(units.variance_of_means, family(x).mean.var(0), atol=1e-10)
     assert bool(units.kl.isnan().all()) and bool(units.fraction_at_prior.isnan().all())
     assert not bool(units.collapsed.any())
-    assert "2 without a KL of their own" in one_line(units)
+    assert "2 without a separate KL" in one_line(units)
 
 
 def test_a_mixture_over_vectors_as_the_prior_is_sampled_per_site():
@@ -698,7 +698,7 @@ def test_bad_loaders_and_data():
 
 def test_a_kl_that_is_no_number_and_units_that_change():
     model, _, *_ = gaussian_pair()
-    with pytest.warns(PrecisionWarning, match="tell draws"), pytest.raises(NonFiniteError, match="'z'"):
+    with pytest.warns(PrecisionWarning, match="distinguish draws"), pytest.raises(NonFiniteError, match="'z'"):
         measure(model, guide_of(lambda x: dist.Normal(x[:, None].expand(-1, 3), 0.0).to_event(1)), data())
 
     def wide(x):

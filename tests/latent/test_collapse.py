@@ -136,7 +136,7 @@ def test_it_looks_at_every_nth_call_only(x):
 
     monitor = CollapseMonitor(model, pair.guide, every=4)
     monitor(x), monitor(x), monitor(x)
-    assert runs == [] and monitor.last is None and "no look yet" in one_line(monitor)
+    assert runs == [] and monitor.last is None and "no measurement yet" in one_line(monitor)
     for _ in range(6):
         monitor(x)
     assert monitor.history().step.tolist() == [4, 8] and monitor.num_calls == 9

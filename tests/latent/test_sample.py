@@ -146,7 +146,7 @@ def test_of_a_latent_drawn_given_another_only_the_draw_is_known(order, first):
     free, bound = order.index(first), 1 - order.index(first)
     assert torch.equal(found.means[:, free], x) and torch.equal(found.means[:, bound], found.draws[:, bound])
     assert float((found.draws[:, bound] - 2 * found.draws[:, free]).abs().max()) < 0.5 * 6
-    assert f"Posterior mean not known, the draw stands for it: '{order[bound]}'." in one_line(found)
+    assert f"Posterior mean not known, a draw is used in its place: '{order[bound]}'." in one_line(found)
     assert bool(found.summary()["std_of_means"].isnan()[bound]) and found.order.tolist() == [free, bound]
 
 

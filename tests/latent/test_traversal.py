@@ -311,9 +311,9 @@ def test_a_discrete_latent_stays_and_cannot_be_moved():
     bit = (walk.means[0] - walk.values[0]) / 10
     assert float(bit[0]) == pytest.approx(round(float(bit[0])), abs=1e-12) and float(bit.std()) < 1e-10
     for units in ([0], ["c", "z"]):
-        with pytest.raises(StructureError, match="'c' cannot be moved alone"):
+        with pytest.raises(StructureError, match="'c' cannot be changed alone"):
             pv.traverse(*pair, x, units=units)
-    with pytest.raises(StructureError, match="'c' cannot be moved alone"):
+    with pytest.raises(StructureError, match="'c' cannot be changed alone"):
         pv.manifold(*pair, x)
 
 
@@ -365,7 +365,7 @@ def test_options_are_named():
         with pytest.raises(OptionError, match=message):
             pv.traverse(model, guide, x, **options)
     for units in ([0], [0, 1, 2], "z[0]"):
-        with pytest.raises(OptionError, match="two names or numbers"):
+        with pytest.raises(OptionError, match="two names or indices"):
             pv.manifold(model, guide, x, units=units)
 
 

@@ -492,7 +492,7 @@ def test_subsampled_plates_need_all_their_data():
     assert "join all batches" in one_line(part)
     with pytest.raises(errors.SubsamplingError, match=r"32 of the 40 data in the plate 'data' \(16 different ones\)"):
         type(part).cat([part, part]).elpd  # noqa: B018
-    with pytest.raises(errors.OptionError, match="this call has a part of them"):
+    with pytest.raises(errors.OptionError, match="this call has only a part of them"):
         loo(model, guide)(torch.arange(16), X[:16], Y[:16])
 
 
@@ -660,7 +660,7 @@ def test_inner_estimates_must_be_unbiased():
     [
         ({"num_draws": 0}, "num_draws must be a whole number of at least 1"),
         ({"proposal": "prior"}, "proposal must be one of 'auto', 'fitted', 'guide'"),
-        ({"evidence": pv.SelfCheck}, "evidence must be an estimator to be built"),
+        ({"evidence": pv.SelfCheck}, "evidence must be a class of estimators"),
         ({"datum_plate": None}, "datum_plate must name the plate of the data to leave out"),
     ],
 )

@@ -312,13 +312,13 @@ def test_a_likelihood_whose_numbers_are_not_independent_is_refused():
     x = data(dtype=torch.float32)
     for head, kind in (
         (pv.nn.MultivariateNormal(), "MultivariateNormal"),
-        (pv.nn.Normal("optimal"), "best one for"),
+        (pv.nn.Normal("optimal"), "computed from"),
     ):
         decoder = nn.Sequential(nn.Linear(2, head.num_outputs(6)), head)
         vae = MissingDataVAE(small_missing_vae().encoder, decoder, StandardNormal(2))
         with pytest.raises(StructureError, match=rf"numbers are independent.*{kind}.*pv.nn.Normal\('learned'\)"):
             svi_of(vae).step(x)
-    with pytest.raises(OptionError, match=r"a batch with holes has none: pass pv.nn.Normal\('learned'\)"):
+    with pytest.raises(OptionError, match=r"not possible with missing values: pass pv.nn.Normal\('learned'\)"):
         mlp_missing_vae(6, 2, likelihood=pv.nn.Normal("optimal"))
 
 

@@ -190,7 +190,7 @@ def test_options_that_do_not_fit_are_named():
             make()
     with pytest.raises(ArgumentError, match=r"needs 3 numbers for 2 columns, but its network gives shape \(5, 4\)"):
         nn.Heterogeneous([nn.Normal(), nn.Bernoulli()])(torch.zeros(5, 4))
-    with pytest.raises(ArgumentError, match=r"has 1 columns, but the data have shape \(1, 3\): name a head for each"):
+    with pytest.raises(ArgumentError, match=r"has 1 columns, but the data have shape \(1, 3\): pass a head for each"):
         pv.mlp_vae(3, 2, likelihood=nn.Heterogeneous([nn.Normal()]))
 
 

@@ -915,7 +915,7 @@ def test_hooks_on_parameters_are_refused_also_later():
     objective = pv.BetaTrace_ELBO(compile={"backend": "eager"})
     objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
     handle = pair.decoder.weight.register_hook(lambda gradient: 0 * gradient)
-    with pytest.raises(CompileError, match="has one: remove it"):
+    with pytest.raises(CompileError, match="has a hook: remove it"):
         objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))
     handle.remove()
     objective.loss_and_grads(pair.model, pair.guide, torch.ones(3, 4))

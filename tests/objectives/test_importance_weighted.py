@@ -328,7 +328,7 @@ def test_a_scale_around_model_and_guide_weighs_the_data(scale, gradient):
 @pytest.mark.parametrize("side", ["model", "guide"])
 def test_different_scales_are_refused(side):
     case = hierarchical(**{f"scale_{side}": 0.5})
-    with pytest.raises(StructureError, match="scaled otherwise"):
+    with pytest.raises(StructureError, match="have another scale"):
         IWAE(num_particles=2).loss(case.model, case.guide, *case.args)
 
 

@@ -169,7 +169,7 @@ def crossed(in_a_loop):
 
 
 def test_summed_out_sites_of_crossed_plates():
-    with pytest.raises(EnumerationError, match="Go through one of the plates in a loop"):
+    with pytest.raises(EnumerationError, match="Iterate over one of the plates"):
         loss(*crossed(in_a_loop=False)[:2], nesting=2, num_particles=1)
     model, guide, y = crossed(in_a_loop=True)
     flips = torch.cartesian_prod(*[torch.arange(2.0)] * 4)  # two rows, two columns

@@ -435,7 +435,7 @@ def test_a_scale_of_the_whole_pair_scales_the_loss_and_not_the_parts():
         found.append((objective.loss(*programs, x), float(objective.decomposition.mutual_information)))
     assert found[1] == pytest.approx((3 * found[0][0], found[0][1]))
     weighted = [poutine.scale(program, scale=torch.arange(1.0, 7.0, dtype=F64)) for program in pair]
-    with pytest.raises(StructureError, match="the data are scaled differently.*by one number"):
+    with pytest.raises(StructureError, match="the data have different scales.*by one number"):
         TotalCorrelationELBO(dataset_size=9).loss(*weighted, x)
 
 
@@ -501,7 +501,7 @@ def test_sizes_that_do_not_fit():
         make(dataset_size=41).loss(*subsampled, x)
     for other in ({"x": x[:1]}, {"x": x, "datum_plate": None}):
         data = other.pop("x")
-        with pytest.raises(StructureError, match="the call is about one datum.*at least 2"):
+        with pytest.raises(StructureError, match="the call has one datum.*at least 2"):
             make(**other).loss(*pair, data)
     objective = make()
     objective.loss(*pair, x)
@@ -535,9 +535,9 @@ def hierarchical_model(x):
 def test_guides_whose_dimensions_have_no_density_of_their_own():
     x = torch.randn(6, 2)
     for family in (lambda x: dist.MultivariateNormal(x, torch.eye(2)), flow):
-        with pytest.raises(StructureError, match=r"no densities of their own.*Normal\(loc, scale\).to_event\(1\)"):
+        with pytest.raises(StructureError, match=r"have no known densities.*Normal\(loc, scale\).to_event\(1\)"):
             make().loss(*pair_of(family, lambda x: dist.Normal(torch.zeros_like(x), 1.0).to_event(1)), x)
-    with pytest.raises(StructureError, match=r"draws 'b' given 'a', so q\(b\|x\) has no density"):
+    with pytest.raises(StructureError, match=r"draws 'b' given 'a', so the density q\(b\|x\) is not known"):
         make().loss(hierarchical_model, hierarchical, x[:, 0])
 
 
@@ -549,7 +549,7 @@ def with_factor(x):
 
 def test_draws_that_come_with_a_factor():
     model = pair_of(normal_family(1.0))[0]
-    with pytest.raises(StructureError, match="'jacobian'.*without being the draw of a latent"):
+    with pytest.raises(StructureError, match="'jacobian'.*is not a latent that is drawn from a density"):
         make().loss(model, with_factor, torch.randn(6, 2))
 
 
@@ -575,7 +575,7 @@ def test_masks():
     pair = pair_of(normal_family(0.5))
     for masked in ((0,), (0, 1)):
         programs = [poutine.mask(p, mask=present) if i in masked else p for i, p in enumerate(pair)]
-        with pytest.raises(MaskError, match=r"latents 'z' are masked.*leave masked data out"):
+        with pytest.raises(MaskError, match=r"latents 'z' are masked.*remove masked data"):
             make().loss(*programs, x)
     inside = torch.tensor([True, False]).expand(6, 2)
     family = lambda x: dist.Normal(x, 1.0).mask(inside).to_event(1)  # noqa: E731

@@ -186,11 +186,11 @@ def test_classes_have_no_mean_and_are_drawn():
     torch.manual_seed(0)
     vae = pv.mlp_missing_vae(3, 1, likelihood=pv.nn.Categorical(3), hidden=())
     x = torch.tensor([[0.0, NAN, 2.0], [1.0, 1.0, NAN]])
-    with pytest.raises(StructureError, match="'obs' has no mean to fill in, as classes have none: pass num_draws=1"):
+    with pytest.raises(StructureError, match="'obs' has no mean to fill in, like that of classes: pass num_draws=1"):
         pv.impute(vae.model, vae.guide, x, num_particles=50, seed=0)
     result = pv.impute(vae.model, vae.guide, x, num_draws=400, num_particles=400, seed=0)
     assert result.mean["obs"].isnan().tolist() == x.isnan().tolist() == result.stddev["obs"].isnan().tolist()
-    assert "2 of them have no mean: classes" in one_line(result)
+    assert "2 of them have no mean: they are classes" in one_line(result)
     z = torch.linspace(-8, 8, 1001).unsqueeze(-1)
     with torch.no_grad():
         probs = vae.decode(z).base_dist.probs  # (1001, 3, 3)
@@ -401,7 +401,7 @@ def test_numbers_that_depend_on_those_seen_given_the_latents_are_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
 
-    with pytest.raises(StructureError, match=r"parts of single draws of 'x' are missing.*NanMaskedNormal"):
+    with pytest.raises(StructureError, match=r"single draws of 'x' are partly missing.*NanMaskedNormal"):
         pv.impute(model, guide, torch.tensor([[1.0, NAN], [0.0, 1.0]]), num_particles=10, seed=0)
     result = pv.impute(model, guide, torch.tensor([[NAN, NAN], [0.0, 1.0]]), num_particles=1000, seed=0)  # all of a draw
     assert_near(result.mean["x"][0], torch.zeros(2), result.std_error["x"][0], 0.1)
@@ -417,7 +417,7 @@ def test_a_mask_that_depends_on_draws_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
 
-    with pytest.raises(MaskError, match=r"draws of the latents decide what is masked in 'x'.*fn.mask\(~x.isnan\(\)\)"):
+    with pytest.raises(MaskError, match=r"the mask of 'x' depends on draws of the latents.*fn.mask\(~x.isnan\(\)\)"):
         pv.impute(model, guide, torch.zeros(3, 2), num_particles=10, seed=0)
 
 
@@ -470,6 +470,6 @@ def test_few_draws_of_a_guide_that_is_far_off_are_in_doubt_where_numbers_are_mis
             pyro.sample("y", dist.Categorical(torch.tensor([1.0, 1.0, 1e5], dtype=F64).expand(len(x), 3)))
 
     x = torch.tensor([[1.0, 1.0, NAN], [1.0, 1.0, 1.0]], dtype=F64)
-    with pytest.warns(pv.errors.UnreliableEvidenceWarning, match="the imputation goes by the weights|rests on fewer than"):
+    with pytest.warns(pv.errors.UnreliableEvidenceWarning, match="the imputation uses the weights|fewer than five draws"):
         result = pv.impute(model, guide, x, num_particles=1000, seed=0)
     assert not result.reliable[0] and "Imputation of 2 data" in one_line(result)

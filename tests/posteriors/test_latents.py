@@ -110,7 +110,7 @@ def test_what_the_model_alone_enumerates_has_no_draws():
     with quiet():
         record = pv.PosteriorExpectation(summed_mixture, guide_of_z, lambda v: v["z"], num_particles=4000, seed=0)(Y)
     assert_near(record.value, mean, record.std_error, 0.02)
-    with pytest.raises(pv.errors.OptionError, match="f asks for 'k', .* the guide must enumerate too"):
+    with pytest.raises(pv.errors.OptionError, match="f uses 'k', .* must be enumerated in the guide too"):
         pv.PosteriorExpectation(summed_mixture, guide_of_z, labels, seed=0)(Y)
     with pytest.raises(pv.errors.EnumerationError, match="means=True needs draws of 'k', which only the model has"):
         pv.posterior(summed_mixture, guide_of_z, Y, means=True)
@@ -351,5 +351,5 @@ def test_a_given_site_has_no_draws():
     record = pv.PosteriorExpectation(model, guide, lambda z: z["z"], num_particles=4000, seed=0)(x)
     assert_near(record.value, x / 1.25, record.std_error, 0.02)
     assert record.evidence.given == ("s",)
-    with pytest.raises(pv.errors.OptionError, match="f asks for 's', .* has no draws of its own"):
+    with pytest.raises(pv.errors.OptionError, match="f uses 's', .* is not drawn by the guide"):
         pv.PosteriorExpectation(model, guide, lambda z: z["s"], seed=0)(x)

@@ -236,10 +236,10 @@ def put(*keys, value):
     "change, words",
     [
         (put("format", value=99), ("format 99", "newer pyro_vae", "update")),
-        (put("format", value="one"), ("says no format",)),
-        (put("value", "record", value="Nothing"), ("holds a Nothing", "no record class")),
-        (put("value", "record", value="os.system"), ("holds a os.system", "no record class")),
-        (put("value", "record", value="Result"), ("holds a Result", "no record class")),
+        (put("format", value="one"), ("has no format number",)),
+        (put("value", "record", value="Nothing"), ("has a Nothing", "not a known record class")),
+        (put("value", "record", value="os.system"), ("has a os.system", "not a known record class")),
+        (put("value", "record", value="Result"), ("has a Result", "not a known record class")),
         (put("value", "fields", "colour", value=1), ("colour beside them", "version")),
         (put("value", "fields", "bound", value={"eval": "1"}), ("a value that this version knows",)),
         (put("value", "fields", "bound", value={"tensor": "elsewhere"}), ("a value that this version knows",)),
@@ -333,7 +333,7 @@ def test_a_failing_write_leaves_the_old_file_whole(saved, monkeypatch, call):
     path, old = saved
     with monkeypatch.context() as patched:
         patched.setattr(numpy.lib.format if call == "write_array" else os, call, failing(call))
-        with pytest.raises(RecordFileError, match="No space left on device.*as it was") as info:
+        with pytest.raises(RecordFileError, match="No space left on device.*The old file is unchanged") as info:
             make_gaps(1.0, 0.5).save(path)
     assert str(path) in str(info.value)
     assert os.listdir(path.parent) == [path.name]

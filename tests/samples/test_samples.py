@@ -380,7 +380,7 @@ def test_which_data_are_images(event, given, expected):
     assert result.image_shape == expected
     if expected is None:
         assert result.sharpness is None and result.mean_sharpness() == {}
-        assert "sharpness: the data are no images" in one_line(result)
+        assert "sharpness: the data are not images" in one_line(result)
         json.dumps(result.to_dict())
     else:
         assert set(result.sharpness) == {"data", "reconstruction_means", "sample_means", "sample_draws"}
@@ -615,7 +615,7 @@ def test_evidence_of_other_data_of_a_subsampled_plate_is_refused():
     check = pv.SampleCheck(model, guide, seed=0)
     result = check([x], train=[x], evidence=same, progress=False)
     torch.testing.assert_close(result.reconstruction_error, x[same.index].square(), rtol=0, atol=1e-12)
-    with pytest.raises(ArgumentError, match="chose other data"):
+    with pytest.raises(ArgumentError, match="has other data in the evidence"):
         check([x], train=[x], evidence=other, progress=False)
 
 
@@ -759,7 +759,7 @@ def test_factors_and_models_without_data_are_refused():
 
     with pytest.raises(StructureError, match="the factor 'extra'"):
         look(factor, standard_guide, randn(5))
-    with pytest.raises(StructureError, match="the model observes nothing"):
+    with pytest.raises(StructureError, match="the model has no observed site"):
         look(nothing, standard_guide, randn(5))
 
 
@@ -895,7 +895,9 @@ def test_copies_stand_above_what_they_copy(result, num_images):
 def test_copies_of_colour_images_are_drawn_and_of_no_images_refused():
     x = randn(10, 3, 4, 5)
     ax = plot_copies(look(ignoring(), standard_guide, x), num_images=2)
-    assert ax.images[0].get_array().shape == (9, 11)
+    assert ax.images[0].get_array().shape == (9, 11, 3)
+    ax = plot_copies(look(ignoring(), standard_guide, randn(10, 2, 4, 5)), num_images=2)
+    assert ax.images[0].get_array().shape == (9, 11)  # the mean of two channels
     with pytest.raises(ValueError, match="no images"):
         plot_copies(look(ignoring(), standard_guide, randn(10, 7)))
     plt.close("all")

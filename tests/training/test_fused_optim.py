@@ -210,7 +210,7 @@ def test_a_scheduler_that_looks_at_the_loss():
 
 
 def test_step_without_a_scheduler_is_refused():
-    with pytest.raises(OptionError, match="there is none: SVI.step moves the parameters"):
+    with pytest.raises(OptionError, match="there is none: SVI.step updates the parameters"):
         pv.FusedOptim(*ADAM).step()
 
 
@@ -396,7 +396,7 @@ def closure():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ((torch.optim.LBFGS, {"lr": 0.1}), "LBFGS asks for a closure"),
+        ((torch.optim.LBFGS, {"lr": 0.1}), "LBFGS needs a closure"),
         ((pyro.optim.Adam, {"lr": 0.1}), "not its wrapper in pyro.optim"),
         ((torch.optim.Adam, {"lr": -1.0}), "Invalid learning rate"),
         ((torch.optim.Adam, {"learning_rate": 0.1}), "learning_rate"),
@@ -416,7 +416,7 @@ def test_what_cannot_be_an_optimiser_is_refused_at_once(arguments, said):
 
 
 def test_a_closure_is_refused():
-    with pytest.raises(OptionError, match="a closure has no meaning"):
+    with pytest.raises(OptionError, match="SVI has no closure"):
         pv.FusedOptim(*ADAM)({torch.zeros(1, requires_grad=True)}, closure)
 
 
@@ -440,7 +440,7 @@ def changed(state, change):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda one: one.pop("state"), "the kind that saved it"),
+        (lambda one: one.pop("state"), "the same kind as saved it"),
         (lambda one: one["param_groups"][0].update(momentum=0.9), "another class of optimiser"),
         (lambda one: one["state"][0].update(exp_avg=torch.zeros(5, 2)), r"'exp_avg' of shape \(5, 2\)"),
     ],
@@ -477,7 +477,7 @@ def test_parameters_without_a_name_move_but_cannot_be_saved():
     assert param[0] < 1
     with pytest.raises(OptionError, match=r"shape \(2,\) has no name in Pyro's store"):
         optim.get_state()
-    with pytest.raises(OptionError, match="which a function of the name needs"):
+    with pytest.raises(OptionError, match="so options by name are not possible"):
         pv.FusedOptim(torch.optim.Adam, by_name)([param])
 
 

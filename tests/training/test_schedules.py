@@ -137,7 +137,7 @@ def test_schedules_are_equal_by_value():
 def test_any_step_from_zero_on(schedule):
     assert schedule(10**30) == schedule.end
     assert schedule(np.int64(3)) == schedule(3)
-    with pytest.raises(OptionError, match="steps >= 0.*-1"):
+    with pytest.raises(OptionError, match="step >= 0.*-1"):
         schedule(-1)
 
 
@@ -230,7 +230,7 @@ UNFINISHED = {
     "without an end": (
         lambda step: 1 + math.sin(step / 100),
         5000,
-        "goes on between .* and 2 without an end. Let it become constant",
+        "continues between .* and 2 without an end. Let it become constant",
     ),
     "a switch": (lambda step: 0.0 if step < 1000 else 1.0, 1000, "near 1 only from update 1000 on"),
     "a bump": (

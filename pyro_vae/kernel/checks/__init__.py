@@ -1,1 +1,1 @@
-"""Refusals: the checks that a program has known weights per datum. Read here why a program was refused."""
+"""The checks that a program has a well-defined importance weight per datum, with the errors that they raise."""

@@ -1,6 +1,6 @@
-"""Choose the fastest execution that agrees with a loop over particles, by running a few particles each way.
+"""Choose the fastest execution that agrees with a loop over particles, by running a few particles with each.
 
-Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program give wrong numbers without any.
+Catching exceptions is not enough: `softmax(dim=1)` or `z.shape[0]` in a program give wrong numbers without an error.
 """
 
 import warnings
@@ -24,20 +24,20 @@ from .givens import check_fixed_densities, check_fixed_values
 from .reads import LostProvenance, ValueWatch, refuse_read_draws
 from .structure import Structure
 
-MOST_BYTES = 2**26  # of the largest site in a run on many copies of the data
+MOST_BYTES = 2**26  # numbers of the largest site in a run on many copies of the data
 OTHER_NUMBERS = "with many particles at once it gives other densities"
 
 
 def choose_executions(
     guide: Program, model: Program, structure: Structure, sizes: set[int], *, allow_dropout: bool
 ) -> Structure:
-    """Set `execution` of both programs; refuse programs with hidden randomness or data that depend on one another.
+    """Set `execution` of both programs; raise for programs with hidden randomness or data that depend on one another.
 
-    Returns the structure with what was seen on the way: `observed_with_moving_support`, where a value outside is a weight of
-    zero, not bad data; and `depend_on_enumerated`.
+    Returns the structure with further findings: `observed_with_moving_support`, sites for which a value outside the support
+    is a weight of zero, not bad data; and `depend_on_enumerated`.
 
     :param sizes: every size that occurs among data and values; the number of particles differs from all of them.
-    :param allow_dropout: in training, whose steps are meant to be random.
+    :param allow_dropout: whether dropout is allowed, as in training.
     """
     num_particles = next(k for k in range(2, len(sizes) + 3) if k not in sizes)
     with torch.no_grad(), LayerWatch() as watch:
@@ -85,7 +85,7 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int, f
                 chosen = candidate
                 break
             guide.why_looped = OTHER_NUMBERS
-        except Exception as error:  # whatever a program may raise when its tensors have an axis more, or other data
+        except Exception as error:  # a program may raise any error when its tensors have a further axis, or other data
             guide.why_looped = first_line(error)
     guide.execution, guide.base_draws = chosen, False
     values = values_of(drawn, structure)
@@ -94,7 +94,7 @@ def choose_for_guide(guide: Program, structure: Structure, num_particles: int, f
 
 
 def check_wide(program: Program, values: Values, structure: Structure, num_particles: int) -> None:
-    """Raise where a noise block of folded particles differs from a loop: a program may look at the size of its batch."""
+    """Raise where a noise block of folded particles differs from a loop: a program may depend on the size of its batch."""
     layout = structure.layout
     number = min(NOISE_BLOCK, MOST_BYTES // max(structure.bytes_per_particle, 1))
     if number < 2 * num_particles:
@@ -122,7 +122,7 @@ def candidates(*names: Execution, folds: bool) -> list[Execution]:
 
 
 def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
-    """The values that make a guide repeat its draws: its own values, or base draws for flows without an inverse."""
+    """The values with which a guide repeats its draws: the drawn values, or base draws for flows without an inverse."""
     values = values_of(record, structure)
     return {name: value if (base := record[name].base_draw) is None else base for name, value in values.items()}
 
@@ -130,11 +130,11 @@ def replayable(record: Record, structure: Structure) -> dict[str, Tensor]:
 def choose_for_model(
     model: Program, values: dict[str, Tensor], structure: Structure, num_particles: int, folds: bool
 ) -> tuple[Record, tuple[str, ...]]:
-    """The densities of a loop at these values, and the sites drawn from the prior that others read."""
+    """The densities of a loop at these values, and the sites drawn from the prior on which other sites depend."""
     model.execution = "loop"
     if structure.layout.enumerated:
         values = values_for_model(values, structure)
-    else:  # draws of the prior lie further apart than those of a tight guide, and show more
+    else:  # draws of the prior are further apart than those of a narrow guide, and show more
         prior = draw(model, num_particles)
         values = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
     with axes_by_name(structure.layout.enumerated):
@@ -146,7 +146,7 @@ def choose_for_model(
     check_enumerated_axes(model, values, reference, structure)
     check_fixed_densities(model, values, structure)
     check_data_are_independent(model, values, reference, structure)
-    if structure.layout.enumerated:  # once more where latents lie further apart: a function that saturates hides a coupling
+    if structure.layout.enumerated:  # again with latents that are further apart: a saturating function can hide a coupling
         prior = draw(ancestral(model), num_particles)
         apart = {name: told_apart(prior[name], structure.layout) for name in structure.latents}
         check_data_are_independent(model, apart, score(model, apart, num_particles), structure)
@@ -156,7 +156,7 @@ def choose_for_model(
         try:
             model.execution = candidate
             with ValueWatch(num_particles if candidate == "leading" else None), warnings.catch_warnings():
-                # torch says so where it has no batched kernel under vmap (GRU cells) and loops itself.
+                # torch's warning where it has no batched kernel under vmap (GRU cells) and uses a loop.
                 warnings.filterwarnings("error", "There is a performance drop")
                 record = score(model, values, num_particles)
                 for site in record.values():
@@ -178,7 +178,7 @@ def choose_for_model(
 def choose_at_draws(guide: Program, model: Program, outside: Values, structure: Structure) -> tuple[Execution, Execution]:
     """The executions of guide and model where the latents outside the data have a value per particle.
 
-    :param outside: (S, *plates, *event) by site. A few draws go through the loop and through each candidate.
+    :param outside: (S, *plates, *event) by site. A few draws are run by the loop and by each candidate.
     """
     sites = [site for program in (guide, model) for site in program.run().values()]
     sizes = {size for site in sites for size in (*site.value.shape, *site.fn.shape())} | {structure.layout.batch_size}
@@ -195,7 +195,7 @@ def choose_at_draws(guide: Program, model: Program, outside: Values, structure: 
             guide.execution = "loop"
             again = score(guide, {**replayable(found, structure), **values}, num_particles)
             of_guide: Execution = "leading" if agree(again, found, structure, num_particles) else "loop"
-        except Exception:  # whatever a program may raise when its tensors have an axis more
+        except Exception:  # a program may raise any error when its tensors have a further axis
             of_guide = "loop"
         model.execution = "loop"
         prior = score(model, values, num_particles)
@@ -219,7 +219,7 @@ def choose_at_draws(guide: Program, model: Program, outside: Values, structure: 
 
 
 def read_prior_sites(model: Program, values: Values, structure: Structure) -> tuple[str, ...]:
-    """The sites drawn from the prior if others read them, by the provenance of their densities; none otherwise."""
+    """The sites drawn from the prior if others depend on them, by the provenance of their densities; none otherwise."""
     names = frozenset(structure.prior_sites)
     if not names:
         return ()
@@ -233,13 +233,13 @@ def read_prior_sites(model: Program, values: Values, structure: Structure) -> tu
 
 def hidden_randomness(what: str) -> str:
     return (
-        f"the {what} gives other densities when it is run again at the same values: something in it is random beside its "
-        "sample statements (torch.randn, a site hidden by poutine.block). Make every random draw a pyro.sample"
+        f"the {what} gives other densities when it is run again at the same values: something in it is random besides "
+        "its sample statements (torch.randn, a site hidden by poutine.block). Make every random draw a pyro.sample"
     )
 
 
 def values_of(record: Record, structure: Structure) -> dict[str, Tensor]:
-    """Drawn values by site, without enumerated ones, which every program lists for itself."""
+    """Drawn values by site, without enumerated sites, whose values every program lists."""
     parts = structure.layout.event_dims
     return {n: s.value for n, s in record.items() if n in parts and n not in structure.layout.enumerated}
 
@@ -279,10 +279,10 @@ def same_plates(reference: SiteRecord, candidate: SiteRecord, num_plates: int) -
 
 
 def check_data_are_independent(model: Program, values: Values, reference: Record, structure: Structure) -> None:
-    """Check that densities of a datum depend on its own latents only: move some data, and the others must stay.
+    """Check that densities of a datum do not depend on the latents of other data, by changing those of some data.
 
-    Moves the data with a given bit in their index, one bit per run: any two data differ in a bit. Moves of several data may
-    cancel in a sum over them, so the first datum and the last are moved alone as well.
+    Each run changes the data that have a given bit in their index, since any two data differ in some bit. Changes of several
+    data may cancel in a sum over them, so the first datum and the last are also changed alone.
     """
     layout = structure.layout
     if layout.datum_dim is None or layout.batch_size == 1:

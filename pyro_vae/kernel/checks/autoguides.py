@@ -1,4 +1,4 @@
-"""Pyro's autoguides: refuse those without a density per datum, and list the sites of the others."""
+"""Pyro's autoguides: errors for those without a density per datum, and the sites of the others."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -13,7 +13,7 @@ from ...errors import LazyGuideError, StructureError
 
 
 def refuse_guide(guide: Callable, datum_plate: str | None, known: Collection[str] = ()) -> None:
-    """Refuse autoguides that have no density per datum, and those that were never run."""
+    """Raise for autoguides that have no density per datum, and for those that were never run."""
     parts = auto_parts(guide) or [unwrap(guide)]
     for part in parts:
         name = type(part).__name__

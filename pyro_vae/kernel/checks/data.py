@@ -13,9 +13,9 @@ from ..records import SiteRecord, padded
 
 
 def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> None:
-    """Raise on NaN, infinite or impossible observations, naming the data; what is masked does not count.
+    """Raise on NaN, infinite or impossible observations, naming the data; masked values do not count.
 
-    NaN is legal where the density itself has a place for it, as that of `NanMaskedNormal`: where its log_prob is finite.
+    NaN is allowed where the density is defined for it, as with `NanMaskedNormal`: where the log_prob is finite.
     """
     if site.value.layout != torch.strided:
         layout_of = str(site.value.layout).removeprefix("torch.")
@@ -36,14 +36,14 @@ def check_observed(site: SiteRecord, layout: Layout, check_support: bool) -> Non
             fn = site.fns[0]
             raise SupportError(
                 f"the observed site '{site.name}' has values outside the support of its likelihood ({fn.support}) in "
-                f"data {listed(bad)} (smallest {float(site.value.min()):g}, largest {float(site.value.max()):g}), so there "
-                "is no log p(x). Bring the data into the support (binarise grey pixels, say), choose another likelihood, "
-                "or pass check_support=False and read the result as a score, not as evidence"
+                f"data {listed(bad)} (smallest {float(site.value.min()):g}, largest {float(site.value.max()):g}), so "
+                "there is no log p(x). Transform the data to the support (for instance, binarise grey pixels), choose "
+                "another likelihood, or pass check_support=False and take the result for a score, not for evidence"
             )
 
 
 def check_not_shared(site: SiteRecord, layout: Layout) -> None:
-    """Refuse one observed event for all data: nearly always a single datum, x[0], passed in place of a batch."""
+    """Raise for one observed event for all data: nearly always a single datum, x[0], passed in place of a batch."""
     batch = site.value.shape[: site.value.ndim - site.event_dim]
     if layout.datum_dim is None or not site.event_dim or layout.batch_size == 1:
         return
@@ -60,7 +60,7 @@ def check_not_shared(site: SiteRecord, layout: Layout) -> None:
 def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[Tensor, int]:
     """Whether at least one particle gives the value a density, (*plates, *event), and the number of event dims.
 
-    The check is made below `to_event`, where single elements of an event may be masked.
+    The check is made inside `to_event`, where single elements of an event may be masked.
     """
     inside = torch.zeros((), dtype=torch.bool, device=value.device)
     for fn in fns:
@@ -68,7 +68,7 @@ def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[T
         event_dim = fn.event_dim - base.event_dim
         try:
             ok = base.support.check(value)
-        except NotImplementedError:  # a distribution that does not say where its support is
+        except NotImplementedError:  # a distribution without a support
             return torch.ones_like(inside), event_dim
         extra = max(ok.ndim - event_dim - layout.num_plates, 0)
         inside = inside | (ok.flatten(0, extra - 1).any(0) if extra else ok)
@@ -76,9 +76,9 @@ def inside_for_any(value: Tensor, fns: Sequence[Any], layout: Layout) -> tuple[T
 
 
 def legal_nan(site: SiteRecord, layout: Layout) -> Tensor:
-    """True where a value is NaN and the density of a continuous distribution is finite all the same, (*plates, *event)."""
+    """True where a value is NaN and the density of a continuous distribution is finite nevertheless, (*plates, *event)."""
     missing = site.value.isnan()
-    with torch._C.DisableTorchFunction():  # our own look at the data is not the program's
+    with torch._C.DisableTorchFunction():  # this check reads the data, not the program
         if not site.fns or is_discrete(site.fns[0]) or not bool(missing.any()):
             return torch.zeros_like(missing)
     finite = first_particle(site.log_prob.isfinite(), layout.num_plates)
@@ -90,7 +90,7 @@ def any_of(flags: Tensor, event_dim: int) -> Tensor:
 
 
 def bad_data(bad: Tensor, site: SiteRecord, layout: Layout, event_dim: int) -> Tensor:
-    """Reduce a flag per element, (*plates, *event), to one per datum, (B,), leaving out what is masked."""
+    """Reduce a flag per element, (*plates, *event), to one per datum, (B,), without masked elements."""
     if site.event_mask is not None:
         bad = any_of(bad, event_dim - site.to_event_dim)  # a mask has one value for an event of the base
         event_dim = site.to_event_dim

@@ -11,9 +11,9 @@ from ..records import SiteRecord
 
 
 def told_apart(site: SiteRecord, layout: Layout) -> Tensor:
-    """The values of a site, (K, *plates, *event), where discrete draws equal to the first are changed.
+    """The values of a site, (K, *plates, *event), in which discrete draws equal to the first are changed.
 
-    Under `to_event` every element of an event is compared by itself.
+    Inside `to_event` every element of an event is compared separately.
     """
     value, fn = site.value, innermost(site.fns[-1])
     if not is_discrete(fn) or value.ndim != 1 + layout.num_plates + site.event_dim:
@@ -35,7 +35,7 @@ def another_value(fn: Any, value: Tensor) -> Tensor:
         if fn.event_dim:
             hits = hits.flatten(-fn.event_dim).all(-1)
         return support[(hits.long().argmax(0) + 1) % len(support)]
-    if fn.event_dim:  # counts of several kinds hardly ever come out alike
+    if fn.event_dim:  # counts of several classes are hardly ever equal
         return value
     inside = inside_support(fn, value + 1)
     return torch.where(inside, value + 1, value - 1)

@@ -1,7 +1,7 @@
-"""Check that a program keeps the axis of an enumerated site in its place, by comparing with runs at single values.
+"""Check that a program keeps the position of the axis of an enumerated site, by comparison with runs at single values.
 
-A program may move that axis (`unsqueeze`, `squeeze`), take it for the data (as many classes as data) or not expect it at
-all. Nothing raises then, and the sum over the values is a wrong number without any error.
+A program may move that axis (`unsqueeze`, `squeeze`), confuse it with that of the data (as many classes as data), or not
+expect it. Nothing raises then, and the sum over the values is wrong without an error.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from ..programs import Program, ancestral
 from ..records import Record, SiteRecord, close, leading_record, padded
 from .structure import Structure
 
-MOST_COMBINATIONS = 16  # of values; of more, the first, the last and some between
+MOST_COMBINATIONS = 16  # combinations of values; of more, the first, the last and some between
 
 Chosen = Mapping[str, tuple[Tensor, int]]  # (indices of the values, number of values) by enumerated site
 
@@ -26,7 +26,7 @@ Chosen = Mapping[str, tuple[Tensor, int]]  # (indices of the values, number of v
 def check_enumerated_axes(program: Program, values: Mapping[str, Tensor], reference: Record, structure: Structure) -> None:
     """Raise where log-densities computed for all values at once differ from those at one value each.
 
-    :param reference: the program at `values` with its enumerated axes; the first particle is looked at.
+    :param reference: the program at `values` with its enumerated axes; the first particle is compared.
     """
     names = [n for n in structure.layout.enumerated if n in reference]
     if not names:
@@ -68,9 +68,9 @@ def moved_axis(names: Collection[str], what: str) -> str:
 
 
 def combinations(sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All combinations of one index each if they are few, else some from the first to the last, in which each axis moves.
+    """All combinations of one index each if they are few, otherwise some from the first to the last, which vary every axis.
 
-    Of many sites, 16 more combinations at random: any two of them differ in some.
+    For many sites, 16 further combinations at random: any two sites differ in some.
     """
     total = math.prod(sizes)
     if total <= MOST_COMBINATIONS:
@@ -95,9 +95,11 @@ def places_inside(name: str, structure: Structure) -> torch.Size:
 
 
 def chosen_indices(name: str, index: int, size: int, step: int, structure: Structure) -> Tensor:
-    """Which value a site takes, in the shape of a plain run: the same for all data, others at each place inside the datum.
+    """The indices of the values of a site, in the shape of a plain run.
 
-    Neighbours differ in the first step; in the second, places that are any distance apart.
+    They are equal for all data, and different at each place inside a datum.
+
+    In the first step neighbours differ; in the second, places at any distance.
     """
     inner = places_inside(name, structure)
     places = torch.arange(inner.numel())
@@ -115,7 +117,7 @@ def at_single_values(value: Tensor, name: str, chosen: Chosen, structure: Struct
     for axis, enumerated in structure.axes_at(name).items():
         dim = -(width + 1 + axis)
         if enumerated in chosen and value.ndim >= -dim:
-            index = int(chosen[enumerated][0].reshape(-1)[0])  # the guide enumerates outside of inner plates alone
+            index = int(chosen[enumerated][0].reshape(-1)[0])  # the guide enumerates only outside inner plates
             value = value.narrow(dim, index if value.shape[dim] > 1 else 0, 1)
     shape = layout.plain_shapes[name]
     return value.reshape(shape + value.shape[value.ndim - layout.event_dims[name] :])

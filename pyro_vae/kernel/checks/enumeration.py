@@ -1,4 +1,4 @@
-"""Which sites are enumerated, where their values lie, and which of them cannot be summed out."""
+"""The enumerated sites, the axes of their values, and which of them cannot be summed out."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -7,7 +7,7 @@ from ...densities import find_masks, innermost, is_discrete, support_values
 from ...errors import EnumerationError, MaskError, quoted
 from ..recorder import Layout, Site
 
-MOST_COMBINATIONS = 64  # of what only the guide draws: one run of the guide each
+MOST_COMBINATIONS = 64  # values of sites that only the guide has: one run of the guide each
 
 
 def check_enumeration(by_guide: Mapping[str, Site], by_model: Mapping[str, Site], layout: Layout) -> None:
@@ -18,7 +18,7 @@ def check_enumeration(by_guide: Mapping[str, Site], by_model: Mapping[str, Site]
 
 
 def find_indicators(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site], layout: Layout) -> tuple[str, ...]:
-    """The discrete draws of the guide alone, as the component of a mixture: log q is a sum over their values."""
+    """The discrete draws that only the guide has, such as the component of a mixture: log q is a sum over their values."""
     names = tuple(
         name
         for name, site in guide_sites.items()
@@ -28,8 +28,9 @@ def find_indicators(guide_sites: Mapping[str, Site], model_sites: Mapping[str, S
         return ()
     if enumerated := [n for n, s in guide_sites.items() if n not in names and s.is_enumerated]:
         raise EnumerationError(
-            f"the guide enumerates {quoted(enumerated)} beside {quoted(names)}, which only the guide has and which is "
-            f"summed out of log q by itself: take infer={{'enumerate': ...}} off {quoted(enumerated)}, and it is drawn"
+            f"the guide enumerates {quoted(enumerated)} besides {quoted(names)}, which only the guide has and which is "
+            f"summed out of log q automatically: remove infer={{'enumerate': ...}} from {quoted(enumerated)}, so that "
+            "it is drawn"
         )
     if (total := math.prod(listed(guide_sites[name]) or 1 for name in names)) > MOST_COMBINATIONS:
         raise EnumerationError(
@@ -51,7 +52,7 @@ def find_indicators(guide_sites: Mapping[str, Site], model_sites: Mapping[str, S
 
 
 def listed(site: Site) -> int | None:
-    """How many values a discrete site has, `None` where they cannot be listed or lie below `to_event`."""
+    """The number of values of a discrete site; `None` where they cannot be listed or are inside `to_event`."""
     values = None if site.fn.event_dim > innermost(site.fn).event_dim else support_values(site.fn)
     return None if values is None or values.ndim != 1 + site.fn.event_dim else len(values)
 
@@ -83,8 +84,8 @@ def enumeration_axes(
 ) -> tuple[dict[str, int], dict[str, dict[int, str]]]:
     """(Axis by enumerated site, {axis: enumerated site} by site of the model).
 
-    As in Pyro, a site under `pyro.markov` gets the lowest axis that no site in its scope has, and only those in its scope
-    can be read; every other site has an axis of its own.
+    As in Pyro, a site under `pyro.markov` gets the lowest axis that no site in its scope has, and can depend only on sites
+    in its scope. Every other site has a separate axis.
     """
     chained = [n for n in model_enumerated if "_markov_scope" in model_sites[n].infer]
     alone = [n for n in (*guide_enumerated, *model_enumerated) if n not in chained]
@@ -105,6 +106,6 @@ def enumeration_axes(
 
 
 def inner_sizes(site: Site, layout: Layout) -> list[int]:
-    """The sizes of the plates inside the datum that a site lies in."""
+    """The sizes of the plates inside the datum that contain a site."""
     shape = site.fn.batch_shape
     return [shape[dim] for dim in range(-len(shape), 0) if dim != layout.datum_dim and shape[dim] != 1]

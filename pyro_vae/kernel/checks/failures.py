@@ -1,4 +1,4 @@
-"""Errors of the user's own program: which of the two failed, on what arguments, and what looks wrong about them."""
+"""Errors raised in the user's programs: which program failed, with which arguments, and a hint about these."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +23,9 @@ OF_DTYPES = ("dtype", "scalar type", "Long", "Double", "Float")
 
 
 def check_forward(side: str, program: Any) -> None:
-    """Refuse a module that is no program: `vae` in the place of `vae.model`."""
+    """Raise for a module that is not a program: `vae` in place of `vae.model`."""
     if not isinstance(program, torch.nn.Module) or type(program).__call__ is not torch.nn.Module.__call__:
-        return  # messengers of Pyro are modules with a call of their own
+        return  # messengers of Pyro are modules that define __call__
     if getattr(program.forward, "__func__", None) is torch.nn.Module.forward:
         methods = [name for name in ("model", "guide") if callable(getattr(program, name, None))]
         remedy = f"pass its method, {' or '.join(f'.{name}' for name in methods)}" if methods else "write its forward"
@@ -43,7 +43,7 @@ def raise_if_out_of_memory(error: Exception) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of an accelerator, of Python and NumPy, or of the CPU, where torch has no class for it."""
+    """Whether an error means too little memory, of an accelerator, Python, NumPy, or the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return type(error) is RuntimeError and any(words in str(error) for words in OUT_OF_MEMORY)
@@ -51,7 +51,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def named_failure(side: str, fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Put one line of ours before an error of torch or Pyro. Errors of other classes are the user's own, or ours."""
+    """Put one line before an error of torch or Pyro. Errors of other classes come from the user, or from this package."""
     try:
         yield
     except Exception as error:
@@ -64,9 +64,9 @@ def named_failure(side: str, fn: Callable, args: tuple, kwargs: Mapping[str, Any
 
 @contextmanager
 def named_late_failure() -> Iterator[None]:
-    """The same for all that is done with a pair: a program may fail at other data of the same shapes, or at other draws.
+    """The same for everything done with a pair: a program may fail at other data of the same shapes, or at other draws.
 
-    Also of our own linear algebra, which numbers beyond the precision bring down.
+    It also covers linear algebra of this package, which fails for numbers beyond the precision.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def named_late_failure() -> Iterator[None]:
 
 
 def failing_program(error: Exception) -> Program | None:
-    """The program inside which an error was raised, by the frames that it has passed."""
+    """The program inside which an error was raised, from the frames of its traceback."""
     trace, found = error.__traceback__, None
     while trace is not None:
         if trace.tb_frame.f_code is Program.run.__code__:
@@ -97,7 +97,7 @@ def failing_program(error: Exception) -> Program | None:
 
 @contextmanager
 def named_failures(model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """The same around a run of both in training. Which of the two fails is found out by plain runs, after the fact alone."""
+    """The same around a run of both programs in training. Which of them fails is found by plain runs after an error."""
     try:
         yield
     except Exception as error:
@@ -123,7 +123,7 @@ def check_program(side: str, program: Any) -> None:
 
 
 def raise_if_one_fails(programs: Mapping[str, Callable], error: Exception, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Name the program that fails by itself with an error of the same class, the model at the draws of the guide."""
+    """Name the program that fails alone with an error of the same class; the model is run at draws of the guide."""
     devices = devices_of((args, kwargs), modules_of(*programs.values()))
     with torch.no_grad(), kept_random_state(devices), isolated_store(), pyro.poutine.block():
         values: Any = None
@@ -138,7 +138,10 @@ def raise_if_one_fails(programs: Mapping[str, Callable], error: Exception, args:
 
 
 def is_of_torch(error: Exception) -> bool:
-    """Whether torch, Pyro or Python itself raised it, which say nothing of the program. Other classes are the user's."""
+    """Whether torch, Pyro or Python raised an error, so that its message does not name the program.
+
+    Errors of other classes come from the user.
+    """
     if type(error) is NotImplementedError:
         return any(words in str(error) for words in UNFINISHED)
     return type(error) in OF_TORCH
@@ -150,7 +153,7 @@ def raise_if_empty(error: Exception) -> None:
 
 
 def without_shapes(error: Exception) -> str:
-    """What an error says, without the table of all sites that Pyro adds."""
+    """The message of an error, without the table of all sites that Pyro adds."""
     return str(error).partition("Trace Shapes:")[0].strip() or "no message"
 
 
@@ -184,7 +187,7 @@ def named(part: torch.dtype | torch.layout) -> str:
 
 
 def hint(programs: Sequence[Callable], args: tuple, kwargs: Mapping[str, Any], text: str) -> str:
-    """What to do about arguments that programs seldom take, and where data and parameters are of different kinds."""
+    """A hint about arguments that programs seldom accept, and about different dtypes or devices of data and parameters."""
     arguments = by_name(args, kwargs)
     for name, value in arguments.items():
         remedy = remedy_for(value)

@@ -1,4 +1,4 @@
-"""Givens are sites outside the data with one value. Refuse those whose value is drawn, and those that are data."""
+"""Givens are sites outside the data with one value. Errors for those whose value is drawn, and for those that are data."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from .structure import Structure
 
 
 def check_fixed_values(guide: Program) -> None:
-    """Refuse latents outside the data whose point in the guide is drawn: they have no one value."""
+    """Raise for latents outside the data that the guide sets to a drawn point: they do not have one value."""
     if not guide.layout.fixed:
         return
     guide.run()
@@ -26,7 +26,7 @@ def check_fixed_values(guide: Program) -> None:
 
 
 def check_fixed_densities(model: Program, values: Mapping[str, Tensor], structure: Structure) -> None:
-    """Refuse observed and known sites outside the plate that depend on latents inside it: they are data, not givens."""
+    """Raise for observed and known sites outside the plate that depend on latents inside it: they are data, not givens."""
     if not structure.layout.fixed:
         return
     first, second = (model.run(values=model.plain_values(values, k)) for k in (0, 1))

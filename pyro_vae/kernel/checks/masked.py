@@ -1,4 +1,4 @@
-"""Refuse masked latents that unmasked sites depend on: move them, and check that log p(x, z) stays the same."""
+"""Raise for masked latents on which unmasked sites depend: change them, and check that log p(x, z) stays the same."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .discrete import another_value
 if TYPE_CHECKING:
     from ..calls import Call
 
-MOVES = 4  # draws that a continuous latent is moved to: a function that saturates hides one of them
-MOST_VALUES = 16  # of a discrete latent; of more, some from the first to the last
+MOVES = 4  # draws to which a continuous latent is set; several, because a saturating function may hide one
+MOST_VALUES = 16  # values of a discrete latent; of more, some from the first to the last
 TOLERANCE = 1e-4
 
 
 def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogDensities, *, noise: tuple[int, int]) -> None:
-    """Move continuous latents to draws of the guide and of the prior, discrete ones to every value.
+    """Set continuous latents to draws of the guide and of the prior, discrete ones to every value.
 
-    Enumerated ones need no move. A guide alone would not do: its draws may lie so near to one another that nothing changes.
+    Enumerated latents need no change. Draws of the guide alone are not enough: they may be so close that nothing changes.
 
     :param noise: stream and block of the draw.
     """
@@ -54,7 +54,7 @@ def varies_with(name: str, weights: LogDensities) -> Tensor:
     assert mask is not None  # events of more than one number are not enumerated
     found = torch.zeros(layout.batch_size, dtype=torch.bool, device=mask.device)
     width = layout.num_plates + 1
-    if mask.ndim > width:  # what masks it is enumerated itself
+    if mask.ndim > width:  # the site that masks it is enumerated
         return found
     hidden = padded(~mask, width)
     names = [(n, weights.model) for n in (*weights.observed, *weights.unobserved)]
@@ -72,11 +72,11 @@ def varies_with(name: str, weights: LogDensities) -> Tensor:
 
 
 def varies_when_moved(call: Call, kept: Mapping[str, Tensor], guide: Record, model: Record) -> Tensor:
-    """Data, (B,), where the density of a site changes when masked latents move, for the first particle.
+    """Data, (B,), where the density of a site changes when masked latents change, for the first particle.
 
     :param kept: where these latents are not masked, broadcastable to their values.
 
-    Site by site: in a sum, a large density of one would hide a small change of another.
+    Each site is tested separately: in a sum, a large density of one would hide a small change of another.
     """
     layout, first = call.layout, call.first_particle(model)
     moved = [n for n, s in first.items() if not s.is_observed and n in layout.event_dims and n not in layout.enumerated]

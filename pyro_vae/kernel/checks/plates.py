@@ -1,4 +1,4 @@
-"""Find the plate of the data, and refuse plates for which weights per datum are not known."""
+"""Find the plate of the data, and raise for plates with which weights per datum are not defined."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
@@ -12,7 +12,7 @@ from ..recorder import Layout, Site
 from .autoguides import auto_sites
 from .subsamples import different_sizes
 
-INFER: Final = "infer"  # the default of `datum_plate=`: find the plate that all sites share
+INFER: Final = "infer"  # the default of `datum_plate=`: find the plate common to all sites
 
 
 def ways_out(name: str) -> str:
@@ -42,14 +42,14 @@ def find_layout(
     *,
     takes_givens: bool = True,
 ) -> Layout:
-    """Where plates and data lie, and which sites are givens: those outside the data that have one value.
+    """The positions of plates and data, and the givens: sites outside the data that have one value.
 
     :param known: latents whose value is known without a guide.
     """
     sites = [*guide_sites.values(), *model_sites.values()]
     if datum_plate is None:
         return Layout(num_plates=max((len(batch_shape(s)) for s in sites), default=0))
-    # The one joint draw of AutoDiagonalNormal lies outside all plates; it is split per site and datum instead.
+    # The joint draw of AutoDiagonalNormal is outside all plates; it is split by site and datum instead.
     auto_draws = {name for name in auto_sites(guide) if name.startswith("_")} - set(known)
     members = [s for s in sites if s.name not in auto_draws]
     pinned = {*known, *pinned_sites(guide, guide_sites, model_sites)}
@@ -62,7 +62,7 @@ def find_layout(
         if site.name not in pinned or not has_data:
             raise outside_the_plate(site, name)
     fixed = frozenset(s.name for s in outside)
-    deepest = max((len(batch_shape(s)) for s in sites if known), default=0)  # values of theirs may have particles, too
+    deepest = max((len(batch_shape(s)) for s in sites if known), default=0)  # their values may have particles too
     if fixed and not takes_givens:
         raise StructureError(
             f"the sites {quoted(sorted(fixed))} lie outside the datum plate '{name}': weights per datum would leave their "
@@ -87,7 +87,7 @@ def find_layout(
     size = sizes.pop()
     if size == 0:
         raise EmptyBatchError("the batch is empty: pass at least one datum")
-    # The split draws of AutoDiagonalNormal bear no name of a site that runs.
+    # The split draws of AutoDiagonalNormal do not have the name of a site that runs.
     fixed |= {f"{n}_unconstrained" for n in known if f"{n}_unconstrained" in auto_sites(guide)}
     names = frozenset(known) & fixed
     return Layout(num_plates, datum_plate=name, datum_dim=dim, batch_size=size, unsized=unsized, fixed=fixed, known=names)
@@ -100,7 +100,7 @@ def pinned_sites(guide: Callable, guide_sites: Mapping[str, Site], model_sites: 
 
 
 def plate_of_data(members: Collection[Site], pinned: Collection[str]) -> str:
-    """The one plate that all sites share. Where there is none, sites with one value may lie elsewhere."""
+    """The plate common to all sites. If there is none, sites with one value may be outside it."""
     all_sites = [s for s in members if not s.is_factor]
     in_some_plate = [s for s in all_sites if s.name not in pinned or plates_of(s)]
     for sites in (in_some_plate, [s for s in all_sites if s.name not in pinned]):
@@ -141,9 +141,7 @@ def find_datum_plate(sites: Collection[Site]) -> str:
     shared = {name for s in observed[:1] for name in plates_of(s) if all(name in plates_of(o) for o in observed)}
     outside = dict.fromkeys(s.name for s in sites if not s.is_observed and shared and not shared & set(plates_of(s)))
     if outside:
-        auxiliary = {
-            s.name for s in sites if s.infer.get("is_auxiliary")
-        }  # draws of the guide alone, such as autoguides have
+        auxiliary = {s.name for s in sites if s.infer.get("is_auxiliary")}  # draws that only the guide has, as in autoguides
         of_model = next((name for name in outside if name not in auxiliary), next(iter(outside)))
         raise GlobalLatentError(
             f"latent site {quoted(outside)} lies outside the plate {quoted(sorted(shared))} of the data ({where}): it is "
@@ -170,7 +168,7 @@ def swallowed_plates(sites: Collection[Site], layout: Layout) -> str:
 
 
 def check_plates(site: Site, layout: Layout, sites: Collection[Site] = ()) -> None:
-    """Every batch dimension must be declared; nothing inside a datum may be subsampled or of unknown size.
+    """Check that every batch dimension is declared, and that no plate inside a datum is subsampled or of unknown size.
 
     :param sites: all sites, for a hint.
     """

@@ -1,4 +1,4 @@
-"""Measure rounding in float32: weigh a few particles again in float64."""
+"""Measure rounding in float32: compute the weights of a few particles again in float64."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..programs import score
 from ..records import Record, padded
 from .agreement import values_of
 
-# Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
+# Tolerated rounding: half of the third decimal that records print, and the rounding of float32 sums, eps |log p(x)|.
 UNSEEN, SCATTER = 5e-4, 3.0
 
 
 class Movement(NamedTuple):
-    """How far log-weights move when they are computed in float64.
+    """The change of log-weights when they are computed in float64.
 
-    :ivar shift: (P, B), float64 minus float32, for the particles looked at; `None` where that is not known.
+    :ivar shift: (P, B), float64 minus float32, for the tested particles; `None` where it is not known.
     :ivar why: why it is not known.
     """
 
@@ -31,10 +31,10 @@ class Movement(NamedTuple):
 
 @torch.no_grad()
 def movement(call: Call) -> Movement:
-    """Weigh two of the particles that were weighed last once more, in float64: the best, and one as the posterior has them.
+    """Compute the log-weights of two of the last particles again in float64: the best, and a typical one of the posterior.
 
-    Costs one decoder evaluation per particle, and none where everything was computed in float64 already. The density of
-    the guide is looked at as well where the particles are its own draws.
+    It costs one decoder evaluation per particle, and none if everything was computed in float64 already. The density of the
+    guide is included if the particles are its draws.
     """
     before = call.weighed
     if before is None:
@@ -49,7 +49,7 @@ def movement(call: Call) -> Movement:
     try:
         with kept_modules(), mode:
             after = weigh_again(call, before, particles, own)
-    except Exception as error:  # whatever a program may raise when its tensors are of another dtype
+    except Exception as error:  # a program may raise any error when its tensors have another dtype
         first_line = str(error).strip().partition("\n")[0]
         return Movement(None, f"the programs cannot be run in float64 ({type(error).__name__}: {first_line})")
     if mode.lowered or after.dtype != torch.float64:
@@ -59,20 +59,20 @@ def movement(call: Call) -> Movement:
 
 
 def is_moved(call: Call, value: Tensor, std_error: Tensor) -> Tensor:
-    """(B,) whether float64 moves log-weights by more than a tenth of the error of a number (B,) made of them.
+    """(B,) whether float64 changes log-weights by more than a tenth of the error of a number (B,) computed from them.
 
     False where that is not known.
     """
     shift = movement(call).shift
     if shift is None:
         return torch.zeros_like(value, dtype=torch.bool)
-    size = value.abs().nan_to_num(posinf=0.0)  # nothing is usual about a move from an infinite value to a finite one
+    size = value.abs().nan_to_num(posinf=0.0)  # a change from an infinite value to a finite one counts
     usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * size
     return shift.abs().amax(0) > torch.fmax(0.1 * std_error, usual)
 
 
 def weigh_again(call: Call, before: LogDensities, particles: Tensor, own: bool) -> Tensor:
-    """The log-weights of these particles, (P, B); log p(x, z) where they are not the guide's own draws."""
+    """The log-weights of these particles, (P, B); log p(x, z) where they are not draws of the guide."""
     model = score(call.model, picked_values(before, before.model, particles), len(particles))
     if not own:
         masks = call.first_particle(before.guide)
@@ -82,7 +82,7 @@ def weigh_again(call: Call, before: LogDensities, particles: Tensor, own: bool) 
 
 
 def is_own_draw(weights: LogDensities) -> bool:
-    """Whether the particles are draws of the guide. Those of a proposal carry the record of one draw, for its masks."""
+    """Whether the particles are draws of the guide. Those of a proposal have the record of one draw, for its masks."""
     guide, model = weights.guide, weights.model
     sides = [(guide[n].value, model[n].value) for n in weights.structure.latents if n in guide]
     return all(drawn.shape == given.shape and torch.equal(drawn, given) for drawn, given in sides)
@@ -91,8 +91,8 @@ def is_own_draw(weights: LogDensities) -> bool:
 def best_and_typical(weights: LogDensities, own: bool) -> Tensor:
     """Indices of two particles per datum, (2, B), or (2, 1) where all data share a draw.
 
-    The one of highest log p(x, z), which many particles hardly have a second of, and their median by weight: where rounding
-    hides what an observation says, the best are those about which it says nothing.
+    The one with the highest log p(x, z), and the median by weight. The latter is needed because, where rounding hides the
+    effect of an observation, the best particles are those that do not depend on it.
     """
     log_joint = weights.log_joint.detach().nan_to_num(nan=-torch.inf)
     log_weight = weights.log_weight.detach().nan_to_num(nan=-torch.inf) if own else torch.zeros_like(log_joint)

@@ -1,4 +1,4 @@
-"""Programs that read the value of a tensor into Python: with many particles at once, one decision would hold for all."""
+"""Detects programs that read the value of a tensor into Python: with many particles, one decision would apply to all."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +21,10 @@ SIZES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 class ValueWatch(TorchFunctionMode):
     """Raises where a program reads a tensor into Python: with a particle axis, an `if` decides once for all particles.
 
-    The few particles of the check may agree by luck. (`torch.vmap` raises by itself, and only for drawn values.) A shape
-    that depends on values is such a read too, where the tensor has an axis of particles.
+    The few particles of the check may agree by chance. (`torch.vmap` raises automatically, but only for drawn values.) A
+    shape that depends on values is such a read too, if the tensor has an axis of particles.
 
-    :param num_particles: a size that no other axis has; `None` lets everything pass.
+    :param num_particles: a size that no other axis has; `None` allows everything.
     """
 
     def __init__(self, num_particles: int | None) -> None:
@@ -41,7 +41,7 @@ class ValueWatch(TorchFunctionMode):
 
 
 def values_behind_shape(name: str, args: Any, kwargs: Any) -> Any:
-    """What decides the shape of a result by its values: of `nonzero` and its kind all, of an index its truth values."""
+    """The tensors whose values determine the shape of a result: all of `nonzero` and the like, bools of an index."""
     if name in COUNTS or (name == "where" and len(args) + len(kwargs) == 1):
         return [args, kwargs]
     if name == "__getitem__":
@@ -58,9 +58,9 @@ class Sizes(TorchFunctionMode):
 
 
 class LostProvenance(Sizes):
-    """Note the names of draws that are read into Python or written into another tensor, where provenance ends.
+    """Records the names of draws that are read into Python or written into another tensor, where provenance ends.
 
-    :ivar names: anything that comes later may depend on these draws.
+    :ivar names: draws on which any later value may depend.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class LostProvenance(Sizes):
 
 
 class DrawsWatch(LostProvenance):
-    """Raises where a draw is read, or anything once the trace of a draw is lost. What depends on data alone may be read."""
+    """Raises where a draw is read, or any value once provenance is lost. Values that depend only on data may be read."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")

@@ -1,4 +1,4 @@
-"""Match the sites of model and guide, and refuse what has no known weights per datum."""
+"""Match the sites of model and guide, and raise for structures without a defined weight per datum."""
 
 import difflib
 import math
@@ -26,12 +26,12 @@ from .autoguides import auto_sites
 from .enumeration import check_enumeration, enumeration_axes, find_indicators
 from .plates import batch_shape, check_plates
 
-IMPUTED = "_unobserved"  # what obs_mask calls the missing half of an observation
+IMPUTED = "_unobserved"  # the suffix of the missing half of an observation with obs_mask
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What the kernel knows about a model and guide at given shapes of arguments."""
+    """The structure of a model and guide at given shapes of arguments."""
 
     layout: Layout
     given: tuple[str, ...]  # sites outside the data that have one value
@@ -44,18 +44,18 @@ class Structure:
     stripped_scales: Mapping[str, float | Tensor]
     subsampled: bool
     bytes_per_particle: int
-    depend_on_enumerated: tuple[str, ...] = ()  # latents that the guide draws given what it enumerates
-    unknown_supports: tuple[str, ...] = ()  # latents whose distribution does not name its support
+    depend_on_enumerated: tuple[str, ...] = ()  # latents that the guide draws given sites that it enumerates
+    unknown_supports: tuple[str, ...] = ()  # latents whose distribution has no support
     observed_with_moving_support: frozenset[str] = frozenset()  # observed sites whose support depends on latents
     unpacked: tuple[str, ...] = ()  # auxiliary draws of the guide, and the latents that Deltas set from them
-    left_out: tuple[str, ...] = ()  # observations and factors of the guide that are no part of log q
-    read_prior_sites: tuple[str, ...] = ()  # those of `prior_sites` that other sites depend on
-    indicators: tuple[str, ...] = ()  # discrete draws of the guide alone, summed out of log q
-    looped: Mapping[str, str] = field(default_factory=dict)  # why "guide" or "model" runs for one particle at a time
+    left_out: tuple[str, ...] = ()  # observations and factors of the guide that are not part of log q
+    read_prior_sites: tuple[str, ...] = ()  # those of `prior_sites` on which other sites depend
+    indicators: tuple[str, ...] = ()  # discrete draws that only the guide has, summed out of log q
+    looped: Mapping[str, str] = field(default_factory=dict)  # why "guide" or "model" runs one particle at a time
     axes_in_scope: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # of the model's sites, see `axes_at`
 
     def axes_at(self, name: str) -> Mapping[int, str]:
-        """Which enumerated site an axis belongs to at a site: a chain under `pyro.markov` reuses its axes."""
+        """The enumerated site of each axis at a site: a chain under `pyro.markov` reuses its axes."""
         everywhere = {self.layout.axes[n]: n for n in self.guide_enumerated}
         return self.axes_in_scope.get(name, everywhere)
 
@@ -63,11 +63,11 @@ class Structure:
 def kept_guide_sites(
     guide: Callable, sites: Mapping[str, Site], model_sites: Collection[str], in_training: bool
 ) -> dict[str, Site]:
-    """The sites that make up log q.
+    """The sites of log q.
 
-    Without the observations of the model that a GuideMessenger also runs, and without losses of the guide's own:
-    observations marked ``infer={"is_auxiliary": True}``, and factors, which Pyro marks like that in any case, marked
-    ``infer={"is_loss": True}``. In training these would be lost, and are refused.
+    They do not include observations of the model that a GuideMessenger also runs, or losses of the guide: observations
+    marked ``infer={"is_auxiliary": True}``, and factors, which Pyro marks like that in any case, marked ``infer={"is_loss":
+    True}``. In training such losses would be lost, and raise.
     """
     kept = {}
     for name, site in sites.items():
@@ -96,7 +96,7 @@ def kept_guide_sites(
 
 
 def left_out_sites(guide: Callable, sites: Collection[str], kept: Collection[str]) -> tuple[str, ...]:
-    """The losses of the guide's own, which are no part of log q."""
+    """The losses of the guide, which are not part of log q."""
     return () if isinstance(unwrap(guide), GuideMessenger) else tuple(name for name in sites if name not in kept)
 
 
@@ -108,7 +108,7 @@ def analyse(
     layout: Layout,
     prior_sites: Collection[str],
 ) -> Structure:
-    """Match the sites of one plain run of guide and model. Refuse what the kernel cannot weigh."""
+    """Match the sites of one plain run of guide and model. Raise for sites without a defined weight."""
     given = tuple(n for n in model_sites if n in layout.fixed)
     known = [s for side in (guide_sites, model_sites) for s in side.values() if s.name in layout.known and not s.is_observed]
     guide_sites, model_sites = (
@@ -168,7 +168,7 @@ def analyse(
 
 
 def find_scales(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> dict[str, float | Tensor]:
-    """The scales that differ from one, by site; one scale that both sides share is listed once."""
+    """The scales that differ from one, by site; a scale common to both sides is listed once."""
     scales: dict[str, float | Tensor] = {}
     for sites, suffix in ((model_sites, ""), (guide_sites, " (guide)")):
         for name, site in sites.items():
@@ -197,7 +197,7 @@ def is_imputed(name: str, model_sites: Collection[str]) -> bool:
 def unpacked_sites(
     guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site], known: Collection[str]
 ) -> tuple[str, ...]:
-    """The auxiliary draws and the points that may unpack them; nothing where there are not both. `known` are autoguides'."""
+    """The auxiliary draws and the points that may unpack them; empty without both. `known` are those of autoguides."""
     own = {n: s for n, s in guide_sites.items() if n not in known and not s.is_observed}
     auxiliary = [n for n, s in own.items() if n not in model_sites and s.infer.get("is_auxiliary") and not is_discrete(s.fn)]
     points = [n for n, s in own.items() if n in model_sites and isinstance(innermost(s.fn), dist.Delta)]
@@ -259,7 +259,7 @@ def match_sites(
 
 
 def check_reach(name: str, guide: Site, model: Site) -> None:
-    """Check absolute continuity: where the guide cannot reach, log p(x) is underestimated and no diagnostic shows it."""
+    """Check absolute continuity: otherwise log p(x) is underestimated, and no diagnostic shows it."""
     if isinstance(innermost(guide.fn), dist.Delta) or not has_edges(guide.fn) or guide.fn.event_dim:
         return
     if not bool(inside_support(guide.fn, model.fn.sample(torch.Size([100]))).all()):
@@ -271,7 +271,7 @@ def check_reach(name: str, guide: Site, model: Site) -> None:
 
 
 def check_circle(name: str, guide: Site, model: Site) -> None:
-    """Refuse densities on the line against those on the circle: they are of different things."""
+    """Raise for a density on the line against one on the circle: they have different base measures."""
     on_line = support_of(innermost(guide.fn)) is torch.distributions.constraints.real
     drawn_before = isinstance(innermost(guide.fn), dist.Delta)  # an autoguide, which draws on the line
     if is_angle(model.fn) and not is_angle(guide.fn) and (on_line or drawn_before):

@@ -1,4 +1,4 @@
-"""Refuse pairs whose guide and model look at different data of a subsampled plate."""
+"""Raise for pairs whose guide and model use different data of a subsampled plate."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ...errors import DatumPlateError, SubsamplingError
 
 
 def check_subsample(plate: str, fn: Any, given: Any, known: Tensor, known_size: int) -> None:
-    """Refuse a plate that asks for other data than before, `known` out of `known_size`: other indices, or another number.
+    """Raise for a plate with other data than before, `known` out of `known_size`: other indices, or another number.
 
-    A plate of all data takes the subsample of the guide, as Pyro's replay gives it. `fn` is what Pyro would draw the indices
-    from; `given` is `subsample=`, or None.
+    A plate of all data uses the subsample of the guide, as with Pyro's replay. `fn` is the distribution from which Pyro
+    would draw the indices; `given` is `subsample=`, or None.
     """
     if given is not None:
         if not same_indices(given, known):
             raise SubsamplingError(
-                f"plate '{plate}' is given other subsample indices than it had before in this call: give model and guide "
-                "the same subsample=. An autoguide draws indices of its own unless it is told these: "
-                f"AutoNormal(model, create_plates=lambda x, index: pyro.plate('{plate}', {fn.size}, subsample=index)), a "
-                "function of the model's arguments"
+                f"plate '{plate}' is given other subsample indices than it had before in this call: give model and "
+                "guide the same subsample=. An autoguide draws different indices unless it gets these: "
+                f"AutoNormal(model, create_plates=lambda x, index: pyro.plate('{plate}', {fn.size}, subsample=index)), "
+                "a function of the model's arguments"
             )
         return
     size = fn.size if fn.subsample_size is None else min(fn.subsample_size, fn.size)
@@ -39,5 +39,5 @@ def different_sizes(plate: str, sizes: Collection[int]) -> str:
 
 
 def same_indices(given: Any, known: Tensor) -> bool:
-    with torch._C.DisableTorchFunction():  # our own look at the indices is not the program's
+    with torch._C.DisableTorchFunction():  # this check reads the indices, not the program
         return given is known or torch.equal(torch.as_tensor(given, dtype=known.dtype, device=known.device), known)

@@ -1,7 +1,7 @@
 """Auxiliary draws of a guide that Deltas unpack into latents: log q is the density of the draws times a Jacobian.
 
-EasyGuide and guides of one's own draw several latents together, or in unconstrained space, as
-``u = pyro.sample("u", fn, infer={"is_auxiliary": True})`` and ``pyro.sample("z", Delta(f(u), log_density=-log|f'(u)|))``.
+EasyGuide and user-defined guides draw several latents together, or in unconstrained space, as ``u = pyro.sample("u", fn,
+infer={"is_auxiliary": True})`` and ``pyro.sample("z", Delta(f(u), log_density=-log|f'(u)|))``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOLERANCE = 1e-3  # nats per datum
 
 
 def check_unpacked(guide: Program, structure: Structure) -> None:
-    """Check on two draws that the points are a bijection of the auxiliary draws with the log-Jacobian that they state."""
+    """Check on two draws that the points are a bijection of the auxiliary draws with the stated log-Jacobian."""
     points = [name for name in structure.unpacked if name in structure.latents]
     auxiliary = [name for name in structure.unpacked if name not in points]
     if not points:
