@@ -95,11 +95,7 @@ class Diagnosis(Result, Measured):
         """Write one page that needs no other file and no network: verdict, numbers, pictures, terms, provenance.
 
         :param path: of the file; one that exists is replaced.
-        :param title: of the page, such as "Run 12"; by default the names of model and guide.
-
-        Example::
-
-            page.to_html("diagnosis.html", title="Digits, run 12")
+        :param title: of the page, such as "Digits, run 12"; by default the names of model and guide.
         """
         if not isinstance(title, str):
             raise OptionError(f"title must be words, got {described(title)}")
