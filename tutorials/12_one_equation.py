@@ -147,7 +147,9 @@ read("Bayesian regression", *cubic, (x, y), datum_plate=None)
 # hidden units it would have :math:`2^H H!`. The guide sits on one of the two modes. An
 # estimator that starts at the guide and never reaches the other mode loses
 # :math:`\log 2 = 0.693` nats, and its error bar does not show it. Both estimators below
-# search for modes first. They found both modes with each of ten seeds.
+# search for modes first. With 20 seeds, from 0 to 19, each of them found both modes
+# every time. No estimate was further than 0.14 nats from the exact value, or further
+# than three of its own errors.
 
 tiny = regression("tiny", 2, lambda x, w: w[..., 1:] * torch.tanh(3 * w[..., :1] * x))
 train(*tiny, (x, y), 800, None, lr=0.03)
