@@ -230,8 +230,8 @@ for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
 print(f"{len(history)} updates, in one go and resumed: equal bit for bit")
 
 # %%
-# The long run goes on from the same file until early stopping ends it.
-# ``restore_best`` then writes the parameters of the best look back into the VAE.
+# The long run goes on from the same file, until early stopping or the last epoch ends
+# it. ``restore_best`` then writes the parameters of the best look back into the VAE.
 
 vaes = {"8 latents": new_vae(8)}
 history, stopping = train_vae(vaes["8 latents"], folder / "8.pt", MAX_EPOCHS)
@@ -249,6 +249,13 @@ plt.show()
 # sphinx_gallery_end_ignore
 
 # %%
+# The run reached its last epoch. The last two looks showed no rise above the sampling
+# error, so early stopping was one look away. ``restore_best`` went back to update 1326.
+#
+# In the last 100 updates the ELBO of the training images was -89.4 nats on average.
+# That of the held-out images stayed near -104. The difference of about 15 nats is
+# *overfitting*: 1300 digits are few.
+#
 # Evaluate on test data
 # ---------------------
 # ``pv.evaluate`` runs an estimator of :math:`\log p(x)` over a loader. With
@@ -323,6 +330,7 @@ with warnings.catch_warnings():
         progress=False,
     )
 print(page)
+assert SMOKE_TEST or page.culprit.endswith("encoder")
 
 # sphinx_gallery_start_ignore
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -332,6 +340,22 @@ plt.show()
 # sphinx_gallery_end_ignore
 
 # %%
+# The page, from the top:
+#
+# - *The cause.* The encoder is responsible for 13.3 of the 13.9 nats between the ELBO
+#   and :math:`\log p(x)`. The Gaussian family costs only 0.6 nats.
+# - *Overfitting again.* The gap of the encoder is 13.3 nats on test images and 5.5 nats
+#   on training images. With 20 images each, the difference of 7.8 nats has a sampling
+#   error of 4.4 nats, so the page does not claim it.
+# - *The latents.* All 8 latents are used. Their mutual information with the images is
+#   at its ceiling: 1300 images cannot show more than :math:`\log 1300 = 7.17` nats.
+# - *The estimate.* On simulated data, where bounds on both sides are known, no bias was
+#   seen. The number :math:`\log p(x) = -95` nats of the test images can be trusted,
+#   although the ELBO is 14 nats lower.
+#
+# The advice, ``pv.refit_guide``, is the subject of
+# :doc:`13_from_a_gap_to_a_better_model`.
+#
 # A second model
 # --------------
 # The diagnosis is about the inference in *this* model. It does not say whether another
@@ -354,7 +378,7 @@ found["16 latents"] = evaluated(vaes["16 latents"], test_loader)
 comparison = pv.compare(found)
 print(comparison)
 gain = comparison.difference("16 latents", "8 latents").mean()
-assert SMOKE_TEST or float(gain) > 0
+assert SMOKE_TEST or float(gain) > 10
 
 # sphinx_gallery_thumbnail_number = 4
 shown = test[:12]
@@ -364,7 +388,7 @@ for name, vae in vaes.items():
 for name, vae in vaes.items():
     rows[f"drawn, {name}"] = vae.decode(vae.prior().sample((len(shown),))).mean
 # sphinx_gallery_start_ignore
-figure, axes = plt.subplots(5, 1, figsize=(7.5, 4.6), layout="constrained")
+figure, axes = plt.subplots(5, 1, figsize=(7.5, 3.2), layout="constrained")
 for ax, (name, images) in zip(axes, rows.items(), strict=True):
     ax.imshow(sheet(images.detach()[None]), cmap="gray_r", vmin=0, vmax=1)
     ax.set_ylabel(name, rotation=0, ha="right", va="center")
@@ -374,6 +398,18 @@ plt.show()
 # sphinx_gallery_end_ignore
 
 # %%
+# With 16 latents, :math:`\log p(x)` is higher by 21.2 nats per image, with a sampling
+# error of 1.1 nats. The ELBO gives the same order, but a smaller difference of 17.3
+# nats: it also contains the gaps of the two encoders, which differ.
+#
+# For 40 of the 200 images, :math:`\log p(x)` under the better model is in doubt. For
+# this reason the table prints no error of its mean. Doubtful estimates are too low, not
+# too high, so they do not weaken the claim that this model is better.
+#
+# The reconstructions show the difference as well. The draws from the prior do not: a
+# higher :math:`\log p(x)` does not imply better samples
+# (:doc:`09_likelihood_and_looks`).
+#
 # What to try
 # -----------
 #
