@@ -254,11 +254,11 @@ plt.show()
 #
 #    R = \frac12 \sum_j \left( \mu_j^2 + \sigma_j^2 - \log \sigma_j^2 - 1 \right) .
 #
-# The first term pulls every mean to 0. The second holds down standard deviations above
-# 1. The third pushes up standard deviations below 1, without bound as they fall to 0,
-#    so
-# that the guide does not shrink to a point. The :math:`-1` makes the minimum zero, at
-# :math:`\mu_j = 0` and :math:`\sigma_j = 1`.
+# Maximising the ELBO keeps the rate low. The term :math:`\mu_j^2` pulls every mean to
+# 0. The term :math:`\sigma_j^2` holds down standard deviations above 1. The term
+# :math:`-\log \sigma_j^2` pushes up standard deviations below 1. It grows without bound
+# as :math:`\sigma_j` falls to 0, so that the guide does not shrink to a point. The
+# :math:`-1` makes the minimum zero, at :math:`\mu_j = 0` and :math:`\sigma_j = 1`.
 #
 # The second way is what the ELBO leaves out, as in :doc:`01_the_bound`:
 #
