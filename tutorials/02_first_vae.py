@@ -254,8 +254,8 @@ plt.show()
 #
 #    R = \frac12 \sum_j \left( \mu_j^2 + \sigma_j^2 - \log \sigma_j^2 - 1 \right) .
 #
-# Maximising the ELBO keeps the rate low. The term :math:`\mu_j^2` pulls every mean to
-# 0. The term :math:`\sigma_j^2` holds down standard deviations above 1. The term
+# Maximising the ELBO keeps the rate low. The term :math:`\mu_j^2` pulls every mean
+# to zero. The term :math:`\sigma_j^2` holds down standard deviations above 1. The term
 # :math:`-\log \sigma_j^2` pushes up standard deviations below 1. It grows without bound
 # as :math:`\sigma_j` falls to 0, so that the guide does not shrink to a point. The
 # :math:`-1` makes the minimum zero, at :math:`\mu_j = 0` and :math:`\sigma_j = 1`.
