@@ -1,4 +1,4 @@
-"""How far an ELBO is from log p(x), per datum and with honest error bars, and whose fault that is."""
+"""Estimates of log p(x), and of the gap between the ELBO and log p(x), per datum and with errors, for Pyro models."""
 
 from . import errors, exact, nn, ops, plots
 from .calibration import Calibration, GuideCalibration

@@ -1,4 +1,4 @@
-"""The arguments of model and guide: against their signatures, their shapes and devices."""
+"""The arguments of model and guide: checks against signatures, shapes and devices."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from .errors import ArgumentError
 
 
 def unwrapped(program: Callable) -> tuple[Callable, tuple]:
-    """The function behind handlers of Pyro, and the arguments that are bound to it: `self` of a decorated method."""
+    """The function inside handlers of Pyro, and the arguments that are bound to it: `self` of a decorated method."""
     core: Any = program
     bound: tuple = ()
     while isinstance(core, partial):
@@ -79,7 +79,7 @@ def signature_of(tree: Any, floats: bool = True) -> Any:
 
 
 def remedy_for(value: Any) -> str:
-    """Of things that are passed in the place of a batch."""
+    """The remedy for objects that are passed in place of a batch."""
     if isinstance(value, DataLoader):
         return "pass one batch, or run over all of them with pv.evaluate(estimator, loader)"
     if isinstance(value, Dataset):

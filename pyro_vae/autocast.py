@@ -1,4 +1,4 @@
-"""Autocast around a call reaches the user's programs alone: densities and what is made of them are in full precision."""
+"""Autocast around a call applies to the user's programs only: densities are computed in full precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.distributions.transforms import _InverseTransform
 
 DEVICES = ("cpu", "cuda")
 HALF = (torch.bfloat16, torch.float16)
-# Their own draws and densities multiply matrices, which autocast would do in half precision.
+# Their draws and densities multiply matrices, which autocast would do in half precision.
 WITH_MATRICES = (
     torch.distributions.MultivariateNormal,
     torch.distributions.LowRankMultivariateNormal,
@@ -29,20 +29,20 @@ WITH_MATRICES = (
     dist.GaussianMRF,
     HiddenMarkovModel,
 )
-Autocast = tuple[tuple[str, torch.dtype], ...]  # the kinds of devices for which it is on, and the precision of each
+Autocast = tuple[tuple[str, torch.dtype], ...]  # the types of devices for which it is on, and the precision of each
 
-NOTHING = nullcontext()  # one for all: every training step enters it several times
+NOTHING = nullcontext()  # one object for all uses: every training step enters it several times
 _around: ContextVar[Autocast] = ContextVar("_around", default=())
 
 
 def autocast_around() -> Autocast:
-    """The autocast that programs run under: that of this moment, or that which `for_programs_alone` has switched off."""
+    """The autocast with which programs run: the current one, or the one that `for_programs_alone` has switched off."""
     now = [(device, torch.get_autocast_dtype(device)) for device in DEVICES if torch.is_autocast_enabled(device)]
     return tuple(now) or _around.get()
 
 
 def for_programs_alone() -> AbstractContextManager[None]:
-    """Switch autocast off, but inside `for_program`. Distributions that programs make get their parameters in float32."""
+    """Switch autocast off, except inside `for_program`. Distributions in programs get their parameters in float32."""
     around = autocast_around()
     return kept_for_programs(around) if around else NOTHING
 
@@ -67,8 +67,8 @@ def for_program() -> AbstractContextManager[None]:
 
 @contextmanager
 def switched_on(around: Autocast) -> Iterator[None]:
-    # torch keeps weights in half precision until the outermost autocast ends. Those that a run without gradients has left
-    # would take the gradient from the runs that follow.
+    # torch caches weights in half precision until the outermost autocast ends. Weights cached in a run without gradients
+    # would have no gradient in later runs.
     torch.clear_autocast_cache()
     with ExitStack() as stack:
         for device, dtype in around:
@@ -78,7 +78,7 @@ def switched_on(around: Autocast) -> Iterator[None]:
 
 @contextmanager
 def off_for_programs() -> Iterator[None]:
-    """Inside `for_programs_alone`: programs run without autocast, too."""
+    """Inside `for_programs_alone`: programs run without autocast too."""
     token = _around.set(())
     try:
         yield
@@ -96,7 +96,7 @@ def switched_off() -> Iterator[None]:
 
 
 def full(raw: Any) -> Any:
-    """What a network under autocast gives, in float32: a tensor, or a transform or list that holds some."""
+    """The output of a network under autocast, in float32: a tensor, or a transform or list of tensors."""
     if isinstance(raw, Tensor):
         return raw.float() if raw.dtype in HALF else raw
     if isinstance(raw, (list, tuple)):
@@ -106,7 +106,7 @@ def full(raw: Any) -> Any:
         own = full(raw.inv)
         return raw if own is raw.inv else own.inv
     if isinstance(raw, Transform) and not isinstance(raw, torch.nn.Module):
-        # A transform keeps its inverse once it was asked for, and that holds the transform. A copy makes one of its own.
+        # A transform caches its inverse, which refers to the transform. The copy creates a new one.
         attributes = {name: full(value) for name, value in vars(raw).items() if name != "_inv"}
         if any(new is not vars(raw)[name] for name, new in attributes.items()):
             raw = copy(raw)
@@ -115,21 +115,21 @@ def full(raw: Any) -> Any:
 
 
 def full_under_autocast(raw: Tensor) -> Tensor:
-    """A tensor in float32 where autocast is on; a network in half precision without it gets half precision back."""
+    """A tensor in float32 if autocast is on; without autocast, half precision is kept."""
     return raw.float() if raw.dtype in HALF and autocast_around() else raw
 
 
 def in_full_precision(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Make a distribution of Pyro's with its parameters in float32: one of its `COERCIONS`.
+    """Create a distribution of Pyro with its parameters in float32: one of its `COERCIONS`.
 
-    They are cast before they are used. Afterwards it would be too late: `Normal(loc, 0.2)` gives its scale the precision of
-    `loc`, and a `Categorical` normalises its logits.
+    The parameters are cast before they are used. Later would be too late: `Normal(loc, 0.2)` gives its scale the precision
+    of `loc`, and a `Categorical` normalises its logits.
     """
     if not _around.get():  # of another thread
         return None
     cast = tuple(map(full, args)), {name: full(value) for name, value in kwargs.items()}
     made = without_autocast(cls) if issubclass(cls, WITH_MATRICES) else cls
-    with switched_off():  # some multiply matrices when they are made
+    with switched_off():  # some multiply matrices when they are created
         return ABCMeta.__call__(made, *cast[0], **cast[1])
 
 

@@ -1,4 +1,4 @@
-"""From the batches of a loader to the arguments of the model."""
+"""The arguments of the model from the batches of a loader."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from .arguments import tensors_in
 from .errors import ArgumentError, EmptyBatchError, StructureError
 
 T = TypeVar("T")
-NO_BATCH = "the loader yielded no batch: pass one with at least one datum"
+NO_BATCH = "the loader has no batch: pass one with at least one datum"
 # From a batch to the positional arguments of model and guide, or to a dict of their keyword arguments.
 ToArguments = Callable[[Any], tuple[Any, ...] | Mapping[str, Any]]
 
@@ -24,12 +24,12 @@ def first_element(batch: Any) -> tuple[Any, ...] | Mapping[str, Any]:
         return (batch,)
     try:
         if isinstance(batch, (str, bytes, numpy.ndarray)):
-            raise TypeError  # their first element is a letter, or one datum
+            raise TypeError  # the first element of these is a letter, or one datum
         return (batch[0],)
     except (IndexError, KeyError, TypeError):
         raise ArgumentError(
-            f"the model gets the first element of a batch, or a batch that is a tensor, but this one is {batch!r:.60}, a "
-            f"{type(batch).__name__}: say by args= how to get its arguments, as in args=lambda batch: (batch.x,)"
+            f"the model gets the first element of a batch, or a batch that is a tensor, but this one is {batch!r:.60}, "
+            f"a {type(batch).__name__}: use args= to say how to get the arguments, as in args=lambda batch: (batch.x,)"
         ) from None
 
 
@@ -50,8 +50,8 @@ def arguments_of(batch: Any, args: ToArguments) -> tuple[tuple[Any, ...], dict[s
 def check_to_arguments(args: Any) -> None:
     if not callable(args):
         raise ArgumentError(
-            f"args must be a function from a batch to a tuple of the model's arguments, got {args!r}, which is no function. "
-            "Write args=lambda batch: (batch[0],)"
+            f"args must be a function from a batch to a tuple of the model's arguments, got {args!r}, which is not a "
+            "function. Write args=lambda batch: (batch[0],)"
         )
 
 
@@ -75,7 +75,7 @@ def check_loader(loader: Any) -> None:
 def run_on_arguments(
     run: Callable[..., T], positional: tuple[Any, ...], named: dict[str, Any], batch: Any, args: ToArguments
 ) -> T:
-    """Call `run` on the arguments of a batch. A refusal says what else the batch held."""
+    """Call `run` on the arguments of a batch. An error lists the other elements of the batch."""
     try:
         return run(*positional, **named)
     except (ArgumentError, StructureError) as error:
@@ -86,10 +86,9 @@ def run_on_arguments(
 
 
 def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate: str | None) -> tuple[list[Any], int]:
-    """Whole batches with about `num_data` data, spread evenly over the loader, which may be sorted; and how many it has.
+    """Whole batches with about `num_data` data, spread evenly over the loader, which may be sorted; and its number of data.
 
-    In one pass, keeping fewer than about twice as many data: of the batches kept so far every other one is dropped when
-    the rest would do.
+    It takes one pass, and keeps fewer than about twice as many data: every other batch is dropped when the rest are enough.
     """
     kept: list[tuple[Any, int]] = []
     stride, num_batches = 1, 0
@@ -107,7 +106,7 @@ def picked(loader: Iterable[Any], num_data: int, args: ToArguments, datum_plate:
 
 
 def num_data_in(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
-    """By the first tensor with an axis: only a budget hangs on it."""
+    """The number of data by the first tensor with an axis; used only for a budget."""
     positional, named = arguments
     return num_rows([*positional, *named.values()])
 

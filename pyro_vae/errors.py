@@ -1,4 +1,4 @@
-"""Named errors and warnings. Every message says what was expected, what came, and what to do about it."""
+"""Named errors and warnings. Every message says what was expected, what came, and what to do."""
 
 from collections.abc import Iterable
 
@@ -51,7 +51,7 @@ def quoted(names: Iterable[str]) -> str:
 
 
 def described(value: object) -> str:
-    """What came, in a few words: of tensors their kind, not their numbers."""
+    """A short description of a value in a message; for tensors dtype and shape."""
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     text = f"{value!r:.60}"
@@ -59,25 +59,25 @@ def described(value: object) -> str:
 
 
 def listed(bad: Tensor) -> str:
-    """The indices where `bad`, shape (B,), is true: the first ten of them and how many there are."""
+    """The indices where `bad`, shape (B,), is true: the first ten, and the number of others."""
     indices = bad.nonzero().flatten().tolist()
     return f"{indices[:10]}{f' and {len(indices) - 10} more' if len(indices) > 10 else ''}"
 
 
 class ArgumentError(ValueError):
-    """An argument is of another kind or shape than expected, so that model, guide or function cannot be called with it."""
+    """An argument has another type or shape than expected, so model, guide or function cannot be called with it."""
 
 
 class ProgramError(RuntimeError):
-    """The model or the guide fails by itself, in a plain run on the arguments that came."""
+    """The model or the guide raises an error in a plain run with the given arguments."""
 
 
 class OptionError(ValueError):
-    """An option of an estimator, an objective or a part of a model is out of range or of the wrong kind."""
+    """An option of an estimator, an objective or a part of a model is out of range or has the wrong type."""
 
 
 class ComparisonError(ValueError):
-    """Records that cannot be compared: of other data or another order, or of log p(x) of other kinds."""
+    """Records cannot be compared: their data or the order of these differ, or their log p(x) are of different kinds."""
 
 
 class InvalidDataError(ValueError):
@@ -85,11 +85,11 @@ class InvalidDataError(ValueError):
 
 
 class SupportError(InvalidDataError):
-    """Observed values lie outside the support of their likelihood."""
+    """Observed values are outside the support of their likelihood."""
 
 
 class LatentsError(InvalidDataError):
-    """Latents that are no posterior draws: they do not fit the model, or did not produce the data."""
+    """Latents are not posterior draws: they do not fit the model, or did not produce the data."""
 
 
 class EmptyBatchError(InvalidDataError):
@@ -97,7 +97,7 @@ class EmptyBatchError(InvalidDataError):
 
 
 class StructureError(ValueError):
-    """A model or guide whose structure has no per-datum weight that is known to be right."""
+    """The structure of model or guide defines no importance weight per datum, or none that can be checked."""
 
 
 class DatumPlateError(StructureError):
@@ -105,7 +105,7 @@ class DatumPlateError(StructureError):
 
 
 class GlobalLatentError(StructureError):
-    """A latent site lies outside the datum plate: it is shared by all data."""
+    """A latent site is outside the datum plate, so it is common to all data."""
 
 
 class SiteMismatchError(StructureError):
@@ -113,15 +113,15 @@ class SiteMismatchError(StructureError):
 
 
 class AuxiliarySiteError(StructureError):
-    """A site of the guide alone would enter log q without a counterpart in the model."""
+    """A site that only the guide has would enter log q without a counterpart in the model."""
 
 
 class ObservedInGuideError(StructureError):
-    """The guide observes a value, which is no part of log q."""
+    """The guide observes a value, which is not part of log q."""
 
 
 class SubsamplingError(StructureError):
-    """A subsampled plate where the weight of a datum would depend on the subsample, or model and guide hold other data."""
+    """A subsampled plate makes the weight of a datum depend on the subsample, or differs between model and guide."""
 
 
 class EnumerationError(StructureError):
@@ -129,15 +129,15 @@ class EnumerationError(StructureError):
 
 
 class MaskError(StructureError):
-    """A mask on one side only that cannot be carried over to the other side."""
+    """A mask in model or guide only, which cannot be applied to the other."""
 
 
 class BatchCouplingError(StructureError):
-    """The density of one datum depends on the others of its batch."""
+    """The density of one datum depends on other data of its batch."""
 
 
 class LocalFitError(StructureError):
-    """A guide or model for which per-datum fits are not defined."""
+    """Fits per datum are not possible for this guide or model."""
 
 
 class LazyGuideError(RuntimeError):
@@ -145,15 +145,15 @@ class LazyGuideError(RuntimeError):
 
 
 class HiddenRandomnessError(RuntimeError):
-    """A program whose densities differ between two runs at the same values, as under active dropout."""
+    """The densities of a program differ between two runs at the same values, as with active dropout."""
 
 
 class CompileError(RuntimeError):
-    """An objective with `compile=` cannot be traced or compiled for these programs, or gives other numbers than without."""
+    """An objective with `compile=` cannot be compiled for these programs, or gives other numbers than uncompiled."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that was made by another call or from other data, is damaged, in use, or cannot be written."""
+    """A checkpoint was made by another call or from other data, is damaged, is in use, or cannot be written."""
 
 
 class MissingPackageError(ImportError, RuntimeError):
@@ -161,27 +161,27 @@ class MissingPackageError(ImportError, RuntimeError):
 
 
 class ProcessesError(RuntimeError):
-    """The processes of a `torch.distributed` group differ in what they were to share, or one of them is gone."""
+    """The processes of a `torch.distributed` group do not make the same call, or one of them has ended."""
 
 
 class NonFiniteError(RuntimeError):
-    """A log-density came out as NaN or plus infinity, or its gradient where the density itself is finite."""
+    """A log-density is NaN or plus infinity, or its gradient is not finite although the density is."""
 
 
 class OutOfMemoryError(torch.OutOfMemoryError, MemoryError):
-    """The machine, or its accelerator, has not the memory that a call asks for."""
+    """The machine, or its accelerator, does not have enough memory for a call."""
 
 
 class RecordFileError(OSError, ValueError):
-    """A file of records that is damaged, of another kind or version, or cannot be read or written."""
+    """A file of records is damaged, of another type or version, or cannot be read or written."""
 
 
 class UnreliableEvidenceWarning(UserWarning):
-    """Some estimates of log p(x) are in doubt: they are likely off by more than their error."""
+    """Some estimates of log p(x) are in doubt: they are likely wrong by more than their error."""
 
 
 class PrecisionWarning(UserWarning):
-    """Rounding in float32 moves log p(x) by more than its stated error allows."""
+    """Rounding in float32 changes log p(x) by more than a tenth of its stated error."""
 
 
 class ConvergenceWarning(UserWarning):
@@ -189,24 +189,24 @@ class ConvergenceWarning(UserWarning):
 
 
 class ScheduleWarning(UserWarning):
-    """A schedule is not doing what it was made for: it stands still, or the training ends before it does."""
+    """A schedule has no effect as intended: it is not advanced, or training ends before it does."""
 
 
 class ParameterStoreWarning(UserWarning):
-    """Pyro's parameter store held other values under a program's names: the program keeps its own."""
+    """Pyro's parameter store has other values under a program's names; the program keeps those of its module."""
 
 
 class UntrainedParameterWarning(UserWarning):
-    """A loss depends on parameters that the optimiser leaves as they are: it was made before they were."""
+    """A loss depends on parameters that are not trained, because the optimiser was created before them."""
 
 
 class CollapseWarning(UserWarning):
-    """Most units of the latents carry nothing about the data: the posterior has collapsed onto the prior."""
+    """Most latent units do not depend on the data: the posterior has collapsed to the prior."""
 
 
 class SkippedBatchWarning(UserWarning):
-    """Batches that raised were left out of a result, as `on_error="skip"` asks for."""
+    """Batches that raised were left out of a result because of `on_error="skip"`."""
 
 
 class SurgeryWarning(UserWarning):
-    """A part of a KL, or the information about a factor, is beyond what it can be, or what the number of data allows."""
+    """A part of a KL, or the information about a factor, is outside its possible range, or limited by the number of data."""

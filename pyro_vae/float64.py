@@ -1,4 +1,4 @@
-"""Run code in float64 without changing a tensor or a module of the user's."""
+"""Run code in float64 without changing tensors or modules of the user."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ WIDER = {
 }
 CASTS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 ATTRIBUTES = {"__get__", "__set__", "__delete__"}  # of tensors, such as `x.shape`
-TO_NUMPY = {"numpy", "__array__"}  # where nobody sees what is rounded
+TO_NUMPY = {"numpy", "__array__"}  # operations whose rounding cannot be followed
 
 
 class InFloat64(TorchFunctionMode):
-    """Make programs compute in float64: tensors are cast before every operation, and literals follow.
+    """Makes programs compute in float64: tensors are cast before every operation, and literals follow.
 
-    No tensor or parameter of the user's is changed, wherever a program may hold it; see `kept_modules` for what modules
-    assign to themselves. What `torch.jit.script` has compiled is not seen: it gets float64 beside its own float32.
+    No tensor or parameter of the user is changed; see `kept_modules` for values that modules assign to themselves. Code
+    compiled by `torch.jit.script` cannot be followed: it gets float64 inputs besides its float32 constants.
 
-    :ivar lowered: an operation that came back to a lower precision all the same, or "".
+    :ivar lowered: an operation whose result was in lower precision nevertheless, or "".
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class InFloat64(TorchFunctionMode):
 
 @contextmanager
 def kept_modules() -> Iterator[None]:
-    """Restore what modules assign to themselves when they run: float64 buffers and caches would break the next forward."""
+    """Restore values that modules assign to themselves in a run: float64 buffers and caches would break the next forward."""
     saved: dict[int, tuple[torch.nn.Module, list[dict[str, Any]]]] = {}
 
     def look_at(module: torch.nn.Module, args: Any) -> None:

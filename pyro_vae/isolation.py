@@ -29,7 +29,7 @@ BATCH_NORM = (
 
 
 def modules_of(*programs: Callable) -> list[torch.nn.Module]:
-    """The modules behind the programs: the programs themselves, or what their methods are bound to."""
+    """The modules of the programs: programs that are modules, or the modules of which they are methods."""
     owners = []
     for program in programs:
         core, bound = unwrapped(program)
@@ -44,10 +44,10 @@ def stored_parameters() -> dict[str, Tensor]:
 
 @contextmanager
 def isolated_store() -> Iterator[None]:
-    """Let programs read the parameter store, and remove on exit what they add.
+    """Let programs read the parameter store, and remove entries that they add on exit.
 
-    Swaps the store's dictionaries: its own `scope(get_state())` drops the `unconstrained` handles of parameters that
-    the user may hold. Handles that a run hangs on a module's parameters are taken off: they cannot be pickled.
+    It swaps the dictionaries of the store, because `scope(get_state())` drops the `unconstrained` handles of parameters that
+    the user may hold. Handles that a run attaches to parameters of a module are removed, because they cannot be pickled.
     """
     store = pyro.get_param_store()
     saved = {name: getattr(store, name) for name in STORE}
@@ -77,9 +77,9 @@ def kept_traces(*programs: Callable) -> Iterator[None]:
 
 
 def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
-    """Refuse batch norm in train mode, in every run: a module in a closure may change its mode between two calls.
+    """Raise for batch norm in train mode, in every run: a module in a closure may change its mode between two calls.
 
-    Other modules that use statistics of the batch in train mode say so by an attribute `couples_batch`.
+    Other modules that use statistics of the batch in train mode have an attribute `couples_batch`.
     """
     if not module.training:
         return
@@ -87,8 +87,8 @@ def refuse_batch_norm(module: torch.nn.Module, args: Any) -> None:
         raise BatchCouplingError(BATCH_NORM)
     if getattr(module, "couples_batch", False):
         raise BatchCouplingError(
-            f"{module} in train mode uses statistics of the batch, so the density of a datum would depend on its "
-            "neighbours: call .eval() on the model first"
+            f"{module} in train mode uses statistics of the batch, so the density of a datum would depend on other "
+            "data of its batch: call .eval() on the model first"
         )
 
 
@@ -121,7 +121,7 @@ def eval_mode(*programs: Callable) -> Iterator[list[torch.nn.Module]]:
 def unseen(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
     """Hide runs from handlers around the call, and restore random state, stored traces and settings on exit.
 
-    Argument checks of distributions are off: the kernel checks data and results itself. Autocast reaches programs alone.
+    Argument checks of distributions are off, because the kernel checks data and results. Autocast applies to programs only.
     """
     torch_validation = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ def unseen(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def isolated(*programs: Callable, devices: list[torch.device]) -> Iterator[None]:
-    """Restore the parameter store as well, and refuse batch norm in train mode."""
+    """Like `unseen`; also restore the parameter store, and raise for batch norm in train mode."""
     with isolated_store(), unseen(*programs, devices=devices):
         hook = register_module_forward_pre_hook(refuse_batch_norm)
         try:
@@ -154,10 +154,10 @@ def is_active_dropout(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 class LayerWatch(TorchFunctionMode):
-    """Watch the layers that run inside for batch norm, dropout and changes of buffers.
+    """Watches the layers that run inside for batch norm, dropout and changes of buffers.
 
-    Functional batch norm in train mode is refused. Dropout is switched off and noted. Buffers that change are restored
-    and named.
+    Functional batch norm in train mode raises. Dropout is switched off and noted. Buffers that change are restored and
+    named.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where random numbers come from: a seed for every noise block, and random states that are restored."""
+"""Random numbers: a seed for every noise block, and restored random states."""
 
 import random
 from collections.abc import Iterator
@@ -10,43 +10,43 @@ import torch
 
 from .options import seed_or_none
 
-NOISE_BLOCK = 100  # particles whose noise is drawn together; part of what a seed means, so never a tuning knob
+NOISE_BLOCK = 100  # particles whose noise is drawn together; results for a seed depend on it, so it must not be tuned
 
-# The number of a batch within a data set. `evaluate` counts it up, so that no two batches share their noise.
+# The index of a batch within a data set. `evaluate` increments it, so that no two batches have the same noise.
 batch_number = 0
 
 
 class Noise(IntEnum):
-    """What a noise block is drawn for. No two uses within one call share a stream and a block.
+    """The use of a noise block. No two uses within one call have the same stream and block.
 
-    An estimator of one's own may take any whole number from 100 on.
+    A user's estimator may use any whole number from 100.
     """
 
-    PROBE = 0  # finding out what a pair is
-    SUBSAMPLE = 1  # which data of a plate
+    PROBE = 0  # runs that determine the structure of a pair
+    SUBSAMPLE = 1  # indices of subsampled plates
     SIMULATION = 2  # data and latents from the model
     GUIDE = 3  # draws of the guide that are measured
     FIT = 4  # gradients for proposals
     PROPOSAL = 5  # draws of fitted proposals that are measured
-    SEARCH = 6  # where the search for modes starts
+    SEARCH = 6  # starts of the search for modes
     ANNEAL = 7  # chains from the prior to the posterior
     REVERSE = 8  # chains back
-    CHECK = 9  # the check from the posterior's side
-    OFFSETS = 10  # the fit of q*, and again where it starts again
+    CHECK = 9  # the check by a second estimate
+    OFFSETS = 10  # the fit of q*, and its second start
     PILOT = 11  # chains that set step sizes and temperatures
-    WITNESSES = 12  # whether another mode holds a better q*
+    WITNESSES = 12  # the test whether another mode has a better q*
     OPTIMUM = 13  # gradients for a Gaussian q*
-    GAPS = 14  # draws by which L[q] and L[q*] are measured: others than those that fits have started from
+    GAPS = 14  # draws for L[q] and L[q*], different from those with which fits have started
     PART = 15  # seeds of calls for some of the data
-    LEAVE_ONE_OUT = 16  # seeds of calls about the data given draws of the latents outside their plate
-    CALIBRATION = 17  # ties between a latent and draws of the guide, and whether the guide looks at the data
-    POSTERIOR = 18  # the probe of a function of the latents, the guide's own value of it, draws by weight
+    LEAVE_ONE_OUT = 16  # seeds of calls for the data given draws of the latents outside their plate
+    CALIBRATION = 17  # ties between a latent and draws of the guide, and the test whether the guide depends on the data
+    POSTERIOR = 18  # the check of a function of the latents, its value under the guide, resampling by weight
 
 
 def noise_seed(seed: int, stream: int, block: int) -> int:
     """The seed of one noise block.
 
-    A function of (seed, batch, stream, block) alone, so that chunks and processes change no draw.
+    It depends only on (seed, batch, stream, block), so draws do not depend on chunks or processes.
     """
     entropy = numpy.random.SeedSequence([seed, batch_number, stream, block])
     return int(entropy.generate_state(1, numpy.uint64)[0] >> numpy.uint64(1))
@@ -55,8 +55,8 @@ def noise_seed(seed: int, stream: int, block: int) -> int:
 def seed_torch(seed: int) -> None:
     """Seed the random numbers of torch, as `torch.manual_seed` does.
 
-    Where there is no accelerator, that function keeps a traceback for each of those it might find later: .7 ms per call, and
-    memory that grows with the number of calls. Its generators take no more than 64 bits of a seed.
+    Without an accelerator, that function stores a traceback at each call for devices that may be initialised later, which
+    takes .7 ms and memory per call. Its generators use no more than 64 bits of a seed.
     """
     seed %= 2**63
     if torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available():
@@ -66,7 +66,7 @@ def seed_torch(seed: int) -> None:
 
 
 def fresh_seed() -> int:
-    """A seed drawn from the caller's random state, for calls that were given none."""
+    """A seed drawn from the caller's random state, for calls without a seed."""
     return int(torch.randint(2**62, ()))
 
 
@@ -77,7 +77,7 @@ def checked_seed(seed: int | None) -> int:
 
 @contextmanager
 def batch_noise(number: int) -> Iterator[None]:
-    """Use the noise of the batch with this number."""
+    """Use the noise of the batch with this index."""
     global batch_number
     before, batch_number = batch_number, number
     try:

@@ -1,9 +1,8 @@
 """Arithmetic on log importance weights: means in log space, effective sample size, Pareto-smoothed tails.
 
-Every function reduces one axis, ``dim``, of length ``K`` (particles) and treats all other axes as independent
-columns. Inputs are *log importance weights* in nats, larger meaning more weight, in float32 or float64; dtype
-and device are kept. A `TypeError` or `ValueError` says what is wrong with other input. This module imports torch and
-nothing else.
+Every function reduces one axis, ``dim``, of length ``K`` (particles) and treats all other axes as independent columns.
+Inputs are *log importance weights* in nats, larger meaning more weight, in float32 or float64; dtype and device are kept.
+Other input raises a `TypeError` or `ValueError`. This module imports only torch.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-# A tail is fitted from this many particles on (Vehtari et al. 2024 need 20 tail values: a fifth of 100).
+# A tail is fitted with at least this many particles (Vehtari et al. 2024 need 20 tail values: a fifth of 100).
 MIN_PARTICLES_FOR_K = 100
 # A generalised Pareto distribution is not fitted to fewer positive exceedances than this.
 MIN_EXCEEDANCES = 5
 
 
 def _checked(x: Tensor, dim: int, *, half: bool = False) -> Tensor:
-    """`x` itself, refused where no mean along `dim` is known: no tensor, no floats, or nothing along that axis."""
+    """`x`, after a check that it is a tensor of floats with at least one entry along `dim`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"expected log-weights as a tensor, got {type(x).__name__}: pass torch.as_tensor(x)")
     if not x.is_floating_point() or (not half and x.dtype not in (torch.float32, torch.float64)):
@@ -37,9 +36,9 @@ def _checked(x: Tensor, dim: int, *, half: bool = False) -> Tensor:
 def log_mean_exp(x: Tensor, dim: int) -> Tensor:
     r"""``log(1/K sum_k exp x_k)`` along ``dim``, in nats: shape ``(K, ...)`` gives ``(...)`` for ``dim=0``.
 
-    ``-inf`` terms count as zeros; a column of nothing else gives ``-inf``, one with ``+inf`` gives ``+inf``,
-    one with nan gives nan. Where the result is not finite the gradient is zero, not nan: a datum without a
-    single usable particle then leaves the gradients of its neighbours alone.
+    ``-inf`` terms count as zeros. A column of only ``-inf`` gives ``-inf``, one with ``+inf`` gives ``+inf``, one with nan
+    gives nan. Where the result is not finite the gradient is zero, not nan, so that a datum without any usable particle does
+    not affect the gradients of other data.
 
     >>> log_mean_exp(torch.tensor([0.0, -math.inf]), dim=0)
     tensor(-0.6931)
@@ -53,7 +52,7 @@ def log_mean_exp(x: Tensor, dim: int) -> Tensor:
 def effective_sample_size(log_weights: Tensor, dim: int = 0) -> Tensor:
     r"""``(sum_k w_k)^2 / sum_k w_k^2`` (Kong, 1992), between 1 and ``K``; 0 where all weights are zero.
 
-    It sees only the weights that were drawn: a proposal that misses a mode has a large effective sample size.
+    It depends only on the drawn weights: a proposal that misses a mode may have a large effective sample size.
 
     >>> effective_sample_size(torch.tensor([0.0, 0.0, -math.inf]))
     tensor(2.)
@@ -83,16 +82,16 @@ def log_mean_exp_std_error(log_weights: Tensor, dim: int = 0) -> Tensor:
 
 
 def jackknife_log_mean_exp(log_weights: Tensor, order: int = 1, dim: int = 0) -> tuple[Tensor, Tensor]:
-    r"""`log_mean_exp` by the jackknife: without its bias in ``1/K`` (order 1), or in ``1/K`` and ``1/K^2`` (order 2).
+    r"""Jackknife estimate of the log-mean: without the bias in ``1/K`` (order 1), or in ``1/K`` and ``1/K^2`` (order 2).
 
-    From the value ``L_K`` of all draws and the means ``L_K-1``, ``L_K-2`` of the values without each draw or without
+    It combines the value ``L_K`` of all draws and the means ``L_K-1``, ``L_K-2`` of the values without each draw or without
     each pair of draws (Nowozin, 2018, https://openreview.net/forum?id=HyZoi-WRb)::
 
         order 1    K L_K - (K - 1) L_K-1
         order 2    K^2/2 L_K - (K - 1)^2 L_K-1 + (K - 2)^2/2 L_K-2
 
-    The draws must be independent and alike. The bias falls from ``O(1/K)`` to ``O(1/K^(order + 1))`` and may have either
-    sign: a jackknife is no lower bound. It takes time and memory ``O(K)``, pairs included.
+    The draws must be independent and identically distributed. The bias falls from ``O(1/K)`` to ``O(1/K^(order + 1))`` and
+    may have either sign, so the jackknife gives no lower bound. It takes time and memory ``O(K)``, also for pairs.
 
     Takes ``(K, ...)`` for ``dim=0`` with ``K > order``; returns two tensors ``(...)`` in nats, the value and its standard
     error. The error is that of the pseudo-values of order 1, which to first order is right for both (2.8 % too small for
@@ -130,16 +129,15 @@ def jackknife_log_mean_exp(log_weights: Tensor, order: int = 1, dim: int = 0) ->
 def fit_generalized_pareto(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     r"""Shape ``k`` and scale ``sigma`` of a generalised Pareto distribution at location zero, per column.
 
-    The density is ``(1 + k x / sigma)^(-1/k - 1) / sigma``: ``k > 0`` is a power-law tail with moments up to
-    order ``1/k``, ``k < 0`` a bounded one. The estimate is the empirical-Bayes average over a grid of profile
-    likelihoods of Zhang and Stephens (2009, https://doi.org/10.1198/tech.2009.08017; their ``k`` is minus
-    ours). As in Vehtari et al. (2024, https://jmlr.org/papers/v25/19-556.html) and arviz, ``k`` is then
-    shrunk by a weak prior worth ten observations at one half, ``(n k + 10 * 0.5) / (n + 10)``, while
-    ``sigma`` stays as it was fitted.
+    The density is ``(1 + k x / sigma)^(-1/k - 1) / sigma``: ``k > 0`` is a power-law tail with moments up to order ``1/k``,
+    ``k < 0`` a bounded one. The estimate is the empirical-Bayes average over a grid of profile likelihoods of Zhang and
+    Stephens (2009, https://doi.org/10.1198/tech.2009.08017; their ``k`` is minus ours). As in Vehtari et al. (2024,
+    https://jmlr.org/papers/v25/19-556.html) and arviz, ``k`` is then shrunk by a weak prior worth ten observations at one
+    half, ``(n k + 10 * 0.5) / (n + 10)``, while ``sigma`` is not changed.
 
-    Takes ``x`` of shape ``(n, ...)`` for ``dim=0`` in any order and any unit; returns two tensors ``(...)``,
-    ``k`` a number and ``sigma`` in the unit of ``x``. Entries that are not positive are left out and do not
-    count in ``n``; a column without positive entries gives nan.
+    Takes ``x`` of shape ``(n, ...)`` for ``dim=0`` in any order and any unit; returns two tensors ``(...)``, ``k`` a number
+    and ``sigma`` in the unit of ``x``. Entries that are not positive are ignored and do not count in ``n``; a column without
+    positive entries gives nan.
 
     >>> u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     >>> k, sigma = fit_generalized_pareto((u**-0.3 - 1) / 0.3)  # quantiles of k = 0.3, sigma = 1
@@ -173,10 +171,10 @@ def fit_generalized_pareto(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 def pareto_smooth(log_weights: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     r"""Pareto-smoothed importance sampling (Vehtari et al. 2024, https://jmlr.org/papers/v25/19-556.html).
 
-    The ``ceil(min(K / 5, 3 sqrt(K)))`` largest weights of each column are replaced, in order, by the expected
-    order statistics (quantiles at ``(i - 1/2)/n``) of a generalised Pareto distribution fitted to their
-    excess over the next one. Unlike in the paper they are **not** truncated at the largest raw weight: the
-    cut keeps the mean low exactly when the draws have missed the tail.
+    The ``ceil(min(K / 5, 3 sqrt(K)))`` largest weights of each column are replaced, in order, by the expected order
+    statistics (quantiles at ``(i - 1/2)/n``) of a generalised Pareto distribution fitted to their excess over the next one.
+    Unlike in the paper they are **not** truncated at the largest raw weight, because this makes the mean too low just when
+    the draws have missed the tail.
 
     Takes ``(K, ...)`` for ``dim=0``; returns the smoothed log weights, same shape and not normalised, and the
     tail index ``k`` per column ``(...)``. No gradient flows through either. Columns without a fit come back
@@ -184,8 +182,8 @@ def pareto_smooth(log_weights: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 
     - ``k = nan`` for ``K < 100``, too few draws to judge, and for columns with nan or ``+inf``;
     - ``k = -inf`` if the tail weights are equal up to rounding error (an exact proposal: nothing to smooth);
-    - ``k = +inf`` if fewer than five of them exceed the next one, as when nearly all weights are zero: the
-      mean rests on a handful of draws, and unlike nan ``+inf`` is above every threshold.
+    - ``k = +inf`` if fewer than five of them exceed the next one, as when nearly all weights are zero: a few draws then
+      determine the mean. Unlike nan, ``+inf`` is above every threshold.
 
     >>> smoothed, k = pareto_smooth(torch.zeros(1000, 3))
     >>> k
@@ -212,14 +210,14 @@ def pareto_smooth(log_weights: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def size_of_tail(num_particles: int) -> int:
-    """How many of ``K`` weights make up the tail to which a generalised Pareto distribution is fitted."""
+    """The number of the ``K`` weights in the tail to which a generalised Pareto distribution is fitted."""
     return math.ceil(min(0.2 * num_particles, 3 * math.sqrt(num_particles)))
 
 
 def pareto_k_of_tail(largest: Tensor) -> Tensor:
-    r"""Tail index ``k`` from the tail alone, ``(..., n + 1)``: the ``size_of_tail(K)`` largest log-weights and the next one.
+    r"""Tail index ``k`` from the tail only, ``(..., n + 1)``: the ``size_of_tail(K)`` largest log-weights and the next one.
 
-    In falling order. Returns ``(...)``: the ``k`` of `pareto_smooth` for all ``K``, for weights that are not kept.
+    The log-weights must be in falling order. Returns ``(...)``, the ``k`` of `pareto_smooth` for all ``K`` weights.
     """
     return _fitted_tail(largest)[0]
 
@@ -228,7 +226,7 @@ def _fitted_tail(largest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # (k, sigma, both (...); the cutoff (..., 1), and which of the tail lie above it, (..., n), ascending).
     eps, tiny = torch.finfo(largest.dtype).eps, torch.finfo(largest.dtype).tiny
     tail, top, next_one = largest[..., :-1].flip(-1), largest[..., :1], largest[..., -1:]
-    # Weights that vanish beside the largest one are zeros to the fit.
+    # Weights that are negligible relative to the largest one are zeros for the fit.
     cutoff = next_one.clamp(min=math.log(tiny / eps) + top.masked_fill(~top.isfinite(), 0.0))
     excess = torch.where(tail > cutoff, (tail - top).exp() - (cutoff - top).exp(), torch.zeros_like(tail))
     k, sigma = fit_generalized_pareto(excess, dim=-1)
@@ -241,9 +239,9 @@ def _fitted_tail(largest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def pareto_k(log_weights: Tensor, dim: int = 0) -> Tensor:
     r"""Tail index ``k`` of the weights: ``(K, ...)`` gives ``(...)`` for ``dim=0``; see `pareto_smooth`.
 
-    Weights with tail index ``k`` have finite moments up to order ``1/k``; from one half on their variance is
-    infinite. Compare it with `pareto_k_threshold`. It judges the tail that was seen: a missed mode leaves no
-    trace in it.
+    Weights with tail index ``k`` have finite moments up to order ``1/k``; for ``k`` above one half their variance is
+    infinite. Compare it with `pareto_k_threshold`. It measures the tail of the drawn weights only: a missed mode does not
+    show in it.
 
     >>> u = (torch.arange(100_000) + 0.5) / 100_000
     >>> round(pareto_k(-0.5 * u.log()).item(), 2)  # w = u^-0.5
@@ -259,7 +257,7 @@ def pareto_k_threshold(num_particles: int) -> float:
     (0.667, 0.7)
     """
     if not isinstance(num_particles, int) or isinstance(num_particles, bool):
-        raise TypeError(f"expected num_particles as a whole number, got {num_particles!r}: pass K, how many draws there are")
+        raise TypeError(f"expected num_particles as a whole number, got {num_particles!r}: pass K, the number of draws")
     if num_particles < 2:
         return -math.inf  # the limit: no tail index is good enough
     return min(1 - 1 / math.log10(num_particles), 0.7)
@@ -269,7 +267,7 @@ def _log_share_without_each(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(log(1 - r_i) for the shares r_i of the weights along dim 0; index of the largest; ``x`` without the largest)."""
     top, largest = x.max(0, keepdim=True)
     others = x.scatter(0, largest, -math.inf)
-    log_rest = others.logsumexp(0, keepdim=True)  # 1 - r cancels for the largest share, and for it alone
+    log_rest = others.logsumexp(0, keepdim=True)  # 1 - r cancels only for the largest share
     log_total = torch.logaddexp(top, log_rest)
     return (-(x - log_total).exp()).log1p().scatter(0, largest, log_rest - log_total), largest, others
 
@@ -306,9 +304,9 @@ def _log_generalized_pareto_quantile(probability: Tensor, k: Tensor, sigma: Tens
 def index_code_information(log_q: Tensor, num_data: int) -> Tensor:
     r"""``log q(z_i|x_i) - log q(z_i)`` in nats for ``B`` of ``N`` data: ``(B, B, ...)`` gives ``(B, ...)``.
 
-    ``log_q[i, j]`` is ``log q(z_i|x_j)``, the log-density of what datum ``i`` drew under datum ``j``. The aggregated
-    posterior ``q(z) = 1/N sum_n q(z|x_n)`` is estimated from the batch, stratified: datum ``i`` is in it for sure,
-    each of the others stands for its share of the rest::
+    ``log_q[i, j]`` is ``log q(z_i|x_j)``, the log-density of the draw for datum ``i`` under datum ``j``. The aggregated
+    posterior ``q(z) = 1/N sum_n q(z|x_n)`` is estimated from the batch with stratification: datum ``i`` is always in it, and
+    the others represent the rest of the data::
 
         q(z_i) ~ 1/N q(z_i|x_i) + (N - 1) / (N (B - 1)) sum over j != i of q(z_i|x_j)
 

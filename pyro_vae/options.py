@@ -1,4 +1,4 @@
-"""Checks of options: numbers of Python and of NumPy are welcome, and become plain numbers; True and False are no numbers."""
+"""Checks of options: numbers of Python and NumPy are accepted and converted to plain ones; bools are not numbers."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -12,55 +12,56 @@ from .errors import OptionError, described
 
 MOST_DIMS = 64  # of a tensor
 LARGEST = 2**63 - 1  # whole number that a tensor can hold
-MOST = 10**9  # of what is done or kept per datum: more is a slip of the keyboard, or a computer that hangs for years
+# largest number of particles, steps and the like per datum: a larger one is a typing error, or would run for years
+MOST = 10**9
 
 
 def is_whole(value: Any) -> TypeGuard[Integral]:
-    """Whether it is a whole number of Python or NumPy; 100.0 is none."""
+    """Whether a value is a whole number of Python or NumPy; 100.0 is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value: Any) -> TypeGuard[Real]:
-    """Whether it is a number of Python or NumPy, infinite or NaN included."""
+    """Whether a value is a number of Python or NumPy, also infinite or NaN."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def whole_number(name: str, value: Any, lowest: int = 1, why: str = "", highest: int = LARGEST) -> int:
-    """`why` is what the message adds."""
+    """Check a whole number; `why` is added to the message."""
     if not is_whole(value) or int(value) < lowest:
         raise OptionError(f"{name} must be a whole number of at least {lowest}, got {value!r}{why and f': {why}'}")
     if int(value) > highest:
-        raise OptionError(f"{name} must be a whole number from {lowest} to {highest:,}, got {briefly(value)}: take fewer")
+        raise OptionError(f"{name} must be a whole number from {lowest} to {highest:,}, got {briefly(value)}: pass fewer")
     return int(value)
 
 
 def amount(name: str, value: Any, lowest: int = 1, why: str = "") -> int:
-    """A whole number of what is done, or kept, for each datum: particles, steps, chains, the numbers of a layer."""
+    """Check a whole number of particles, steps, chains, or the width of a layer."""
     return whole_number(name, value, lowest, why, highest=MOST)
 
 
 def widths_of(name: str, value: Any) -> tuple[int, ...]:
-    """A list of numbers of features, channels or columns."""
+    """Check a list of numbers of features, channels or columns."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise OptionError(f"{name} must be a list of whole numbers, got {described(value)}: write {name}=(8, 8)")
     return tuple(amount(f"each number of {name}", width) for width in value)
 
 
 def briefly(value: Any) -> str:
-    """A value in a message: of numbers with very many digits how many they are."""
+    """A value in a message; of numbers with very many digits, the number of digits."""
     text = f"{value:,}" if is_whole(value) and abs(int(value)) < 10**30 else ""
     return text or (f"one of {len(str(int(value)))} digits" if is_whole(value) else repr(value))
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False of Python or NumPy: a string such as "no" counts as true in Python."""
+    """Check a bool of Python or NumPy: a string such as "no" would count as true in Python."""
     if not isinstance(value, (bool, numpy.bool_)):
         raise OptionError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def check_function(name: str, value: Any, what: str) -> None:
-    """`what` says in words what the function takes and gives."""
+    """Check that a value can be called; `what` describes the arguments and the result in words."""
     if not callable(value):
         raise OptionError(f"{name} must be {what}, got {described(value)}, which cannot be called")
 
@@ -74,7 +75,7 @@ def real_number(
     ends: Literal["[]", "(]", "[)", "()"] = "[]",
     why: str = "",
 ) -> float:
-    """A finite number from `lowest` to `highest`; `ends` says by round brackets which of the two does not belong to them."""
+    """Check a finite number from `lowest` to `highest`; a round bracket in `ends` excludes that end."""
     number = plain_float(value) if is_real(value) else math.nan
     above = number > lowest if ends[0] == "(" else number >= lowest
     below = number < highest if ends[1] == ")" else number <= highest
@@ -87,7 +88,7 @@ def real_number(
 
 
 def plain_float(value: Any) -> float:
-    """Infinity where a whole number is beyond the floats."""
+    """A float; infinity for a whole number that is too large."""
     try:
         return float(value)
     except OverflowError:
@@ -95,7 +96,7 @@ def plain_float(value: Any) -> float:
 
 
 def one_of(name: str, value: Any, choices: Any) -> None:
-    """`choices` is a `Literal` of strings."""
+    """Check a choice; `choices` is a `Literal` of strings."""
     allowed = get_args(choices)
     if not isinstance(value, str) or value not in allowed:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Data drawn from the user's own model, and the user's data as the model gives them back."""
+"""Simulation of data from the model, and reconstruction of data."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,16 @@ from .records import Result
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Simulation(Result):
-    """One joint draw from a model. B data, event shapes X and D.
+    """A joint draw from a model, as returned by `simulate`. B data, event shapes X and D.
 
     :ivar observed: drawn values of the observed sites by name, (B, X).
-    :ivar latents: the latent values behind them by name, (B, D): exact draws from the posterior given `observed`.
+    :ivar latents: the latent values that produced them, by name, (B, D): exact draws from the posterior given `observed`.
     :ivar means: the mean of the likelihood at those latents by observed site, (B, X), where it has one.
+
+    Example::
+
+        sim = pv.simulate(model, torch.zeros(1000, 64), seed=0)
+        sim.observed["obs"], sim.latents["latent"]      # (1000, 64), (1000, D)
     """
 
     observed: dict[str, Tensor]
@@ -32,10 +37,15 @@ class Simulation(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reconstruction(Result):
-    """Data and what the model makes of one posterior draw for each. B data, event shape X.
+    """Data and their reconstructions from one draw of the guide, as returned by `reconstruct`. B data, event shape X.
 
     :ivar observed: the data by observed site, (B, X).
     :ivar means: the mean of the likelihood at one draw of the guide, (B, X), where it has one.
+
+    Example::
+
+        result = pv.reconstruct(model, guide, x, seed=0)
+        result.observed["obs"], result.means["obs"]     # (B, X) each
     """
 
     observed: dict[str, Tensor]
@@ -57,13 +67,12 @@ def simulate(
     """Draw latents from the prior and data from the likelihood, for as many data as the arguments hold.
 
     :param model: a Pyro model.
-    :param args: the model's arguments; of the observed ones only the shapes matter, inputs that the model conditions on
-        (a label, say) are used as they are. What is observed in the plate of the data, by `obs=` or by `pyro.condition`, is
-        drawn anew; what is observed outside it is kept. A model that
-        reads its own observations elsewhere than in `obs=` (teacher forcing) would be conditioned on the template: have it
-        use what `pyro.sample` returns.
-    :param seed: fixes the draw and leaves the caller's random state alone.
-    :param datum_plate: as everywhere; needed where two plates are common to all sites.
+    :param args: the model's arguments; of the observed ones only the shapes are used; inputs that the model conditions on,
+        such as a label, are used as they are. Sites that are observed in the plate of the data, by `obs=` or by
+        `pyro.condition`, are drawn anew; those outside it are not. A model that reads its observations elsewhere than in
+        `obs=` (teacher forcing) would be conditioned on the given values: it must use the values that `pyro.sample` returns.
+    :param seed: fixes the draw; the caller's random state is unchanged.
+    :param datum_plate: the plate of the data; needed where two plates are common to all sites.
 
     :returns: a `Simulation` with `.observed`, `.latents` and `.means`.
 
@@ -76,7 +85,7 @@ def simulate(
 
 
 def simulated_data(model: Callable, args: tuple, kwargs: Mapping[str, Any], **options: Any) -> Simulation:
-    """By the options of `kernel.simulation`."""
+    """A simulation with the options of `kernel.simulation`."""
     sites = simulation(model, args, kwargs, **options)[1]
     latents = {n: s.value for n, s in sites.items() if not (s.is_observed or s.is_fixed)}
     observed = {n: s for n, s in sites.items() if s.is_observed and not (s.is_factor or s.is_fixed)}
@@ -94,16 +103,21 @@ def reconstruct(
     prior_sites: Collection[str] = (),
     **kwargs: Any,
 ) -> Reconstruction:
-    """Encode, draw once, decode: the mean of the likelihood at one draw of the guide per datum.
+    """Reconstruct data: the mean of the likelihood at one draw of the guide per datum.
 
     :param model: a Pyro model.
     :param guide: its guide.
     :param args: the model's arguments.
-    :param seed: fixes the draw and leaves the caller's random state alone.
-    :param datum_plate: as everywhere; needed where two plates are common to all sites.
+    :param seed: fixes the draw; the caller's random state is unchanged.
+    :param datum_plate: the plate of the data; needed where two plates are common to all sites.
     :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior.
 
     :returns: a `Reconstruction` with `.observed` and `.means`.
+
+    Example::
+
+        result = pv.reconstruct(model, guide, x, seed=0)
+        result.means["obs"]     # (B, X)
     """
     pair = Pair(model, guide, datum_plate=datum_plate, prior_sites=prior_sites, check_support=False)
     with pair.open(args, kwargs, seed) as call:
@@ -116,7 +130,7 @@ def reconstruct(
 
 
 def check_draws(record: Record) -> None:
-    """Nothing is decoded from NaN: the means would be left out, as those that a likelihood does not have."""
+    """Raise for NaN draws: their means would be left out like those of a likelihood without a mean."""
     drawn = {n: s.value for n, s in record.items() if not s.is_observed and s.value.is_floating_point()}
     bad = [name for name, value in drawn.items() if not bool(value.isfinite().all())]
     if bad:
@@ -133,6 +147,6 @@ def known_means(likelihoods: Mapping[str, Any]) -> dict[str, Tensor]:
             mean = fn.mean
         except NotImplementedError:
             continue  # a flow
-        if not bool(mean.isnan().all()):  # as that of a Cauchy or of classes is
+        if not bool(mean.isnan().all()):  # like the mean of a Cauchy or a Categorical
             means[name] = mean
     return means

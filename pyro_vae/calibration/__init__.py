@@ -1,4 +1,4 @@
-"""Whether a guide is right about the latents, on data simulated from the model."""
+"""Calibration of a guide on data simulated from the model."""
 
 from .calibration import Calibration
 from .guide_calibration import GuideCalibration

@@ -1,4 +1,4 @@
-"""The record of a guide held against latents that are known."""
+"""The record of the calibration of a guide on simulated data."""
 
 from __future__ import annotations
 
@@ -13,44 +13,49 @@ from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
 from ..ops import MIN_PARTICLES_FOR_K, pareto_k, pareto_k_threshold
-from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, places, to_plain
+from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, page, places, to_plain
 from .rows import CERTAIN, LOG_DENSITY, Row, row_of
 from .uniformity import GRID, band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FALSE_ALARM = 0.01  # the probability that any row of a calibrated guide is called faulty
-LEVELS = 0.5, 0.9  # of the intervals whose coverage is printed
+FALSE_ALARM = 0.01  # probability that any row of a calibrated guide is reported as faulty
+LEVELS = 0.5, 0.9  # levels of the intervals whose coverage is printed
 ROWS = 20  # printed
-FEW_DATA = 100  # below which ranks show large faults only
+FEW_DATA = 100  # number of data below which ranks show large faults only
 GAP, ELBO = "symmetric gap", "ELBO"
-NO_DENSITY = "whose draws of the guide have no density under the model, or one beyond the floats"
+NO_DENSITY = "where draws of the guide have no density under the model, or one that underflows"
 PER_DATUM = ("ranks", "shift", "stretch", "at_latents", "elbo", "loader_index")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Calibration(Result):
-    """How the latents behind simulated data lie among the draws of a guide, as `GuideCalibration` returned it.
+    """Ranks of true latents among draws of a guide, on simulated data, as returned by `GuideCalibration`.
 
     B data, D latents (single numbers of a latent site), R rows: the latents, and log q(z | x) where it is known. Nats.
 
     :ivar names: R names, `'z[3]'` for the fourth number of the latent site `'z'`, `'z'` where it is the only one, and
         `'log q(z | x)'` last.
     :ivar ranks: (B, R) between 0 and 1, uniform if the guide is the posterior; NaN where a latent is masked.
-    :ivar shift: (B, D) how far the median of the guide's draws lies above the latent, in their standard deviations; NaN
-        where they do not vary or are fewer than 20.
+    :ivar shift: (B, D) the median of the guide's draws minus the latent, in standard deviations of the draws; NaN where they
+        do not vary or are fewer than 20.
     :ivar stretch: (B, D) the distance of the latent from that median, in units of the distance within which half of the
-        draws lie. Its median over data is one where the spread is right.
-    :ivar at_latents: (B,) log p(x, z) - log q(z | x) at the latents behind the data; `None` where log q is not known there.
+        draws are. Its median over data is one if the spread of the guide is right.
+    :ivar at_latents: (B,) log p(x, z) - log q(z | x) at the true latents; `None` where log q is not known there.
     :ivar elbo: (B,) the mean of the same at draws of the guide.
-    :ivar num_particles: L, draws of the guide behind each rank.
+    :ivar num_particles: L, draws of the guide for each rank.
     :ivar cost: decoder evaluations per datum.
-    :ivar blind: whether the guide drew for the simulated data exactly what it draws for yours.
-    :ivar given: the sites outside the data that have one value: everything here is given them.
-    :ivar left_out: latents of the model without a rank: the guide lacks them, or they are summed out.
+    :ivar blind: whether the draws of the guide for the simulated data are exactly those for your data.
+    :ivar given: the sites outside the datum plate that have one value; all numbers here are conditional on these values.
+    :ivar left_out: latents of the model without a rank, because the guide lacks them or they are summed out.
     :ivar unchecked: why the symmetric gap is not known.
     :ivar loader_index: (B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call.
+
+    Example::
+
+        calibration = pv.GuideCalibration(model, guide, seed=0)(x)
+        calibration.passed, calibration.verdict()
     """
 
     _hidden = ("names",)
@@ -93,29 +98,29 @@ class Calibration(Result):
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """What the ranks of each row say."""
+        """The result for the ranks of each row."""
         nothing = self.shift.new_full((len(self),), math.nan)
         shift, stretch = ([*part.unbind(1), nothing] for part in (self.shift, self.stretch))
-        rate = FALSE_ALARM / len(self.names)  # by Bonferroni, whatever the rows have to do with one another
+        rate = FALSE_ALARM / len(self.names)  # by Bonferroni, for any dependence between rows
         columns = zip(self.names, self.ranks.unbind(1), shift, stretch, strict=False)
         return tuple(row_of(name, ranks, above, far, rate) for name, ranks, above, far in columns)
 
     @property
     def faulty(self) -> tuple[Row, ...]:
-        """The rows that leave their band, worst first. A calibrated guide has one with a probability of at most 1%."""
+        """The rows outside their band, worst first. A calibrated guide has any with a probability of at most 1%."""
         return tuple(sorted((row for row in self.rows if row.faulty), key=lambda row: -row.largest))
 
     @property
     def passed(self) -> bool:
-        """Whether the ranks show no fault; the symmetric gap is not asked."""
+        """Whether the ranks show no fault. The symmetric gap is not used."""
         return not (self.faulty or self.blind)
 
     @property
     def symmetric_gap(self) -> Estimate | None:
         """KL(p(z | x) to q) + KL(q to p(z | x)), averaged over the model's data; `None` where it is not known.
 
-        Not negative in expectation. Both errors come from its spread over the data, which contains the draws of latents and
-        guide; there is no other population than the model's.
+        Its expectation is not negative. Both errors come from its spread over the data, which includes the draws of latents
+        and guide; the population is that of data of the model.
         """
         if self.at_latents is None:
             return None
@@ -136,7 +141,7 @@ class Calibration(Result):
 
     @property
     def doubts(self) -> dict[str, str]:
-        """Why the error of the symmetric gap, or the ELBO, is not to be trusted; empty where they are, and where N < 100."""
+        """Why the error of the symmetric gap, or the ELBO, is not reliable; not judged where N < 100."""
         if ELBO in self.unchecked:
             return {ELBO: self.unchecked[ELBO]}
         if self.at_latents is None:
@@ -154,21 +159,24 @@ class Calibration(Result):
         return {GAP: f"its terms have a Pareto k of {k:.2f}, above {threshold:.2f}"} if k > threshold else {}
 
     def band(self, row: Row) -> tuple[Tensor, Tensor, Tensor]:
-        """The points at which the distribution function of a row is looked at, and the least and the largest share of the
-        data below each that is not called faulty, (99,) each."""
+        """The band of the distribution function of a row.
+
+        The points at which it is tested, and the smallest and the largest share of the data below each that is inside the
+        band, (99,) each.
+        """
         low, high = band(row.num_data, FALSE_ALARM / len(self.names))
         return GRID, low / row.num_data, high / row.num_data
 
     def verdict(self) -> str:
-        """What is wrong with the guide, in one sentence."""
+        """The result in one sentence: which fault of the guide was found."""
         data = f"on {len(self)} simulated data"
         if self.blind:
             return (
-                f"The guide draws the same {data} as on yours: it does not look at the data, or has parameters for each of "
-                "yours, so that it cannot be right for any others"
+                f"The guide draws the same {data} as on your data. It does not depend on the data, or has parameters "
+                "for each of your data, so it cannot be right for other data"
             )
         if not self.faulty:
-            inside = f"all {len(self.rows)} rows lie inside their bands, as for 99% of right guides"
+            inside = f"all {len(self.rows)} rows are inside their bands, as for 99% of right guides"
             if self._gap_is_seen:
                 return (
                     f"The ranks show no fault {data} ({inside}), but the symmetric gap does, which is zero only for the "
@@ -189,12 +197,12 @@ class Calibration(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The distribution functions of the ranks minus the diagonal, with their bands, see `pyro_vae.plots`."""
-        from ..plots import plot_calibration  # here, so that importing the package starts no graphics
+        from ..plots import plot_calibration  # imported here, so that importing the package does not import matplotlib
 
         return plot_calibration(self, ax)
 
     def warnings(self) -> list[Warning]:
-        """A symmetric gap whose error, or an ELBO that, is not to be trusted."""
+        """A warning where the error of the symmetric gap, or the ELBO, is not reliable."""
         said = {GAP: "the error of the symmetric gap is too small", ELBO: "the ELBO is in doubt"}
         return [UnreliableEvidenceWarning(f"{said[name]}: {why}") for name, why in self.doubts.items()]
 
@@ -239,4 +247,4 @@ class Calibration(Result):
         if self.given:
             lines.append(f"  given: {', '.join(self.given)}")
         lines.append(f"{self.verdict()}. This is about data of the model; yours may be unlike them.")
-        return "\n".join(lines)
+        return page(lines)

@@ -1,4 +1,4 @@
-"""Hold a guide against latents that are known: those behind data simulated from the model."""
+"""Calibration of a guide: compare its draws with the known latents of data simulated from the model."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ from .posterior_draws import simulated
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class GuideCalibration(OfPair):
-    r"""Is q(z | x) too narrow, too wide or in the wrong place? Asks data of the model, whose latents are known.
+    r"""Test whether q(z | x) is too narrow, too wide or in the wrong place, on data simulated from the model.
 
-    Latents and data are drawn from the model, so that each latent is an exact draw from the posterior of its own datum, and
-    the guide draws L latents for each datum. No fits are made, and no log p(x) is needed. Two things are measured.
+    Latents and data are drawn from the model, so each latent is an exact draw from the posterior of its datum. The guide
+    draws L latents for each datum. No fit and no log p(x) is needed. There are two measurements.
 
     **Ranks.** If q(z | x) is the posterior, the rank of a latent among the draws of the guide is uniform in every dimension,
-    and so is the rank of log q(z | x), which sees dimensions together::
+    and so is the rank of log q(z | x), which tests all dimensions jointly::
 
         u_d = (number of draws with z_d below the true one + uniform noise) / (L + 1)      uniform on (0, 1)
 
-    The noise orders equal values, as those of discrete latents, at random. A narrow guide puts too many latents outside its
-    draws, a wide one too few; a shifted one puts them all on one side. The distribution function of the ranks is compared
-    with a band that uniform ranks of N data leave in one dimension or another with a probability of at most 1%.
+    The noise orders equal values, such as those of discrete latents, at random. With a guide that is too narrow, too many
+    latents are outside its draws; with one that is too wide, too few. With a shifted guide, most are on one side. The
+    distribution function of the ranks is compared with a band. For uniform ranks of N data, the probability to leave the
+    band in any dimension is at most 1%.
 
-    **The symmetric gap**, without log p(x), which cancels::
+    **The symmetric gap**, in which log p(x) cancels::
 
         E_x [KL(p(z | x) to q) + KL(q to p(z | x))]
             = mean over data of [log p(x, z) - log q(z | x)] at the latent behind x, minus the mean of the same at draws of q
 
-    The second term is the ELBO. The gap is at least the mean of log p(x) - ELBO. It is infinite where the guide gives the
-    posterior's draws no density, and has no known error where its terms have a heavy tail (`doubts`).
+    The second term is the ELBO. The gap is at least the mean of log p(x) - ELBO. It is infinite where the density of the
+    guide is zero at draws of the posterior. Its error is not known where its terms have a heavy tail (`doubts`).
 
-    What both say is about data of the model. A model that fits badly makes your data unlike those, and a guide that is right
-    on the one may be wrong on the other.
+    Both results hold for data simulated from the model. If the model fits badly, your data differ from these, and a guide
+    that is right for one may be wrong for the other.
 
     :param model: any Pyro model whose data lie in one plate.
-    :param guide: its guide, with the same latent sites; one that looks at the data.
-    :param num_particles: L, draws of the guide for each datum. They need no decoder, but for ten of them.
-    :param data: maps the simulated values by observed site to the model's arguments; by default they stand in the place of
-        the arguments that the sites observed.
+    :param guide: its guide, with the same latent sites; it must depend on the data.
+    :param num_particles: L, draws of the guide for each datum. Only ten of them need the decoder.
+    :param data: function from the simulated values by observed site to the model's arguments. By default they replace the
+        arguments that the sites observed.
 
-    Called with the model's own arguments, of which the observed ones count only by their shapes and by what they mask; what
-    the model conditions on is used as it is. Returns a `Calibration` of as many simulated data, B, in nats. For more data,
-    or where the whole call is one datum, go through the same batch several times: every pass simulates others. 300 data see
-    a standard deviation that is wrong by a fifth, 1000 one that is wrong by a tenth.
+    Call it with the model's arguments. Of the observed ones only shapes and masks are used; arguments that the model
+    conditions on are used as they are. It returns a `Calibration` of as many simulated data, B, in nats. For more data, or
+    where the whole call is one datum, pass the same batch several times: every pass simulates new data. With 300 data it
+    finds a standard deviation that is wrong by a fifth, with 1000 one that is wrong by a tenth.
 
     Latents without a counterpart in the guide, and those that are summed out, have no rank (`left_out`). Where the density
     of the guide at given latents is not known, neither is the gap (`unchecked`).
 
-    :raises ArgumentError: if no argument, or more than one, holds what a site observed, and no `data` says where
-        simulated values go.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, for a model
-        that reads its observations elsewhere than in ``obs=``, and for a guide that draws no latent.
-    :raises MaskError: where what is masked depends on drawn values.
+    :raises ArgumentError: if no argument, or more than one, holds what a site observed, and `data` is not given.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        for a model that reads its observations elsewhere than in ``obs=``, and for a guide that draws no latent.
+    :raises MaskError: where a mask depends on drawn values.
     :raises NonFiniteError: if log p(x, z) or log q(z | x) is NaN at draws of the guide.
     :raises OptionError: for options out of range.
 
@@ -103,12 +103,13 @@ class GuideCalibration(OfPair):
         with self._pair.open(args, kwargs, seed) as call:
             blind = same(of_template, one_draw(call))
             record = measure(call, sites, self.num_particles, blind=blind, cost=cost)
-        warn_about(record, stacklevel=3)  # past torch.no_grad, to the caller
+        # stack level beyond the wrapper of torch.no_grad, so that the warning points at the caller
+        warn_about(record, stacklevel=3)
         return record
 
 
 def one_draw(call: Call) -> dict[str, Tensor]:
-    """The same noise at every call: only a guide that looks at other data draws something else."""
+    """One draw with the same noise at every call, so that only a guide that depends on the data gives different values."""
     call.set_noise(Noise.CALIBRATION, 1)
     return call.latent_values(call.draw_latents(1))
 

@@ -1,4 +1,4 @@
-"""The guide at simulated data, beside the latents that they came from."""
+"""Draws of the guide for simulated data, compared with the latents of these data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .calibration import ELBO, GAP, Calibration
 from .ranks import Ranks, misfit, units
 from .rows import LOG_DENSITY
 
-SCORED = 10  # draws of the guide that the model scores; the latent behind a datum is a single draw itself
-ROUNDING = 200.0  # of the precision of a float, by which log-densities that are equal may differ between runs
+SCORED = 10  # draws of the guide that the model scores; few, because the true latent of a datum is a single draw too
+ROUNDING = 200.0  # multiples of the precision of a float by which equal log-densities may differ between runs
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The latents behind the data. B data, U units of a site."""
+    """The true latents of the data. B data, U units of a site."""
 
     units: Mapping[str, Tensor]  # (B, U) by site
     kept: Mapping[str, Tensor]  # (B, U) by site, false where masked
@@ -33,7 +33,7 @@ class Truth:
 
 
 def measure(call: Call, sites: Mapping[str, Any], num_particles: int, *, blind: bool, cost: int) -> Calibration:
-    """The record of the data of a call; `sites` is what the model drew when it simulated them."""
+    """The record for the data of a call; `sites` has the draws of the model in the simulation."""
     structure, layout = call.structure, call.layout
     guide = draw(call, num_particles, 0)
     scored = min(num_particles, SCORED)
@@ -90,27 +90,27 @@ def measure(call: Call, sites: Mapping[str, Any], num_particles: int, *, blind: 
 
 def coarse_in_words(coarse: Tensor) -> str:
     return (
-        f"for data {listed(coarse)} floats no longer tell draws of the guide from one another, or from an end of their "
-        "support, or float64 moves the ELBO by more than a tenth of its error: convert model, guide and data to float64 "
-        "(.double())"
+        f"for data {listed(coarse)} floats are too coarse to distinguish draws of the guide from one another, or from "
+        "an end of their support, or float64 changes the ELBO by more than a tenth of its error: convert model, guide "
+        "and data to float64 (.double())"
     )
 
 
 def draw(call: Call, num_left: int, block: int) -> Record:
-    """The next noise block of the guide, with what it enumerates drawn first."""
+    """Draws of the guide with the next noise block; sites that it enumerates are drawn first."""
     call.set_noise(Noise.GUIDE, block)
     return call.draw_latents(min(num_left, NOISE_BLOCK))
 
 
 def log_guide_of(call: Call, drawn: Record, masks: Record, num_particles: int) -> Tensor:
-    """log q(z | x) at draws of the guide, (K, B), what it enumerates summed out; `masks` is any record of the model."""
+    """log q(z | x) at draws of the guide, (K, B), with enumerated sites summed out; `masks` is any record of the model."""
     if call.structure.guide_enumerated:
         return call.log_guide(call.latent_values(drawn), num_particles, masks)
     return LogDensities(call.structure, drawn, masks, num_particles).log_marginal_guide
 
 
 def truth_of(call: Call, sites: Mapping[str, Any], guide: Record, weights: LogDensities) -> Truth:
-    """:param guide: any particle of the guide, for its masks; `weights` are those of its draws."""
+    """:param guide: any particle of the guide, used for its masks; `weights` are those of its draws."""
     structure, layout = call.structure, call.layout
     names = (*structure.latents, *(name for name in structure.prior_sites if name in sites))
     values = {name: as_particle(sites[name], layout) for name in names}
@@ -132,7 +132,7 @@ def truth_of(call: Call, sites: Mapping[str, Any], guide: Record, weights: LogDe
 
 
 def as_particle(site: Any, layout: Layout) -> Tensor:
-    """The value of a plain run as that of one particle, (1, *plates, *event)."""
+    """The value of a plain run in the shape of one particle, (1, *plates, *event)."""
     return padded(site.value, layout.num_plates + site.fn.event_dim).unsqueeze(0)
 
 
@@ -145,8 +145,8 @@ def kept_units(name: str, weights: LogDensities, at_truth: LogDensities, like: T
         found.append(kept.expand(torch.broadcast_shapes(kept.shape, like.shape)))
     if bool((found[0] != found[1]).any()):
         raise MaskError(
-            f"the mask of the latent site '{name}' depends on drawn values, so that a latent has a place in some draws only "
-            "and no rank: mask it by data"
+            f"the mask of the latent site '{name}' depends on drawn values, so a latent is masked in some draws only "
+            "and has no rank: use a mask that depends on data only"
         )
     return units(found[1], layout, layout.event_dims[name])[0] > 0
 

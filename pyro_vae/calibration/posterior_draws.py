@@ -1,4 +1,4 @@
-"""Simulate data of which the latents are posterior draws, and refuse models of which they would not be."""
+"""Simulate data whose latents are posterior draws; raise for models for which they would not be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ArgumentError, StructureError, SubsamplingError, quoted
 from ..evidence import simulate_data
 from ..kernel import Call, close, simulation
 
-RUNS = 4  # of the model per simulation: two that simulate, two that look whether the model reads its observations
+RUNS = 4  # runs of the model per simulation: two that simulate, two that test whether the model reads its observations
 
 
 def simulated(
@@ -24,15 +24,15 @@ def simulated(
     data: Callable | None,
     datum_plate: str | None,
 ) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any], int]:
-    """The drawn sites, the arguments that hold the data, and the decoder evaluations that it took.
+    """The drawn sites, the arguments that hold the data, and the number of decoder evaluations.
 
-    :param call: of the pair with the arguments as they came; it knows the latents outside the data and the subsamples.
-    :raises StructureError: for a model that draws other data, or masks others, once it is given those that it drew.
+    :param call: the call of the pair with the original arguments, with the latents outside the data and the subsamples.
+    :raises StructureError: for a model whose data or masks change when it is run with the data that it drew.
     """
     if not call.structure.latents:
         raise StructureError("the guide draws no latent site of the model, so there is nothing to calibrate")
     if call.structure.subsampled:
-        call.run_prior()  # so that the plates have taken their data
+        call.run_prior()  # so that the plates have drawn their subsamples
     options: Any = {
         "datum_plate": datum_plate,
         "seed": call.seed,
@@ -44,17 +44,18 @@ def simulated(
     except ArgumentError as error:
         if call.structure.subsampled and data is None:
             raise SubsamplingError(
-                f"the model takes a part of the data that it is given, and simulated values have no place in the rest "
-                f"({error}). Pass it the batch alone"
+                "the model uses only a part of the data that it is given, so simulated values cannot replace all of "
+                f"them ({error}): pass only the batch"
             ) from error
         raise
     again = simulation(model, args, kwargs, **options)[1]
     moved = [name for name, site in sites.items() if not (site.is_factor or site.is_fixed or alike(site, again[name]))]
     if moved:
         raise StructureError(
-            f"{quoted(moved)} of the model change with what is observed: the model reads its observations elsewhere than in "
-            "obs= (teacher forcing, statistics of the batch, a mask made from values), so that latents drawn before the "
-            "data are no posterior draws. Have it use what pyro.sample returns, or pass what it reads as another argument"
+            f"{quoted(moved)} of the model change with what is observed: the model reads its observations elsewhere "
+            "than in obs= (teacher forcing, statistics of the batch, a mask made from values), so latents drawn "
+            "before the data are not posterior draws. Use the values that pyro.sample returns, or pass the values "
+            "that the model reads as another argument"
         )
     return sites, args, kwargs, RUNS
 

@@ -1,4 +1,4 @@
-"""What the ranks of one latent say about the guide, in words and sizes."""
+"""The fault of a guide in one latent, in words and numbers, from its ranks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..records import normal_quantile
 from .uniformity import GRID, counts_below, is_outside
 
 LOG_DENSITY = "log q(z | x)"
-CERTAIN = 3.0  # standard errors of what a fault is called by: one wrong word in 370
+CERTAIN = 3.0  # standard errors by which a fault must be significant to be named: one wrong name in 370
 
 
 @dataclass(frozen=True)
 class Row:
-    """One latent, or log q(z | x), over all data in which it has a place.
+    """One latent, or log q(z | x), over all data in which it is not masked.
 
     :ivar name: of the latent.
-    :ivar num_data: in which it has a place.
-    :ivar faulty: whether its ranks leave the band.
-    :ivar largest: the distance of their distribution function from the diagonal, at its largest, in standard errors.
-    :ivar fault: what is wrong, in words; empty where nothing was seen.
+    :ivar num_data: data in which it is not masked.
+    :ivar faulty: whether its ranks are outside the band.
+    :ivar largest: the largest distance of the distribution function of the ranks from the diagonal, in standard errors.
+    :ivar fault: the fault in words; empty if none was found.
     """
 
     name: str
@@ -34,22 +34,22 @@ class Row:
     ranks: Tensor
 
     def coverage(self, level: float) -> float:
-        """The share of data whose latent lies inside the central interval of this probability under the guide.
+        """The share of data whose latent is inside the central interval of this probability under the guide.
 
-        Of log q(z | x): inside the region of highest density.
+        For log q(z | x): inside the region of highest density.
         """
         if self.name == LOG_DENSITY:
             return float((self.ranks > 1 - level).double().mean())
         return float(((self.ranks - 0.5).abs() < level / 2).double().mean())
 
     def expected_coverage(self, level: float, of_replicates: float) -> tuple[float, float]:
-        """Between which two the coverage of a calibrated guide lies in this share of replicates."""
+        """The interval that contains the coverage of a calibrated guide in this share of replicates."""
         half = normal_quantile(of_replicates) * math.sqrt(level * (1 - level) / max(self.num_data, 1))
         return max(level - half, 0.0), min(level + half, 1.0)
 
 
 def row_of(name: str, ranks: Tensor, shift: Tensor, stretch: Tensor, false_alarm: float) -> Row:
-    """From ranks, shift and stretch of all data, (N,), NaN where the latent has no place."""
+    """The row from ranks, shift and stretch of all data, (N,), NaN where the latent is masked."""
     ranks = ranks[~ranks.isnan()].cpu()
     count = len(ranks)
     if not count:
@@ -62,7 +62,10 @@ def row_of(name: str, ranks: Tensor, shift: Tensor, stretch: Tensor, false_alarm
 
 
 def latent_fault(ranks: Tensor, shift: Tensor, stretch: Tensor) -> str:
-    """Too narrow or too wide, too low or too high, with sizes that hold for any shape of posterior and guide."""
+    """The fault of a latent: too narrow or too wide, too low or too high.
+
+    Its sizes are valid for any shape of posterior and guide.
+    """
     scores, found = normal_scores(ranks), []
     spread = (float(scores.var()) - 1) * math.sqrt((len(scores) - 1) / 2) if len(scores) > 1 else 0.0
     if abs(spread) > CERTAIN:
@@ -78,7 +81,7 @@ def latent_fault(ranks: Tensor, shift: Tensor, stretch: Tensor) -> str:
 
 
 def density_fault(ranks: Tensor, *_: Tensor) -> str:
-    """Of all latents of a datum together."""
+    """The fault of the joint density of all latents of a datum."""
     place = float(normal_scores(ranks).mean()) * math.sqrt(len(ranks))
     if abs(place) <= CERTAIN:
         return "of another shape than the posterior"
@@ -89,12 +92,12 @@ def density_fault(ranks: Tensor, *_: Tensor) -> str:
 
 
 def normal_scores(ranks: Tensor) -> Tensor:
-    """Standard normal if the ranks are uniform, and normal too for a wrong guide where it and the posterior are Gaussian."""
+    """Standard normal if the ranks are uniform; also normal for a wrong guide if guide and posterior are Gaussian."""
     return math.sqrt(2) * torch.erfinv((2 * ranks.double() - 1).clamp(-1 + 1e-15, 1 - 1e-15))
 
 
 def median_with_error(values: Tensor) -> str:
-    """ "1.43 +- 0.05"; the error is half the distance of the order statistics that a standard error around it would be."""
+    """ "1.43 +- 0.05"; the error is half the distance of the order statistics one standard error around the median."""
     ordered = values[~values.isnan()].double().cpu().sort().values
     count = len(ordered)
     if count < 20:

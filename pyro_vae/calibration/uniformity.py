@@ -1,11 +1,11 @@
-"""Whether numbers are uniform: a band that their distribution function leaves with a known, small probability.
+"""A test of uniformity: a band for the distribution function with a known, small probability of leaving it.
 
-The function is looked at from 1/100 to 99/100. At each of them the count of N uniform numbers below is binomial, and the
-band holds all counts of the same tail probability. That probability is the largest at which the whole path stays inside with
-the probability asked for, which is known exactly: the counts are those of a Poisson process given its total, whose steps are
-independent, so that one convolution per point gives the probability of all paths inside so far. Simultaneous bands:
-Säilynoja, Bürkner and Vehtari, 2022, https://doi.org/10.1007/s11222-022-10090-6; the convolutions: Moscovich and Nadler,
-2017, https://doi.org/10.1016/j.spl.2016.11.027.
+The function is tested at the points 1/100 to 99/100. At each point the count of N uniform numbers below it is binomial, and
+the band contains all counts above a tail probability, the same for all points. This tail probability is the largest at which
+the whole path stays inside the band with the required probability. The latter is computed exactly: the counts are those of a
+Poisson process given its total, whose steps are independent, so one convolution per point gives the probability of all paths
+inside so far. Simultaneous bands: Säilynoja, Bürkner and Vehtari, 2022, https://doi.org/10.1007/s11222-022-10090-6; the
+convolutions: Moscovich and Nadler, 2017, https://doi.org/10.1016/j.spl.2016.11.027.
 """
 
 import functools
@@ -16,16 +16,16 @@ from torch import Tensor
 
 POINTS = 100
 GRID = torch.arange(1, POINTS, dtype=torch.float64) / POINTS
-HALVINGS = 16  # of the interval in which the tail probability lies, on a logarithmic scale
+HALVINGS = 16  # halvings of the interval that contains the tail probability, on a logarithmic scale
 
 
 def counts_below(numbers: Tensor) -> Tensor:
-    """How many of (N,) numbers lie below each point of the grid, (99,)."""
+    """The number of (N,) numbers below each point of the grid, (99,)."""
     return torch.searchsorted(numbers.double().cpu().sort().values, GRID)
 
 
 def is_outside(numbers: Tensor, false_alarm: float) -> bool:
-    """Whether (N,) numbers leave the band, which N uniform ones do with at most the probability `false_alarm`."""
+    """Whether (N,) numbers leave the band; for N uniform numbers the probability is at most `false_alarm`."""
     low, high = band(len(numbers), false_alarm)
     counts = counts_below(numbers)
     return bool(((counts < low) | (counts > high)).any())
@@ -33,7 +33,7 @@ def is_outside(numbers: Tensor, false_alarm: float) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def band(num_data: int, false_alarm: float) -> tuple[Tensor, Tensor]:
-    """The least and the largest count below each point, (99,) each, for N uniform numbers."""
+    """The smallest and the largest count below each point, (99,) each, for N uniform numbers."""
     counts, tails = binomial_tails(num_data)
 
     def limits(level: float) -> tuple[Tensor, Tensor]:
@@ -41,9 +41,9 @@ def band(num_data: int, false_alarm: float) -> tuple[Tensor, Tensor]:
         low = counts.gather(1, below).squeeze(1)
         return low, num_data - low.flip(0)  # a count below 1 - z is N minus one below z
 
-    # By Bonferroni the path stays inside at the first level; at the second it leaves the band more often than it may.
+    # By Bonferroni, the first level is small enough; at the second, the path leaves the band too often.
     least, most = false_alarm / (2 * (POINTS - 1)), false_alarm / 2
-    if probability_inside(num_data, *limits(most)) >= 1 - false_alarm:  # few data, of which few paths are possible
+    if probability_inside(num_data, *limits(most)) >= 1 - false_alarm:  # few data have few possible paths
         return limits(most)
     for _ in range(HALVINGS):
         middle = math.sqrt(least * most)
@@ -68,11 +68,11 @@ def binomial_tails(num_data: int) -> tuple[Tensor, Tensor]:
 
 
 def probability_inside(num_data: int, low: Tensor, high: Tensor) -> float:
-    """That the counts of N uniform numbers below the points, (99,), are all from `low` to `high`."""
+    """The probability that the counts of N uniform numbers below the points, (99,), are all from `low` to `high`."""
     step = num_data / POINTS
     jumps = torch.arange(num_data + 1, dtype=torch.float64)
     poisson = (jumps * math.log(step) - step - torch.lgamma(jumps + 1)).exp()
-    mass, first = torch.ones(1, dtype=torch.float64), 0  # of the counts from `first` on
+    mass, first = torch.ones(1, dtype=torch.float64), 0  # probabilities of the counts from `first` on
     for bottom, top in zip([*low.tolist(), num_data], [*high.tolist(), num_data], strict=True):
         steps = poisson[: top - first + 1]
         size = len(mass) + len(steps)

@@ -1,4 +1,4 @@
-"""Which of several models is better on the same data, and whether these can tell."""
+"""Comparison of models by log p(x) on the same data."""
 
 from .compare import compare
 from .comparison import Comparison

@@ -18,15 +18,15 @@ from .told_apart import holm
 
 
 def compare(records: Mapping[str, Evidence | Gaps], *, level: float = LEVEL) -> Comparison:
-    r"""Which of several models has the higher log p(x), as far as these data can tell::
+    r"""Compare models by their log p(x) on the same data, with paired differences::
 
-        d_n = log p_a(x_n) - log p_b(x_n)          per datum, paired: what makes a datum hard for both cancels
+        d_n = log p_a(x_n) - log p_b(x_n) per datum, paired: what both models have in common cancels
 
-    Two questions have two errors. On *these* data the mean of d is known but for the **Monte Carlo error**,
-    sqrt(sum_n s_a,n^2 + s_b,n^2) / N. For *other* data of the same kind it is known but for the **sampling error**,
-    sd(d) / sqrt(N), which contains the first. A claim, "told apart", is about the second question. Its p is the larger of
-    those of Student's t on d and of Hall's t, which corrects for skewness, times the number of pairs that Holm's method
-    asks for: with a chance of 95% or more nothing is claimed of equal models. Measured at level 0.95, by the law of d::
+    The mean of d has two errors. For *these* data it has the **Monte Carlo error**, sqrt(sum_n s_a,n^2 + s_b,n^2) / N. For
+    *other* data from the same population it has the **sampling error**, sd(d) / sqrt(N), which includes the first. The claim
+    "told apart" is about the population. Its p-value is the larger of those of Student's t on d and of Hall's t, which
+    corrects for skewness. It is corrected for the number of pairs by Holm's method. With a probability of 95% or more, no
+    claim is made about equal models. Measured at level 0.95, for several distributions of d::
 
         equal models told apart      N = 20     100     1000
         Gaussian                       3.1%    4.5%     5.1%     standard error .15%, at N = 1000 .3%
@@ -34,32 +34,33 @@ def compare(records: Mapping[str, Evidence | Gaps], *, level: float = LEVEL) -> 
         log-normal                     4.0%    4.4%     4.4%     13.4%
         1 of 20 data has it all         17%    2.8%     4.1%     21%
 
-    No test of a mean is safe where rare data carry it and none of them is in the sample, as in the last row at N = 20. Where
-    they are in the sample, `few_decide` of a pair is true, and a sentence names them.
+    No test of a mean is valid if the mean depends on rare data and none of them is in the sample, as in the last row at N =
+    20. If they are in the sample, `few_decide` of the pair is true, and a sentence names them.
 
-    log p(x) is mostly a lower bound. By how much the mean of the losing one may be too low, by its own interval, is taken
-    off the difference before it is tested. A datum in doubt is too low by an unknown amount, so doubts of the loser forbid
-    the claim above 5% of the data, and up to that it must hold without them; doubts of the winner do no harm. Data with NaN
-    or -inf are left out of the means; a model with -inf where the other has a number is not told apart as the better one.
+    log p(x) is usually a lower bound. The amount by which the mean of the lower model may be too low, by its interval, is
+    subtracted from the difference before the test. A datum in doubt is too low by an unknown amount. If more than 5% of the
+    data of the lower model are in doubt, no claim is made; if fewer are, the claim must also hold without them. Doubts about
+    the higher model do not matter. Data with NaN or -inf are left out of the means; a model with -inf where the other is
+    finite is never claimed to be better.
 
-    The same is said of the ELBO, and where its order is another one, a sentence says so: then a model is ahead because its
-    guide fits better, not because it does. Compare on data that none of the models was trained on.
+    The ELBO is compared in the same way. If its order differs, a sentence says so: a model is then ahead by its better
+    guide, not by a better model. Compare on data that were not used to train any of the models.
 
-    :param records: two or more `Evidence` or `Gaps` of the same data by the names of their models. Whether the data are the
-        same is known from the `fingerprint` of the records, made from the observed values in float32.
-    :param level: of claims and intervals.
+    :param records: two or more `Evidence` or `Gaps` of the same data, by the names of their models. That the data are the
+        same is checked by the `fingerprint` of the records, a hash of the observed values in float32.
+    :param level: level of claims and intervals.
 
     :returns: a `Comparison` of N data: print it, `plot` it, take its `pairs`.
-    :raises ComparisonError: for other data, another order, another number of data, and for log p(x) of other kinds: a
-        density and a probability, or log p(x) and a score of values outside the support.
+    :raises ComparisonError: if data, their order or their number differ, and if log p(x) are of different kinds: a density
+        and a probability, or log p(x) and a score of values outside the support.
     :raises OptionError: for a level outside (0, 1).
 
     References: Hall (1992), "On the Removal of Skewness by Transformation", Journal of the Royal Statistical Society B 54,
     221-228. Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedure", https://www.jstor.org/stable/4615733.
 
-    Models are compared as they are. Training them again is a third source of error, about which one pair of trained models
-    says nothing. Records made with one ``seed=`` may share noise; the Monte Carlo error of their difference is then stated
-    larger than it is.
+    The trained models are compared. Training them again is a third source of error, which cannot be measured with one
+    trained model each. Records made with the same ``seed=`` may share noise; the stated Monte Carlo error of their
+    difference is then too large.
 
     Example::
 
@@ -84,7 +85,7 @@ def compare(records: Mapping[str, Evidence | Gaps], *, level: float = LEVEL) -> 
 
 
 def all_pairs(sides: Sequence[Side], level: float) -> tuple[PairedDifference, ...]:
-    """Of M models M (M - 1) / 2 pairs, with p corrected for all of them; those of the best model first."""
+    """The M (M - 1) / 2 pairs of M models, with p corrected for all of them; those of the best model first."""
     found = [paired(one, other, level) for one, other in combinations(sides, 2)]
     corrected = [replace(p, corrected=c) for p, c in zip(found, holm([p.p_value for p in found]), strict=True)]
     wins = {side.name: sum(p.first == side.name for p in found) for side in sides}

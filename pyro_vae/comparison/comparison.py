@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from ..evidence import Evidence
 from ..gaps import Gaps
 from ..options import flag
 from ..plots import plot_comparison
-from ..records import Result, remedy_for
+from ..records import Result, page, remedy_for
 from .paired_difference import PairedDifference
 from .sides import any_of, doubts_of, evidence_of
 from .verdicts import verdict_of
@@ -23,19 +22,25 @@ from .verdicts import verdict_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROWS = 12  # pairs printed; beyond, those of the best model alone
-WIDTH, PAGE = 24, 120  # of a name, and of a sentence
+ROWS = 12  # pairs printed; with more, only those of the best model
+WIDTH = 24  # of a name
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Result):
-    """Which of M models has the higher log p(x) on N data, and whether these can tell, as `compare` returned it. Nats.
+    """A comparison of M models by log p(x) on N data, as returned by `compare`. Nats.
 
     :ivar records: the `Evidence` or `Gaps` that were compared, by name.
     :ivar pairs: all M (M - 1) / 2 `PairedDifference` of log p(x), those of the best model first.
     :ivar elbo_pairs: the same of the ELBO.
-    :ivar level: of claims and intervals.
-    :ivar remarks: what was not checked, and what all numbers are given, in sentences.
+    :ivar level: level of claims and intervals.
+    :ivar remarks: what was not checked, and the values on which all numbers are conditional, in sentences.
+
+    Example::
+
+        records = {name: pv.AdaptiveImportanceSampling(vae.model, vae.guide)(x) for name, vae in models.items()}
+        comparison = pv.compare(records)
+        comparison.ranking, comparison.pair("small", "large").claim
     """
 
     records: Mapping[str, Evidence | Gaps]
@@ -50,18 +55,18 @@ class Comparison(Result):
 
     @property
     def ranking(self) -> tuple[str, ...]:
-        """The models by falling mean log p(x); neighbours may be too close to tell apart."""
+        """The models in the order of falling mean log p(x); neighbours may not be told apart."""
         return ranking_of(self.pairs, self.records)
 
     @property
     def elbo_ranking(self) -> tuple[str, ...]:
-        """The models by falling mean ELBO."""
+        """The models in the order of falling mean ELBO."""
         return ranking_of(self.elbo_pairs, self.records)
 
     def pair(self, one: str, other: str, *, elbo: bool = False) -> PairedDifference:
-        """The pair of these two models, whichever of them is ahead.
+        """The pair of these two models, in either order.
 
-        :param elbo: that of the ELBO.
+        :param elbo: the pair of the ELBO in place of log p(x).
         :raises KeyError: for a name that was not compared.
         """
         flag("elbo", elbo)
@@ -75,12 +80,12 @@ class Comparison(Result):
         raise KeyError(f"no pair of {one!r} and {other!r}: the models are {quoted(self.records)}")
 
     def difference(self, one: str, other: str) -> Tensor:
-        """(N,) log p(x) of the one minus that of the other, in double precision on the CPU."""
+        """(N,) log p(x) of one model minus that of the other, in double precision on the CPU."""
         pair = self.pair(one, other)
         return pair.difference if pair.first == one else -pair.difference
 
     def verdict(self) -> str:
-        """Which model is best and whether that can be told; what the ELBO says instead; which few data decide."""
+        """Sentences about the best model, a different order of the ELBO, and few data that decide."""
         return " ".join(verdict_of(self))
 
     @property
@@ -94,7 +99,7 @@ class Comparison(Result):
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why a reason was not judged for one of the models, by its name; "same data" where it was not checked."""
+        """Why a reason was not checked for one of the models, by reason; "same data" where that was not checked."""
         found = {reason: why for record in self.records.values() for reason, why in evidence_of(record).unchecked.items()}
         if any(evidence_of(record).fingerprint is None for record in self.records.values()):
             found["same data"] = "not all records have a fingerprint"
@@ -106,7 +111,7 @@ class Comparison(Result):
         return ~any_of(self.doubts, torch.zeros(len(self), dtype=torch.bool))
 
     def warnings(self) -> list[Warning]:
-        """The pairs whose difference is not to be trusted, in one warning; `compare` raises it."""
+        """One warning about the pairs whose difference is not reliable; `compare` issues it."""
         open_pairs = [p for p in self.pairs if p.claim == "not to be trusted"]
         if not open_pairs:
             return []
@@ -176,16 +181,17 @@ class Comparison(Result):
             *self._differences(f"{top}, paired", self.pairs),
             *self._differences("ELBO, paired", self.elbo_pairs),
             "",
-            *(line for sentence in (*verdict_of(self), *self.remarks) for line in textwrap.wrap(sentence, PAGE)),
+            *verdict_of(self),
+            *self.remarks,
         ]
-        return "\n".join(lines)
+        return page(lines)
 
     def _row(self, name: str) -> str:
         record = self.records[name]
         evidence = evidence_of(record)
         mean = evidence.mean()
         errors = f"{float(mean.std_error):>13.3f}{float(mean.sampling_error):>10.3f}"
-        if mean.doubt:  # and so not to be trusted
+        if mean.doubt:  # and so is not reliable
             errors = f"{'-':>13}{'-':>10}"
         doubted = any_of(doubts_of(record), torch.zeros(len(self), dtype=torch.bool))
         number = "not known" if "tails" in evidence.unchecked else str(int(doubted.sum()))

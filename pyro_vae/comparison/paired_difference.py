@@ -22,14 +22,22 @@ class PairedDifference(Result):
 
     :ivar first: the model that is ahead on these data.
     :ivar second: the other one.
-    :ivar difference: (N,) first minus second; NaN or infinite where one of them is.
-    :ivar std_error: (N,) Monte Carlo errors; those of two models are taken for independent.
-    :ivar slack: nats of the mean that may be bias of the bounds, or rounding, and do not count for `first`.
+    :ivar difference: (N,) `first` minus `second`; NaN or infinite where one of them is.
+    :ivar std_error: (N,) Monte Carlo errors; those of two models are assumed independent.
+    :ivar slack: nats of the mean difference that may come from the bias of the bounds or from rounding, and are subtracted
+        in the test.
     :ivar doubted: (N,) true where one of the two numbers is in doubt.
-    :ivar unsafe: (N,) true where the doubt may be what puts `first` ahead: it may be too high, or `second` too low.
-    :ivar p_value: that other data of the population would turn the order, with every doubt in favour of `second`; two-sided.
-    :ivar corrected: the same, corrected for the number of pairs by Holm (1979).
-    :ivar level: of claims and intervals.
+    :ivar unsafe: (N,) true where the doubt may favour `first`: its number may be too high, or that of `second` too low.
+    :ivar p_value: two-sided p-value of the hypothesis that the models are equal in the population, with every doubt in
+        favour of `second`.
+    :ivar corrected: the p-value corrected for the number of pairs by Holm (1979).
+    :ivar level: level of claims and intervals.
+
+    Example::
+
+        records = {name: pv.AdaptiveImportanceSampling(vae.model, vae.guide)(x) for name, vae in models.items()}
+        pair = pv.compare(records).pairs[0]
+        pair.mean, pair.confidence_interval(), pair.claim
     """
 
     _derived = ("known", "influence")
@@ -50,7 +58,7 @@ class PairedDifference(Result):
 
     @property
     def known(self) -> Tensor:
-        """(N,) true where both numbers are finite: means are over these."""
+        """(N,) true where both numbers are finite; means are over these data."""
         return self.difference.isfinite()
 
     def mean(self) -> Estimate:
@@ -64,9 +72,10 @@ class PairedDifference(Result):
 
     @property
     def claim(self) -> Claim:
-        """What may be said of the population the data come from, at `level`.
+        """The claim about the population of the data, at `level`.
 
-        "told apart": `first` is better. "not to be trusted": numbers are in doubt of more than 5% of the data.
+        "told apart": `first` is better. "not to be trusted": more than 5% of the data are in doubt. Otherwise "cannot be
+        told apart".
         """
         if self.corrected <= 1 - self.level and not too_many(self.unsafe | ~self.known):
             return "told apart"
@@ -78,7 +87,10 @@ class PairedDifference(Result):
         return self.claim == "told apart"
 
     def confidence_interval(self) -> tuple[float, float]:
-        """Of the population's mean difference, by Student's t; not corrected for the number of pairs, nor for bias."""
+        """Interval of the mean difference in the population, by Student's t.
+
+        It is not corrected for the number of pairs or for bias.
+        """
         mean = self.mean()
         num_known = int(self.known.sum())
         if num_known < 2:
@@ -89,21 +101,21 @@ class PairedDifference(Result):
 
     @property
     def certain_for_these_data(self) -> bool:
-        """Whether the order on these very data is beyond Monte Carlo error, doubts and bias; says nothing about others."""
+        """Whether the order on these data is certain, given Monte Carlo error, doubts and bias; not about other data."""
         mean = self.mean()
         margin = normal_quantile(self.level) * monte_carlo(self.std_error[self.known]) + self.slack
         return float(mean.value) > margin and not bool((self.unsafe | ~self.known).any())
 
     @property
     def influence(self) -> Tensor:
-        """(N,) by how much the mean falls when this datum is left out; NaN where not `known`, and for one datum."""
+        """(N,) the fall of the mean if this datum is left out; NaN where not `known`, and for one datum."""
         nan = torch.full_like(self.difference, math.nan)
         others = int(self.known.sum()) - 1
         return ((self.difference - self.mean().value) / others).where(self.known, nan) if others > 0 else nan
 
     @property
     def deciding(self) -> list[int]:
-        """The data that favour `first` most, as many as it takes for the others to have a mean of zero or less."""
+        """The data that favour `first` most, as many as must be left out for a mean of zero or less."""
         gains = self.difference.where(self.known, torch.full_like(self.difference, -math.inf))
         order = gains.argsort(descending=True, stable=True)[: int(self.known.sum())]
         left = float(self.difference[self.known].sum()) - self.difference[order].cumsum(0)
@@ -111,11 +123,11 @@ class PairedDifference(Result):
 
     @property
     def few_decide(self) -> bool:
-        """Whether at most 5% of the data, or one, make up the difference."""
+        """Whether at most 5% of the data, or one datum, account for the difference."""
         return 0 < len(self.deciding) <= max(FEW * len(self), 1) and float(self.mean().value) > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, and what is claimed, as plain Python, for JSON."""
+        """Every field, and the claim, as plain Python, for JSON."""
         return {
             **to_plain(self),
             "mean": to_plain(self.mean()),
@@ -134,7 +146,7 @@ class PairedDifference(Result):
         ahead = f"'{self.first}' is ahead of '{self.second}' by"
         if mean.doubt:
             return f"{ahead} {float(mean.value):.3f} {unit}, which is not to be trusted ({mean.doubt})"
-        smaller = bool(self.doubted.any()) and not bool((self.unsafe | ~self.known).any())  # by all doubts there are
+        smaller = bool(self.doubted.any()) and not bool((self.unsafe | ~self.known).any())  # counting all doubts
         least = " at least" if smaller else ""
         return (
             f"{ahead}{least} {float(mean.value):.3f} +- {float(mean.sampling_error):.3f} {unit} (sampling error): the two "
@@ -151,9 +163,9 @@ def shown_p(p: float) -> str:
 
 
 def paired(one: Side, other: Side, level: float) -> PairedDifference:
-    """Two sides, whichever is ahead first; p not yet corrected.
+    """The paired difference of two sides, with the one that is ahead first; p not yet corrected.
 
-    Where up to 5% of the data may owe their difference to a doubt, the claim must hold without them too.
+    If up to 5% of the data have a doubt that may favour the first, the claim must also hold without them.
     """
     known = one.values.isfinite() & other.values.isfinite()
     ahead = float((one.values - other.values)[known].sum()) >= 0
@@ -163,7 +175,7 @@ def paired(one: Side, other: Side, level: float) -> PairedDifference:
     unsafe, slack = first.too_high | second.too_low, first.drop + second.lift
     p_values = [p_value_of(difference[kept], std_error[kept], slack) for kept in (known, known & ~unsafe)]
     if bool(((first.values == -math.inf) & (second.values > -math.inf)).any()):
-        p_values.append(1.0)  # its mean is -inf, unless that is an error of the estimate
+        p_values.append(1.0)  # its mean is -inf, unless the infinite value is an error of the estimate
     return PairedDifference(
         first=first.name,
         second=second.name,

@@ -1,4 +1,4 @@
-"""Refuse records that are not about the same data, or whose log p(x) are not of one kind."""
+"""Errors for records of different data, or with log p(x) of different kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAME_LOADER = "Evaluate all models on one loader without shuffle=True"
 
 
 def check_records(records: Any) -> dict[str, Evidence | Gaps]:
-    """A mapping of two or more records by name."""
+    """Check that `records` is a mapping of two or more records by name."""
     if not isinstance(records, Mapping) or len(records) < 2:
         got = f"{len(records)} record" if isinstance(records, Mapping) else type(records).__name__
         raise ComparisonError(f"compare needs a dict of two or more records by name, got {got}: compare({{'a': a, 'b': b}})")
@@ -31,7 +31,7 @@ def check_records(records: Any) -> dict[str, Evidence | Gaps]:
 
 
 def check_same_data(records: Mapping[str, Evidence | Gaps]) -> None:
-    """By length, and by fingerprint where the records have one."""
+    """Check the data by number, and by fingerprint where the records have one."""
     sizes = {name: len(record) for name, record in records.items()}
     if len(set(sizes.values())) > 1:
         raise ComparisonError(
@@ -53,38 +53,39 @@ def compare_fingerprints(first: str, ours: Tensor, second: str, theirs: Tensor) 
         return
     if torch.equal(ours.sort().values, theirs.sort().values):
         raise ComparisonError(
-            f"'{first}' and '{second}' hold the same data in different orders (data {listed(ours != theirs)} of "
+            f"'{first}' and '{second}' have the same data in different orders (data {listed(ours != theirs)} of "
             f"{len(ours)} differ): {SAME_LOADER}"
         )
     different = ours != theirs
     which = "all data" if bool(different.all()) else f"data {listed(different)} of {len(ours)}"
     raise ComparisonError(
-        f"'{first}' and '{second}' are about different data: {which} differ. {SAME_LOADER}, in one preprocessing: numbers "
-        "observed on another scale are other data, whose log p(x) is another quantity. If they are the same numbers in "
-        "another order within a datum or at other sites, dataclasses.replace(record, fingerprint=None) is compared unchecked"
+        f"'{first}' and '{second}' are about different data: {which} differ. {SAME_LOADER}, with the same "
+        "preprocessing: data on another scale are other data, and their log p(x) is another quantity. If only the "
+        "order of numbers within a datum or the sites differ, dataclasses.replace(record, fingerprint=None) turns the "
+        "check off"
     )
 
 
 def check_subsamples(records: Mapping[str, Evidence | Gaps]) -> None:
-    """Of subsampled plates, where no fingerprint says it already."""
+    """Check the data of subsampled plates where there is no fingerprint."""
     known = {n: i.cpu() for n, r in records.items() if (i := evidence_of(r).index) is not None}
     for name, index in list(known.items())[1:]:
         first = next(iter(known))
         if not torch.equal(index, known[first]):
             raise ComparisonError(
-                f"'{first}' and '{name}' looked at different data of the subsampled plate (data "
+                f"'{first}' and '{name}' used different data of the subsampled plate (data "
                 f"{listed(index != known[first])} differ): give both estimators the same seed="
             )
 
 
 def check_same_kind(records: Mapping[str, Evidence | Gaps]) -> None:
-    """Probabilities with probabilities, densities with densities, scores with scores."""
+    """Check that all are probabilities, or all densities, or all scores."""
     kinds = {n: m for n, r in records.items() if (m := evidence_of(r).measure)}
     if len(set(kinds.values())) > 1:
         raise ComparisonError(
-            f"p(x) is not of one kind ({', '.join(f'{n!r}: {m}' for n, m in kinds.items())}): a density may be above one, a "
-            "probability of discrete data may not, and their logarithms are not on one scale. Give all models likelihoods "
-            "of one kind (for numbers 0 to n nn.Binomial(n) or nn.DiscretizedLogistic are probabilities)"
+            f"p(x) is not of one kind ({', '.join(f'{n!r}: {m}' for n, m in kinds.items())}): a density may be above "
+            "one, a probability of discrete data may not, so their logarithms cannot be compared. Give all models "
+            "likelihoods of one kind (for numbers 0 to n nn.Binomial(n) or nn.DiscretizedLogistic are probabilities)"
         )
     checked = {n: evidence_of(r).support_checked for n, r in records.items()}
     if len(set(checked.values())) > 1:
@@ -96,7 +97,7 @@ def check_same_kind(records: Mapping[str, Evidence | Gaps]) -> None:
 
 
 def remarks_on(records: Mapping[str, Evidence | Gaps]) -> tuple[str, ...]:
-    """What the comparison does not know, or what its numbers are not."""
+    """Sentences about unchecked assumptions and about numbers that are not log p(x)."""
     said = []
     if unknown := [n for n, r in records.items() if evidence_of(r).fingerprint is None]:
         said.append(f"{quoted(unknown)}: no fingerprint, so it was not checked that the data are the same.")

@@ -1,4 +1,4 @@
-"""What a comparison reads of a record: numbers per datum, and by how much they may be off beside their errors."""
+"""The numbers per datum that a comparison uses, and how far they may be wrong besides their errors."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..evidence import Evidence
 from ..gaps import OF_LOG_EVIDENCE, Gaps
 from ..records import normal_quantile
 
-BOTH_WAYS = ("precision", "end of support")  # doubts that leave open whether a number is too low or too high
-SCATTER = 3.0  # times eps and the number: what sums in float32 are off by, which all data may share
+BOTH_WAYS = ("precision", "end of support")  # doubts for which a number may be too low or too high
+SCATTER = 3.0  # multiples of eps and the number: the rounding of float32 sums, which may be the same for all data
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One of the numbers of one record, in double precision on the CPU.
+    """One kind of number of a record, log p(x) or ELBO, in double precision on the CPU.
 
     :ivar values: (N,) log p(x) or ELBO.
     :ivar std_errors: (N,) Monte Carlo errors.
     :ivar too_low: (N,) true where the number is in doubt and may be too low by more than its error.
-    :ivar too_high: (N,) the same, too high.
-    :ivar lift: nats by which the mean may be higher than its errors say: the bias of a lower bound, and rounding.
-    :ivar drop: nats by which it may be lower.
+    :ivar too_high: (N,) true where the number is in doubt and may be too high.
+    :ivar lift: nats by which the mean may be too low besides its errors: the bias of a lower bound, and rounding.
+    :ivar drop: nats by which it may be too high besides its errors.
     """
 
     name: str
@@ -42,13 +42,13 @@ def evidence_of(record: Evidence | Gaps) -> Evidence:
 
 
 def doubts_of(record: Evidence | Gaps) -> dict[str, Tensor]:
-    """(N,) bool by reason, for reasons that concern log p(x): of gaps there are others."""
+    """(N,) bool by reason, only for reasons that concern log p(x); gaps have others."""
     known = {*evidence_of(record).doubts, *OF_LOG_EVIDENCE}
     return {reason: flags.cpu() for reason, flags in record.doubts.items() if reason in known}
 
 
 def side_of_log_evidence(name: str, record: Evidence | Gaps, level: float) -> Side:
-    """A lower bound in doubt is too low, an upper one too high; of other numbers nobody knows."""
+    """The side of log p(x): a lower bound in doubt is too low, an upper bound too high; other estimates may be either."""
     evidence, doubts = evidence_of(record), doubts_of(record)
     nothing = torch.zeros(len(record), dtype=torch.bool)
     either = any_of({reason: flags for reason, flags in doubts.items() if reason in BOTH_WAYS}, nothing)
@@ -70,7 +70,7 @@ def side_of_log_evidence(name: str, record: Evidence | Gaps, level: float) -> Si
 
 
 def side_of_elbo(name: str, record: Evidence | Gaps) -> Side:
-    """An ELBO is without bias: only rounding makes it wrong."""
+    """The side of the ELBO, which is unbiased, so only rounding makes it wrong."""
     error = record.std_errors["elbo"] if isinstance(record, Gaps) else record.elbo_std_error
     nothing = torch.zeros(len(record), dtype=torch.bool)
     rounded = doubts_of(record).get("precision", nothing)
@@ -79,8 +79,11 @@ def side_of_elbo(name: str, record: Evidence | Gaps) -> Side:
 
 
 def bias_of(evidence: Evidence, level: float) -> float:
-    """Nats by which the mean may be off on the side of its bias: what the interval has there beyond its symmetric part, and
-    at least half the squared errors, the bias of the logarithm of a mean."""
+    """Nats by which the mean may be wrong on the side of its bias.
+
+    It is the part of the interval on that side beyond its symmetric part, and at least half the squared errors, which is the
+    bias of the logarithm of a mean.
+    """
     if evidence.bound == "exact":
         return 0.0
     known = evidence.select(evidence.log_evidence.isfinite() & evidence.std_error.isfinite())

@@ -1,4 +1,4 @@
-"""Whether a mean of paired differences is above zero: Student's t, corrected for skewness and for how many are asked."""
+"""Test of whether a mean of paired differences is above zero: Student's t, corrected for skewness and for several pairs."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,17 @@ from ..records import student_tail
 
 
 def p_value_of(differences: Tensor, std_errors: Tensor, slack: float) -> float:
-    """Two-sided p that the population's mean of (N,) differences is at most `slack`, given that their mean is above it.
+    """Two-sided p-value of the hypothesis that the population's mean of (N,) differences is at most `slack`.
 
-    Student's t, and for differences that are skewed that of Hall (1992, "On the Removal of Skewness by Transformation",
-    Journal of the Royal Statistical Society B 54, 221-228), with n data and the skewness g::
+    The mean of the sample is above `slack`. The test is Student's t, and for skewed differences that of Hall (1992, "On the
+    Removal of Skewness by Transformation", Journal of the Royal Statistical Society B 54, 221-228), with n data and the
+    skewness g::
 
         h = sqrt(n) (T + g T^2 / 3 + g^2 T^3 / 27 + g / (6 n)),   T = t / sqrt(n)
 
-    The smaller of the two counts. A sample shows less skewness than its population has, so g is moved by its standard
-    error, sqrt(6 / n), to the side where h is smaller. The error behind t is the larger of sampling and Monte Carlo error:
-    the first contains the second, but not where few data happen to lie close together.
+    The smaller of the two is used. A sample has less skewness than its population, so g is changed by its standard error,
+    sqrt(6 / n), in the direction that makes h smaller. The error in t is the larger of sampling and Monte Carlo error. The
+    first should include the second, but may not where few data happen to be close together.
     """
     n = len(differences)
     if n < 2:
@@ -28,7 +29,7 @@ def p_value_of(differences: Tensor, std_errors: Tensor, slack: float) -> float:
     if mean <= slack:
         return 1.0
     if error == 0.0:
-        return 0.0  # the same difference for all data, known exactly
+        return 0.0  # the same, exactly known difference for all data
     t = (mean - slack) / error
     scaled, g = t / math.sqrt(n), skewness(differences) - math.sqrt(6 / n)
     corrected = math.sqrt(n) * (scaled + g * scaled**2 / 3 + g**2 * scaled**3 / 27 + g / (6 * n))
@@ -36,12 +37,12 @@ def p_value_of(differences: Tensor, std_errors: Tensor, slack: float) -> float:
 
 
 def monte_carlo(std_errors: Tensor) -> float:
-    """The Monte Carlo error of the mean of (N,); zero where it is not known (NaN), as the spread then has to say it."""
+    """The Monte Carlo error of the mean of (N,); an unknown error (NaN) counts as zero, so that only the spread is used."""
     return float(std_errors.nan_to_num(nan=0.0).square().sum().sqrt()) / len(std_errors)
 
 
 def skewness(values: Tensor) -> float:
-    """Of (N,) values, without the bias that a normal sample has; 0 for fewer than three, and where all are equal."""
+    """Skewness of (N,) values, without the bias of a normal sample; 0 for fewer than three, and where all are equal."""
     n = len(values)
     centred = values - values.mean()
     variance = float(centred.square().mean())
@@ -51,7 +52,7 @@ def skewness(values: Tensor) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p corrected for their number, by Holm (1979): all claims below a level are right but for that chance."""
+    """p-values corrected for their number by Holm (1979): the level then bounds the chance of any false claim."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, largest = [1.0] * len(p_values), 0.0
     for rank, i in enumerate(order):

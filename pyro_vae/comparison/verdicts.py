@@ -1,4 +1,4 @@
-"""The sentences of a comparison, which claim no more than its pairs do."""
+"""The sentences of a comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = 10  # indices of data in a sentence
 
 
 def verdict_of(comparison: Comparison) -> list[str]:
-    """One sentence each: the best model, where the ELBO disagrees, what holds for these data alone, what few data decide."""
+    """Sentences about the best model, the order of the ELBO, what holds for these data only, and few deciding data."""
     return [best(comparison), *where_the_elbo_differs(comparison), *these_data(comparison), *few_data(comparison)]
 
 
@@ -44,7 +44,7 @@ def best(comparison: Comparison) -> str:
 
 
 def where_the_elbo_differs(comparison: Comparison) -> Iterator[str]:
-    """The two winners, where they differ; other pairs told apart in opposite orders; a winner that only the ELBO has."""
+    """Sentences where the ELBO and log p(x) have different winners, or tell other pairs apart in opposite orders."""
     winners = {comparison.ranking[0], comparison.elbo_ranking[0]}
 
     def of_winner(pair: PairedDifference) -> bool:
@@ -71,7 +71,7 @@ def in_short(pair: PairedDifference) -> str:
 
 
 def gaps(comparison: Comparison, pair: PairedDifference) -> str:
-    """How far the guides of a pair are below log p(x), on average."""
+    """The mean gap log p(x) - ELBO of the guides of a pair."""
     sizes = {}
     for name in (pair.first, pair.second):
         record = comparison.records[name]
@@ -81,12 +81,12 @@ def gaps(comparison: Comparison, pair: PairedDifference) -> str:
 
 
 def these_data(comparison: Comparison) -> Iterator[str]:
-    """Pairs of the best model whose order is certain for the data at hand, and for no others."""
+    """Pairs of the best model whose order is certain for these data, but not for others."""
     for pair in comparison.pairs:
         if pair.first == comparison.ranking[0] and pair.claim == "cannot be told apart" and pair.certain_for_these_data:
             yield (
-                f"On these {len(pair)} data themselves '{pair.first}' is ahead of '{pair.second}' by more than Monte Carlo "
-                "error; other data may turn the order."
+                f"On these {len(pair)} data '{pair.first}' is ahead of '{pair.second}' by more than Monte Carlo error; "
+                "on other data the order may be reversed."
             )
 
 
@@ -96,6 +96,6 @@ def few_data(comparison: Comparison) -> Iterator[str]:
             which = pair.deciding
             shown = f"{which[:SHOWN]}{f' and {len(which) - SHOWN} more' if len(which) > SHOWN else ''}"
             yield (
-                f"{len(which)} of {len(pair)} data make up the lead of '{pair.first}' over '{pair.second}': without data "
-                f"{shown} it is gone."
+                f"{len(which)} of {len(pair)} data account for the lead of '{pair.first}' over '{pair.second}': "
+                f"without data {shown} there is none."
             )

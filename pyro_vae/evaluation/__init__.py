@@ -1,4 +1,4 @@
-"""Estimators over whole data sets."""
+"""Estimators over whole data sets: loaders, checkpoints, several processes."""
 
 from .checkpoint import checkpoint_at
 from .evaluate import evaluate

@@ -1,7 +1,7 @@
-"""A checkpoint: a folder that holds what was found for the batches so far. It is whole at any moment, also after kill -9.
+"""A checkpoint: a folder with the results of the finished batches, valid at any moment, also after kill -9.
 
-The manifest says by which call it was made. Each shard is a file with the batches that were finished since the one before.
-All files are written beside their place and renamed, and carry a SHA-256 of themselves.
+The manifest describes the call that made it. Each shard is a file with the batches that were finished since the shard
+before. All files are written under a temporary name and renamed, and contain a SHA-256 of their content.
 """
 
 import platform
@@ -27,29 +27,29 @@ FORMAT = 1  # of the folder; raised when older versions of the package would mis
 MANIFEST, LOCK = "manifest.npz", "lock"
 SHARD = "batches-{first:08d}-{token}.npz"
 PACKAGES = ("pyro_vae", "pyro-ppl", "torch")
-# Seconds between two shards: a forced write must not slow down batches of milliseconds. Later less often, so that long runs
-# have thousands of files and no more.
+# Seconds between two shards: a forced write must not slow down batches of milliseconds. The interval grows, so that long
+# runs have at most thousands of files.
 PAUSE, SHARE = 1.0, 1e-3
-GO_ON = "Make the same call again to go on from the checkpoint"
-OTHERWISE = "Make the call as it was, pass another path, or delete the folder to begin again"
+GO_ON = "Make the same call again to continue from the checkpoint"
+OTHERWISE = "Make the same call as before, pass another path, or delete the folder to begin again"
 
 
 class Checkpoint:
-    """What was found for the batches of one call, in a folder of its own.
+    """The results of the batches of one call, in a folder.
 
-    The ranks of a process group each have one of the same folder and write files of their own. All is known to all of them.
+    The processes of a group each have one for the same folder and write separate files. Each knows all results.
 
-    :param first: make the folder where there is none, and clear up in it: for rank 0, before the others.
-    :ivar seed: of the call; drawn once where none was given, and kept.
+    :param first: make the folder if there is none, and clean it up: for rank 0, before the others.
+    :ivar seed: seed of the call; drawn once if none was given, and stored.
     """
 
     def __init__(self, folder: Path, call: Mapping[str, str], seed: int | None, first: bool = True) -> None:
         self.folder = folder
         self._pending: list[Found] = []
-        # The first batch is written at once, so that what cannot be written shows early.
+        # The first batch is written at once, so that errors of writing are found early.
         self._start, self._due = time.monotonic(), 0.0
         if first:
-            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            for left in folder.glob(".*.tmp"):  # a file of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
         elif not (folder / MANIFEST).exists():
             raise CheckpointError(
@@ -67,21 +67,21 @@ class Checkpoint:
         return len(self._on_disk)
 
     def take(self, batch: Batch, digest: str, on_error: str | None) -> Found | None:
-        """What is known of a batch, handed out once. One that was skipped is known where batches may be skipped.
+        """The stored result of a batch, returned once. A skipped batch counts as stored where batches may be skipped.
 
-        :raises CheckpointError: if the batch held other data when the checkpoint was made.
+        :raises CheckpointError: if the batch had other data when the checkpoint was made.
         """
         kept = self._shards.take(batch.number)
         if kept is not None and kept.digest != digest:
             raise CheckpointError(
-                f"{in_words(batch)} holds other data than when the checkpoint '{self.folder}' was made: a call goes on only "
-                "over the same batches in the same order. Pass the loader as it was, or another path. A loader that "
-                "shuffles keeps its order under seed=, or under a generator of its own with a fixed seed"
+                f"{in_words(batch)} has other data than when the checkpoint '{self.folder}' was made: a call can "
+                "continue only with the same batches in the same order. Pass the same loader, or another path. For a "
+                "loader that shuffles, use seed=, or give it a generator with a fixed seed"
             )
         return None if kept is not None and kept.error and on_error != "skip" else kept
 
     def add(self, found: Found) -> None:
-        """Keep what was found for a batch, in the next shard, if it is new."""
+        """Store the result of a batch in the next shard, if it is new."""
         if found.number in self._on_disk and (found.error or not self._on_disk[found.number]):
             return
         self._on_disk[found.number] = found.error
@@ -90,7 +90,7 @@ class Checkpoint:
             self.write()
 
     def set_known(self, found: Found) -> None:
-        """Count a batch of which another rank may have taken care."""
+        """Count a batch that another process may have computed."""
         self._shards.drop(found.number)
         self._on_disk.setdefault(found.number, found.error)
 
@@ -99,11 +99,11 @@ class Checkpoint:
         if self._shards.last is not None:
             raise CheckpointError(
                 f"the loader ended after {num_batches} batches, but the checkpoint '{self.folder}' holds batch "
-                f"{self._shards.last}: pass the loader as it was. An iterator that was used up must be made anew"
+                f"{self._shards.last}: pass the same loader. An exhausted iterator must be created again"
             )
 
     def write(self) -> None:
-        """Write what is not yet on the disk."""
+        """Write all results that are not yet on the disk."""
         if self._pending:
             name = SHARD.format(first=self._pending[0].number, token=secrets.token_hex(8))
             self._save(name, {"run": self.run, "batches": [vars(found) for found in self._pending]})
@@ -120,8 +120,8 @@ class Checkpoint:
             others = sorted(one.name for one in self.folder.iterdir() if one.name != LOCK)
             if others:
                 raise CheckpointError(
-                    f"'{self.folder}' is no checkpoint: it has no {MANIFEST} and holds {others[0]}. Pass a new or an "
-                    "empty folder"
+                    f"'{self.folder}' is not a checkpoint: it has no {MANIFEST} and holds {others[0]}. Pass a new or "
+                    "an empty folder"
                 )
             manifest = {"format": FORMAT, "seed": fresh_seed() if seed is None else seed, "run": secrets.token_hex(8)}
             self._save(MANIFEST, {**manifest, "call": dict(about)})
@@ -136,7 +136,7 @@ class Checkpoint:
         return manifest
 
     def _read(self, path: Path) -> list[Found]:
-        remedy = "Delete that file: its batches are then run again, and only those"
+        remedy = "Delete that file; then only its batches are run again"
         shard = self._load(path, remedy)
         if shard.get("run") != self.run:
             raise CheckpointError(f"'{path}' belongs to another checkpoint than its {MANIFEST}. {remedy}")
@@ -153,28 +153,28 @@ class Checkpoint:
             save_value(self.folder / name, value)
         except RecordFileError as error:
             raise CheckpointError(
-                f"a file of the checkpoint cannot be written: {error}. Once there is room, the same call goes on"
+                f"a file of the checkpoint cannot be written: {error}. Once there is room, the same call continues"
             ) from error
 
 
 def storable(result: Any) -> Any:
-    """A result as a file gives it back, so that it is the same whether it was computed now or read: tensors on the CPU.
+    """A result as it is read from a file (tensors on the CPU), so that computed and read results are the same.
 
-    :raises CheckpointError: if no file can hold it.
+    :raises CheckpointError: if it cannot be stored in a file.
     """
     try:
         return from_arrays(*to_arrays(result))
     except RecordFileError as error:
-        raise CheckpointError(f"a result cannot be kept in a checkpoint: {error}, or leave out checkpoint=") from error
+        raise CheckpointError(f"a result cannot be stored in a checkpoint: {error}, or omit checkpoint=") from error
 
 
 @contextmanager
 def checkpoint_at(path: str | PathLike[str] | None, of: Any, seed: int | None) -> Iterator[Checkpoint | None]:
-    """The checkpoint in this folder, made where there is none, and `None` without a path. Nobody else has it meanwhile.
+    """The checkpoint in this folder, created if there is none; `None` without a path. The folder is locked for other calls.
 
-    Whatever ends the block, what was added to it is on the disk, and the error says how to go on.
+    On exit, also after an error, all results are on the disk. The error says how to continue.
 
-    :param of: what the results come from, an estimator.
+    :param of: the source of the results, an estimator.
     """
     if path is None:
         yield None
@@ -201,7 +201,7 @@ def checkpoint_at(path: str | PathLike[str] | None, of: Any, seed: int | None) -
         except BaseException as error:
             with suppress(CheckpointError):
                 checkpoint.write()
-                if GO_ON not in str(error):  # said already where one call is a part of another
+                if GO_ON not in str(error):  # already added where one call is a part of another
                     add_words(error, after=checkpoint.how_to_go_on())
             raise
         checkpoint.write()
@@ -215,7 +215,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_same_call(folder: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of another call, and say in what it differs."""
+    """Raise for a checkpoint of another call, with the differences."""
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if not names:
         return

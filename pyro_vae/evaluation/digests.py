@@ -1,4 +1,4 @@
-"""What tells one call from another, by name: options, parameters, buffers, closures, code, and the data of a batch."""
+"""Digests that identify a call, by name: options, parameters, buffers, closures, code, and the data of a batch."""
 
 import dataclasses
 import functools
@@ -15,20 +15,20 @@ from torch import Tensor
 from ..isolation import stored_parameters
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-# Code of these is told by the versions of packages.
+# The code of these is identified by the versions of packages.
 PACKAGES = {"pyro", "pyro_vae", "torch", "numpy"} | sys.stdlib_module_names
-# What an earlier run has left: the trace of an autoguide's first call holds that batch and its draws.
+# Left by an earlier run: the trace of an autoguide's first call contains that batch and its draws.
 PASSING = {"pyro.poutine.trace_struct"}
-# Not what a module is: whether it trains, and the name of a VAE in the store, which counts those that its process has built.
+# Not part of what a module is: its mode, and the name of a VAE in the store, which numbers the VAEs of its process.
 NOT_DESCRIBED = {"training", "store_name"}
 DEPTH = 12  # of objects within objects
 
 
 def about_call(of: Any) -> dict[str, str]:
-    """A digest, or the value itself where that is short, of everything that the results of an estimator depend on.
+    """Digests of everything that the results of an estimator depend on; short values are given as they are.
 
-    `of` is an estimator or any function. Code and closures of functions are looked at, and what they read from their module.
-    Parameters in Pyro's store that belong to no module count too.
+    `of` is an estimator or any function. Included are the code and closures of functions, the globals that they read, and
+    parameters in Pyro's store that belong to no module.
     """
     found = Description()
     found.add("", of)
@@ -38,9 +38,9 @@ def about_call(of: Any) -> dict[str, str]:
 
 
 def about_ranks(of: Any) -> dict[str, str]:
-    """Of `about_call`, what must be the same on all ranks of a process group: the class, the options, tensors.
+    """The parts of `about_call` that must be the same in all processes of a group: the class, the options, tensors.
 
-    Plain values that model and guide read may differ, as the number of the rank does.
+    Plain values that model and guide read may differ, such as the rank.
     """
     options = {f.name for f in dataclasses.fields(of)} if dataclasses.is_dataclass(of) else set()
     told = {"class", *options} - {"model", "guide"}
@@ -64,7 +64,7 @@ class Description:
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
         self.tensors: set[int] = set()  # ids of those that were seen
-        self._seen: dict[int, Any] = {}  # objects by id, kept so that the id is their own
+        self._seen: dict[int, Any] = {}  # objects by id; they are kept, so that their ids are not used again
 
     def add(self, name: str, value: Any, depth: int = 0) -> None:
         if isinstance(value, PLAIN):
@@ -78,7 +78,7 @@ class Description:
                 self.add(f"{name}{part}" if name else part.lstrip("."), inner, depth + 1)
 
     def _parts(self, name: str, value: Any) -> Mapping[str, Any]:
-        """What a value is made of, by what stands behind its own name."""
+        """The parts of a value, by a suffix to its name."""
         if isinstance(value, types.ModuleType) or type(value).__module__ in PASSING:
             return {}
         if isinstance(value, Mapping):
@@ -104,7 +104,7 @@ class Description:
 
 
 def parts_of_module(module: torch.nn.Module) -> dict[str, Any]:
-    """Parameters, buffers, modules and public attributes; the mode is not one of them, for all is run in eval mode."""
+    """Parameters, buffers, modules and public attributes; the mode is not included, because everything runs in eval mode."""
     state = vars(module)
     own = {name: value for name, value in state.items() if not name.startswith("_") and name not in NOT_DESCRIBED}
     return {**state["_parameters"], **state["_buffers"], **state["_modules"], **own}
@@ -115,7 +115,7 @@ def is_of_package(value: Any) -> bool:
 
 
 def of_class(kind: type) -> dict[str, Any]:
-    """The functions that a class of the user's own has, or inherits from another such."""
+    """The functions that a user's class defines or inherits from another user's class."""
     own = [parent for parent in reversed(kind.__mro__) if not is_of_package(parent)]
     functions = {n: part for parent in own for n, part in vars(parent).items() if isinstance(part, types.FunctionType)}
     return {f".{name}": part for name, part in functions.items()}
@@ -133,7 +133,7 @@ def of_function(function: types.FunctionType) -> dict[str, Any]:
 
 
 def contents_of(cell: types.CellType) -> list[Any]:
-    """Nothing, for a variable that was not set yet."""
+    """The contents of a closure's variable; none for a variable that is not yet set."""
     try:
         return [cell.cell_contents]
     except ValueError:
@@ -145,12 +145,12 @@ def inner_codes(code: types.CodeType) -> list[types.CodeType]:
 
 
 def names_in(code: types.CodeType) -> list[str]:
-    """The global names and attributes that it reads, functions within it too."""
+    """The names of globals and attributes that a code object reads, including inner functions."""
     return list(dict.fromkeys([*code.co_names, *(name for inner in inner_codes(code) for name in names_in(inner))]))
 
 
 def of_code(code: types.CodeType) -> str:
-    """Line numbers and file names do not count."""
+    """The digest of a code object, without line numbers and file names."""
     constants = [repr(c) for c in code.co_consts if not isinstance(c, (types.CodeType, frozenset))]
     sets = [repr(sorted(map(repr, c))) for c in code.co_consts if isinstance(c, frozenset)]
     text = repr((code.co_names, code.co_varnames, constants, sets, [of_code(inner) for inner in inner_codes(code)]))

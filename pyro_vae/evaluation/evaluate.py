@@ -1,4 +1,4 @@
-"""Any estimator over a whole data set."""
+"""Run any estimator over a whole data set."""
 
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
@@ -31,47 +31,48 @@ def evaluate(
 ) -> Any:
     r"""Run an estimator over a loader and join the results in the order of the data.
 
-    Every batch has noise of its own, a function of the seed and of the number of the batch alone. So a run that was
-    interrupted and goes on from a checkpoint gives the numbers of one that was not, bit for bit. Under an initialised
-    `torch.distributed` group the batches are shared out among its ranks, and each gets the whole record, with the numbers of
-    one process.
+    The noise of a batch depends only on the seed and the number of the batch. A run that was interrupted and continued from
+    a checkpoint therefore gives exactly the same numbers as an uninterrupted one. In an initialised `torch.distributed`
+    group, the batches are distributed over the processes, and each gets the whole record, with the same numbers as a single
+    process.
 
-    With `tolerance` it stops after the first batch at which the mean of the headline number (log p(x) of `Evidence`, the
-    inference gap of `Gaps`) is known well enough::
+    With `tolerance` it stops after the first batch at which the error of the mean of the main number (log p(x) of
+    `Evidence`, the inference gap of `Gaps`) is small enough::
 
         standard deviation of the N estimates so far / sqrt(N) <= tolerance
 
-    This is the whole error of a mean of the population: the spread holds the Monte Carlo noise too. It is only right for
-    data in random order (`shuffle=True`); a sorted data set would be stopped within its first class. Looked at from the
-    fifth batch and the hundredth datum on, and only while at most 5% of the data are in doubt. The length of the record says
-    how many data of the loader were used.
+    This is the full error of a mean over the population, since the spread includes the Monte Carlo noise. It is right only
+    for data in random order (`shuffle=True`); with a sorted data set, the run would stop within the first class. It is
+    tested with at least five batches and a hundred data, and only while at most 5% of the data are in doubt. The length of
+    the record is the number of data used.
 
-    :param estimator: called with the model's arguments; returns a record with a class method `cat`
-        (`Evidence`, `Gaps`). Every batch gets noise of its own, also where the estimator was built with a seed.
+    :param estimator: function of the model's arguments that returns a record with a class method `cat` (`Evidence`, `Gaps`).
+        Each batch has different noise, also if the estimator was built with a seed.
     :param loader: an iterable of batches, such as a `DataLoader` with `shuffle=False`; the last one may be smaller.
-    :param args: maps a batch to the tuple of the model's arguments, or to a dict of keywords; by default its first
-        element, as in `TensorDataset(x)` or `TensorDataset(x, label)`. A batch that is a dict is one of keywords.
-    :param progress: show a progress bar: batches, the mean so far with the error above, the share of data in doubt.
-    :param seed: fixes all noise, that of a loader that shuffles included, and leaves the caller's random state alone; for an
-        estimator without a seed of its own. With a checkpoint `None` draws one, which the checkpoint keeps.
-    :param checkpoint: a folder for what is finished, written about every second and whenever the run ends, by Ctrl-C or an
-        error too. The same call with the same folder goes on from there; a finished one gives its record without running
-        the model. Kept are results on the CPU, and digests of options, parameters, versions and data.
-    :param on_error: what to do about a batch that raises: "raise", or "skip" to leave it out with a `SkippedBatchWarning`.
-        `loader_index` of the record says which data the rows are.
-    :param tolerance: stop early at this error of the mean, in the units of the headline number.
+    :param args: function from a batch to the tuple of the model's arguments, or to a dict of keywords. By default it takes
+        the batch's first element, as for `TensorDataset(x)` or `TensorDataset(x, label)`. A batch that is a dict is taken as
+        keywords.
+    :param progress: show a progress bar with batches, the mean so far with the error above, and the share of data in doubt.
+    :param seed: fixes all noise, including that of a loader that shuffles, for an estimator without a seed. The caller's
+        random state is unchanged. With a checkpoint, `None` draws a seed, which the checkpoint stores.
+    :param checkpoint: a folder for finished results. It is written about every second, and when the run ends, also by Ctrl-C
+        or an error. The same call with the same folder continues from there; if it is complete, it returns the record
+        without running the model. The folder contains results, and digests of options, parameters, versions and data.
+    :param on_error: what to do if a batch raises: "raise", or "skip" to leave the batch out with a `SkippedBatchWarning`.
+        `loader_index` of the record has the positions of its rows in the loader.
+    :param tolerance: stop early at this error of the mean, in the units of the main number.
 
     :returns: one record for all data, fields (N,).
-    :raises EmptyBatchError: if the loader yields nothing, or all batches were skipped.
-    :raises ArgumentError: if the loader is a tensor or a data set of single data, if `args` returns no tuple, or if the
-        estimator returns no record.
-    :raises CheckpointError: if the checkpoint was made by another call (estimator, options, parameters, seed, versions) or
-        from other data or another order of them, if a file of it is damaged, in use by another process, or cannot be
-        written. The message says what differs and which file it is.
-    :raises ProcessesError: if the ranks of a group differ in loader, options or parameters, or one of them is gone.
+    :raises EmptyBatchError: if the loader has no batch, or all batches were skipped.
+    :raises ArgumentError: if the loader is a tensor or a data set of single data, if `args` does not return a tuple or a
+        dict, or if the estimator does not return a record.
+    :raises CheckpointError: if the checkpoint was made by another call (estimator, options, parameters, seed, versions),
+        from other data or in another order; if one of its files is damaged, in use by another process, or cannot be written.
+        The message says what differs, and names the file.
+    :raises ProcessesError: if the processes of a group differ in loader, options or parameters, or one of them has ended.
     :raises OptionError: for a tolerance that is not positive, or a record without a number per datum for it.
 
-    An error that a batch raises keeps its class and says the number of the batch and the data in it.
+    An error raised in a batch keeps its class; its message has the number of the batch and its data.
 
     Example::
 
@@ -84,7 +85,7 @@ def evaluate(
         tolerance = real_number("tolerance", tolerance, ends="()")
 
     def quietly(*arguments: Any, **named: Any) -> Any:
-        with without_warnings():  # the joined record speaks for all batches
+        with without_warnings():  # the warnings of the joined record cover all batches
             record = estimator(*arguments, **named)
         if not callable(getattr(type(record), "cat", None)):
             raise ArgumentError(
@@ -120,13 +121,13 @@ def evaluate(
 def check_has_mean(mean: RunningMean, record: Any) -> None:
     if not mean.name:
         raise OptionError(
-            f"tolerance is an error of the mean over data, but a {type(record).__name__} has no number per datum to take "
-            "the mean of: leave tolerance out"
+            f"tolerance is an error of the mean over data, but a {type(record).__name__} has no number per datum of "
+            "which to take the mean: omit tolerance"
         )
 
 
 class Rows:
-    """What is known of the rows of a record: whether each is a datum, or a batch, of the loader so far."""
+    """Tracks whether the rows of a record are data, or batches, of the loader so far."""
 
     def __init__(self) -> None:
         self.are_data = self.are_batches = True
@@ -140,7 +141,7 @@ class Rows:
             self.are_batches &= number == 1
 
     def index(self, skipped: Sequence[Found]) -> Tensor | None:
-        """(N,) the place in the loader, from 0, of each datum with a row; `None` where rows are not the data of the batches.
+        """(N,) the position in the loader, from 0, of each datum with a row; `None` where rows are not data.
 
         Where all batches have one row each, as with `datum_plate=None`, a batch is a datum.
         """

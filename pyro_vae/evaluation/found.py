@@ -1,4 +1,4 @@
-"""A batch of a loader, what came of it, and words that say where an error comes from."""
+"""A batch of a loader, its result, and the text about the batch in an error."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """A batch of the loader: its number and the place of its first datum, both from 0, and how many data it has."""
+    """A batch of the loader: its index, the position of its first datum, both from 0, and its number of data."""
 
     number: int
     first: int
@@ -17,9 +17,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Found(Generic[T]):
-    """What came of a batch: a result, or in its place the words of the error for which it was skipped.
+    """The outcome of a batch: a result, or the message of the error for which it was skipped.
 
-    :ivar digest: tells the arguments of the batch from others; empty where nobody asks.
+    :ivar digest: digest of the arguments of the batch; empty where it is not needed.
     """
 
     number: int
@@ -35,7 +35,7 @@ def in_words(one: Batch | Found) -> str:
 
 
 def add_words(error: BaseException, *, before: str = "", after: str = "") -> None:
-    """Put words before and after the message of an error, which stays what it is."""
+    """Add text before and after the message of an error; its class does not change."""
     if not error.args or (len(error.args) == 1 and isinstance(error.args[0], str)):
         message = str(error.args[0]) if error.args else ""
         error.args = (". ".join(part.removesuffix(".") for part in (f"{before}{message}", after) if part),)

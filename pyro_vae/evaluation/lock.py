@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which the system gives back when its process ends, by kill -9 too."""
+"""A lock on a file for one process at a time; the system releases it when the process ends, also by kill -9."""
 
 import os
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ from ..errors import CheckpointError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and files are whole or absent all the same
+except ImportError:  # Windows: nothing is locked; files are still complete or absent
     fcntl = None  # type: ignore[assignment]
 
 WRITABLE = "Pass a path in a folder that exists and may be written"
-# The lock of the system is one of processes: what this one has must be known here. A forked process has none of it.
+# The lock of the system belongs to a process, so the locks of this process are recorded here. A forked process has none.
 _held: set[tuple[int, str]] = set()
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the file at this path, which is made where there is none.
+    """Lock the file at this path, which is created if there is none.
 
-    The lock belongs to the process, not to an open file: workers of a DataLoader, which are forked from it and outlive it by
-    some seconds after kill -9, do not keep it.
+    The lock belongs to the process, not to an open file: workers of a DataLoader, which are forked from it and may live some
+    seconds longer after kill -9, do not hold it.
 
     :raises CheckpointError: if another call holds it, or the file cannot be written.
     """
@@ -48,11 +48,11 @@ def locked(path: Path) -> Iterator[None]:
             _held.discard(mine)
     finally:
         with suppress(OSError):
-            os.close(file)  # gives the lock back
+            os.close(file)  # releases the lock
 
 
 def in_use(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint '{path.parent}' is in use by another call: wait until it ends, or pass another path. Processes "
-        "that share one call out among them belong to a group of torch.distributed"
+        f"the checkpoint '{path.parent}' is in use by another call: wait until it ends, or pass another path. To share "
+        "one call among processes, use a group of torch.distributed"
     )

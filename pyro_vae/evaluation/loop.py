@@ -1,4 +1,4 @@
-"""One loop over numbered batches: it serves all that takes a loader."""
+"""The loop over numbered batches, used by everything that takes a loader."""
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -37,10 +37,11 @@ def over_loader(
     on_error: OnError | None = None,
     everywhere: bool = False,
 ) -> list[T]:
-    """`over_batches` of a checked loader, behind a progress bar, with a checkpoint if one is asked for.
+    """`over_batches` of a checked loader, with a progress bar, and with a checkpoint if requested.
 
-    :param of: the estimator behind `run`: its name is on the bar, and a checkpoint is one of its options and parameters.
-    :param each: takes the results one by one, in order, in place of a list.
+    :param of: the estimator that `run` calls: its name is on the bar, and a checkpoint identifies its options and
+        parameters.
+    :param each: function that is called with the results one by one, in order, in place of a list.
     :param on_error: "skip" leaves out batches that raise, with a warning; `None` where the caller has no such option.
     :param everywhere: as in `over_batches`.
     """
@@ -54,7 +55,8 @@ def over_loader(
                 skipped.append(one)
             else:
                 (each or results.append)(one.result)  # type: ignore[arg-type]
-    warn_skipped(skipped, stacklevel=4)  # past the estimator and torch.no_grad, to the caller
+    # stack level beyond the estimator and torch.no_grad, so that the warning points at the caller
+    warn_skipped(skipped, stacklevel=4)
     return results
 
 
@@ -73,9 +75,9 @@ def over(
     mean: RunningMean | None = None,
     everywhere: bool = False,
 ) -> Iterator[Iterator[Found[T]]]:
-    """`outcomes` of a checked loader, behind a progress bar that shows `mean`. What came is in the checkpoint at the end.
+    """`outcomes` of a checked loader, with a progress bar that shows `mean`. At the end, all results are in the checkpoint.
 
-    Under a process group the bar is on rank 0.
+    In a process group the bar is on rank 0.
     """
     check_loader(loader)
     flag("progress", progress)
@@ -106,15 +108,15 @@ def warn_skipped(skipped: Sequence[Found], stacklevel: int) -> None:
 def over_batches(
     run: Callable[..., T], loader: Iterable[Any], args: ToArguments, *, of: Any, seed: int | None, everywhere: bool = False
 ) -> list[T]:
-    """Call `run` on the arguments of every batch and return the results in order. Every batch has noise of its own.
+    """Call `run` on the arguments of every batch and return the results in order. Each batch has different noise.
 
-    With a seed the caller's random state is restored, even where the loader draws from it. Under a process group the batches
-    are shared out among the ranks, and all get all results: what `run` leaves behind in Python is known to one rank only.
+    With a seed the caller's random state is restored, also if the loader draws from it. In a process group the batches are
+    distributed over the processes, and each gets all results; side effects of `run` happen in one process only.
 
-    :param of: what `run` depends on, which must be the same on all ranks: an estimator, or programs.
-    :param everywhere: let every rank compute all batches.
-    :raises EmptyBatchError: if the loader yields nothing.
-    :raises ArgumentError: if `args` returns no tuple and no dict.
+    :param of: the objects on which `run` depends, which must be the same in all processes: an estimator, or programs.
+    :param everywhere: let every process compute all batches.
+    :raises EmptyBatchError: if the loader has no batch.
+    :raises ArgumentError: if `args` does not return a tuple or a dict.
     """
     if rank_and_size()[1] > 1:
         check_agreed({"seed of the call": seed, **about_ranks(of)})
@@ -132,10 +134,10 @@ def outcomes(
     checkpoint: Checkpoint | None = None,
     everywhere: bool = False,
 ) -> Generator[Found[T], None, None]:
-    """What comes of every batch, in their order: from the checkpoint where it is known, and kept there where it is new.
+    """The outcome of every batch, in order: read from the checkpoint if stored there, otherwise computed and stored.
 
-    An error says the number of its batch and the data in it, and keeps its class; or its words come in the place of a
-    result.
+    An error keeps its class, and its message has the number of the batch and its data. For a skipped batch, the message
+    replaces the result.
 
     :raises EmptyBatchError: if the loader yields nothing.
     """
@@ -171,7 +173,7 @@ def outcomes(
     num_batches = num_skipped = 0
     with kept():
         if seed is not None:
-            seed_torch(seed)  # a loader that shuffles draws from it
+            seed_torch(seed)  # a loader that shuffles draws from this state
         share = partial(computed_everywhere, why_not=lambda one: one.error) if everywhere else shared_out
         for one in share(numbered(loader), compute, lambda batch: digest_of(batch.data)):
             if checkpoint is not None:
@@ -184,7 +186,7 @@ def outcomes(
         raise EmptyBatchError(NO_BATCH)
     if num_skipped == num_batches:
         raise EmptyBatchError(
-            f"all {num_skipped} batches were skipped, so that there is no result. {in_words(one)}: {one.error}"
+            f"all {num_skipped} batches were skipped, so there is no result. {in_words(one)}: {one.error}"
         ) from (errors[-1] if errors else None)
 
 
@@ -195,7 +197,7 @@ def kept_in(checkpoint: Checkpoint | None, found: Found[T]) -> Found[T]:
 
 
 def numbered(loader: Iterable[Any]) -> Iterator[Batch]:
-    """The batches of a loader; its errors say where it stopped."""
+    """The batches of a loader; its errors have the position at which it stopped."""
     iterator, number, first = iter(loader), 0, 0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Results of batches in their order, held until they are joined. What is joined takes the place of its parts in memory."""
+"""Results of batches in order, kept until they are joined; a joined record replaces its parts in memory."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -15,13 +15,14 @@ STEP = 100  # results that are joined at a time
 class Parts:
     """Results of batches, in their order, for one `cat`.
 
-    Thousands of small tensors between others that come and go leave holes in memory, half as large again as what they hold.
-    So results are joined by the hundred, and these by the hundred again, where their class says that this changes nothing
-    (`Result._joins_in_steps`). The joined record and its parts are never both there: each tensor is let go of once copied.
+    Thousands of small tensors fragment memory, by half as much again as their size. Results are therefore joined by the
+    hundred, and these by the hundred again, if their class states that this gives the same record
+    (`Result._joins_in_steps`). The joined record and its parts are never in memory together: each tensor is released once it
+    is copied.
     """
 
     def __init__(self) -> None:
-        self._levels: list[list[Any]] = [[]]  # results, what was joined of a hundred of them, of a hundred of those, ...
+        self._levels: list[list[Any]] = [[]]  # results, records joined of a hundred results, of a hundred of those, ...
 
     def add(self, result: Any) -> None:
         level, held = 0, self._levels[0]
@@ -34,14 +35,14 @@ class Parts:
             held.append(whole)
 
     def joined(self) -> Any:
-        """One record of all; the parts are let go."""
+        """One record of all; the parts are released."""
         results = [result for held in reversed(self._levels) for result in held]
         self._levels = [[]]
         return joined(results, torch.empty) if joins_in_steps(results[0]) else type(results[0]).cat(results)
 
 
 def joins_in_steps(result: Any) -> bool:
-    """Whether the class that defines `cat` says so. A subclass with a `cat` of its own has to say it again."""
+    """Whether the class that defines `cat` states it. A subclass that overrides `cat` must state it again."""
     owner = next((kind for kind in type(result).__mro__ if "cat" in vars(kind)), object)
     return vars(owner).get("_joins_in_steps", False)
 
@@ -49,7 +50,7 @@ def joins_in_steps(result: Any) -> bool:
 def joined(results: list[Any], empty: Callable[..., Tensor]) -> Any:
     """`cat` of the results, which are used up: the list is empty afterwards.
 
-    :param empty: makes the tensors of the joined record, as `torch.empty` does.
+    :param empty: function that allocates the tensors of the joined record, like `torch.empty`.
     """
     kind, parts = type(results[0]), []
     while results:
@@ -58,7 +59,7 @@ def joined(results: list[Any], empty: Callable[..., Tensor]) -> Any:
 
 
 def with_changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """A copy of a record with all of this kind changed, also inside mappings and inside records that it holds."""
+    """A copy of a record with all values of this type changed, also inside mappings and inner records."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, Mapping):
@@ -72,7 +73,7 @@ def with_changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
 
 
 class Part:
-    """A tensor of a part, for one `torch.cat`, which lets go of it once it is copied. Its length stays known."""
+    """A tensor of a part, for one `torch.cat`, released once it is copied. Its length is kept."""
 
     def __init__(self, tensor: Tensor, empty: Callable[..., Tensor]) -> None:
         self.tensor: Any = tensor
@@ -111,7 +112,7 @@ def used_up(parts: list[Any], dim: int = 0) -> Tensor:
 
 
 def in_own_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.empty` in pages of its own, which go back to the system with it. What malloc gets back it may keep."""
+    """`torch.empty` in separate memory pages, which go back to the system when it is freed; malloc may keep pages."""
     size = torch.Size(shape).numel()
     if device.type != "cpu" or not size:
         return torch.empty(shape, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Several processes under an initialised `torch.distributed` group: what they tell one another, and must agree in."""
+"""Several processes in an initialised `torch.distributed` group: their communication, and checks that they agree."""
 
 import io
 import pickle
@@ -15,17 +15,18 @@ from ..errors import ProcessesError
 from ..noise import checked_seed
 
 T = TypeVar("T")
-ALONE = "For a job of its own on each rank, or on one rank alone, make the call inside `with pyro_vae.single_process():`"
-SAME = "Pass the same options, and load the same state on every rank or send it from one (torch.distributed.broadcast)"
+ALONE = "For a separate job on each rank, or a job on one rank only, make the call inside `with pyro_vae.single_process():`"
+SAME = "Pass the same options, and load the same state on every rank or broadcast it from one (torch.distributed.broadcast)"
 
 _alone = False
 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Inside, this process computes everything itself, whatever process group is initialised.
+    """Context in which this process computes everything alone, also if a process group is initialised.
 
-    For ranks that each have a model or data of their own, and for an evaluation on one rank while the others wait.
+    Use it where each process has a different model or different data, and for an evaluation in one process while the others
+    wait.
 
     Example::
 
@@ -41,17 +42,17 @@ def single_process() -> Iterator[None]:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The number of this process in the default group and how many it has; (0, 1) where nothing is shared out."""
+    """The rank of this process in the default group and the size of the group; (0, 1) without sharing."""
     if _alone or not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
 
 def exchanged(what: str, value: T) -> list[T]:
-    """What each rank passed, by rank.
+    """The values passed by all processes, by rank.
 
-    :param what: the occasion, in words, the same on all ranks.
-    :raises ProcessesError: where another rank is gone, or makes another call or none within the timeout of the group.
+    :param what: the occasion, in words, the same in all processes.
+    :raises ProcessesError: if another process has ended, makes another call, or makes none within the timeout of the group.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -59,12 +60,12 @@ def exchanged(what: str, value: T) -> list[T]:
     said: list[Any] = [None] * size
     mine = packed((what, value))
     try:
-        dist.all_gather_object(said, mine)  # by way of the GPU where the backend has no other, as nccl
+        dist.all_gather_object(said, mine)  # through the GPU where the backend requires it, as nccl does
     except RuntimeError as error:
         raise ProcessesError(
-            f"rank {rank} of {size} waited for the others at {what} and got no answer: one of them has ended, or has not "
-            f"made the same call within the timeout of the process group. Look at what the others printed. {ALONE}. From "
-            f"torch.distributed: {error}"
+            f"rank {rank} of {size} waited for the others at {what} and got no answer: one of them has ended, or has "
+            f"not made the same call within the timeout of the process group. Check the output of the others. {ALONE}. "
+            f"From torch.distributed: {error}"
         ) from error
     found = [unpacked(one) for one in said]
     for other, (came, _) in enumerate(found):
@@ -76,18 +77,18 @@ def exchanged(what: str, value: T) -> list[T]:
 
 
 def of_rank_0(what: str, value: T) -> T:
-    """What rank 0 passed, on all ranks."""
+    """The value passed by rank 0, on all ranks."""
     return exchanged(what, value)[0]
 
 
 def shared_seed(seed: int | None) -> int:
-    """The seed, or where there is none a fresh one: that of rank 0 on all ranks."""
+    """The seed, or a fresh one of rank 0 on all ranks if there is none."""
     fresh = checked_seed(seed)
     return of_rank_0("the seed", fresh) if seed is None else fresh
 
 
 def check_agreed(about: Mapping[str, Any]) -> None:
-    """Refuse ranks that differ in any of these: the name of something, and a string or number that tells it."""
+    """Raise if processes differ in any of these: names, with a string or number that identifies each."""
     said = exchanged("the start of a pass over the data", dict(about))
     for rank, one in enumerate(said):
         names = [name for name in {**said[0], **one} if said[0].get(name) != one.get(name)]
@@ -107,7 +108,7 @@ def difference_in_words(name: str, mine: Any, other: Any, rank: int) -> str:
 
 
 def gathered(what: str, compute: Callable[[], T]) -> list[T]:
-    """What each rank computes, by rank. An exception on one comes up on all."""
+    """The results computed by all processes, by rank. An exception in one is raised in all."""
     if rank_and_size()[1] == 1:
         return [compute()]
     found, failure = None, None
@@ -121,7 +122,7 @@ def gathered(what: str, compute: Callable[[], T]) -> list[T]:
 
 
 def rank_0_first(what: str, compute: Callable[[], T]) -> T:
-    """`compute()` on rank 0, and then on the others. An exception on one comes up on all."""
+    """`compute()` on rank 0, and then on the others. An exception in one is raised in all."""
     rank, size = rank_and_size()
     if size == 1:
         return compute()
@@ -139,7 +140,7 @@ def rank_0_first(what: str, compute: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on one rank; `error` can be sent, and says where it comes from."""
+    """An error of one process; `error` can be sent, and its message has the rank."""
 
     error: Exception
     traceback: str
@@ -152,7 +153,7 @@ def raise_first(failures: Sequence[Failure | None]) -> None:
 
 
 def failure_of(error: Exception) -> Failure:
-    """The exception in a form that all ranks can raise; of the same class where that can be sent."""
+    """The exception in a form that all processes can raise; of the same class if that can be sent."""
     rank, size = rank_and_size()
     where = f"on rank {rank} of {size}"
     told = "".join(traceback.format_exception(error))
@@ -172,16 +173,16 @@ def packed(result: Any) -> bytes:
     file = io.BytesIO()
     try:
         torch.save(result, file)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:  # as pickle words it by the kind of object
+    except (AttributeError, TypeError, pickle.PicklingError) as error:  # pickle's errors depend on the type of object
         raise ProcessesError(
-            f"what was found for a batch ({type(result).__name__}) cannot be sent to the other ranks: {error}. Return a "
+            f"the result of a batch ({type(result).__name__}) cannot be sent to the other ranks: {error}. Return a "
             f"record of numbers and tensors. {ALONE}"
         ) from error
     return file.getvalue()
 
 
 def unpacked(result: bytes) -> Any:
-    """From a rank of the same job. What lay on its GPU lies on this rank's current one."""
+    """An object from another process. Tensors on its GPU are moved to the current GPU of this process."""
     return torch.load(io.BytesIO(result), map_location=own_device, weights_only=False)
 
 

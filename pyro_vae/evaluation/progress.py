@@ -1,4 +1,4 @@
-"""What a run over a loader says while it goes on: the mean so far, its error, the share of data in doubt."""
+"""The progress of a run over a loader: the mean so far, its error, the share of data in doubt."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -10,17 +10,17 @@ from ..records import FEW
 from .found import Found
 
 T = TypeVar("T")
-FEWEST_BATCHES, FEWEST_DATA = 5, 100  # before which the spread of the data is not known well enough to stop by
+FEWEST_BATCHES, FEWEST_DATA = 5, 100  # fewest batches and data for which the spread is known well enough to stop
 
 
 class RunningMean:
-    """The mean of the headline number of records over their data, as draws from a population, in double precision.
+    """The mean of the main number of records over their data, as draws from a population, in double precision.
 
-    The spread of the estimates over data holds both the spread of the truths and the Monte Carlo noise, so that
+    The spread of the estimates over data includes both the spread of the true values and the Monte Carlo noise, so that
 
         error = standard deviation over the data / sqrt(N)
 
-    is the whole error of the mean of a population.
+    is the full error of the mean of a population.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class RunningMean:
         return self.num_doubted / self.num_data if self.num_data else 0.0
 
     def is_within(self, tolerance: float) -> bool:
-        """Whether the error is at most that, and may be believed: enough data, and at most 5% of them in doubt."""
+        """Whether the error is at most this, and reliable: enough data, and at most 5% of them in doubt."""
         enough = self.num_batches >= FEWEST_BATCHES and self.num_data >= FEWEST_DATA
         return enough and self.error <= tolerance and self.share_doubted <= FEW
 
@@ -66,7 +66,7 @@ class RunningMean:
 
 
 class Bar:
-    """A progress bar, batches as its unit; those that are known from a checkpoint do not count in the speed."""
+    """A progress bar of batches; those read from a checkpoint do not count in the speed."""
 
     def __init__(self, title: str, loader: Iterable[Any], progress: bool, num_known: int = 0) -> None:
         shown: Any = {"desc": title, "unit": "batch", "disable": not progress}
@@ -79,7 +79,7 @@ class Bar:
         self._bar.close()
 
     def behind(self, found: Iterable[Found[T]], mean: RunningMean | None = None) -> Iterator[Found[T]]:
-        """The same ones; the bar moves once the reader is done with one."""
+        """The same items; the bar advances once the consumer is done with one."""
         num_skipped = 0
         for place, one in enumerate(found):
             yield one
@@ -91,7 +91,7 @@ class Bar:
 
 
 def length_of(loader: Iterable[Any]) -> int | None:
-    """`None` for an iterator, or a loader of an iterable data set, whose end nobody knows."""
+    """The number of batches; `None` for an iterator, or a loader of an iterable data set."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:

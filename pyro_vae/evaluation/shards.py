@@ -1,4 +1,4 @@
-"""The batches that lie in the files of a checkpoint, read when they are asked for."""
+"""The batches in the files of a checkpoint, read when they are needed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -8,9 +8,9 @@ from .found import Found
 
 
 class Shards:
-    """Which batch lies in which file. They are taken in their order, so that few files are in memory at a time.
+    """The batches of each file. They are read in order, so that few files are in memory at a time.
 
-    Every file is read twice: all of them at first, so that a damaged one shows before anything runs.
+    Every file is read twice: all of them at the start, so that a damaged one is found before anything runs.
 
     :ivar errors: why a batch was skipped, by its number; empty where it has a result.
     """
@@ -22,17 +22,18 @@ class Shards:
         self._open: dict[Path, dict[int, Found]] = {}
         for path in paths:
             for one in read(path):
-                if not one.error or self.errors.get(one.number, one.error):  # a result counts more than why there was none
+                # a result takes precedence over the reason for a skip
+                if not one.error or self.errors.get(one.number, one.error):
                     self._places[one.number], self.errors[one.number] = path, one.error
         self._num_left = Counter(self._places.values())
 
     @property
     def last(self) -> int | None:
-        """The number of the last batch that was not taken."""
+        """The index of the last batch that was not taken."""
         return max(self._places, default=None)
 
     def take(self, number: int) -> Found | None:
-        """What is known of a batch, handed out once."""
+        """The stored result of a batch, returned once."""
         if (path := self._places.get(number)) is None:
             return None
         if path not in self._open:

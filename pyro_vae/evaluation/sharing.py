@@ -1,8 +1,8 @@
-"""The batches of a loader, shared out among the ranks of a process group.
+"""The batches of a loader, distributed over the processes of a group.
 
-Every rank goes through the whole loader, in rounds of as many batches as there are ranks. Rank r computes batch r of a
-round; then all tell one another what they saw and found. So every rank has all results, in the order of the data, and after
-each round all know whether one has failed, has other data, or is gone.
+Every process iterates over the whole loader, in rounds of as many batches as there are processes. Rank r computes batch r of
+a round; then all exchange digests and results. Every process therefore has all results, in the order of the data. After each
+round all know whether one has failed, has other data, or has ended.
 """
 
 import itertools
@@ -15,20 +15,20 @@ from .processes import ALONE, Failure, exchanged, failure_of, packed, raise_firs
 
 T = TypeVar("T")
 SAME_LOADER = (
-    "Pass the same loader on every rank, without a DistributedSampler, a generator of its own or random augmentation: its "
-    "batches are shared out here"
+    "Pass the same loader on every rank, without a DistributedSampler, a separate generator or random augmentation: "
+    "its batches are distributed here"
 )
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one rank says at the end of a round.
+    """The message of one process at the end of a round.
 
-    :ivar seen: digests of the batches of the round, fewer than ranks where the loader has ended or failed.
-    :ivar complete: whether there are no more of them than that.
-    :ivar found: the result of its own batch, packed.
-    :ivar failed: the number of the batch where it failed.
-    :ivar skipped: why batches were left out, by their numbers.
+    :ivar seen: digests of the batches of the round, fewer than processes if the loader has ended or failed.
+    :ivar complete: whether the loader has ended.
+    :ivar found: the result of the batch of this process, packed.
+    :ivar failed: the index of the batch at which it failed.
+    :ivar skipped: why batches were skipped, by index.
     """
 
     seen: tuple[str, ...]
@@ -40,13 +40,13 @@ class Said:
 
 
 def shared_out(batches: Iterable[Any], compute: Callable[[Any], T], digest: Callable[[Any], str]) -> Iterator[T]:
-    """`compute(batch)` for all batches in their order, on every rank, each computed by one of them.
+    """`compute(batch)` for all batches in order, in every process, each computed by one of them.
 
-    All ranks must stop taking results at the same one. An exception comes up on all of them, and where one process alone
-    would have raised it: after the results before.
+    All processes must stop taking results at the same one. An exception is raised in all of them, after the results before
+    it, as in a single process.
 
-    :param digest: tells a batch from others, so that ranks with other data are found.
-    :raises ProcessesError: where ranks see other batches, or one of them is gone.
+    :param digest: digest of a batch, with which processes with other data are found.
+    :raises ProcessesError: if processes have other batches, or one of them has ended.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -64,7 +64,7 @@ def shared_out(batches: Iterable[Any], compute: Callable[[Any], T], digest: Call
             failure = failure_of(error)
         if rank < len(seen):
             try:
-                with single_process():  # loops inside are this rank's own
+                with single_process():  # loops inside belong to this process only
                     found = packed(compute(mine))
             except Exception as error:
                 failed = first + rank
@@ -82,9 +82,9 @@ def shared_out(batches: Iterable[Any], compute: Callable[[Any], T], digest: Call
 def computed_everywhere(
     batches: Iterable[Any], compute: Callable[[Any], T], digest: Callable[[Any], str], why_not: Callable[[T], str]
 ) -> Iterator[T]:
-    """As `shared_out`, but every rank computes all batches. Ranks with other batches are found at the end.
+    """As `shared_out`, but every process computes all batches. Processes with other batches are found at the end.
 
-    :param why_not: why a batch was left out, or nothing.
+    :param why_not: why a batch was skipped, or empty.
     """
     rank, size = rank_and_size()
     seen: list[str] = []
@@ -110,13 +110,14 @@ def computed_everywhere(
     for other, one in enumerate(said):
         if one.skipped.keys() != said[0].skipped.keys():
             raise ProcessesError(
-                f"rank 0 left out the batches {said[0].skipped or 'none'}, rank {other} {one.skipped or 'none'}, but all "
-                "ranks must go on with the same data: mend what they say, or leave those batches out of the loader"
+                f"rank 0 left out the batches {said[0].skipped or 'none'}, rank {other} {one.skipped or 'none'}, but "
+                "all ranks must continue with the same data: fix the reported errors, or remove those batches from "
+                "the loader"
             )
 
 
 def check_same_batches(said: Sequence[Said], first: int) -> None:
-    """Refuse ranks whose loaders have other batches, or end elsewhere."""
+    """Raise for processes whose loaders have other batches, or another length."""
     for rank, one in enumerate(said):
         pairs = zip(said[0].seen, one.seen, strict=False)
         bad = next((place for place, (a, b) in enumerate(pairs) if a != b), None)

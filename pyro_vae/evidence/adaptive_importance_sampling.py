@@ -1,4 +1,4 @@
-"""Importance sampling from proposals fitted to each datum first."""
+"""Importance sampling from proposals that are first fitted to each datum."""
 
 from dataclasses import dataclass
 
@@ -17,40 +17,42 @@ from .summary import summarise
 class AdaptiveImportanceSampling(Estimator):
     r"""log p(x) by importance sampling from proposals fitted to the posterior of each datum.
 
-    Starting at the guide, a full-covariance Gaussian over all latents of a datum, in unconstrained space, is fitted by
-    regressing gradients of log p(x, z) on the points where they were taken (an averaged Newton step, see
+    A full-covariance Gaussian over all latents of a datum, in unconstrained space, is fitted first. The fit starts at the
+    guide. It regresses gradients of log p(x, z) on the points where they were taken, which is an averaged Newton step (see
     `pyro_vae.proposals`). Then::
 
         log p(x) ~ log 1/K sum_k p(x, z_k) / r(z_k),    z_k ~ r = 0.98 N(m, 1.05^2 S) + 0.02 p(z)
 
-    (the factor is 1 + 0.35 / sqrt(D)). Unbiased for p(x), so a lower bound on log p(x) in expectation; the share of the
-    prior keeps the weights bounded. On amortized guides this is more than a nat nearer to log p(x) than
-    `ImportanceSampling` at ten times the cost.
+    Here 1.05 stands for the factor 1 + 0.35 / sqrt(D). The estimate of p(x) is unbiased, so that of log p(x) is a lower
+    bound in expectation. The prior's share of r keeps the weights bounded. On amortized guides this is more than a nat
+    nearer to log p(x) than `ImportanceSampling` at ten times the cost.
 
-    One Gaussian misses what is not near it, with good diagnostics. Up to ten latents the default therefore looks for more.
-    Four spread draws of the prior are moved uphill, and two further fits start from them or from other draws: one where
-    p(x, z) is highest outside the first fit, one where it is highest above both. The fits share the draws by their estimated
-    masses. Per datum, one to three components and Gaussian or Student t tails, whichever measures the largest effective
-    sample size on the points of search and fits. These points only choose: no weight is made of them, so the estimate stays
-    unbiased. A mode can still be missed, less and less often the more latents there are, see :doc:`/evidence`. A posterior
-    with more modes than three components can hold is doubted: `doubts["search"]` is true where the search has seen a mode
-    that holds 2% of p(x) or more and that the proposal lacks.
+    One Gaussian can miss a second mode, and its weights do not show it. With at most ten latents the default therefore
+    searches for more modes. The search moves four spread draws of the prior uphill and makes two further fits, from these or
+    from other draws. One fit is where p(x, z) is highest outside the first fit, the other where it is highest above both.
+    The fits share the draws by their estimated masses. For each datum, the proposal has one to three components with
+    Gaussian or Student t tails. The one with the largest effective sample size is used, measured on the points of the search
+    and of the fits. These points enter no weight, so the estimate stays unbiased. A mode can still be missed, less often the
+    more latents there are, see :doc:`/evidence`. Where a posterior has more modes than three components can hold, the number
+    is doubted: `doubts["search"]` is true where the search has seen a mode that holds 2% of p(x) or more and that the
+    proposal lacks.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
-    :param guide: its guide, with the same latent sites; the start of the fits, and what `elbo` is about.
+    :param guide: its guide, with the same latent sites. The fits start at it, and `elbo` is its ELBO.
     :param num_particles: K, weights per datum.
     :param num_gradients: gradients per datum for the fit, each counted as three decoder evaluations; by default
         `max(20 + 3 D, min(0.35 K, 40 + 5 D))` for D latents.
-    :param proposal: "gaussian", "student" (a multivariate t of 5 + D degrees, the factor 1 + 0.15 / sqrt(D)), "mixture" (the
-        search, which costs another 22 + min(K / 10, 500) + 3 D decoder evaluations and 36 + 2 (12 + 3 D) gradients), or
-        "auto": "mixture" up to ten latents, "gaussian" beyond.
-    :param check: look from the posterior's side too, as `ImportanceSampling` does, for about 326 more decoder
-        evaluations; from 100 particles on. The proposals come from such a fit already, so it seldom finds anything.
+    :param proposal: "gaussian", "student", "mixture" or "auto". "student" is a multivariate t with 5 + D degrees of freedom
+        and the factor 1 + 0.15 / sqrt(D). "mixture" is the search above; it costs another 22 + min(K / 10, 500) + 3 D
+        decoder evaluations and 36 + 2 (12 + 3 D) gradients. "auto" is "mixture" up to ten latents and "gaussian" beyond.
+    :param check: make a second estimate from a fit to the posterior, as `ImportanceSampling` does, for about 326 more
+        decoder evaluations. It is made with 100 particles or more. The proposals come from such a fit already, so it seldom
+        finds anything.
 
     Called with the model's own arguments; returns `Evidence` for the B data of the call.
 
-    :raises LocalFitError: for latents that cannot be fitted; `ImportanceSampling` needs no fit.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises LocalFitError: for latents that cannot be fitted. Use `ImportanceSampling`, which fits nothing.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
     :raises OptionError: for counts that are too small and for another `proposal`.
 

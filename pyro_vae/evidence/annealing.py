@@ -1,4 +1,4 @@
-"""Forward and reverse chains of one call along a path from a start to the posterior, tuned by a pilot run."""
+"""Forward and reverse annealed chains of one call, with step sizes and temperatures tuned by a pilot run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .paths import Path, Start
 from .summary import guide_draws, summed_draws
 
 Schedule = Literal["adaptive", "linear", "sigmoid"]
-# Is shown the number of the temperature, the states and the log-weights so far; may give others to go on with.
+# Called with the index of the temperature, the states and the log-weights so far; may return replacements for both.
 Visit = Callable[[int, State, Tensor], tuple[State, Tensor] | None]
-SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three is so many times as long as tuned
+SHORT_EVERY, SHORT = 3, 0.125  # on a given grid, one transition in three has a step size scaled by one of these factors
 PILOT_STEPS, PILOT_CHAINS = 40, 4
 FIRST_STEP_SIZE = 0.8  # radians
 SIGMOID_STEEPNESS = 4.0  # of Grosse, Ghahramani and Adams (2015)
-LINEAR_SHARE = 0.2  # of an adaptive schedule, in case the pilot saw no variation where there is some
-FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with at least so many particles
+LINEAR_SHARE = 0.2  # of an adaptive schedule is spent evenly, in case the pilot measured no variation where there is some
+FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with at least this many particles
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -51,10 +51,12 @@ class AnnealedChains(Estimator):
 
 
 class Annealing:
-    """The path of forward and reverse chains, with step sizes and temperatures from a pilot run.
+    """A path from a start to the joint density, and chains in both directions along it.
 
-    :param grid: temperatures (T + 1,) from 0 on in place of the options' schedule, the same for all data. From a start at
-        the prior they may run past 1: start^(1 - t) joint^t is p(z) p(x given z)^t.
+    Step sizes and temperatures come from a pilot run.
+
+    :param grid: temperatures (T + 1,) that start at 0 and replace the schedule of the options, the same for all data. With
+        the prior as the start they may exceed 1: start^(1 - t) joint^t is then p(z) p(x given z)^t.
     """
 
     def __init__(self, call: Call, options: AnnealedChains, grid: Tensor | None = None) -> None:
@@ -63,11 +65,13 @@ class Annealing:
         self.elbo = weights.elbo
         guide, model = summed_draws(call, guide, model)
         if not call.structure.latents:
-            raise LocalFitError("all latents are summed out, so there is nothing to anneal: use ImportanceSampling")
+            raise LocalFitError(
+                "all latents are enumerated and summed out, so there is nothing to anneal: use ImportanceSampling"
+            )
         if call.structure.read_prior_sites:
             raise LocalFitError(
-                f"{quoted(call.structure.read_prior_sites)} would be drawn from the prior anew at every step of a chain: "
-                "use AdaptiveImportanceSampling, or add them to the guide"
+                f"{quoted(call.structure.read_prior_sites)} would be drawn from the prior anew at every step of a "
+                "chain: use AdaptiveImportanceSampling, or add them to the guide"
             )
         known = (*call.structure.latents, *call.structure.guide_enumerated)
         hidden = [name for name in guide if name not in known]
@@ -77,12 +81,13 @@ class Annealing:
                 "start='fitted'"
             )
         self.latent_shapes = {name: value.shape[1:] for name, value in call.latent_values(guide).items()}
-        # What long chains cost allows more starts of the search, and a mode that it misses the chains miss too.
+        # Long chains cost so much that more starts of the search are affordable. Chains miss any mode that the search
+        # misses.
         num_particles = max(FIT_PARTICLES, options.num_steps * options.num_chains)
         proposal: Proposal = "auto" if options.start == "fitted" else "gaussian"
         fitted = fit_proposals(call, guide, model, self.elbo, num_particles, None, proposal)
         if options.start != "fitted":
-            fitted = replace(fitted, why_not=f"chains from the {options.start} search for no modes")
+            fitted = replace(fitted, why_not=f"there is no search for modes with start='{options.start}'")
         self.space, self.fitted, moments = fitted.space, fitted, fitted.moments
         if options.start == "prior":
             call.set_noise(Noise.PILOT, 0)
@@ -95,9 +100,9 @@ class Annealing:
     def forward(self, visit: Visit | None = None) -> tuple[Tensor, Tensor, State]:
         """Log-weights (C, B), acceptance (B,) and the last states, from the start to the joint.
 
-        `visit` sees the states and the log-weights so far at every temperature: the start, then after each transition. It
-        may return others in their place, as a resampling step does; the columns then depend on one another, and errors that
-        take them for independent, those of `summarise`, are too small.
+        `visit` is called with the states and the log-weights so far at every temperature: at the start, then after each
+        transition. It may return replacements, as a resampling step does. The chains of a datum then depend on one another,
+        and errors that assume independent chains, such as those of `summarise`, are too small.
         """
         self.call.set_noise(Noise.ANNEAL, 0)
         state = self.path.draw(self.options.num_chains)
@@ -106,7 +111,7 @@ class Annealing:
         if visit is not None:
             state, log_weight = visit(0, state, log_weight) or (state, log_weight)
         for i in self._steps("forward chains", range(1, self.options.num_steps + 1)):
-            log_weight = log_weight + self._increment(state, i)  # not in place: the visitor may have kept it
+            log_weight = log_weight + self._increment(state, i)  # not in place: the visitor may have kept a reference to it
             self.call.set_noise(Noise.ANNEAL, i)
             state, accepted = self._move(state, i)
             acceptance += accepted.mean(0) / self.options.num_steps
@@ -116,7 +121,7 @@ class Annealing:
         return log_weight, acceptance, state
 
     def reverse(self, u: Tensor, stream: int) -> tuple[Tensor, Tensor, State]:
-        """Log-weights (C, B), acceptance (B,) and the first states, from posterior draws u, (C, B, D), to the start."""
+        """Chains from posterior draws u, (C, B, D), to the start: log-weights (C, B), acceptance (B,), first states."""
         state = first = self.path.evaluate(u)
         log_weight = torch.zeros_like(state.log_joint)
         acceptance = torch.zeros_like(log_weight[0])
@@ -136,8 +141,9 @@ class Annealing:
         reference = self.path.reference(t.clamp(max=1), state.u)  # beyond the joint the fit would be extrapolated
         step_size = self.step_sizes[i]
         if self.grid is not None and i % SHORT_EVERY == 0:
-            # Whoever gave a grid looks at all states alike: none may be stuck where the density is steeper than was tuned
-            # for. Weights alone would forget such a chain. Which steps are short depends on no state.
+            # With a given grid all states are used alike, not by weight. No chain may then be stuck where the density is
+            # steeper than the step size was tuned for. Which steps are short must not depend on the state, or the transition
+            # is not invariant.
             step_size = SHORT * step_size
         return transition(state, self.path.evaluate, t, reference, step_size, self.options.num_leapfrog)
 
@@ -148,7 +154,8 @@ class Annealing:
         """Temperatures and step sizes, (T + 1, B) each, from a pilot run of a few chains; frozen from then on."""
         pilot_steps = min(self.options.num_steps, PILOT_STEPS)
         share = torch.linspace(0, 1, pilot_steps + 1, dtype=self.elbo.dtype, device=self.elbo.device)
-        grid = share if self.options.start == "fitted" else share**3  # other starts change fastest at first
+        # with other starts the density changes fastest at first
+        grid = share if self.options.start == "fitted" else share**3
         if self.grid is not None:
             grid = grid * self.grid[-1]
         self.call.set_noise(Noise.PILOT, 1)
@@ -169,8 +176,8 @@ class Annealing:
     def _temperatures(self, grid: Tensor, spreads: Tensor) -> Tensor:
         """(T + 1, B), from 0 to 1.
 
-        "adaptive" takes steps of equal conditional ESS, 1 / (1 + step^2 variance of log_joint - log_start): equal parts of
-        the integral of the standard deviation that the pilot saw.
+        "adaptive" takes steps of equal conditional effective sample size, 1 / (1 + step^2 variance of log_joint -
+        log_start). These are equal parts of the integral of the standard deviation that the pilot measured.
         """
         if self.grid is not None:
             return self.grid.unsqueeze(-1).expand(-1, spreads.shape[1])
@@ -197,7 +204,7 @@ def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def finite_spread(differences: Tensor) -> Tensor:
-    """Standard deviation over chains, (C, B) to (B,), of those that are finite: a weight of zero ends its chain."""
+    """Standard deviation over the finite values of chains, (C, B) to (B,): a weight of zero ends its chain."""
     kept = differences.isfinite()
     values = torch.where(kept, differences, torch.zeros_like(differences))
     count = kept.sum(0).clamp(min=1)

@@ -1,4 +1,4 @@
-"""How many annealing steps are enough, from the barrier between start and posterior and the spread of the weights."""
+"""How many annealing steps are enough, from the barrier between start and posterior and the variance of the log-weights."""
 
 from __future__ import annotations
 
@@ -14,28 +14,33 @@ from ..records import Result, check_records, check_same, places, to_plain
 
 ENOUGH = 0.5  # variance of log-weights: intervals from 16 chains cover 92%, and the effective sample size is 60% of them
 TOO_FEW = 2.0  # the variance from which on they cover less than 85%
-SHARE = 0.95  # of the data, for which the printed number of steps is enough
+SHARE = 0.95  # share of the data for which the printed number of steps is enough
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Barrier(Result):
-    r"""How far the posterior is from the start of a path, and how many steps are enough for it. B data.
+    r"""The distance from the start of an annealing path to the posterior, and how many steps are enough for it. B data.
 
-    The global barrier is the length of the path, in standard deviations of log p(x, u) - log s(u) along it::
+    The global barrier Lambda is the length of the path, in standard deviations of log p(x, u) - log s(u) along it::
 
         Lambda = integral from 0 to 1 of sd_t(log p(x, u) - log s(u)) dt
 
-    With T steps of equal length in that measure, and transitions that draw anew from each s^(1 - t) p(x, .)^t, log-weights
-    have the variance Lambda^2 / T for large T, and the estimate from C chains has the error
-    sqrt((exp(Lambda^2 / T) - 1) / C); no schedule does better. Chains that forget slowly do worse, by a factor that T does
-    not change once it is large: it is read off the variance that the log-weights had.
+    Take T steps of equal length in that measure, and transitions that draw independently from each s^(1 - t) p(x, .)^t. For
+    large T, log-weights then have the variance Lambda^2 / T, and the estimate from C chains has the error sqrt((exp(Lambda^2
+    / T) - 1) / C). No schedule does better. Transitions that move slowly have a larger error, by a factor that does not
+    depend on T once T is large. This factor is estimated from the variance that the log-weights had.
 
     References: Syed, Bouchard-Côté, Chern and Doucet (2024), "Optimised Annealed Sequential Monte Carlo Samplers",
     https://arxiv.org/abs/2408.12057.
 
     :ivar length: (B,) Lambda.
-    :ivar variance: (B,) of the log-weights over the chains.
-    :ivar num_steps: T, steps that ran.
+    :ivar variance: (B,) variance of the log-weights over the chains.
+    :ivar num_steps: T, the steps that ran.
+
+    Example::
+
+        evidence = pv.AnnealedImportanceSampling(model, guide, num_steps=200, num_chains=16)(x)
+        print(evidence.barrier)
     """
 
     _derived = ("enough", "too_few")
@@ -57,7 +62,7 @@ class Barrier(Result):
 
     @property
     def num_enough(self) -> int:
-        """The steps that are enough for 95 of 100 data, to two digits."""
+        """The steps that are enough for 95% of the data, to two digits."""
         number = quantile_in_place(self.enough, SHARE)
         unit = 10 ** max(math.floor(math.log10(number)) - 1, 0)
         return math.ceil(number / unit) * unit
@@ -71,7 +76,7 @@ class Barrier(Result):
         return cls(**parts, num_steps=records[0].num_steps)
 
     def select(self, kept: Tensor) -> Barrier:
-        """Of some of the data."""
+        """The result for some of the data."""
         kept = places(kept, len(self))
         return replace(self, length=self.length[kept], variance=self.variance[kept])
 
@@ -89,7 +94,7 @@ class Barrier(Result):
 
 
 def quantile_in_place(values: Tensor, share: float) -> float:
-    """`values.quantile(share)` in double precision, which leaves (B,) values in another order: no copy of them is made."""
+    """`values.quantile(share)` in double precision. It reorders `values`, (B,), to avoid a copy."""
     place = share * (len(values) - 1)
     ends = [math.floor(place), math.ceil(place)]
     ordered = values.numpy(force=True)

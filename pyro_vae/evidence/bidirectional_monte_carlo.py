@@ -21,26 +21,27 @@ from .meter import Meter
 from .sandwich import Sandwich
 from .summary import summarise
 
-RANK_LIMIT = 6.0  # standard errors; a false alarm in 500 million runs
+RANK_LIMIT = 6.0  # standard errors; one false alarm in 500 million runs
 NEAR = 1.0  # nats of mean width
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class BidirectionalMonteCarlo(AnnealedChains):
-    r"""log p(x) of simulated data between two bounds (Grosse, Ghahramani and Adams, 2015, https://arxiv.org/abs/1511.02543).
+    r"""Lower and upper bounds on log p(x) of simulated data by bidirectional Monte Carlo.
 
-    Chains of `AnnealedImportanceSampling` give the lower bound. The same chains run backwards from the latents that
-    produced the data, which are an exact draw from the posterior, give the upper one::
+    Chains of `AnnealedImportanceSampling` give the lower bound. Chains that run backwards from the latents that produced the
+    data give the upper bound (Grosse, Ghahramani and Adams, 2015, https://arxiv.org/abs/1511.02543). These latents are an
+    exact draw from the posterior, hence::
 
         log p(x) <= E[ -log 1/C sum_c 1 / w_c ],   w of the reverse chains
 
-    **Only simulated data have an upper bound.** For real data nobody has a draw from the posterior; a chain that starts
-    elsewhere, at the guide say, gives a number that bounds nothing. What a sandwich says about real data is how well the
-    same settings do on data of the same model.
+    **Only simulated data have an upper bound.** For real data no exact draw from the posterior is available, and a chain
+    that starts elsewhere, for instance at the guide, gives no bound. For real data the two bounds only tell how well the
+    same settings do on data simulated from the same model.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param latents: the latents behind the data by site, (B, D) each, as `simulate(...).latents`.
+    :param latents: the latents that produced the data, by site, (B, D) each: `simulate(...).latents`.
     :param num_steps: T, temperatures after the first.
     :param num_chains: C, chains per datum, each way.
     :param num_leapfrog: gradients per transition.
@@ -48,15 +49,15 @@ class BidirectionalMonteCarlo(AnnealedChains):
     :param schedule: "adaptive", "linear" or "sigmoid".
     :param progress: show a progress bar on runs of more than a few seconds.
     :param datum_plate: the plate of the data, as in all estimators.
-    :param prior_sites: refused here if any.
+    :param prior_sites: must be empty here.
 
-    Called with the model's own arguments, `simulate(...).observed` in place of the data; returns a `Sandwich` for the B
-    data of the call: log p(x) from both sides, nats.
+    Call it with the model's arguments, with `simulate(...).observed` in place of the data. It returns a `Sandwich` for the B
+    data of the call: both bounds on log p(x), in nats.
 
-    :raises LatentsError: for latents of another shape or outside their support, and for latents that can be told from
-        posterior draws: their log p(x, z) must rank evenly among the last states of the chains.
+    :raises LatentsError: for latents of another shape or outside their support, and for latents that are not posterior draws
+        of these data. The test is that their log p(x, z) ranks uniformly among the last states of the chains.
     :raises LocalFitError: for latents that are not continuous.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
 
     Example::
 
@@ -97,7 +98,8 @@ def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
     structure = run.call.structure
     if structure.subsampled:
         raise LatentsError(
-            "with a subsampled plate nobody knows whose latents these are: call the model with all simulated data"
+            "with a subsampled plate it is not known which data these latents belong to: call the model with all simulated "
+            "data"
         )
     missing = [name for name in structure.latents if name not in latents]
     left_out = (*structure.guide_enumerated, *structure.model_enumerated, *structure.prior_sites)
@@ -127,9 +129,9 @@ def posterior_draws(run: Annealing, latents: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_ranks(sandwich: Sandwich, given: Tensor, reached: Tensor) -> None:
-    """Refuse latents that are no posterior draws: their log p(x, z), (B,), must rank evenly among the chains, (C, B).
+    """Raise for latents that are no posterior draws: their log p(x, z), (B,), must rank uniformly among the chains, (C, B).
 
-    Looked at only where the bounds are near each other, for only then are the chains near the posterior.
+    The test runs only where the bounds are close, because only then are the chains near the posterior.
     """
     share = (reached < given).double().mean(0)
     spread = math.sqrt((1 + 2 / len(reached)) / 12 / len(given))  # of a mean of C chains whose chance is uniform

@@ -1,4 +1,4 @@
-"""The share of log p(x) that rests on draws for which floats are too coarse."""
+"""The share of the importance weight on draws that floating point resolves too coarsely."""
 
 import math
 
@@ -7,12 +7,15 @@ from torch import Tensor
 
 from ..kernel import Call, Record
 
-SHARE = 0.02  # of p(x), that such draws may carry
+SHARE = 0.02  # largest share of p(x) that such draws may carry
 
 
 class CoarseDraws:
-    """The share of the weight on draws of the guide whose distance from an end of the support, or from one another, is
-    mostly rounding: see `Call.coarse`."""
+    """The share of the weight on coarse draws of the guide.
+
+    A draw is coarse where its distance from an end of the support, or from another draw, is mostly rounding: see
+    `Call.coarse`.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call

@@ -1,4 +1,4 @@
-"""The base of all estimators: the options that they share, checked and documented once, and the call of a pair."""
+"""The base class of all estimators, with the options that they share."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -12,8 +12,8 @@ from ..options import names_of_sites, plate_or_none, seed_or_none
 from ..records import warn_about
 
 SHARED = {
-    "seed": "fixes the noise and leaves the caller's random state alone; `None` draws from that state.",
-    "datum_plate": "the plate of the data; found by itself where only one is common to all sites; `None` makes the\n"
+    "seed": "fixes the noise; the caller's random state is unchanged. `None` draws from that state.",
+    "datum_plate": "the plate of the data; found if only one is common to all sites; `None` makes the\n"
     "        whole call one datum.",
     "prior_sites": "latent sites of the model without a counterpart in the guide, to be drawn from the prior.",
     "check_support": "raise on observations outside the support of their likelihood.",
@@ -22,10 +22,11 @@ SHARED = {
 
 @dataclass(repr=False, eq=False)
 class OfPair:
-    """Whatever looks at a model and guide. A subclass is a dataclass too, `@dataclass(repr=False, eq=False, kw_only=True)`.
+    """Base class of everything that evaluates a model and guide.
 
-    Its fields are its options. What its docstring does not say of `seed`, `datum_plate`, `prior_sites` and `check_support`
-    is put in behind the other parameters.
+    A subclass is a dataclass too, `@dataclass(repr=False, eq=False, kw_only=True)`. Its fields are its options. If its
+    docstring does not document `seed`, `datum_plate`, `prior_sites` or `check_support`, their texts are added behind its
+    other parameters.
     """
 
     model: Callable
@@ -35,7 +36,7 @@ class OfPair:
     datum_plate: str | None = INFER
     prior_sites: Collection[str] = ()
     check_support: bool = True
-    draws_rather: ClassVar[bool] = False  # whether a guide that enumerates all latents is taken for one that draws them
+    draws_rather: ClassVar[bool] = False  # whether a guide that enumerates all latents is run so that it draws them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -57,7 +58,7 @@ class OfPair:
         )
 
     def check_options(self) -> None:
-        """Check the options of a subclass, and make plain numbers of those of NumPy."""
+        """Check the options of a subclass, and convert NumPy numbers to plain ones."""
 
     def __repr__(self) -> str:
         """One line with the options that are not the default ones."""
@@ -68,31 +69,34 @@ class OfPair:
 
 @dataclass(repr=False, eq=False)
 class Estimator(OfPair):
-    """What is called with the model's own arguments and gives a record with a number for each of the B data.
+    """An estimator: called with the model's arguments, it returns a record with a number for each of the B data.
 
-    A subclass writes `estimate(call)`. Everything in it runs isolated: whatever it does with `call`, no parameter, buffer,
-    setting or (with a seed) random state of the caller changes.
+    A subclass implements `estimate(call)`, which runs isolated: it changes no parameter, buffer, setting or (with a seed)
+    random state of the caller.
     """
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._pair.open(args, kwargs, self.seed) as call:
             record = self.estimate(call)
-        warn_about(record, stacklevel=3)  # past torch.no_grad, to the caller
+        # stack level beyond the wrapper of torch.no_grad, so that the warning points at the caller
+        warn_about(record, stacklevel=3)
         return record
 
     def estimate(self, call: Call) -> Any:
         """The record of the data of one call; its `warnings()` are issued to the caller."""
-        raise NotImplementedError(f"{type(self).__name__} lacks a method estimate(call)")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no method estimate(call): a subclass of Estimator must define it"
+        )
 
 
 def with_shared_options(doc: str) -> str:
-    """A docstring with the shared options that it leaves out, behind its other parameters."""
+    """The docstring with the shared options that it does not document, added behind its other parameters."""
     lines = doc.split("\n")
     found = [(i, match[1]) for i, line in enumerate(lines) if (match := re.match(r"( *):param ", line))]
     if not found:
         return doc
-    last, indent = found[-1]  # of the width that this version of Python leaves
+    last, indent = found[-1]  # with the indentation that this version of Python keeps in docstrings
     inside = indent + "    "
     end = next((i for i in range(last + 1, len(lines)) if not lines[i].startswith(inside)), len(lines))
     missing = [f"{indent}:param {name}: {text}" for name, text in SHARED.items() if f":param {name}:" not in doc]
@@ -105,7 +109,7 @@ def is_default(field: Field, value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """An option in a line: of tensors, arrays and mappings what they are."""
+    """Text of an option in one line; tensors, arrays and mappings are described, not printed."""
     return type(value).__name__ if hasattr(value, "shape") or isinstance(value, Mapping) else repr(value)
 
 

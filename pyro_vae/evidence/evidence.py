@@ -19,6 +19,7 @@ from ..records import (
     concatenated,
     mean_cost,
     normal_quantile,
+    page,
     places,
     student_quantile,
     to_plain,
@@ -29,8 +30,8 @@ from .k_curve import KCurve
 
 Bound = Literal["lower", "upper", "exact", "consistent"]
 RAISE = "Raise max_cost, and ask for a smaller tolerance than is needed"
-JUDGED = 100  # weights from which on a tail index is fitted
-MANY = 10_000  # numbers that become Python's at a time: each takes ten times as much memory there
+JUDGED = 100  # fewest weights for which a tail index is fitted
+MANY = 10_000  # numbers converted to Python objects at a time: each takes ten times as much memory there
 
 PER_DATUM = (
     "log_evidence",
@@ -52,41 +53,50 @@ PER_DATUM = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evidence(Result):
-    """log p(x) per datum, as an estimator returned it. B data; nats; larger is better.
+    """log p(x) per datum, as returned by an estimator. B data; nats; larger is better.
 
     :ivar log_evidence: (B,) estimate of log p(x).
-    :ivar std_error: (B,) its Monte Carlo error (delta method); not to be trusted where the datum is not `reliable`.
-    :ivar elbo: (B,) L[q] of the user's own guide, whatever the estimator.
+    :ivar std_error: (B,) its Monte Carlo error (delta method); too small, perhaps, where the datum is not `reliable`.
+    :ivar elbo: (B,) the ELBO of the guide as given, also where the estimator used other proposals.
     :ivar elbo_std_error: (B,) Monte Carlo error of `elbo`.
     :ivar ess: (B,) effective sample size, between 1 and `num_particles`.
     :ivar pareto_k: (B,) tail index of the weights; nan below 100 particles.
     :ivar smoothed: (B,) the same estimate with Pareto-smoothed weights; only the upper end of the interval reads it.
     :ivar bound: "lower" (at most log p(x) in expectation), "upper", "exact" or "consistent".
-    :ivar num_particles: K, the weights behind each value; the fewest, where data have different numbers of them.
+    :ivar num_particles: K, weights per datum; the smallest number, where data have different numbers.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
     :ivar acceptance: (B,) mean acceptance of the transitions of annealed chains, or `None`.
-    :ivar second: (B,) log p(x) once more, from the posterior's side, or `None`: see `ImportanceSampling`. Only the upper end
-        of the intervals reads it. It saw the same particles, so it is no bound and no better estimate.
+    :ivar second: (B,) a second estimate of log p(x), from a fit to the posterior, or `None`: see the option `check` of
+        `ImportanceSampling`. Only the upper end of the intervals uses it. It was fitted to the same particles, so it is
+        neither a bound nor a better estimate.
     :ivar second_std_error: (B,) its Monte Carlo error.
     :ivar particles: (B,) K of each datum, where they differ; otherwise `None`.
-    :ivar tolerance: the error that `AutoEvidence` was asked for; otherwise `None`.
-    :ivar curve: the estimate against K, where the weights are independent and alike (`ImportanceSampling`), or `None`.
-    :ivar barrier: how many annealing steps are enough, of annealed chains (`Barrier`), or `None`.
+    :ivar tolerance: the error requested from `AutoEvidence`; otherwise `None`.
+    :ivar curve: the estimate as a function of K (`KCurve`) for independent draws from the guide (`ImportanceSampling`), or
+        `None`.
+    :ivar barrier: how many annealing steps are enough, for annealed chains (`Barrier`), or `None`.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
     :ivar loader_index: (B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call.
-    :ivar fingerprint: (B,) int64, of the observed data: equal for the same datum, whatever the model. `None` where it is not
-        known, as in a record of your own. `compare` goes by it.
-    :ivar measure: what p(x) is: a "probability" of discrete data, a "density" or "mixed"; empty where it is not known.
-    :ivar stripped_scales: the scales of `poutine.scale` and N/B, by site, that the estimate leaves out.
-    :ivar given: the sites outside the data that have one value: everything here is given them.
-    :ivar left_out: observations and factors of the guide that are no part of log q.
-    :ivar looped: why the guide or the model ran for one particle at a time, which is right and slow, by "guide" or "model".
-    :ivar support_checked: `False` when values outside the likelihood's support were let through: then this is a score,
+    :ivar fingerprint: (B,) int64, a hash of each observed datum, the same for any model. `compare` matches data by it.
+        `None` where it is not known, as in a record that you made.
+    :ivar measure: the kind of p(x): "probability" for discrete data, "density" or "mixed"; empty where it is not known.
+    :ivar stripped_scales: the scales that the estimate does not apply, by site: those of `poutine.scale`, and N/B of
+        subsampling.
+    :ivar given: the sites outside the datum plate that have one value; all numbers here are conditional on these values.
+    :ivar left_out: observations and factors of the guide that are not counted in log q.
+    :ivar looped: why the guide or the model ran one particle at a time, by "guide" or "model". The numbers are right; it is
+        slow.
+    :ivar support_checked: `False` when values outside the likelihood's support were allowed: then the numbers are scores,
         not log p(x).
-    :ivar method: what ran: "importance sampling" (from the guide itself), "fitted proposals", "annealed chains", "reverse
-        chains", "exact", or the name of an estimator of your own. Remedies go by it.
-    :ivar checks: (B,) bool by reason: what a check of the estimator's own has found, true where it doubts the number.
-    :ivar unchecked: why a reason was not judged, by its name.
+    :ivar method: what ran: "importance sampling" (draws from the guide), "fitted proposals", "annealed chains", "reverse
+        chains", "exact", or the name of your estimator class. The remedies in warnings depend on it.
+    :ivar checks: (B,) bool by reason: the results of the estimator's checks, true where the number is in doubt.
+    :ivar unchecked: why a reason was not checked, by reason.
+
+    Example::
+
+        evidence = pv.AdaptiveImportanceSampling(model, guide)(x)
+        evidence.log_evidence, evidence.confidence_interval(), evidence.reliable
     """
 
     _derived = ("doubts", "reliable")
@@ -171,15 +181,18 @@ class Evidence(Result):
         return len(self.log_evidence)
 
     def mean(self) -> Estimate:
-        """The mean of log p(x) over the data; with more than 5% of them in doubt, it says not to trust its errors."""
+        """The mean of log p(x) over the data, with its errors.
+
+        With more than 5% of the data in doubt, its text says that the errors are not reliable.
+        """
         return Estimate.over_data(self.log_evidence, self.std_error, doubt=self._said_of_mean(~self.reliable))
 
     @property
     def doubts(self) -> dict[str, Tensor]:
         """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
 
-        "tails": Pareto k is above min(1 - 1/log10 K, 0.7), or no weight is positive; "no weight" is the second alone, where
-        there are too few to judge the first. The others are the findings of the estimator's own checks.
+        "tails": Pareto k is above min(1 - 1/log10 K, 0.7), or no weight is positive. "no weight": no weight is positive,
+        where there are too few weights for Pareto k. The others are the results of the estimator's checks.
         """
         if self.bound == "exact":
             return dict(self.checks)
@@ -197,10 +210,10 @@ class Evidence(Result):
     def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
         """Monte Carlo interval per datum, two tensors (B,).
 
-        From 100 particles on [v - z s, max(v, v_PSIS) + z s / (1 - k)]: weights with a heavy tail (k > 0) miss on the
-        low side, so only the upper end is widened. Where `second` has an upper end of its own, the larger of the two counts.
-        Below that, where no tail index can be fitted, Student's t. An interval cannot see a mode that the proposal never
-        visits.
+        With 100 particles or more it is [v - z s, max(v, v_PSIS) + z s / (1 - k)]. Weights with a heavy tail (k > 0) give
+        estimates that are too low, so only the upper end is widened. Where `second` exists, its upper end is used if it is
+        larger. With fewer particles no tail index can be fitted, and the interval is Student's t. An interval does not
+        contain the mass of a mode that the proposal never visits.
         """
         if self.bound == "exact":
             return self.log_evidence, self.log_evidence
@@ -209,7 +222,8 @@ class Evidence(Result):
             quantile = student_quantile(level, self.num_particles - 1) if self.num_particles > 1 else math.nan
             return v - quantile * s, v + quantile * s
         quantile = normal_quantile(level)
-        if self.bound == "upper":  # minus the log of a mean of 1 / w, whose heavy tail pushes it up
+        # an upper bound is minus the log of a mean of 1 / w; a heavy tail of 1 / w makes it too high
+        if self.bound == "upper":
             return torch.fmin(v, self.smoothed) - quantile * s * self._widening(), v + quantile * s
         high = self._highest() + quantile * s * self._widening()
         if self.second is not None and self.second_std_error is not None:
@@ -232,9 +246,10 @@ class Evidence(Result):
         return low, max(float(self._highest().mean()) + half, self._second_high(level))
 
     def _second_high(self, level: float) -> float:
-        """The upper end of the mean by the second estimates: of all data, or only of those where the check doubts the first.
+        """The upper end of the mean by the second estimates: of all data, or only of data that the check doubts.
 
-        The first sees a shortfall that all data share and none shows, the second one that a few data have.
+        The former finds a shortfall that all data share and that is too small to show in any of them. The latter finds one
+        that a few data have.
         """
         if self.second is None or self.second_std_error is None:
             return -math.inf
@@ -246,7 +261,7 @@ class Evidence(Result):
         return max(ends)
 
     def _check(self, reason: str) -> Tensor:
-        """(B,), what a check found; false where it was not made."""
+        """(B,), the result of a check; false where it was not made."""
         return self.checks.get(reason, torch.zeros_like(self.log_evidence, dtype=torch.bool))
 
     def _highest(self) -> Tensor:
@@ -264,15 +279,15 @@ class Evidence(Result):
 
     @property
     def _above(self) -> Tensor:
-        """(B,) where the error is larger than the one that was asked for."""
+        """(B,) where the error is larger than the requested one."""
         return self.std_error > math.inf if self.tolerance is None else self.std_error > self.tolerance
 
     def _widening(self) -> Tensor:
-        """1 / (1 - k), at most 20: beyond that the tail is not known from these weights."""
+        """1 / (1 - k), at most 20: a heavier tail cannot be measured with these weights."""
         return 1 / (1 - self.pareto_k.nan_to_num(nan=0.0).clamp(0.0, 0.95))
 
     def warnings(self) -> list[Warning]:
-        """What is in doubt about these estimates; estimators raise it, `evaluate` once for all batches."""
+        """Warnings about these estimates. An estimator issues them at each call, `evaluate` once for all batches."""
         off = "high" if self.bound == "upper" else "low"
         threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
         found = table.warnings_about(self.doubts, self.method, self._steps(), off=off, threshold=threshold)
@@ -284,13 +299,13 @@ class Evidence(Result):
         return f"the error of {table.count(self._above)} is above the tolerance of {self.tolerance:g}"
 
     def _steps(self) -> str:
-        """To how many steps a remedy raises them, where more are needed and their number is known."""
+        """The end of a remedy with the number of steps, where more are needed and the number is known."""
         if self.barrier is None or self.barrier.num_enough <= self.barrier.num_steps:
             return ""
         return f" to {self.barrier.num_enough}"
 
     def _said_of_mean(self, doubted: Tensor) -> str:
-        """As `said_of_mean`; an exact value has no error, so that there a single doubt is one too many."""
+        """As `said_of_mean`, but of exact values, which have no error, even one in doubt counts."""
         if self.bound == "exact" and bool(doubted.any()):
             return f"{table.count(doubted)} in doubt"
         return table.said_of_mean(doubted)
@@ -330,7 +345,7 @@ class Evidence(Result):
         if not exact:
             lines.append(f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}")
         known = self.elbo[:0] if self.acceptance is None else self.acceptance[self.acceptance.isfinite()]
-        if len(known):  # NaN where other data were annealed
+        if len(known):  # NaN for data that were not annealed
             lines.append(f"  acceptance of the chains {float(known.mean()):.2f}, lowest {float(known.min()):.2f}")
         if self.barrier is not None:
             lines.append(f"  {self.barrier}")
@@ -344,9 +359,9 @@ class Evidence(Result):
         lines += [f"  the {side} ran one particle at a time: {why}" for side, why in self.looped.items()]
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
-        return "\n".join(lines)
+        return page(lines)
 
 
 def well_known(evidence: Evidence) -> bool:
-    """Whether the mean over these data may be believed: weights enough to judge, and at most 5% of the data in doubt."""
+    """Whether the mean over these data is reliable: enough weights to judge, and at most 5% of the data in doubt."""
     return "tails" not in evidence.unchecked and not evidence.mean().doubt

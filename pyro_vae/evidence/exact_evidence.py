@@ -22,18 +22,19 @@ CHECKS = 300  # points from the prior and around the maximum at which a joint mu
 PRIOR_DRAWS = 1000  # to see how far the prior reaches
 REACH = 15.0  # standard deviations of the prior on each side: logarithms of Gammas have long tails
 FEWEST, MOST = 2**6, {1: 2**16, 2: 2**10}  # points per axis
-MOST_LOOPED = {1: 2**12, 2: 2**7}  # where each point is a run of the program: a million of them take an hour
-TURNS = 8.0  # radians to each side of the centre of an angle, beyond which less than 1e-9 of its density lies
-COARSE, MOST_ZOOMS = {1: 2**10, 2: 2**6}, 20  # points per axis to look for the joint with
+# points per axis where each point needs one run of the program: a million of them take an hour
+MOST_LOOPED = {1: 2**12, 2: 2**7}
+TURNS = 8.0  # radians to each side of the centre of an angle; less than 1e-9 of its density lies beyond
+COARSE, MOST_ZOOMS = {1: 2**10, 2: 2**6}, 20  # points per axis of the grid that finds where the joint density is
 NEGLIGIBLE = 40.0  # nats below the highest point
-BENT = 5e-4  # of p(x), by which a straight line beyond the end of the floats may be wrong
+BENT = 5e-4  # share of p(x) by which a linear continuation beyond the range of floats may be wrong
 BLOCK = 2**14  # points at a time
 TOLERANCE = 1e-6  # nats between two grids, the second twice as fine
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class ExactEvidence(Estimator):
-    r"""log p(x) exactly: by enumeration, in closed form for a Gaussian joint, by quadrature for one or two latents.
+    r"""Exact log p(x): by enumeration, in closed form for a Gaussian joint density, or by quadrature for one or two latents.
 
     The first of these that applies is used:
 
@@ -43,23 +44,24 @@ class ExactEvidence(Estimator):
           log p(x) = log p(x, m) + D/2 log 2 pi - 1/2 log |H|,   m the maximum, H minus the Hessian
 
     - D = 1 or 2 continuous latents per datum, others enumerated: the trapezoid rule in unconstrained space, refined until
-      two grids agree to 1e-6 nats (it converges exponentially for smooth densities, Trefethen and Weideman, 2014,
-      https://doi.org/10.1137/130932132). A coarse grid over 15 standard deviations of the prior on each side finds where
-      the joint is: a second mode narrower than a thirtieth of them (in two dimensions half of one) may be missed.
+      two grids agree to 1e-6 nats. It converges exponentially for smooth densities (Trefethen and Weideman, 2014,
+      https://doi.org/10.1137/130932132). A coarse grid over 15 standard deviations of the prior on each side finds where the
+      joint density is. It may miss a second mode narrower than 1/30 of such a standard deviation, or in two dimensions than
+      half of one.
 
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites; only `elbo` depends on it.
-    :param seed: fixes the noise of `elbo` and leaves the caller's random state alone.
+    :param seed: fixes the noise of `elbo`; the caller's random state is unchanged.
     :param datum_plate: the plate of the data, as in all estimators.
-    :param prior_sites: refused here if any.
+    :param prior_sites: must be empty here.
 
-    Called with the model's own arguments; returns `Evidence` for the B data, with bound "exact" and no error. Rounding is no
-    Monte Carlo error: where float32 is not enough, `doubts["precision"]` of the record is true.
+    Call it with the model's arguments. It returns `Evidence` for the B data, with bound "exact" and an error of zero.
+    Rounding is not counted as an error: where float32 is too coarse, `doubts["precision"]` of the record is true.
 
-    :raises LocalFitError: where none of the three applies.
+    :raises LocalFitError: where none of the three methods applies.
     :raises NonFiniteError: where the grids do not agree: a posterior far narrower than its prior, a density with jumps, or
         rounding in float32.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
 
     Example::
 
@@ -68,7 +70,10 @@ class ExactEvidence(Estimator):
 
     def estimate(self, call: Call) -> Evidence:
         if call.structure.read_prior_sites:
-            raise LocalFitError(f"{quoted(call.structure.read_prior_sites)} would be drawn from the prior: add to the guide")
+            raise LocalFitError(
+                f"{quoted(call.structure.read_prior_sites)} would be drawn from the prior, which is not exact: add to the "
+                "guide"
+            )
         guide, model, weights = guide_draws(call)
         return exact_record(call, exact(call, guide, model, weights), weights.elbo)
 
@@ -93,8 +98,8 @@ def exact(call: Call, guide: Any, model: Any, weights: LogDensities) -> Tensor:
     log_evidence = quadrature(space, space.near_centre(centre), spread)
     if bool(space.end_in_doubt(log_evidence, NEGLIGIBLE, BENT).any()):
         raise LocalFitError(
-            "no exact log p(x): the joint density still rises or bends where floats no longer tell a latent from the end "
-            "of its support. Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling"
+            "no exact log p(x): the joint density still changes so close to the end of a latent's support that floats round "
+            "to the end. Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling"
         )
     return log_evidence
 
@@ -114,17 +119,18 @@ def gaussian_integral(space: LatentSpace, u: Tensor) -> Tensor | None:
     checks = torch.cat([u[:CHECKS], maximum + posterior, maximum + 4 * posterior])
     _, _, found = unchecked_gradient(space, checks)
     predicted = gradients[0] + torch.einsum("kbd,bde->kbe", checks - centre, hessian)
-    scale = predicted.abs().amax((0, 2)) + 1  # not of those found: one that overflows would excuse all others
+    # not of the values found: one that overflows would make the test pass for all others
+    scale = predicted.abs().amax((0, 2)) + 1
     tolerance = 1e3 * torch.finfo(u.dtype).eps
-    if not bool(((predicted - found).abs().amax((0, 2)) <= tolerance * scale).all()):  # NaN is no agreement
+    if not bool(((predicted - found).abs().amax((0, 2)) <= tolerance * scale).all()):  # NaN does not count as agreement
         return None
     log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    highest = torch.stack([maximum, maximum + posterior[0]])  # two, for the check of the precision
+    highest = torch.stack([maximum, maximum + posterior[0]])  # two draws, for the check of the precision
     return space.log_joint(highest)[0] + 0.5 * (space.dim * math.log(2 * math.pi) - log_det)
 
 
 def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
-    """(B,), by the trapezoid rule over a box per datum that holds its joint, on ever finer grids."""
+    """(B,), by the trapezoid rule on finer and finer grids over a box per datum that contains its joint density."""
     centre, half, highest = zoom(space, centre, REACH * spread)
     before = None
     num_points, most = FEWEST, (MOST_LOOPED if "model" in space.call.structure.looped else MOST)[space.dim]
@@ -133,9 +139,9 @@ def quadrature(space: LatentSpace, centre: Tensor, spread: Tensor) -> Tensor:
         # Sums of large terms in float32 do not agree to 1e-6 of a nat.
         tolerance = TOLERANCE + 100 * torch.finfo(log_evidence.dtype).eps * log_evidence.abs()
         if before is not None and bool(((log_evidence - before).abs() < tolerance).all()):
-            wider = trapezoid(space, centre, 2 * half, 2 * num_points)  # is anything left outside the box?
+            wider = trapezoid(space, centre, 2 * half, 2 * num_points)  # check that nothing is left outside the box
             if bool(((wider - log_evidence).abs() < tolerance).all()):
-                space.log_joint(highest)  # where precision matters, so weighed last
+                space.log_joint(highest)  # the precision matters most here, so this is computed last
                 return log_evidence
         before, num_points = log_evidence, 2 * num_points
     space.log_joint(highest)
@@ -160,7 +166,8 @@ def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tens
     Centre and half widths of the box, (B, D) each; the two highest points of each datum, (2, B, D).
     """
     for _ in range(MOST_ZOOMS):
-        # One cell more on each side of the near points: the joint may be high between the last of them and the next.
+        # One cell more on each side of the points that were kept: the joint may be high between the last of them and the
+        # next.
         unit = unit_grid(centre, COARSE[space.dim])
         log_joint = values_on(space, centre, half, unit)
         highest = centre + half * unit[log_joint.topk(2, 0).indices, 0]
@@ -170,7 +177,7 @@ def zoom(space: LatentSpace, centre: Tensor, half: Tensor) -> tuple[Tensor, Tens
         high = torch.where(near, unit, -1.0).amax(0) + cell
         low, high = low.clamp(min=-1), high.clamp(max=1)
         centre, half = centre + half * (low + high) / 2, half * (high - low) / 2
-        if bool((high - low > 1.4).all()):  # hardly smaller than before
+        if bool((high - low > 1.4).all()):  # the box is hardly smaller than before
             break
     return centre, half, highest
 

@@ -27,15 +27,16 @@ from .evidence import Evidence
 from .second_look import SecondLook
 from .summary import guide_draws, mean_std_error, summed_draws
 
-START_PARTICLES = 100  # draws of the guide, which cost no decoder evaluation, behind the start of the fit
-NEGLIGIBLE = 20.0  # nats below log p(x), of a density at an end of the floats
-BENT = 2e-3  # of p(x), by which a straight line beyond the end of the floats may be wrong
-RECENTRED = 2  # fits more where latents are angles
+START_PARTICLES = 100  # draws of the guide for the start of the fit; they cost no decoder evaluation
+NEGLIGIBLE = 20.0  # nats below log p(x) at which a density must be at the ends of the range of floats
+BENT = 2e-3  # share of p(x) by which a linear continuation beyond the range of floats may be wrong
+RECENTRED = 2  # further fits where latents are angles
 SIGMAS, ROUNDING = 5.0, 0.05  # errors and nats by which log p(x) may lie below the ELBO
 CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
-LIGHT_MODE = 0.05  # of p(x), beside so many errors: the least share of a mode that few draws are expected at and that counts
-LIGHT_FOR_MEANS = 0.015  # the same where the draws are for the mean of a function, whatever the error of log p(x)
-SEARCHED_DIM = 10  # latents up to which "auto" searches: beyond, starts find few modes and t tails gain nothing
+# smallest share of p(x) for which a mode counts, besides the number of errors above, where few draws are expected in it
+LIGHT_MODE = 0.05
+LIGHT_FOR_MEANS = 0.015  # the same where the draws are for the mean of a function, independent of the error of log p(x)
+SEARCHED_DIM = 10  # most latents for which "auto" searches: with more, starts find few modes and t tails gain nothing
 Proposal = Literal["auto", "gaussian", "student", "mixture"]
 
 
@@ -43,8 +44,8 @@ Proposal = Literal["auto", "gaussian", "student", "mixture"]
 class Fitted:
     """The proposals fitted to each datum.
 
-    :ivar moments: mean and standard deviation, (B, D), of the draws of the guide behind the start of the fit.
-    :ivar witnesses: points that judge the search, or `None` where nothing was searched; `why_not` says why.
+    :ivar moments: mean and standard deviation, (B, D), of the draws of the guide at which the fit starts.
+    :ivar witnesses: points that test the search, or `None` where there was no search; `why_not` says why.
     """
 
     space: LatentSpace
@@ -67,10 +68,10 @@ class Fitted:
         )
 
     def misses_mode(self, log_evidence: Tensor, std_error: Tensor, num_draws: float, *, of_mean: bool) -> Tensor:
-        """(B,), whether the search knows a mode that the proposal lacks, by an estimate of log p(x) from its draws.
+        """(B,), whether the search found a mode that the proposal lacks, judged by an estimate of log p(x) from its draws.
 
-        :param of_mean: whether the draws are for the mean of a function of the latents. A mode of a small share may move
-            that by many of its errors, where log p(x) moves by one.
+        :param of_mean: whether the draws are for the mean of a function of the latents. A mode with a small share of p(x)
+            can change that mean by many of its errors where it changes log p(x) by one error.
         """
         assert self.witnesses is not None
         lightest = LIGHT_FOR_MEANS if of_mean else LIGHT_MODE + CERTAIN * std_error
@@ -78,7 +79,7 @@ class Fitted:
 
 
 def with_search(evidence: Evidence, fitted: Fitted | None, *, of_mean: bool = False) -> Evidence:
-    """The record with what the fits have found about themselves; `None` where no proposal was needed.
+    """The record with the results of the checks of the fits; `fitted` is `None` where no proposal was needed.
 
     :param of_mean: as in `Fitted.misses_mode`.
     """
@@ -104,7 +105,7 @@ def with_search(evidence: Evidence, fitted: Fitted | None, *, of_mean: bool = Fa
 
 
 def below_elbo(evidence: Evidence) -> Tensor:
-    """(B,): L[q] is at most log p(x), so an estimate far below it has lost a mode."""
+    """(B,): the ELBO is at most log p(x), so an estimate far below the ELBO has missed a mode."""
     highest = evidence.log_evidence + SIGMAS * evidence.std_error + ROUNDING
     return highest < evidence.elbo - SIGMAS * evidence.elbo_std_error
 
@@ -115,7 +116,7 @@ def fitted_log_weights(
     """(Log-weights of the fitted proposals, (K, B); ELBO terms of the guide, (K', B); the proposals, if any were needed)."""
     guide, model, weights = guide_draws(call)
     elbo = weights.elbo
-    if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself, and there is nothing to fit
+    if not call.structure.latents:  # all latents are summed out: every weight equals p(x), and there is nothing to fit
         return weights.log_weight, elbo, None
     guide, model = summed_draws(call, guide, model)
     fitted = fit_proposals(call, guide, model, elbo, num_particles, num_gradients, proposal)
@@ -132,7 +133,7 @@ def fit_proposals(
     num_gradients: int | None,
     proposal: Proposal,
 ) -> Fitted:
-    """From draws of the guide, what the model made of them and their ELBO terms."""
+    """Fit proposals, starting from draws of the guide, the model's scores of them and their ELBO terms."""
     space = LatentSpace(call, guide, model)
     call.set_noise(Noise.GUIDE, 1)
     packed = space.pack(call.latent_values(call.draw_latents(START_PARTICLES)))[0]
@@ -140,7 +141,7 @@ def fit_proposals(
     floor = elbo.mean(0) - 3 * mean_std_error(elbo) - 1
     num_gradients = num_gradients or num_gradients_for(num_particles, space.dim)
     component, points = fit_with_points(space, *moments, num_gradients, floor)
-    for _ in range(0 if space.centre is None else RECENTRED):  # until the posterior of an angle lies on one turn
+    for _ in range(0 if space.centre is None else RECENTRED):  # until the posterior of an angle lies within one turn
         highest = points.log_joint.nan_to_num(nan=-math.inf).argmax(0)
         best = points.u[highest, torch.arange(len(highest), device=highest.device)]
         space.centre_at(best)
@@ -162,7 +163,7 @@ def moments_of(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def why_not_searched(proposal: Proposal, dim: int) -> str:
-    """Nothing where it is searched."""
+    """Why there is no search for modes; empty where there is one."""
     if proposal == "auto" and dim > SEARCHED_DIM:
         return f"no search for modes beyond {SEARCHED_DIM} latents"
     return f"no search for modes with proposal='{proposal}'" if proposal in ("gaussian", "student") else ""

@@ -1,4 +1,4 @@
-"""Hamiltonian transitions for many chains and data at once, split around a reference Gaussian that is followed exactly."""
+"""Hamiltonian transitions for many chains and data at once, with an exact flow of a reference Gaussian."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_STEP = 1.5  # radians; a quarter turn swaps position and momentum, and n
 
 @dataclass(frozen=True)
 class State:
-    """Where the chains are, with both ends of the path. C chains, B data, D latents.
+    """The states of the chains, with the densities at both ends of the path. C chains, B data, D latents.
 
     :ivar u: (C, B, D) unconstrained latents.
     :ivar log_start: (C, B) log-density of the start of the path at u; `start_gradient` (C, B, D).
@@ -39,7 +39,7 @@ class State:
         return torch.lerp(self.start_gradient, self.joint_gradient, t.unsqueeze(-1))
 
     def where(self, chosen: Tensor, other: State) -> State:
-        """This one where `chosen`, (C, B), is true, the other elsewhere."""
+        """This state where `chosen`, (C, B), is true, the other state elsewhere."""
         mine, others = vars(self).values(), vars(other).values()
         return State(
             *(torch.where(chosen if a.ndim == 2 else chosen.unsqueeze(-1), a, b) for a, b in zip(mine, others, strict=True))
@@ -48,10 +48,10 @@ class State:
 
 @dataclass(frozen=True)
 class ChosenPart:
-    """A component of a mixture for each chain, `label` (C, B), in place of the one Gaussian that splits a transition.
+    """A component of a mixture for each chain, `label` (C, B), used as the reference Gaussian of a transition.
 
-    Drawn anew before each transition with the probability that the mixture gives to the components at the chain's state. The
-    transition leaves the joint density of state and label invariant, and so that of the state: which is why `log_label`
+    The label is drawn before each transition, with the mixture's probabilities of the components at the chain's state. The
+    transition leaves the joint density of state and label invariant, hence also that of the state. This is why `log_label`
     enters the acceptance.
     """
 
@@ -65,8 +65,8 @@ class ChosenPart:
         if bool(bad.any()):
             raise NonFiniteError(
                 f"chains of data {listed(bad)} have left all components of the mixture that was fitted to their posterior: "
-                "its scales are too small beside its means for the precision. Use float64 (model.double(), guide.double(), "
-                "data in double), or start='prior'"
+                "its scales are too small, relative to its means, for this precision. Use float64 (model.double(), "
+                "guide.double(), data in double), or start='prior'"
             )
         return cls(mixture, torch.distributions.Categorical(logits=log_terms).sample())
 
@@ -101,13 +101,13 @@ def transition(
 ) -> tuple[State, Tensor]:
     """One HMC step that leaves start^(1 - t) joint^t invariant; returns the state and the acceptance, (C, B).
 
-    The density is written as N(loc, S) exp(psi). The Gaussian part of the motion is a rotation of position and momentum and
-    is followed exactly, so that only psi is integrated: where the reference fits, steps of a radian are accepted (Beskos et
-    al., 2011, https://doi.org/10.1016/j.spa.2011.06.003). `t` and `step_size` are (B,).
+    The density is written as N(loc, S) exp(psi). The Gaussian part of the motion is a rotation of position and momentum,
+    which is computed exactly. Only psi is integrated numerically. Where the reference fits, steps of a radian are accepted
+    (Beskos et al., 2011, https://doi.org/10.1016/j.spa.2011.06.003). `t` and `step_size` are (B,).
     """
     h = step_size.reshape(-1, 1, 1)
     cos, sin = h.cos(), h.sin()
-    v = reference.whitened(state.u)  # (B, D, C), as all of the motion
+    v = reference.whitened(state.u)  # (B, D, C), like all of the motion
     p = first = torch.randn_like(v)
 
     def kick(at: State, v: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def transition(
         w, p = cos * w + sin * p, cos * p - sin * w
         moved = evaluate(reference.coloured(w))
         p = p + kick(moved, w)
-    # N(loc, S) is constant up to its quadratic form, which the rotation exchanges with the momentum's.
+    # The rotation keeps the sum of the quadratic forms of position and momentum, so these cancel.
     before = state.log_density(t) - 0.5 * first.square().sum(1).T
     after = moved.log_density(t) - 0.5 * p.square().sum(1).T
     if isinstance(reference, ChosenPart):
@@ -131,5 +131,5 @@ def transition(
 
 
 def adapted(step_size: Tensor, acceptance: Tensor) -> Tensor:
-    """Step sizes (B,) after chains (C, B) were accepted at that rate."""
+    """Step sizes (B,), adapted to the acceptance probabilities of the chains, (C, B)."""
     return (step_size * (ADAPTATION * (acceptance.mean(0) - TARGET_ACCEPTANCE)).exp()).clamp(max=LONGEST_STEP)

@@ -16,15 +16,21 @@ from ..records import Estimate, Result, check_records, check_same, places, to_pl
 class KCurve(Result):
     """The estimate with K, K/2, K/4, ..., 1 weights, from the K independent weights of one run. B data, J sizes; nats.
 
-    Smaller sizes average over disjoint blocks of the weights (a remainder is left out), so that every value is unbiased
-    for the bound L_K of its size (Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519): a curve that
-    still rises at its end has not reached log p(x). One that is level may have missed a mode all the same.
-    All sizes share their draws, so two points differ by far less than their errors suggest: see `last_difference`.
+    Values at smaller sizes are averages over disjoint blocks of the weights (a remainder is left out). Every value is
+    therefore unbiased for the bound L_K of its size (Burda, Grosse and Salakhutdinov, 2016,
+    https://arxiv.org/abs/1509.00519). A curve that still rises at its end has not reached log p(x). One that is level may
+    still have missed a mode. All sizes share their draws, so two points differ by far less than their errors suggest: see
+    `last_difference`.
 
     :ivar num_particles: the J sizes, ascending: 1 (the ELBO) first, K last.
     :ivar log_evidence: (J, B) mean over blocks of the log-mean of the weights in a block.
-    :ivar std_error: (J, B) its Monte Carlo error: from the spread between blocks where these are more than a block has
-        weights, by the delta method within blocks elsewhere. NaN for K = 1.
+    :ivar std_error: (J, B) its Monte Carlo error. It comes from the spread between blocks where there are more blocks than
+        weights in a block, otherwise from the delta method within blocks. NaN for K = 1.
+
+    Example::
+
+        curve = pv.ImportanceSampling(model, guide, num_particles=5000)(x).curve
+        pv.plots.plot_k_curve(curve)
     """
 
     num_particles: tuple[int, ...]
@@ -33,10 +39,10 @@ class KCurve(Result):
 
     @classmethod
     def from_log_weights(cls, log_weight: Tensor) -> "KCurve":
-        """From independent log-weights (K, B), without a copy of them per size being kept."""
+        """The curve of independent log-weights (K, B); no copy of them is kept for each size."""
         if not isinstance(log_weight, Tensor) or log_weight.ndim != 2 or not log_weight.numel():
             raise ArgumentError(
-                f"expected log-weights (K, B), got {described(log_weight)}: pass K numbers for each of B data"
+                f"expected a tensor of log-weights (K, B), got {described(log_weight)}: pass K numbers for each of B data"
             )
         total = len(log_weight)
         sizes = tuple(total >> shift for shift in reversed(range(total.bit_length())))
@@ -68,10 +74,12 @@ class KCurve(Result):
         return [Estimate.over_data(*point) for point in zip(self.log_evidence, self.std_error, strict=True)]
 
     def last_difference(self) -> Estimate:
-        """What the last doubling of K brought, mean over the data: about what is still missing, where bias falls as 1/K.
+        """The increase by the last doubling of K, mean over the data.
 
-        Its Monte Carlo error per datum is std_error^2 / sqrt(2), the delta method once more: the difference is
-        (a - b)^2 / 8 for the relative errors a and b of the two halves. NaN for K = 1.
+        Where the bias falls as 1/K, about as much is still missing.
+
+        Its Monte Carlo error per datum is std_error^2 / sqrt(2), by the delta method: the difference is (a - b)^2 / 8 for
+        the relative errors a and b of the two halves. NaN for K = 1.
         """
         if len(self.num_particles) == 1:
             nothing = torch.full_like(self.std_error[0], torch.nan)

@@ -1,4 +1,4 @@
-"""Measure the barrier along annealed chains."""
+"""Measurement of the barrier along annealed chains."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .hmc import State
 
 
 def with_barrier(evidence: Evidence, barrier: Barrier | None) -> Evidence:
-    """The record with the barrier and the doubt that it raises where too few steps ran; `None` leaves it as it is.
+    """The record with the barrier, and with a doubt where too few steps ran; `None` leaves the record as it is.
 
-    From 100 chains on the tail index judges their weights, and many chains make up for few steps.
+    With 100 chains or more the tail index judges the weights instead, since many chains make up for few steps.
     """
     if barrier is None:
         return replace(evidence, unchecked={**evidence.unchecked, "steps": "one chain has no spread"})
@@ -27,7 +27,7 @@ def with_barrier(evidence: Evidence, barrier: Barrier | None) -> Evidence:
 
 
 class Meter:
-    """Sees the states of forward chains, see `Annealing.forward`, and measures the barrier along them."""
+    """A visitor of `Annealing.forward` that measures the barrier from the states of forward chains."""
 
     def __init__(self, run: Annealing) -> None:
         self.temperatures = run.temperatures
@@ -38,7 +38,7 @@ class Meter:
         self._spreads.append(finite_spread(state.log_joint - state.log_start))
 
     def barrier(self, log_weight: Tensor) -> Barrier | None:
-        """From the log-weights that the chains ended with, (C, B); `None` for one chain, which has no spread."""
+        """The barrier, from the final log-weights of the chains, (C, B); `None` for one chain, which has no spread."""
         if self.num_chains < 2:
             return None
         spreads = torch.stack(self._spreads)

@@ -17,10 +17,11 @@ Start = Literal["fitted", "guide", "prior"]
 class Path:
     """start^(1 - t) joint^t for t from 0 to 1, in unconstrained space, for all data of a call.
 
-    :param start: "fitted" (what was fitted to each datum), "guide" or "prior".
-    :param fitted: the mixture that a search has found, or one Gaussian, which also shapes the motion near the end of a path
-        from elsewhere.
-    :param moments: mean and standard deviation, (B, D), of draws of the start, which shape it near the beginning.
+    :param start: "fitted" (the proposals fitted to each datum), "guide" or "prior".
+    :param fitted: the mixture that a search has found, or one Gaussian. With another start it is still the reference of the
+        transitions near the end of the path.
+    :param moments: mean and standard deviation, (B, D), of draws of the start, the reference of the transitions near its
+        beginning.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Path:
         return self.evaluate(self.space.filled(self.space.pack(call.latent_values(call.draw_latents(num_chains)))[0]))
 
     def evaluate(self, u: Tensor) -> State:
-        """Both ends of the path at u, (C, B, D), with gradients, in pieces of bounded memory."""
+        """The densities at both ends of the path at u, (C, B, D), with gradients, in pieces of bounded memory."""
         pieces = []
         for first, length in self.space.call.chunks(len(u)):
             piece = u[first : first + length].detach().requires_grad_()
@@ -61,9 +62,10 @@ class Path:
         return State(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
     def reference(self, t: Tensor, u: Tensor) -> GaussianProposal | ChosenPart:
-        """The Gaussian around which motion at t, (B,), is split: between the start's moments and the fit.
+        """The reference Gaussian of transitions at t, (B,): between the moments of the start and the fit.
 
-        On a path from a mixture, for each chain one of its components, by where the chain is: u, (C, B, D).
+        On a path from a mixture, it is one of the components for each chain, drawn given the state of the chain, u, (C, B,
+        D).
         """
         if isinstance(self.fitted, MixtureProposal):
             return ChosenPart.at(self.fitted, u)

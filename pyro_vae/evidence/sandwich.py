@@ -1,4 +1,4 @@
-"""The record of log p(x) from below and from above."""
+"""The record of a lower and an upper bound on log p(x)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,18 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import Estimate, Result, check_records
+from ..records import Estimate, Result, check_records, page
 from ..records import doubts as table
 from .evidence import Evidence
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sandwich(Result):
-    """log p(x) of simulated data between two bounds, as `BidirectionalMonteCarlo` returned it. B data, nats.
+    """Lower and upper bounds on log p(x) of simulated data, as returned by `BidirectionalMonteCarlo`. B data, nats.
 
-    :ivar lower: `Evidence` with bound "lower", from chains that start before the data are known.
-    :ivar upper: `Evidence` with bound "upper", from chains that start at the latents behind the data. Its `std_error` is
-        that of the chains, given those latents.
+    :ivar lower: `Evidence` with bound "lower", from chains that run from the start to the posterior.
+    :ivar upper: `Evidence` with bound "upper", from chains that run backwards from the latents that produced the data. Its
+        `std_error` is that of the chains, given those latents.
+
+    Example::
+
+        sim = pv.simulate(model, x)
+        sandwich = pv.BidirectionalMonteCarlo(model, guide, latents=sim.latents)(sim.observed["obs"])
+        sandwich.lower.log_evidence, sandwich.upper.log_evidence, sandwich.width
     """
 
     _derived = ("width", "doubts", "reliable", "loader_index")
@@ -29,11 +35,11 @@ class Sandwich(Result):
 
     @property
     def width(self) -> Tensor:
-        """(B,) upper minus lower; not negative in expectation, but its draws may be."""
+        """(B,) upper minus lower. Its expectation is not negative, but an estimate may be."""
         return self.upper.log_evidence - self.lower.log_evidence
 
     def mean_width(self) -> Estimate:
-        """The mean width. Both errors are from its spread over the data, which contains the draw of the latents."""
+        """The mean width. Both errors come from its spread over the data, which includes the draw of the latents."""
         estimate = Estimate.over_data(self.width, self.lower.std_error, doubt=table.said_of_mean(~self.reliable))
         return replace(estimate, std_error=estimate.sampling_error)
 
@@ -45,12 +51,12 @@ class Sandwich(Result):
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where one of the two ends is in doubt."""
+        """(B,) bool by reason, true where one of the two bounds is in doubt."""
         return table.either(self.lower.doubts, self.upper.doubts)
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why a reason was not judged at one of the ends, by its name."""
+        """Why a reason was not checked for one of the bounds, by reason."""
         return {**self.lower.unchecked, **self.upper.unchecked}
 
     @property
@@ -67,7 +73,7 @@ class Sandwich(Result):
         return len(self.lower)
 
     def warnings(self) -> list[Warning]:
-        """Those of both ends."""
+        """The warnings of both bounds."""
         return [*self.lower.warnings(), *self.upper.warnings()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +88,7 @@ class Sandwich(Result):
 
     def __str__(self) -> str:
         width = self.mean_width()
-        return "\n".join(
+        return page(
             [
                 f"Sandwich of {len(self)} data, {self.lower.num_particles} chains each way; cost {self.lower.cost:g} forward"
                 f" and {self.upper.cost:g} in reverse, decoder evaluations per datum",

@@ -1,4 +1,4 @@
-"""The posterior-side check of an estimate: its result, or why it was not made."""
+"""The check of an estimate by a second one from a fit to the posterior."""
 
 import re
 from collections.abc import Callable
@@ -14,11 +14,14 @@ from ..proposals import SPACE, LatentSpace, PosteriorSide
 from .evidence import Evidence
 
 REASON = "posterior side"
-HIGHEST_Z = 2.2  # joint standard errors by which the second estimate may stand above the first
+HIGHEST_Z = 2.2  # joint standard errors by which the second estimate may be above the first
 
 
 class SecondLook:
-    """Collect the particles of one call and compare estimates. It never raises, and changes no draw of the estimate."""
+    """Collects the particles of one call and compares the two estimates.
+
+    It never raises, and changes no draw of the first estimate.
+    """
 
     def __init__(self, call: Call, num_particles: int, wanted: bool, *, fewest: int) -> None:
         self._call = call
@@ -48,7 +51,7 @@ class SecondLook:
         self._attempt(add)
 
     def add_to(self, evidence: Evidence, log_weight: Tensor) -> Evidence:
-        """The record with what was found, from all log-weights, (K, B)."""
+        """The record with the result of the check, from all log-weights, (K, B)."""
         found: dict[str, Any] = {}
         before = self._call.cost
 
@@ -68,7 +71,7 @@ class SecondLook:
         if self._why_not is None:
             try:
                 step()
-            except Exception as error:  # whatever it is, it must not take away the estimate that the check is about
+            except Exception as error:  # an error of the check must not lose the estimate
                 self._why_not = first_clause(error)
 
 

@@ -1,4 +1,4 @@
-"""Check an estimator on data simulated from the user's own model, whose log p(x) lies between two bounds."""
+"""Check of an estimator on data simulated from the user's model, for which log p(x) has bounds on both sides."""
 
 from __future__ import annotations
 
@@ -25,34 +25,33 @@ Observed = dict[str, torch.Tensor]
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class SelfCheck(OfPair):
-    r"""Is this estimator right for this model? Simulates data, estimates their log p(x), and encloses it from both sides.
+    r"""Check whether an estimator is right for a model, on simulated data with lower and upper bounds on log p(x).
 
-    Data are drawn from the model itself, so that their latents are exact posterior draws and log p(x) has an upper bound
-    too (`BidirectionalMonteCarlo`). It is the only check that sees a proposal which misses a mode: such a proposal has
-    good weights, a good Pareto k and no coverage, but the reverse chains start in all modes.
+    Data are drawn from the model, so their latents are exact posterior draws and log p(x) has an upper bound too
+    (`BidirectionalMonteCarlo`). This is the only check that finds a proposal which misses a mode. Such a proposal has good
+    weights and a good Pareto k, but estimates that are too low; the reverse chains start in all modes.
 
-    What it says is about data of the model. A model that fits badly makes real data unlike those it simulates.
+    The result holds for data simulated from the model. Where the model fits badly, real data differ from these.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param evidence: the estimator on trial: a callable (model, guide) that gives one, such as
+    :param evidence: the estimator to check: a callable (model, guide) that gives one, such as
         ``functools.partial(pv.ImportanceSampling, num_particles=5000)``.
-    :param data: maps the simulated values by observed site to the model's arguments; by default they stand in the place of
-        the arguments that the sites observed.
-    :param num_steps: T of the chains.
-    :param num_chains: C of the chains, each way.
-    :param start: where the lower chains start.
+    :param data: function from the simulated values by observed site to the model's arguments. By default they replace the
+        arguments that the sites observed.
+    :param num_steps: T, the steps of the chains.
+    :param num_chains: C, the chains in each direction.
+    :param start: the start of the lower chains: "fitted", "guide" or "prior".
     :param progress: show a progress bar on chains of more than a few seconds.
-    :param seed: fixes the simulation and the chains and leaves the caller's random state alone.
+    :param seed: fixes the noise of the simulation and the chains; the caller's random state is unchanged.
     :param datum_plate: the plate of the data, as in all estimators.
-    :param prior_sites: refused here if any.
+    :param prior_sites: must be empty here.
 
-    Called with the model's own arguments, of which the observed ones count only by their shapes; returns a
-    `SelfCheckResult` for as many simulated data B, nats. A hundred data or more see a mode that holds a fifth of the mass.
+    Call it with the model's arguments; only the shapes of the observed ones are used. It returns a `SelfCheckResult` for as
+    many simulated data, B, in nats. With a hundred data or more it finds a missed mode that holds a fifth of the mass.
 
-    :raises ArgumentError: if no argument, or more than one, holds what a site observed, and no `data` says where
-        simulated values go.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises ArgumentError: if no argument, or more than one, holds what a site observed, and `data` is not given.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
 
     References: Grosse, Ancha and Roy, 2016, https://arxiv.org/abs/1606.02275.
 
@@ -85,7 +84,7 @@ class SelfCheck(OfPair):
         sandwich = self._sandwich(latents)(*args, **kwargs)
         with nullcontext() if self.seed is None else kept_random_state():
             if self.seed is not None:
-                seed_torch(self.seed)  # for an estimator without a seed of its own
+                seed_torch(self.seed)  # for an estimator without a seed
             evidence = self.evidence(self.model, self.guide)(*args, **kwargs)
         result = SelfCheckResult(evidence, sandwich)
         warn_about(result, stacklevel=2)

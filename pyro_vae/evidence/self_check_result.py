@@ -8,21 +8,26 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
-from ..records import LEVEL, Result, check_records
+from ..records import LEVEL, Result, check_records, page
 from ..records import doubts as table
 from .evidence import Evidence
 from .sandwich import Sandwich
 
 ALARM = 3.0  # standard errors: one false alarm in 700
-NEAR = 0.1  # nats between the bounds, on average, within which a bias would not matter
+NEAR = 0.1  # nats, the largest mean distance of the bounds, and the largest bias, that does not matter
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SelfCheckResult(Result):
-    """What `SelfCheck` found on B data simulated from the user's own model. Nats.
+    """The result of `SelfCheck` on B data simulated from the user's model. Nats.
 
-    :ivar evidence: the `Evidence` of the estimator on trial.
+    :ivar evidence: the `Evidence` of the estimator under test.
     :ivar sandwich: the `Sandwich` of the same data.
+
+    Example::
+
+        check = pv.SelfCheck(model, guide, evidence=pv.AdaptiveImportanceSampling)(x)
+        check.passed, check.bias, check.verdict()
     """
 
     _derived = ("doubts", "reliable", "loader_index")
@@ -38,19 +43,19 @@ class SelfCheckResult(Result):
 
     @property
     def bias(self) -> tuple[float, float]:
-        """The mean of the estimate minus log p(x) lies between these two, up to `bias_std_errors`."""
+        """Lower and upper bound on the mean of the estimate minus log p(x), each with an error in `bias_std_errors`."""
         return float(self._above().mean()), float(self._below().mean())
 
     @property
     def bias_std_errors(self) -> tuple[float, float]:
-        """Standard errors of both, from their spread over the data, which contains all Monte Carlo errors."""
+        """Standard errors of both bounds of `bias`, from the spread over the data, which includes all Monte Carlo errors."""
         if len(self) < 2:
             return math.nan, math.nan
         root = math.sqrt(len(self))
         return float(self._above().std()) / root, float(self._below().std()) / root
 
     def coverage(self, level: float = LEVEL) -> float:
-        """The share of data whose interval meets the sandwich, both ends widened by their errors; `level` is the aim."""
+        """The share of data for which the interval overlaps the bounds, widened by their errors. It should be `level`."""
         low, high = self.evidence.confidence_interval(level)
         bottom, _ = self.sandwich.lower.confidence_interval(level)
         _, top = self.sandwich.upper.confidence_interval(level)
@@ -60,8 +65,8 @@ class SelfCheckResult(Result):
     def outcome(self) -> str:
         """ "no bias seen", "too high", "too low", or why there is no answer: "bounds apart", "too few data".
 
-        A bias that is seen is one of more than three errors; that none is seen means something where the errors are below
-        0.1 nats and the bounds not farther apart.
+        A bias is seen if it is more than three errors. "No bias seen" requires errors below 0.1 nats and bounds that are at
+        most as far apart.
         """
         if is_above(self._above(), 0.0):
             return "too high"
@@ -75,11 +80,11 @@ class SelfCheckResult(Result):
 
     @property
     def passed(self) -> bool:
-        """No bias seen, by errors and bounds that would show one."""
+        """Whether no bias was seen, with errors and bounds small enough to show one."""
         return self.outcome == "no bias seen"
 
     def verdict(self) -> str:
-        """One sentence that claims no more than the bounds allow."""
+        """The result in one sentence."""
         least, most = self.bias
         errors = self.bias_std_errors
         bias = f"bias between {least:+.3f} +- {errors[0]:.3f} and {most:+.3f} +- {errors[1]:.3f} nats"
@@ -89,9 +94,9 @@ class SelfCheckResult(Result):
         if outcome == "bounds apart":
             width = float(self.sandwich.width.mean())
             return (
-                f"Not decided: the bounds are {width:.2f} nats apart ({bias}). Raise num_steps; if they stay "
-                "apart, fit and guide miss a part of the posterior that no weight of theirs can show: try "
-                "start='prior', or a guide with several modes."
+                f"Not decided: the bounds are {width:.2f} nats apart ({bias}). Raise num_steps. If they stay apart, the fit "
+                "and the guide miss a part of the posterior, which weights cannot show: try start='prior', or a guide with "
+                "several modes."
             )
         if outcome == "too low":
             return (
@@ -104,12 +109,12 @@ class SelfCheckResult(Result):
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where the estimate on trial or one of its bounds is in doubt."""
+        """(B,) bool by reason, true where the estimate under test or one of the bounds is in doubt."""
         return table.either(self.evidence.doubts, self.sandwich.doubts)
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why a reason was not judged in one of the three, by its name."""
+        """Why a reason was not checked in one of the three, by reason."""
         return {**self.sandwich.unchecked, **self.evidence.unchecked}
 
     @property
@@ -146,7 +151,7 @@ class SelfCheckResult(Result):
         return len(self.evidence)
 
     def __str__(self) -> str:
-        return f"{self.evidence}\n{self.sandwich}\n{self.verdict()}"
+        return page([str(self.evidence), str(self.sandwich), self.verdict()])
 
     def _above(self) -> Tensor:
         return self.evidence.log_evidence - self.sandwich.upper.log_evidence
@@ -156,7 +161,7 @@ class SelfCheckResult(Result):
 
 
 def is_above(values: Tensor, limit: float) -> bool:
-    """Whether the mean of values per datum is above a limit by more than chance."""
+    """Whether the mean of values per datum is significantly above a limit."""
     if len(values) < 2:
         return False
     return float(values.mean()) - limit > ALARM * float(values.std()) / math.sqrt(len(values))

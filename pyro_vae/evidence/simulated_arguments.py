@@ -1,4 +1,4 @@
-"""Put simulated values in the place of the arguments that a model observes."""
+"""Replace the arguments that a model observes by simulated values."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +25,7 @@ def simulate_data(
     data: Callable[[dict[str, Tensor]], tuple[Any, ...]] | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]:
-    """The drawn sites, and the model's arguments that hold what was observed: in its place, or where `data` puts it."""
+    """The drawn sites, and the model's arguments with the simulated values, placed by `data` if it is given."""
     if data is None:
         return simulate_arguments(model, args, kwargs, **options)
     sites = simulation(model, args, kwargs, **options)[1]
@@ -35,7 +35,7 @@ def simulate_data(
 def simulate_arguments(
     model: Callable, args: tuple, kwargs: Mapping[str, Any], **options: Any
 ) -> tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]:
-    """Simulate by `kernel.simulation`, and return the arguments with each drawn value in place of the observed argument.
+    """Simulate by `kernel.simulation`, and return the arguments with the drawn values in place of the observed ones.
 
     :raises ArgumentError: where no argument, or more than one, holds what a site observed.
     """
@@ -49,7 +49,7 @@ def simulate_arguments(
             place = place_of(name, before[name].value, given)
             observed = given[place]
             value = site.value.reshape(observed.shape)
-            value = torch.where(observed.isnan(), observed.to(value), value)  # a hole stays a hole
+            value = torch.where(observed.isnan(), observed.to(value), value)  # a missing value (NaN) stays missing
             filled[place] = value.to(observed.dtype)
             if place in taken or not same_numbers(filled[place].to(value), value):
                 why = "is observed by another site too" if place in taken else f"({observed.dtype}) cannot hold them"
@@ -65,7 +65,8 @@ def place_of(name: str, observed: Tensor, given: Mapping[int | str, Any]) -> int
         for place, arg in given.items()
         if isinstance(arg, Tensor)
         and arg.numel() == observed.numel()
-        and (arg.shape == observed.shape or arg.shape[:1] == observed.shape[:1])  # the rest may be flattened, not turned
+        # the other axes may be flattened, not transposed
+        and (arg.shape == observed.shape or arg.shape[:1] == observed.shape[:1])
         and same_numbers(arg.flatten().to(observed), observed.flatten())
     ]
     if len(places) != 1:

@@ -1,4 +1,4 @@
-"""Make the record of an estimator from its log-weights, and check for rounding."""
+"""The record of an estimator from its log-weights, and the check for rounding."""
 
 from dataclasses import replace
 
@@ -13,12 +13,12 @@ from .evidence import Evidence
 
 ELBO_PARTICLES = 20
 
-# Rounding that is no fault: half of the third decimal that records print, and sums in float32 scatter by eps |log p(x)|.
+# Tolerated rounding: half of the third decimal that records print, and the rounding of float32 sums, eps |log p(x)|.
 UNSEEN, SCATTER = 5e-4, 3.0
 
 
 def guide_draws(call: Call) -> tuple[Record, Record, LogDensities]:
-    """Draw from the guide, score the model and weigh both: for the ELBO, and as a start of fits."""
+    """Draw from the guide and score the draws under guide and model: for the ELBO, and as the start of fits."""
     call.set_noise(Noise.GUIDE, 0)
     guide = call.draw(ELBO_PARTICLES)
     model = call.score(call.latent_values(guide), ELBO_PARTICLES)
@@ -28,7 +28,10 @@ def guide_draws(call: Call) -> tuple[Record, Record, LogDensities]:
 
 
 def summed_draws(call: Call, guide: Record, model: Record) -> tuple[Record, Record]:
-    """The same draws, or others where latents depend on what the guide enumerates: fits are about q(z given x)."""
+    """The same draws, or new ones where latents depend on sites that the guide enumerates.
+
+    Fits need draws of q(z given x).
+    """
     if call.structure.depend_on_enumerated:
         call.set_noise(Noise.GUIDE, 2)
         guide = call.draw_latents(ELBO_PARTICLES)
@@ -65,20 +68,20 @@ def summarise(call: Call, log_weight: Tensor, elbo: Tensor, cost: float, method:
 
 
 def unknown_supports(call: Call) -> dict[str, str]:
-    """The entry of `unchecked` where the support of a latent is not named."""
+    """The entry of `unchecked` where the support of a latent is unknown."""
     names = call.structure.unknown_supports
-    return {"support": f"that of {quoted(names)} is not named, taken for the reals"} if names else {}
+    return {"support": f"the support of {quoted(names)} is unknown and was taken for the reals"} if names else {}
 
 
 def check_precision(call: Call, evidence: Evidence) -> Evidence:
-    """Add the check "precision": whether float64 moves log p(x) by more than a tenth of its error."""
+    """Add the check "precision": whether float64 changes log p(x) by more than a tenth of its error."""
     before = call.cost
     shift, why = movement(call)
     evidence = replace(evidence, cost=evidence.cost + call.cost - before)
     if shift is None:
         return replace(evidence, unchecked={**evidence.unchecked, "precision": why})
     value = evidence.log_evidence
-    size = value.abs().nan_to_num(posinf=0.0)  # nothing is usual about a move from an infinite value to a finite one
+    size = value.abs().nan_to_num(posinf=0.0)  # a change from an infinite value to a finite one counts as a doubt
     usual = UNSEEN + SCATTER * torch.finfo(value.dtype).eps * size
     doubted = shift.abs().amax(0) > torch.fmax(0.1 * evidence.std_error, usual)
     return replace(evidence, checks={**evidence.checks, "precision": doubted})

@@ -1,4 +1,4 @@
-"""The plan behind `AutoEvidence`: pilots decide per datum, fresh draws of parts of the batch are the estimate."""
+"""The steps of `AutoEvidence`: pilots decide the work for each datum, then final draws give the estimate."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from .importance_sampling import ImportanceSampling
 from .paths import Start
 from .summary import guide_draws, summarise, summed_draws
 
-PILOT, LONGER_PILOT, FEWEST = 400, 1000, 300  # weights; among fewer the noise of Pareto k is taken for tails too often
-PILOT_OF_GUIDE = 1000  # weights of the guide's own draws: the check from the posterior's side is made from here on
-FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with so many particles
-MARGIN, MARGIN_OF_CHAINS = 0.65, 0.8  # of the tolerance, because pilots underrate the errors of weights with heavy tails
-UNSURE_K, HOPELESS_K = 0.5, 1.0  # Pareto k of a pilot above which a longer one, or annealing, follows
-SHORT_PILOT = 4  # times the pilot: data that need more weights get a longer pilot
+PILOT, LONGER_PILOT, FEWEST = 400, 1000, 300  # weights of the pilot; with fewer, Pareto k is too noisy
+PILOT_OF_GUIDE = 1000  # weights of a pilot from the guide: the fewest for which the check by a second estimate is made
+FIT_PARTICLES = 500  # the fit is that of AdaptiveImportanceSampling with this many particles
+# share of the tolerance to aim at, because pilots underrate the errors of weights with heavy tails
+MARGIN, MARGIN_OF_CHAINS = 0.65, 0.8
+UNSURE_K, HOPELESS_K = 0.5, 1.0  # Pareto k of a pilot above which a longer pilot, or annealing, follows
+SHORT_PILOT = 4  # multiples of the pilot: data that need more weights than that get a longer pilot
 HIGHEST_K, MANY = 0.69, 3000  # Pareto k that is good at any number of weights; weights beyond it
-CLASS = 1.5  # the numbers of weights are powers of it, so that few parts of the batch are weighed
-CHAIN_STEPS: dict[Start, tuple[int, int]] = {"fitted": (20, 80), "prior": (30, 240)}  # the second where weights vary more
+CLASS = 1.5  # the numbers of weights are powers of it, so that the batch is split into few parts
+# the second where log-weights vary more
+CHAIN_STEPS: dict[Start, tuple[int, int]] = {"fitted": (20, 80), "prior": (30, 240)}
 PILOT_CHAINS, MOST_VARIANCE = 32, 1.0  # of log-weights of short chains
 
-MISSED = ("search", "below the ELBO")  # doubts that no number of weights ends
+MISSED = ("search", "below the ELBO")  # doubts that more weights cannot remove
 # Some of the data, by their indices, with the record of them.
 Part = tuple[Tensor, Evidence]
 # From a call for some of the data, and their indices.
@@ -51,15 +53,15 @@ class Plan:
         self.target = MARGIN * tolerance
         self.fitted: Fitted | None = None
         self.elbo: Tensor
-        self.missed: Tensor  # (B,), where the search knows a mode that the proposals lack
-        self.extra = 0.0  # decoder evaluations of parts, summed over data, that the records of the parts do not count
+        self.missed: Tensor  # (B,), where the search has found a mode that the proposals lack
+        self.extra = 0.0  # decoder evaluations, summed over data, that the records of the parts do not count
         self.can_cut = True
 
     def run(self) -> Evidence:
         call, before = self.call, self.call.cost
         guide, model, weights = guide_draws(call)
         self.elbo = weights.elbo
-        if not call.structure.latents:  # all latents are summed out: every weight is p(x) itself
+        if not call.structure.latents:  # all latents are summed out: every weight equals p(x)
             return summarise(call, weights.log_weight, self.elbo, call.cost - before, FITTED_PROPOSALS)
         everything = torch.arange(call.batch_size, device=call.device)
         try:
@@ -88,7 +90,7 @@ class Plan:
                 bad[kept] = ~(longer.pareto_k <= HOPELESS_K) | ~without_doubt(missed, longer.elbo)
         found = self.in_classes(everything[~bad], number.clamp(FEWEST, self.max_cost), self.weigher)
         assert self.fitted is not None
-        # Few latents have been searched for modes already: then only the prior knows others.
+        # With few latents the search for modes has already run: only the prior can find further ones.
         return found + self.by_chains(everything[bad], "fitted" if self.fitted.witnesses is None else "prior")
 
     def by_guide(self, everything: Tensor) -> list[Part]:
@@ -100,7 +102,7 @@ class Plan:
         return self.in_classes(everything, number.clamp(PILOT_OF_GUIDE, max(PILOT_OF_GUIDE, self.max_cost)), self.sampler)
 
     def in_classes(self, kept: Tensor, number: Tensor, estimate: Callable[[int], Estimate]) -> list[Part]:
-        """Weigh data that need about as many weights together; `number` (B,) is of all data."""
+        """Compute data that need about as many weights together; `number` (B,) has the number for each of all data."""
         classes = (number[kept].log() / math.log(CLASS)).ceil()
         if not self.can_cut and len(kept):
             classes = classes.amax().expand_as(classes)
@@ -112,7 +114,10 @@ class Plan:
         return found
 
     def on(self, kept: Tensor, estimate: Estimate) -> list[Part]:
-        """The estimate for some of the data; for all, of which these are taken, where the arguments cannot be cut."""
+        """The estimate for some of the data.
+
+        Where the arguments cannot be cut, all data are computed and these are selected.
+        """
         if not len(kept):
             return []
         if self.can_cut:
@@ -124,11 +129,11 @@ class Plan:
         with self.call.part(everything) as part:
             assert part is not None
             record = estimate(part, everything)
-        # The others were weighed too, for nothing.
+        # The other data were computed too, without use.
         return [(kept, replace(record.select(kept), cost=record.cost * len(everything) / len(kept)))]
 
     def weigher(self, num_particles: int) -> Estimate:
-        """Weights of the fitted proposals."""
+        """An estimator with weights of the fitted proposals."""
 
         def estimate(part: Call, kept: Tensor) -> Evidence:
             assert self.fitted is not None
@@ -141,7 +146,7 @@ class Plan:
         return with_search(summarise(part, log_weight, self.elbo[:, kept], part.cost, FITTED_PROPOSALS), fitted)
 
     def sampler(self, num_particles: int) -> Estimate:
-        """Weights of the guide's own draws."""
+        """An estimator with weights of draws from the guide."""
 
         def estimate(part: Call, kept: Tensor) -> Evidence:
             sampling: Any = ImportanceSampling(part.model.fn, part.guide.fn, num_particles=num_particles)
@@ -150,13 +155,13 @@ class Plan:
         return estimate
 
     def by_chains(self, kept: Tensor, start: Start) -> list[Part]:
-        """Annealed chains, whose number and length follow from a few short ones."""
+        """Annealed chains; their number and length follow from a pilot of a few short chains."""
         steps, long_steps = CHAIN_STEPS[start]
         long_steps = max(steps, min(long_steps, self.max_cost // (3 * MIN_PARTICLES_FOR_K)))
         variance = torch.zeros_like(self.elbo[0])
         for some, pilot in self.on(kept, self.annealer(start, steps, PILOT_CHAINS)):
             self.extra += pilot.cost * len(some)
-            # Of log-normal weights, from the error of their mean. It falls as one over the number of steps.
+            # The variance of log-normal weights, from the error of their mean. It falls as one over the number of steps.
             variance[some] = (PILOT_CHAINS * pilot.std_error.square()).log1p().nan_to_num(nan=math.inf)
         long = variance[kept] > MOST_VARIANCE
         found: list[Part] = []
@@ -175,8 +180,8 @@ class Plan:
             record = sampling.estimate(part)
             if start == "fitted":
                 return record
-            # The prior covers all modes. Chains that have found them in other proportions differ a lot, but where none has
-            # found a narrow one, all agree: what the search knows stands.
+            # The prior covers all modes. Chains that have found them in different proportions differ a lot. Where no chain
+            # has found a narrow mode, all agree, so the doubt of the search is kept.
             unchecked = {reason: why for reason, why in record.unchecked.items() if reason != "search"}
             search = ~(record.std_error <= self.tolerance) | self.missed[kept]
             checks = {**record.checks, "search": search, "below the ELBO": below_elbo(record)}
@@ -197,9 +202,10 @@ class Plan:
 
 
 def weights_for(pilot: Evidence, target: float) -> Tensor:
-    """(B,) weights after which the error is the target, and enough for the Pareto k of the pilot to be no doubt."""
+    """(B,) the weights for which the error is the target, and for which the Pareto k of the pilot is no doubt."""
     number = (pilot.num_particles * (pilot.std_error / target).square()).nan_to_num(nan=math.inf)
-    noise = (1 + pilot.pareto_k) / math.sqrt(3 * math.sqrt(pilot.num_particles))  # of k, from so many weights in the tail
+    # standard error of k, from this many weights in the tail
+    noise = (1 + pilot.pareto_k) / math.sqrt(3 * math.sqrt(pilot.num_particles))
     k = (pilot.pareto_k + noise).nan_to_num(nan=0.0)
     judged = torch.where(k < HIGHEST_K, 10 ** (1 / (1 - k.clamp(max=HIGHEST_K))), MANY)
     return torch.maximum(number, judged.to(number))

@@ -1,4 +1,4 @@
-"""The gaps between ELBO and log p(x), per datum: the optimum of the guide's family, and the estimator that compares."""
+"""The gaps between ELBO and log p(x), per datum: the estimator, its record, and the fits of the family's optimum."""
 
 from .gaps import GAPS, OF_LOG_EVIDENCE, Gaps
 from .inference_gaps import InferenceGaps

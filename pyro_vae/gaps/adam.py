@@ -18,22 +18,24 @@ CHECK_PARTICLES, TOLERANCE = 50, 0.05  # nats that a whole round may still gain 
 
 
 def fit_offsets(call: Call, *, start: Callable[[GuideOffsets], None] | None = None, effort: float = 1.0) -> GuideOffsets:
-    """Maximise the ELBO of every datum over its own offsets, all data of the batch at once.
+    """Maximise the ELBO of every datum over the offsets of this datum, for all data of the batch at once.
 
-    Rounds of Adam steps with sticking-the-landing gradients (Roeder, Wu and Duvenaud, 2017,
-    https://arxiv.org/abs/1703.09194); a round ends at the average of the iterates of its second half. After each round
-    the gain is measured per datum on common noise: a datum that lost more than 0.05 nats (and three errors) is put back,
-    one that gained less than 0.05 nats (and two errors of at most 0.05) has converged. Once most data gain under half a
-    nat, rounds have twice the particles and a rate lower by the root of two. Stops when all have converged in such a round,
-    or after seven. More particles would cost as much again for 0.02 nats.
+    Rounds of Adam steps use sticking-the-landing gradients (Roeder, Wu and Duvenaud, 2017,
+    https://arxiv.org/abs/1703.09194). A round ends at the average of the iterates of its second half. After each round the
+    gain is measured per datum on common noise. A datum that lost more than 0.05 nats (and three errors) is put back. One
+    that gained less than 0.05 nats (and two errors of at most 0.05) has converged. Once most data gain under half a nat,
+    rounds have twice the particles and a rate lower by the root of two. The fit stops when all data have converged in such a
+    round, or after seven of them. Twice the particles would cost twice as much and gain 0.02 nats.
 
-    :param start: puts the offsets somewhere first; the guide as it is by default.
-    :param effort: so many times seven rounds at most.
+    :param start: function that sets the offsets at which the fit starts; by default the fit starts at the guide.
+    :param effort: multiple of seven rounds, at most.
     """
     offsets = GuideOffsets(call)
     terms = check_terms(call, offsets)  # also creates the offsets, at zero
     if not offsets.tensors:
-        raise LocalFitError("the guide draws no continuous latent that could be freed per datum, so no gap can be split")
+        raise LocalFitError(
+            "the guide draws no continuous latent whose parameters could be optimised per datum, so the gap cannot be split"
+        )
     if start is not None:
         start(offsets)
         terms = check_terms(call, offsets)
@@ -57,7 +59,7 @@ def fit_offsets(call: Call, *, start: Callable[[GuideOffsets], None] | None = No
 
 
 def check_terms(call: Call, offsets: GuideOffsets) -> Tensor:
-    """ELBO terms at the present offsets, (K, B), always on the same noise."""
+    """ELBO terms at the current offsets, (K, B), on the same noise at every call."""
     return call.log_weights(CHECK_PARTICLES, Noise.OFFSETS, adjust=offsets.adjust)[1]
 
 
@@ -75,7 +77,8 @@ def ascend(call: Call, offsets: GuideOffsets, level: int, first_block: int) -> N
             gradients = torch.autograd.grad(-elbo.mean(0).sum(), offsets.tensors)
         offsets.check_gradients(gradients, elbo)
         for tensor, gradient in zip(offsets.tensors, gradients, strict=True):
-            tensor.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # of a datum with a draw whose ELBO term is not finite
+            # not the gradient of a datum with a draw whose ELBO term is not finite
+            tensor.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
             offsets.usable = offsets.usable & gradient.isfinite().all()
         optimizer.step()
         if step >= NUM_STEPS - averaged:

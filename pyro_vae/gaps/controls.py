@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..proposals import GaussianProposal
 
-FEWEST = 50  # draws with a control variate; a tenth of the draws without one do as well
+FEWEST = 50  # draws with a control variate; they do as well as ten times as many without one
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Quadratic:
         return -0.5 * self.gaussian.squared_distance(u)
 
     def mean(self, q: GaussianProposal) -> Tensor:
-        """E_q[Q], (B,): of the distance of the means, and of the covariance."""
+        """E_q[Q], (B,): one term for the distance of the means, one for the covariance."""
         spread = torch.linalg.solve_triangular(self.gaussian.tril, q.tril, upper=False)
         return self.at(q.loc.unsqueeze(0))[0] - 0.5 * spread.square().sum((-1, -2))
 
@@ -40,10 +40,10 @@ def entropy(q: GaussianProposal) -> Tensor:
 
 
 def controlled(terms: Tensor, control: Tensor, mean: Tensor) -> Tensor:
-    """Terms (K, B) of the same mean with less noise: terms - b (control - its mean, (B,)), the best b per datum.
+    """Terms (K, B) of the same mean with less noise: terms - b (control - its mean, (B,)), with the best b per datum.
 
-    Each half of the draws takes the b of the other half. A b of its own draws would bias the mean. Few draws tell nothing
-    of b, and are left as they are.
+    Each half of the draws uses the b estimated from the other half, since a b from the same draws would bias the mean. With
+    few draws b cannot be estimated, and the terms are returned as they are.
     """
     if len(terms) < FEWEST:
         return terms
@@ -54,7 +54,7 @@ def controlled(terms: Tensor, control: Tensor, mean: Tensor) -> Tensor:
 
 
 def slope(terms: Tensor, control: Tensor) -> Tensor:
-    """Of terms over the control, both (K, B), by least squares; zero where it is not known."""
+    """The slope of terms over the control, both (K, B), by least squares; zero where it cannot be estimated."""
     centred = control - control.mean(0)
     found = (centred * (terms - terms.mean(0))).sum(0) / centred.square().sum(0)
     return torch.where(found.isfinite(), found, torch.zeros_like(found))

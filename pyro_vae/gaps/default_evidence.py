@@ -1,4 +1,4 @@
-"""log p(x) beside gaps: from fitted proposals, and from the guide's own draws where the latents cannot be fitted."""
+"""log p(x) for gaps: from fitted proposals, or from draws of the guide where the latents cannot be fitted."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..evidence import (
 from ..kernel import Call
 from ..records import FITTED_PROPOSALS
 
-FEWEST = 1000  # weights of the guide's own draws: the check from the posterior's side is made from here on
+FEWEST = 1000  # weights of draws from the guide: the fewest for which the check by a second estimate is made
 
 
 def default_evidence(call: Call, num_particles: int) -> tuple[Evidence, Fitted | None]:
-    """The record, and the proposals behind it where there are any."""
+    """The record, and the fitted proposals where there are any."""
     before = call.cost
     try:
         log_weight, elbo, fitted = fitted_log_weights(call, num_particles, None, "auto")
@@ -36,10 +36,10 @@ def default_evidence(call: Call, num_particles: int) -> tuple[Evidence, Fitted |
 
 
 def proposals_of(call: Call, num_particles: int) -> Fitted | None:
-    """The proposals alone, where log p(x) comes from elsewhere; `None` where there are none."""
+    """The proposals alone, where log p(x) comes from another estimator; `None` where there are none."""
     try:
         guide, model, weights = guide_draws(call)
         guide, model = summed_draws(call, guide, model)
         return fit_proposals(call, guide, model, weights.elbo, num_particles, None, "auto")
-    except (LocalFitError, NonFiniteError):  # the fit goes where the guide does not
+    except (LocalFitError, NonFiniteError):  # the fit reaches latents that the guide does not draw
         return None

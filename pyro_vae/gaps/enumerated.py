@@ -1,4 +1,4 @@
-"""The gaps where the guide draws nothing but enumerates: sums over all values, without any error."""
+"""The gaps of a guide that enumerates all its latents: exact sums over all values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..evidence import exact_record, guide_draws
 from ..kernel import Call, LogDensities, Record
 from .gaps import Gaps
 
-SWEEPS, STARTS = 200, 8  # of coordinate ascent; starts of which the best is kept
+SWEEPS, STARTS = 200, 8  # steps of coordinate ascent; starts of which the best is kept
 FAMILY = "the guide's own family, all values summed"
 ANY_DISTRIBUTION = (  # over their values
     torch.distributions.Bernoulli,
@@ -26,7 +26,7 @@ def enumerated_gaps(call: Call, num_particles: int) -> Gaps:
     guide, _, weights = guide_draws(call)
     check_families(guide, call.structure.guide_enumerated)
     elbo, log_evidence = weights.elbo[0], weights.log_weight[0]
-    optimal_elbo = torch.maximum(best_elbo(weights, log_evidence), elbo)  # which is in the family too
+    optimal_elbo = torch.maximum(best_elbo(weights, log_evidence), elbo)  # the guide is in the family too
     zero = torch.zeros_like(elbo)
     names = ("elbo", "optimal_elbo", "log_evidence", "amortization", "approximation", "inference", "contrast")
     return Gaps(
@@ -43,7 +43,10 @@ def enumerated_gaps(call: Call, num_particles: int) -> Gaps:
 
 
 def check_families(guide: Record, names: Collection[str]) -> None:
-    """Refuse families that are not all distributions over their values: a binomial has one parameter for many of them."""
+    """Raise for families that do not contain all distributions over their values.
+
+    A binomial, for instance, has one parameter for many values.
+    """
     narrow = [name for name in names if not isinstance(innermost(guide[name].fns[0]), ANY_DISTRIBUTION)]
     if narrow:
         raise LocalFitError(
@@ -55,8 +58,8 @@ def check_families(guide: Record, names: Collection[str]) -> None:
 def best_elbo(weights: LogDensities, log_evidence: Tensor) -> Tensor:
     """L[q*], (B,).
 
-    A guide whose sites each depend on all before them can be any distribution, so q* is the posterior. One whose sites
-    depend on none of the others is a product, and q* the best product.
+    If every site of the guide depends on all sites before it, the guide can be any distribution, so q* is the posterior. If
+    no site depends on another, the guide is a product, and q* is the best product.
     """
     names = weights.structure.guide_enumerated
     log_q = [weights.log_guide_by_site[name] for name in names]
@@ -66,8 +69,8 @@ def best_elbo(weights: LogDensities, log_evidence: Tensor) -> Tensor:
     if not any(depend):
         return best_product(weights.log_joint_of_values[..., 0, :])
     raise LocalFitError(
-        f"the guide enumerates {quoted(names)}, of which some depend on some of the others: the optimum of such a family is "
-        "not known. Let them depend on all before them or on none"
+        f"the guide enumerates {quoted(names)}, and some of these depend on some of the others: the optimum of such a "
+        "family is not known. Let each site depend on all sites before it, or on none"
     )
 
 
@@ -80,8 +83,8 @@ def has_axis(log_q: Tensor, place: int) -> bool:
 def best_product(log_joint: Tensor) -> Tensor:
     """max over products of sum_e q(e) [log p(x, e) - log q(e)], (B,), from log p(x, e), (*E, B), by coordinate ascent.
 
-    Each step sets one factor to exp of the mean of log p under the others, normalised, which never lowers the bound. Starts
-    at the products that lean to the likeliest values, because there may be several optima.
+    Each step sets one factor to exp of the mean of log p under the others, normalised, which never lowers the bound. It
+    starts at several products near the likeliest values, because there may be several optima.
     """
     num_axes = log_joint.ndim - 1
     found = []
@@ -101,7 +104,7 @@ def best_product(log_joint: Tensor) -> Tensor:
 
 
 def expected(log_joint: Tensor, factors: list[Tensor], axis: int) -> Tensor:
-    """The mean of log p(x, e) over all axes but one, (E, B); a value of no probability does not count."""
+    """The mean of log p(x, e) over all axes but one, (E, B); values of probability zero do not count."""
     total = log_joint.movedim(axis, 0)
     for q in reversed([q for i, q in enumerate(factors) if i != axis]):
         weight = q.reshape((1,) * (total.ndim - 2) + q.shape)

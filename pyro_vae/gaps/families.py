@@ -1,4 +1,4 @@
-"""Rebuild the distributions of a guide with other parameters, to which offsets per datum are added."""
+"""Rebuild the distributions of a guide with other parameters: the guide's plus offsets per datum."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from ..errors import LocalFitError
 from ..noise import kept_random_state
 from ..proposals import bijection
 
-UNIT_DRAWS = 20  # behind the unit of an offset, where no parameter gives one
+UNIT_DRAWS = 20  # draws from which the unit of an offset is computed, where no parameter gives one
 # Redundant parameters, which are skipped.
 REDUNDANT = {"probs", "covariance_matrix", "precision_matrix"}
 
@@ -42,7 +42,7 @@ def rebuilt(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int = 0) 
     """The same distribution with `shift(name, unconstrained value, event dims)` applied to its parameters.
 
     :param batch_shape: the full batch shape at this level; an expanded distribution stores less.
-    :param event_dim: dimensions of `batch_shape` that wrappers further out count as event.
+    :param event_dim: dimensions of `batch_shape` that outer wrappers count as event dimensions.
     """
     if isinstance(fn, dist.MaskedDistribution):
         return rebuilt(fn.base_dist, shift, batch_shape, event_dim).mask(fn._mask)
@@ -52,7 +52,8 @@ def rebuilt(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int = 0) 
         n = fn.reinterpreted_batch_ndims
         inner_shape = batch_shape + fn.base_dist.batch_shape[len(fn.base_dist.batch_shape) - n :]
         return rebuilt(fn.base_dist, shift, inner_shape, event_dim + n).to_event(n)
-    if isinstance(fn, torch.distributions.TransformedDistribution) and not fn.arg_constraints:  # LogNormal has some
+    # LogNormal has transforms of its base distribution
+    if isinstance(fn, torch.distributions.TransformedDistribution) and not fn.arg_constraints:
         base = rebuilt(fn.base_dist, shift, batch_shape, event_dim)
         return dist.TransformedDistribution(base, fn.transforms)
     return rebuilt_leaf(fn, shift, batch_shape, event_dim)
@@ -113,7 +114,8 @@ def rebuilt_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int)
         transform = transform_to(constraint)
         parameters[name] = transform(shift(name, transform.inv(value), event_dim + own_event, unit_of(fn, name, value)))
     if isinstance(getattr(fn, "temperature", None), Tensor) and "temperature" not in fn.arg_constraints:
-        parameters["temperature"] = fn.temperature  # of a relaxed distribution: part of the family, and stays
+        # the temperature of a relaxed distribution: part of the family, not moved
+        parameters["temperature"] = fn.temperature
     try:
         return type(fn)(**parameters)
     except (TypeError, NotImplementedError) as error:
@@ -124,7 +126,7 @@ def rebuilt_leaf(fn: Any, shift: Shift, batch_shape: torch.Size, event_dim: int)
 
 
 def unit_of(fn: Any, name: str, value: Tensor) -> Tensor | None:
-    """The scale of a distribution on the real line, or of the normal in a LogNormal, in which its location is measured."""
+    """The unit of a location: the scale of a distribution on the real line, or of the normal in a LogNormal."""
     if name != "loc" or not (isinstance(fn, dist.LogNormal) or bijection(fn.support) == identity_transform):
         return None
     unit = fn.scale if hasattr(fn, "scale") else fn.stddev

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..evidence import Evidence, well_known
-from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, places, to_plain
+from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, page, places, to_plain
 from ..records import doubts as table
 
 PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
-SIGMAS, ROUNDING = 4.5, 0.05  # errors, and nats, by which log p(x) must lie below an ELBO to be in doubt for it
+SIGMAS, ROUNDING = 4.5, 0.05  # errors, and nats, by which log p(x) must be below an ELBO to be in doubt
 GAPS = ("amortization", "approximation", "inference")
 OF_LOG_EVIDENCE = ("tails", "posterior side", "search", "precision", "end of support", "below the ELBO")
-REASONS = {  # that concern each number
+REASONS = {  # the doubts that concern each number
     "elbo": ("precision",),
     "optimal_elbo": ("precision", "not converged"),
     "log_evidence": OF_LOG_EVIDENCE,
@@ -30,21 +30,26 @@ Part = Literal["encoder", "family", "undecided"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gaps(Result):
-    """The gaps between ELBO and log p(x) per datum, as `InferenceGaps` returned them. B data, nats.
+    """The gaps between ELBO and log p(x) per datum, as returned by `InferenceGaps`. B data, nats.
 
-    :ivar elbo: (B,) L[q] of the user's guide.
-    :ivar optimal_elbo: (B,) L[q*] of the optimum per datum in a family that contains the guide, on fresh draws.
+    :ivar elbo: (B,) L[q], the ELBO of the guide.
+    :ivar optimal_elbo: (B,) L[q*], the ELBO of the best member q* of the guide's family for each datum, on fresh draws.
     :ivar log_evidence: (B,) log p(x), estimated from below.
-    :ivar std_errors: Monte Carlo errors (B,) of the above and of the gaps, by name; differences are paired. "contrast" is
-        that of amortization minus approximation.
-    :ivar converged: (B,) whether the fit of q* converged; where not, amortization is too small.
-    :ivar evidence: the `Evidence` behind `log_evidence`, with its ESS, Pareto k and doubts.
-    :ivar family: what was freed per datum.
-    :ivar held: sites of the guide that were not, because it enumerates them beside latents that it draws: what they lose is
-        counted with the approximation gap.
-    :ivar unsplit: why L[q*] is not known, where it is not: `optimal_elbo` and the two parts of the gap are NaN then.
-    :ivar num_particles: K behind L[q] and L[q*].
+    :ivar std_errors: Monte Carlo errors (B,) of the values above and of the gaps, by name; those of differences are paired.
+        "contrast" is the error of amortization minus approximation.
+    :ivar converged: (B,) whether the fit of q* converged; where it did not, amortization is too small.
+    :ivar evidence: the `Evidence` that `log_evidence` comes from, with its effective sample size, Pareto k and doubts.
+    :ivar family: the parameters that were optimised per datum.
+    :ivar held: sites of the guide that were not optimised per datum, because the guide enumerates them and draws other
+        latents. What they lose is counted in the approximation gap.
+    :ivar unsplit: why L[q*] is not known. If it is not empty, `optimal_elbo` and the two parts of the gap are NaN.
+    :ivar num_particles: K, draws for L[q] and for L[q*].
     :ivar cost: decoder evaluations per datum, all fits included; a gradient counts as three.
+
+    Example::
+
+        gaps = pv.InferenceGaps(model, guide)(x)
+        gaps.amortization, gaps.approximation, gaps.inference       # (B,) each
     """
 
     _derived = (*GAPS, "doubts", "reliable", "loader_index")
@@ -113,9 +118,9 @@ class Gaps(Result):
         return len(self.elbo)
 
     def summary(self) -> dict[str, Estimate]:
-        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps; what is not known (`unsplit`) is left out.
+        """Means over the data: ELBO, optimal ELBO, log p(x) and the three gaps, as far as known (see `unsplit`).
 
-        The errors of a mean are not to be trusted where more than 5% of the data are in doubt for a reason that concerns it.
+        The errors of a mean are not reliable where more than 5% of the data are in doubt for a reason that concerns it.
         """
         doubts, found = self.doubts, {}
         for name, reasons in REASONS.items():
@@ -128,40 +133,40 @@ class Gaps(Result):
 
     @property
     def titles(self) -> dict[str, str]:
-        """What the numbers of `summary` are called; data outside the support have a score and no log p(x)."""
+        """The titles of the numbers of `summary`. Data outside the support have a score in place of log p(x)."""
         top = "log p(x)" if self.evidence.bound == "exact" else "log p(x), lower bound"
         top = top if self.evidence.support_checked else "score (data outside the support)"
         return {"elbo": "ELBO", "optimal_elbo": "optimal ELBO", "log_evidence": top, **{n: f"{n} gap" for n in GAPS}}
 
     def larger_part(self, level: float = LEVEL) -> Part:
-        """Which part of the mean gap is the larger one, "encoder" or "family"; or "undecided", as `verdict` explains."""
+        """The larger part of the mean gap: "encoder", "family", or "undecided", which `verdict` explains."""
         return self._decide(level)[0]
 
     def verdict(self, level: float = LEVEL) -> str:
-        """One sentence about the mean gaps that claims no more than the Monte Carlo intervals allow.
+        """One sentence that names the larger part of the mean gap, if the Monte Carlo interval decides it.
 
-        Where log p(x) of more than 5% of the data is in doubt it is about the others alone, and says so.
+        Where log p(x) of more than 5% of the data is in doubt, the sentence is about the other data, and says so.
         """
         return self._decide(level)[1]
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where the numbers are in doubt: those of `evidence` and two more.
+        """(B,) bool by reason, true where the numbers are in doubt: the doubts of `evidence` and two more.
 
-        "not converged": the fit of q* ran out of steps. "below the ELBO": log p(x) lies below L[q] or L[q*] by more than
-        chance, so that it misses a mode, and is too low.
+        "not converged": the fit of q* ran out of steps. "below the ELBO": the estimate of log p(x) is significantly below
+        L[q] or L[q*], so it has missed a mode and is too low.
         """
         names = ["inference"] if self.unsplit else ["approximation", "inference"]
         of_evidence = self.evidence.doubts
         below = of_evidence.get("below the ELBO", torch.zeros_like(self.converged))
-        for name in names:  # one by one, and in place: N may be in the millions
+        for name in names:  # one by one, and in place: there may be millions of data
             below = below | (getattr(self, name) < self.std_errors[name].mul(-SIGMAS).sub_(ROUNDING))
         of_fit = {} if self.unsplit else {"not converged": ~self.converged}
         return {**of_evidence, **of_fit, "below the ELBO": below}
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why a reason was not judged, by its name."""
+        """Why a reason was not checked, by reason."""
         return {**self.evidence.unchecked, **({"not converged": "q* was not fitted"} if self.unsplit else {})}
 
     @property
@@ -170,10 +175,11 @@ class Gaps(Result):
         return table.without_doubt(self.doubts, like=self.elbo)
 
     def _decide(self, level: float) -> tuple[Part, str]:
-        """The larger part, and the sentence that says so, by the interval of amortization minus approximation.
+        """The larger part, and the sentence about it, from the interval of amortization minus approximation.
 
-        A log p(x) in doubt is too low, and the approximation gap with it. So "encoder" is only said of the data whose
-        log p(x) is known well, while "family" may be said of all: what log p(x) lacks would only make its part larger.
+        Where log p(x) is in doubt, it is too low, and so is the approximation gap. The answer "encoder" is therefore based
+        on the data whose log p(x) is reliable. The answer "family" may use all data, since the missing part of log p(x)
+        would only make the family's part larger.
         """
         if self.unsplit:
             return "undecided", f"Not split: {self.unsplit}."
@@ -192,37 +198,42 @@ class Gaps(Result):
             split += f" for the {len(known)} of {len(self)} data whose log p(x) is known well"
         below = self.doubts["below the ELBO"]
         if table.are_many(below):
-            return "undecided", (f"Not decided: log p(x) of {table.count(below)} is below their ELBO, so too low ({split}).")
-        if high >= 0 and low > 0 and (not well_known(known.evidence) or len(known) < len(self) / 2):
-            return "undecided", f"Not decided: log p(x) is not known well enough from these weights ({split})."
-        unfinished = int((~known.converged).sum())
-        if high < 0 and unfinished:  # what such fits have not reached is taken for the family's, never for the encoder's
             return "undecided", (
-                f"Not decided: {unfinished} of {len(known)} fits had not converged, and their part of the gap is not the "
-                f"family's ({split})."
+                f"Not decided: log p(x) of {table.count(below)} is below their ELBO, so it is too low ({split})."
+            )
+        if high >= 0 and low > 0 and (not well_known(known.evidence) or len(known) < len(self) / 2):
+            return "undecided", f"Not decided: the weights are not reliable enough for log p(x) ({split})."
+        unfinished = int((~known.converged).sum())
+        # what such fits have not reached is counted as the family's part, never as the encoder's
+        if high < 0 and unfinished:
+            return "undecided", (
+                f"Not decided: {unfinished} of {len(known)} fits had not converged, and the part of the gap that these "
+                f"leave is not due to the family ({split})."
             )
         if high < 0 and self.held:
             return "undecided", (
-                f"Not decided: {', '.join(self.held)} of the guide is not freed per datum, and its part of the gap is not "
-                f"the family's ({split})."
+                f"Not decided: {', '.join(self.held)} of the guide is not optimised per datum, and its part of the gap is "
+                f"not due to the family ({split})."
             )
         if high < 0:
             return "family", f"The larger part of the gap is the family's (approximation): {split}."
         if low > 0:
             return "encoder", f"The larger part of the gap is the encoder's (amortization): {split}."
-        return "undecided", f"Which part of the gap is larger is not decided by this budget: {split}."
+        return "undecided", (
+            f"Not decided: with these draws the interval does not show which part of the gap is larger: {split}."
+        )
 
     def _contrast(self, level: float) -> tuple[float, float]:
         """The interval of amortization minus approximation."""
         contrast = Estimate.over_data(self.amortization - self.approximation, self.std_errors["contrast"])
         low, high = contrast.confidence_interval(level)
-        # log p(x) may be higher than its mean says: let the family's share grow to the upper end of its interval.
+        # log p(x) may be higher than its mean: extend the family's part to the upper end of its interval.
         log_evidence = Estimate.over_data(self.log_evidence, self.std_errors["log_evidence"])
         above = self.evidence.mean_confidence_interval(level)[1] - log_evidence.confidence_interval(level)[1]
         return low - max(above, 0), high
 
     def warnings(self) -> list[Warning]:
-        """What is in doubt about these estimates; the estimator raises it, `evaluate` once for all batches."""
+        """Warnings about these estimates. The estimator issues them at each call, `evaluate` once for all batches."""
         own = {reason: flags for reason, flags in self.doubts.items() if reason not in self.evidence.doubts}
         return [*self.evidence.warnings(), *table.warnings_about(own, self.evidence.method)]
 
@@ -258,4 +269,4 @@ class Gaps(Result):
             *([f"given: {', '.join(self.evidence.given)}"] if self.evidence.given else []),
             self.verdict(),
         ]
-        return "\n".join(lines)
+        return page(lines)

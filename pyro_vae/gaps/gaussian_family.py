@@ -1,4 +1,4 @@
-"""Guides whose latents of a datum are Gaussian in the unconstrained space, and their offsets as means and covariances."""
+"""Guides whose latents are Gaussian in unconstrained space, with their offsets expressed as means and covariances."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..proposals import GaussianProposal, LatentSpace
 from .offsets import UNCONSTRAINED, GuideOffsets
 
 SCALES = {"Normal": "scale", "MultivariateNormal": "scale_tril"}
-POINTS = (-20.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 20.0)  # at which transforms are compared
-CHECKED, ROUNDING = 10, 0.05  # draws whose log q must be that of the Gaussian, up to so many nats of rounding
+POINTS = (-20.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 20.0)  # points at which transforms are compared
+CHECKED, ROUNDING = 10, 0.05  # draws whose log q must equal that of the Gaussian, up to this many nats of rounding
 
 
 @dataclass(frozen=True)
 class GaussianFamily:
-    """All Gaussians that offsets reach: each site has a mean and a covariance of its own, a diagonal one or a full one.
+    """All Gaussians that offsets can express: each site has a separate mean and a diagonal or full covariance.
 
-    :ivar guide: the user's own, per datum.
+    :ivar guide: the Gaussian of the guide, per datum.
     :ivar blocks: (D, D) bool, where a covariance may differ from zero.
     """
 
@@ -36,10 +36,10 @@ class GaussianFamily:
     blocks: Tensor
 
     def place(self, call: Call, q: GaussianProposal) -> bool:
-        """Set the offsets so that the guide is q.
+        """Set the offsets so that the guide equals q.
 
-        :return: whether it is: a latent whose spread was next to nothing may move others once it is wider, and a transform
-            may be another one where q lies.
+        :return: whether it does. It may not: a latent with a tiny spread may influence others once it is wider, and a
+            transform may differ in the region of q.
         """
         locs, scales = (self.space.split(t.unsqueeze(0)) for t in (q.loc, q.tril.diagonal(dim1=-2, dim2=-1)))
         start = 0
@@ -58,7 +58,7 @@ class GaussianFamily:
 
 
 def gaussian_family(call: Call, space: LatentSpace, offsets: GuideOffsets) -> GaussianFamily | None:
-    """Nothing for a guide of another family, or whose parameters depend on other latents.
+    """The Gaussian family of a guide; `None` for another family, or where parameters depend on other latents.
 
     Creates the offsets, at zero.
     """
@@ -79,14 +79,14 @@ def gaussian_family(call: Call, space: LatentSpace, offsets: GuideOffsets) -> Ga
 
 
 def same_transform(space: LatentSpace, latent: str, transforms: Sequence[Any]) -> bool:
-    """Whether the guide makes values of a latent from its Gaussian draws as the space does from u, far and near."""
+    """Whether the guide transforms its Gaussian draws to values of a latent as the space transforms u, near and far."""
     for number in POINTS:
         value = own = torch.full(space.sites[latent], number, dtype=space.dtype, device=space.call.device)
         theirs = space.transforms[latent](value)
         try:
             for transform in transforms:
                 own = transform(own)
-        except (RuntimeError, ValueError, IndexError):  # made for draws of another shape
+        except (RuntimeError, ValueError, IndexError):  # the guide's transform was made for draws of another shape
             return False
         if own.shape != theirs.shape or not torch.allclose(own, theirs, rtol=1e-5, atol=0.0, equal_nan=True):
             return False
@@ -94,14 +94,14 @@ def same_transform(space: LatentSpace, latent: str, transforms: Sequence[Any]) -
 
 
 def is_density_of(call: Call, space: LatentSpace, drawn: Record, q: GaussianProposal) -> bool:
-    """Whether log q of draws of the guide is that of the Gaussian."""
+    """Whether log q of draws of the guide equals the density of the Gaussian."""
     u, log_det = space.pack(call.latent_values(drawn))
     log_q = LogDensities(call.structure, drawn, drawn, CHECKED).log_marginal_guide + log_det
     return bool(((log_q - q.log_prob(u)).abs() < ROUNDING).all())
 
 
 def own_gaussian(space: LatentSpace, offsets: GuideOffsets, sites: dict[str, str]) -> tuple[GaussianProposal, Tensor] | None:
-    """The user's guide by its parameters, and the blocks of its covariance."""
+    """The Gaussian given by the parameters of the guide, and the blocks of its covariance."""
     locs, trils = {}, []
     for latent, shape in space.sites.items():
         parameters = offsets.parameters_of(sites[latent])

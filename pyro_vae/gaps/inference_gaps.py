@@ -15,48 +15,51 @@ from .gaps import Gaps
 from .optimum import at_least, elbo_terms, find_optimum
 from .unsplit import unsplit_gaps, why_not_split
 
-USUAL = 500  # particles; beyond, fits may take as many times more rounds
+USUAL = 500  # particles; with more, fits may take proportionally more rounds
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class InferenceGaps(Estimator):
-    r"""Amortization, approximation and inference gap per datum (Cremer, Li and Duvenaud, 2018)::
+    r"""Amortization, approximation and inference gap per datum (Cremer, Li and Duvenaud, 2018).
 
-        inference gap      log p(x) - L[q]     = amortization gap + approximation gap
-        amortization gap   L[q*] - L[q]        what the encoder leaves behind
-        approximation gap  log p(x) - L[q*]    what the family cannot reach
+    With the guide q and the best member q* of its family for each datum::
 
-    q* maximises the ELBO of each datum over offsets added to the guide's own parameters: its family contains the guide. It
-    is looked for near the guide, and again at another mode where fitted proposals have found a better one. L[q] and L[q*]
-    are measured on fresh draws that share their noise, so that their difference is paired. log p(x) is estimated from below:
-    the approximation and inference gaps are therefore biased low, by as much as log p(x) is.
+        inference gap log p(x) - L[q] = amortization gap + approximation gap amortization gap L[q*] - L[q] lost because q is
+        not the best member of its family approximation gap log p(x) - L[q*] lost because the family does not contain the
+        posterior
 
-    For a guide whose latents are Gaussian once they are unconstrained, each site with a mean and a scale (or a full
-    covariance) that other latents do not move, q* is found by natural gradients, and L[q] and L[q*] have smaller errors: the
-    quadratic of the fitted proposals is a control variate for both. Other guides are fitted by Adam. Either fit
-    ends a little below its optimum, which moves that much from the amortization to the approximation gap: `tolerance` says
-    how much.
+    q* maximises the ELBO of each datum over offsets added to the guide's parameters, so its family contains the guide. The
+    search starts near the guide, and starts again at another mode where fitted proposals have found a better one. L[q] and
+    L[q*] are measured on fresh draws with common noise, so their difference is paired. log p(x) is estimated from below. The
+    approximation and inference gaps are therefore too low in expectation, by as much as log p(x) is.
+
+    Where the guide is Gaussian in unconstrained space, q* is found by natural gradients. Each site must then have a mean and
+    a scale (or a full covariance) that do not depend on other latents. The quadratic of the fitted proposals is a control
+    variate for L[q] and L[q*], which makes their errors smaller. Other guides are fitted by Adam. Either fit ends a little
+    below its optimum, which moves as many nats from the amortization to the approximation gap: see `tolerance`.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param num_particles: K, the budget: weights behind log p(x), draws behind L[q] and behind L[q*], and for K > 500 K / 500
-        times as many rounds of the fits of q*.
-    :param tolerance: nats that q* may be short of its optimum: nearly all data less, the others up to 2.5 times as much by
-        the estimate of their fit, or they are in doubt as "not converged". Adam stops where a round gains under 0.05 nats.
-    :param evidence: maps (model, guide) to an estimator of log p(x), e.g.
-        `functools.partial(pv.ImportanceSampling, num_particles=5000)`; by default `AdaptiveImportanceSampling`, and
-        `ImportanceSampling` where latents cannot be fitted (discrete ones, masks that depend on draws).
+    :param num_particles: K: the weights for log p(x), and the draws for each of L[q] and L[q*]. With K > 500, the fits of q*
+        may take K / 500 times as many rounds.
+    :param tolerance: nats by which L[q*] may be below its optimum, as estimated by the fit. Nearly all data must be within
+        it, and the others within 2.5 times as much, or they are in doubt as "not converged". Adam stops where a round gains
+        under 0.05 nats.
+    :param evidence: function from (model, guide) to an estimator of log p(x), such as
+        `functools.partial(pv.ImportanceSampling, num_particles=5000)`. The default is `AdaptiveImportanceSampling`, or
+        `ImportanceSampling` where latents cannot be fitted (discrete latents, masks that depend on draws).
 
-    A guide that enumerates all its latents has exact gaps. One that enumerates some beside latents that it draws has q*
-    freed for these alone: what the enumerated ones lose counts as approximation, and `held` of the record names them.
+    If the guide enumerates all its latents, the gaps are exact. If it enumerates some latents and draws others, q* is
+    optimised over the drawn ones only. What the enumerated ones lose is counted as approximation, and `held` of the record
+    names them.
 
-    Where a draw of the guide is not reparameterised (a discrete latent that is not enumerated) q* cannot be fitted. The
-    record then has log p(x), L[q] and the inference gap; `unsplit` says why the rest is NaN.
+    If a draw of the guide is not reparameterised (a discrete latent that is not enumerated), q* cannot be fitted. The record
+    then has log p(x), L[q] and the inference gap. Its `unsplit` says why the other numbers are NaN.
 
-    Called with the model's own arguments; returns `Gaps` for the B data of the call, in nats.
+    Call it with the model's arguments. It returns `Gaps` for the B data of the call, in nats.
 
     :raises LocalFitError: for latents that cannot be fitted per datum for another reason.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
 
     Reference: Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558.
@@ -107,7 +110,7 @@ class InferenceGaps(Estimator):
                 "amortization": mean_std_error(optimal - bound),
                 "approximation": (mean_std_error(optimal) ** 2 + evidence.std_error**2).sqrt(),
                 "inference": (mean_std_error(bound) ** 2 + evidence.std_error**2).sqrt(),
-                # of amortization - approximation = 2 L[q*] - L[q] - log p(x), whose terms share their draws
+                # error of amortization - approximation = 2 L[q*] - L[q] - log p(x), whose terms share their draws
                 "contrast": (mean_std_error(2 * optimal - bound) ** 2 + evidence.std_error**2).sqrt(),
             },
             converged=converged,
@@ -125,5 +128,5 @@ def check_same_data(call: Call, evidence: Evidence) -> None:
     )
     if not same or len(evidence) != call.batch_size:
         raise SubsamplingError(
-            "the evidence estimator looked at other data of the subsampled plate than the gaps: give both the same seed="
+            "the evidence estimator used other data of the subsampled plate than the gaps: give both the same seed="
         )

@@ -1,8 +1,8 @@
 """The best Gaussian of a family for each datum, by natural gradients with a quadratic as control variate.
 
-The fit of proposals has found a quadratic Q(u) = -(u - a)' A (u - a) / 2 near log p(x, u). For a Gaussian q the means
-of its gradient and of its curvature are known. Only those of log p - Q are left to be estimated. They are small where Q is
-good, so that some hundred gradients do what thousands do without Q.
+The fit of proposals has found a quadratic Q(u) = -(u - a)' A (u - a) / 2 that approximates log p(x, u). Under a Gaussian q
+the means of the gradient and the curvature of Q are known. Only those of log p - Q must be estimated. They are small where Q
+is a good approximation, so that some hundred gradients are as good as thousands without Q.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from ..noise import Noise
 from ..proposals import GaussianProposal, LatentSpace, eigh, values_and_gradient
 from .controls import Quadratic, entropy
 
-NUM_PAIRS = 32  # of antithetic draws in a round
-MAX_ROUNDS = 8  # in which no datum is far away
-WALKS = 3  # times as many with those
-LONGEST_STEP = 2.0  # of the mean in one round, in standard deviations
-PRECISION_RANGE = (0.2, 5.0)  # factor by which a precision may change in one round
-NEARLY_ALL, AT_MOST = 0.95, 2.5  # share of data below the tolerance, and how many tolerances the others may be short of q*
-FAR = 0.5  # nats beyond noise to a target, from where on earlier rounds do not count
-NOISY = 0.2  # nats, of the error of the ELBO in a round, from where on its heavy tails hide what is left
-SIGMAS, FALL = 3.0, 0.02  # errors and nats by which the ELBO may fall before a step is undone
+NUM_PAIRS = 32  # antithetic draws in a round
+MAX_ROUNDS = 8  # rounds in which no datum is far from its optimum
+WALKS = 3  # rounds at most, as a multiple, counting those in which a datum is far away
+LONGEST_STEP = 2.0  # largest move of the mean in one round, in standard deviations
+PRECISION_RANGE = (0.2, 5.0)  # largest factor by which a precision changes in one round
+# share of data that must be within the tolerance, and the multiple of it allowed for the others
+NEARLY_ALL, AT_MOST = 0.95, 2.5
+FAR = 0.5  # nats to a target, beyond noise, above which earlier rounds are discarded
+NOISY = 0.2  # error in nats of the ELBO in a round, above which heavy tails hide how much is left to gain
+SIGMAS, FALL = 3.0, 0.02  # errors and nats by which the ELBO may fall; a larger fall is undone
 
 
 def best_gaussian(
@@ -38,18 +39,19 @@ def best_gaussian(
     """Maximise E_q[log p(x, u) - log q(u)] over Gaussians whose covariance is zero outside of `blocks`, (D, D) bool.
 
     Each round draws from q and gives a target: the mean that would be best if log p had the curvature of Q, and the mean
-    curvature of log p under q. The next q is an average of all targets, with weights that grow from round to round: early
-    targets are drawn from a q that is not good yet. So the noise of the rounds averages out. Where the targets agree with q,
-    the mean gradient is zero and the precision is the mean curvature, as at the optimum. A target that is far away is gone
-    to, and is the start from then on. A step that made q clearly lower is undone, and the datum goes on without the
-    correlations of Q.
+    curvature of log p under q. The next q is an average of all targets, so the noise of the rounds averages out. Weights
+    grow from round to round, because early targets are drawn from a q that is not good yet. Where the targets agree with q,
+    the mean gradient is zero and the precision is the mean curvature, as at the optimum. Where a target is far away, q moves
+    to it and the average starts again there. A step that made the ELBO of q clearly lower is undone, and the fit of this
+    datum continues without the correlations of Q.
 
     :param start: a member of the family.
-    :param tolerance: rounds end when nearly all data have no more nats left to gain, and none has `AT_MOST` times as many.
-    :param effort: so many times eight rounds at most, beside those in which a target is far away.
-    :return: q, and an estimate of the nats that are left to gain, (B,): a little more than the noise of the average,
-        shrunk to what the rounds have gained; what the last target still promises; and what the last step has brought, both
-        beyond their noise.
+    :param tolerance: nats: rounds end when nearly all data have no more than this left to gain, and none has more than
+        `AT_MOST` times this.
+    :param effort: multiple of eight rounds, at most, not counting those in which a target is far away.
+    :return: q, and an estimate of the nats that are left to gain, (B,). The estimate adds three parts. The first is a little
+        more than the noise of the average, at most the gain of the rounds. The second is the gain that the last target
+        predicts, the third the gain of the last step, both beyond their noise.
     """
     q = kept = start
     kept_elbo, kept_error = torch.full_like(start.loc[:, 0], -torch.inf), torch.zeros_like(start.loc[:, 0])
@@ -64,12 +66,13 @@ def best_gaussian(
         fell = ~(target.elbo > kept_elbo - SIGMAS * errors - FALL)  # ~ rather than <, so that NaN is undone too
         damped = damped | fell
         beyond_noise = (target.gain - 2 * target.noise).clamp(min=0)
-        far = ~fell & ((beyond_noise > FAR) | target.narrow)  # what came before says nothing: the target is a new start
+        far = ~fell & ((beyond_noise > FAR) | target.narrow)  # earlier rounds are discarded: the target is a new start
         weight = torch.where(far, 1.0, 2 / (count + 2))
         moved = target.approached(q, weight)
         q, kept = kept.where(fell, moved), kept.where(fell, q)
         start = moved.where(far, start)
-        progress = (target.elbo - kept_elbo - SIGMAS * errors).clamp(min=0)  # of the last step; infinite in the first round
+        # gain of the last step; infinite in the first round
+        progress = (target.elbo - kept_elbo - SIGMAS * errors).clamp(min=0)
         kept_elbo, kept_error = torch.where(fell, kept_elbo, target.elbo), torch.where(fell, kept_error, target.error)
         left_of_gain = (1 - weight).square() * beyond_noise
         noise = torch.where(far, 0.0, torch.where(fell, noise, noise + target.noise))
@@ -88,14 +91,14 @@ def best_gaussian(
 
 @dataclass(frozen=True)
 class Target:
-    """Where a round that draws from q says that the optimum is, in coordinates whitened by q: u = loc + tril e.
+    """The optimum as estimated by a round that draws from q, in coordinates whitened by q: u = loc + tril e.
 
-    :ivar step: (B, D), to the mean.
+    :ivar step: (B, D), from the mean of q to the new mean.
     :ivar precision: (B, D, D).
-    :ivar elbo: of q, (B,), and `error`, its standard error.
-    :ivar gain: (B,), nats from q to the target, were log p quadratic.
-    :ivar noise: (B,), nats by which the target falls short of the optimum because of its noise.
-    :ivar narrow: (B,), whether q is far too narrow in a direction, by more than one round may mend.
+    :ivar elbo: (B,) of q; `error` is its standard error.
+    :ivar gain: (B,), nats gained from q to the target, if log p is quadratic.
+    :ivar noise: (B,), nats by which the target is below the optimum because of its noise.
+    :ivar narrow: (B,), whether q is far too narrow in a direction, by more than one round may correct.
     """
 
     step: Tensor
@@ -118,9 +121,9 @@ class Target:
 
 
 def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blocks: Tensor, damped: Tensor) -> Target:
-    """From one round of draws.
+    """The target, from one round of draws.
 
-    :param damped: (B,), where Q gives no correlations.
+    :param damped: (B,), where the correlations of Q are not used.
     """
     e, u = antithetic(q, NUM_PAIRS)
     log_joint, _, gradient = values_and_gradient(space, u)
@@ -137,7 +140,7 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
     lowest, factors = factors.amin(-1), factors.clamp(*PRECISION_RANGE)
     precision = axes @ (factors.unsqueeze(-1) * axes.mT)
     # 3. The mean: a Newton step. The metric has the correlations of Q and, in its blocks, the precision of q, which is one
-    #    here: it is the mean curvature of all rounds before, and knows nothing of the noise of this one.
+    # here. That is the mean curvature of all rounds before, which does not depend on the noise of this round.
     scales, bases, _ = eigh(curvature * blocks)
     scaled = bases @ (scales.clamp(min=1e-12).rsqrt().unsqueeze(-1) * bases.mT)
     identity = torch.eye(len(blocks), dtype=e.dtype, device=e.device)
@@ -145,7 +148,7 @@ def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blo
     mean_gradient = even.mean(-1, keepdim=True) - curvature @ distance
     step = torch.cholesky_solve(mean_gradient, root)
     length = (root.mT @ step).norm(dim=1, keepdim=True)
-    # 4. What both would gain were log p quadratic, and what their noise costs: half its variance in the metric of each.
+    # 4. The gain of both if log p is quadratic, and the loss by their noise: half its variance in the metric of each.
     gain = 0.5 * length.flatten().square() + 0.5 * (factors - 1 - factors.log()).sum(-1)
     whitened = torch.linalg.solve_triangular(root, even - even.mean(-1, keepdim=True), upper=False)
     squares = 0.5 * (odd.square() * (blocks.to(e) @ e.square()) + (odd * e) * (blocks.to(e) @ (odd * e))).sum(1)
@@ -177,13 +180,13 @@ def antithetic(q: GaussianProposal, num_pairs: int) -> tuple[Tensor, Tensor]:
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """NaN where a matrix has no factor, for one datum in place of an error for all."""
+    """Cholesky factors; NaN for a datum whose matrix has none, in place of an error for all data."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return torch.where((failed > 0).reshape(-1, 1, 1), torch.nan, factor)
 
 
 def gain_between(start: GaussianProposal, q: GaussianProposal, quadratic: Quadratic) -> Tensor:
-    """(B,), nats from the start to q, were q the best Gaussian and log p of the curvature of Q."""
+    """(B,), nats gained from the start to q, if q is the best Gaussian and log p has the curvature of Q."""
     moved = torch.linalg.solve_triangular(quadratic.gaussian.tril, (q.loc - start.loc).unsqueeze(-1), upper=False)
     spread = torch.linalg.solve_triangular(q.tril, start.tril, upper=False)
     log_ratio = q.log_det() - start.log_det()

@@ -13,26 +13,27 @@ from ..kernel import Call, Record
 from ..proposals import refuse_gradients
 from .families import family_of, rebuilt, transforms_of
 
-SAME = 1e-4  # units of its offset by which rounding may move a parameter from particle to particle
-UNCONSTRAINED = "_unconstrained"  # what autoguides draw in place of a latent
+SAME = 1e-4  # units of its offset by which rounding may make a parameter differ between particles
+UNCONSTRAINED = "_unconstrained"  # suffixes of the names of sites that autoguides draw in place of a latent
 
 
 class GuideOffsets:
-    """One set of offsets per datum and site; at zero the guide is as the user wrote it.
+    """Offsets per datum that are added to the parameters of each site of a guide; with zero offsets the guide is unchanged.
 
-    The family therefore contains the guide, also where a site's parameters depend on other latents (hierarchical and
-    Markov guides), where replacing the parameters would not.
+    The family therefore contains the guide, also where parameters of a site depend on other latents (hierarchical and Markov
+    guides). A family that replaces the parameters would not contain such a guide.
     """
 
     def __init__(self, call: Call) -> None:
         self._layout = call.layout
         self._tensors: dict[tuple[str, str], Tensor] = {}
-        self._units: dict[tuple[str, str], Tensor | None] = {}  # offsets of locations count in the guide's own sd
-        self._origins: dict[tuple[str, str], Tensor] = {}  # the parameters of the guide as it is, on the real line
-        self.transforms: dict[str, list[Any]] = {}  # from where the location is to the values of the site
+        # offsets of locations are in units of the guide's standard deviation
+        self._units: dict[tuple[str, str], Tensor | None] = {}
+        self._origins: dict[tuple[str, str], Tensor] = {}  # the parameters of the guide without offsets, on the real line
+        self.transforms: dict[str, list[Any]] = {}  # transforms from the space of the location to the values of the site
         self._event_dims: dict[tuple[str, str], int] = {}
         self.families: dict[str, str] = {}  # the innermost distribution of each site
-        self._spread: dict[tuple[str, str], float] | None = None  # of parameters over particles, while it is looked at
+        self._spread: dict[tuple[str, str], float] | None = None  # spread of parameters over particles, while it is measured
         self.converged = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
         self.usable = torch.ones((), dtype=torch.bool, device=call.device)  # no gradient of the round was NaN
 
@@ -42,7 +43,7 @@ class GuideOffsets:
 
     @property
     def sites(self) -> set[str]:
-        """Of the guide, whose parameters are freed."""
+        """The sites of the guide whose parameters have offsets."""
         return {site for site, _ in self._tensors}
 
     @property
@@ -54,7 +55,7 @@ class GuideOffsets:
         return f"the guide's own family, freed per datum ({sites})"
 
     def adjust(self, name: str, fn: Any) -> tuple[Any, Any]:
-        """The distribution to draw from, and the same with its offsets detached: sticking-the-landing log q."""
+        """The distribution to draw from, and the same with detached offsets, for the sticking-the-landing log q."""
         if not fn.has_rsample:
             raise LocalFitError(
                 f"the guide's site '{name}' ({family_of(fn)}) has no reparameterised draws, so it cannot be fitted per "
@@ -62,7 +63,7 @@ class GuideOffsets:
             )
         self.transforms[name], self.families[name] = transforms_of(fn), family_of(fn)
         moving = rebuilt(fn, partial(self._shifted, name, False), fn.batch_shape)
-        if is_one_way(moving):  # log q is known at its own draws alone, and with it the whole gradient
+        if is_one_way(moving):  # log q is known at its own draws only, so the full gradient is used
             return moving, moving
         return moving, rebuilt(fn, partial(self._shifted, name, True), fn.batch_shape)
 
@@ -94,7 +95,7 @@ class GuideOffsets:
         self._event_dims[key] = event_dim
 
     def _with_particles_first(self, value: Tensor, event_dim: int) -> tuple[Tensor, int]:
-        """A parameter with its axes of particles first, and how many these are: they may be folded into the data."""
+        """A parameter with its axes of particles first, and their number; particles may be folded into the data."""
         copies = self._copies(value, event_dim)
         if copies > 1:
             axis = value.ndim + self._layout.datum_dim - event_dim  # type: ignore[operator]
@@ -102,13 +103,13 @@ class GuideOffsets:
         return value, (copies > 1) + max(value.ndim - (copies > 1) - event_dim - self._layout.num_plates, 0)
 
     def _distance(self, key: tuple[str, str], value: Tensor, event_dim: int) -> float:
-        """How far a parameter lies from the guide's own for any particle, in units of its offset."""
+        """The largest distance over particles of a parameter from that of the guide, in units of its offset."""
         location, _ = self._with_particles_first(value.detach(), event_dim)
         unit = self._units[key]
         return float(((location - self._origins[key]) / (1.0 if unit is None else unit)).abs().max())
 
     def draw(self, call: Call, num_particles: int) -> tuple[Record, bool]:
-        """Draws of the guide as the offsets stand, and whether it computes parameters of one latent from another one."""
+        """Draws of the guide with the current offsets, and whether parameters of one latent depend on another latent."""
         self._spread = {}
         drawn = call.draw(num_particles, adjust=self.adjust)
         spread, self._spread = self._spread, None
@@ -121,7 +122,7 @@ class GuideOffsets:
         return 1 if dim is None or value.ndim < -axis else max(value.shape[axis] // self._layout.batch_size, 1)
 
     def move_to(self, values: Mapping[str, Tensor], unconstrained: Mapping[str, Tensor], where: Tensor) -> None:
-        """Put locations at these values of the latents, by site, (*plates, *event), for the data where `where`, (B,)."""
+        """Set locations to these values of the latents, by site, (*plates, *event), where `where`, (B,), is true."""
         before = self.state()
         for key, unit in self._units.items():
             site = key[0]
@@ -132,18 +133,18 @@ class GuideOffsets:
             try:
                 for transform in reversed(self.transforms[site]):
                     value = transform.inv(value)
-            except RuntimeError:  # a conditional flow, whose networks hold a context for each particle
+            except RuntimeError:  # the networks of a conditional flow hold a context for each particle
                 continue
             if value.numel() == self._origins[key].numel() and bool(value.isfinite().all()):
                 self.put(key, value)
         self.restore(before, ~where)
 
     def parameters_of(self, site: str) -> dict[str, Tensor]:
-        """The parameters of a site as the guide has them, on the real line, (*plates, *event), without particles."""
+        """The guide's parameters of a site, on the real line, (*plates, *event), without particles."""
         return {parameter: origin for (name, parameter), origin in self._origins.items() if name == site}
 
     def put(self, key: tuple[str, str], value: Tensor) -> None:
-        """Give a parameter, by site and name, this value on the real line."""
+        """Set a parameter, by site and name, to this value on the real line."""
         origin, unit = self._origins[key], self._units[key]
         offset = value.reshape(origin.shape) - origin
         self._tensors[key].detach().copy_(offset if unit is None else offset / unit)
@@ -156,7 +157,7 @@ class GuideOffsets:
             tensor.detach().copy_(new)
 
     def restore(self, state: list[Tensor], where: Tensor) -> None:
-        """Put back an earlier state for the data where `where`, shape (B,), is true."""
+        """Restore an earlier state for the data where `where`, (B,), is true."""
         for (key, tensor), old in zip(self._tensors.items(), state, strict=True):
             if self._layout.datum_dim is None:
                 flags = where.reshape((1,) * tensor.ndim)
@@ -181,7 +182,7 @@ class GuideOffsets:
         bad = torch.zeros_like(finite)
         for key, gradient in zip(self._tensors, gradients, strict=True):
             wrong, axis = ~gradient.isfinite(), self._axis_of_data(key)
-            if axis is None:  # shared by all data, so it is judged where all of them are finite
+            if axis is None:  # shared by all data, so it is checked only where all of them are finite
                 bad = bad | (wrong.any() & finite.all())
             else:
                 bad = bad | (wrong.movedim(axis, 0).flatten(1).any(1) & finite if wrong.ndim > 1 else wrong & finite)

@@ -1,4 +1,4 @@
-"""The optimum q* of the guide's family for each datum, and what is measured of it and of the guide."""
+"""The optimum q* of the guide's family for each datum, and the ELBO terms of q* and of the guide."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from .offsets import GuideOffsets
 from .restart import restarted
 
 COMPARED = 16  # pairs of draws by which components are compared
-HOPELESS = 25  # tolerances that a fit may have left for Adam to finish it
-SIGMAS, WORSE = 3.0, 0.02  # errors and nats below L[q] from where on what was found is no optimum
+HOPELESS = 25  # most tolerances left to gain for which Adam finishes a fit
+SIGMAS, WORSE = 3.0, 0.02  # errors and nats below L[q] at which a fit counts as failed
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Offsets at q*; for a Gaussian family also q* itself, and the quadratic near log p(x, u) that helps to measure it."""
+    """Offsets at q*; for a Gaussian family also q*, and the quadratic near log p(x, u) used as control variate."""
 
     offsets: GuideOffsets
     gaussian: tuple[GaussianFamily, GaussianProposal, Quadratic] | None = None
 
 
 def find_optimum(call: Call, fitted: Fitted | None, tolerance: float, effort: float) -> Optimum:
-    """By natural gradients for a Gaussian family, by Adam for others.
+    """Find q* by natural gradients for a Gaussian family, by Adam for others.
 
     :param effort: the most rounds of a fit, in units of the default.
     """
@@ -50,7 +50,7 @@ def find_optimum(call: Call, fitted: Fitted | None, tolerance: float, effort: fl
 
 
 def gaussian_optimum(call: Call, fitted: Fitted, family: GaussianFamily, tolerance: float, effort: float) -> Optimum | None:
-    """Nothing where the guide turns out to be of another family."""
+    """The optimum of a Gaussian family; `None` where the guide turns out to be of another family."""
     start, quadratic = best_start(call, fitted, family)
     q, left = best_gaussian(fitted.space, start, quadratic, family.blocks, tolerance, effort)
     if not family.place(call, q):
@@ -62,9 +62,9 @@ def gaussian_optimum(call: Call, fitted: Fitted, family: GaussianFamily, toleran
 
 
 def by_adam(call: Call, found: GuideOffsets, near: Tensor, effort: float) -> GuideOffsets:
-    """Go on by Adam for the data that have not converged, from the better of q* so far and the guide.
+    """Continue by Adam for the data that have not converged, from the better of the current q* and the guide.
 
-    :param near: (B,), where it may say that it has converged. Adam hardly moves in units of a guide that is far too narrow.
+    :param near: (B,), where Adam may report convergence. Where the guide is far too narrow, steps in its units hardly move.
     """
 
     def start(offsets: GuideOffsets) -> None:
@@ -79,7 +79,7 @@ def by_adam(call: Call, found: GuideOffsets, near: Tensor, effort: float) -> Gui
 
 
 def best_start(call: Call, fitted: Fitted, family: GaussianFamily) -> tuple[GaussianProposal, Quadratic]:
-    """The component of the proposal that is best once it is made a member of the family, and its quadratic."""
+    """The component of the proposal whose projection on the family has the highest ELBO, and its quadratic."""
     components = fitted.proposal.components
     starts = [member(component, family.blocks) for component in components]
     if len(components) == 1:
@@ -97,7 +97,7 @@ def best_start(call: Call, fitted: Fitted, family: GaussianFamily) -> tuple[Gaus
 
 
 def member(component: GaussianProposal, blocks: Tensor) -> GaussianProposal:
-    """The best member of the family, were the component the posterior: the blocks of its precision."""
+    """The member of the family that is best if the component is the posterior: it has the blocks of its precision."""
     precision = torch.cholesky_inverse(component.tril) * blocks
     return GaussianProposal(component.loc, cholesky(torch.cholesky_inverse(cholesky(precision))))
 
@@ -105,8 +105,8 @@ def member(component: GaussianProposal, blocks: Tensor) -> GaussianProposal:
 def elbo_terms(call: Call, num_particles: int, optimum: Optimum) -> tuple[Tensor, Tensor]:
     """Terms (K, B) whose means are L[q] and L[q*], on the same noise.
 
-    For a Gaussian family the quadratic is a control variate, which makes errors two to six times smaller. Fewer draws would
-    do for the same errors, but would miss what happens in one draw of a hundred.
+    For a Gaussian family the quadratic is a control variate, which makes errors two to six times smaller. The number of
+    draws is not lowered for that, because few draws would miss events that happen once in a hundred draws.
     """
     adjust = optimum.offsets.adjust
     if optimum.gaussian is None:
@@ -137,7 +137,7 @@ def controlled_terms(
 
 
 def at_least(bound: Tensor, optimal: Tensor, converged: Tensor) -> tuple[Tensor, Tensor]:
-    """Terms of q* and whether it converged, with the guide itself, which is in the family, where a fit has run away."""
+    """Terms of q* and whether it converged. Where a fit has diverged, the guide is used as q*, since it is in the family."""
     gain = optimal - bound
     worse = ~(gain.mean(0) > -SIGMAS * gain.std(0) / len(gain) ** 0.5 - WORSE) & bound.isfinite().all(0)
     return torch.where(worse, bound, optimal), converged & ~worse

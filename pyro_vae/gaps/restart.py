@@ -1,4 +1,4 @@
-"""A second start for the optimum of the guide's family: the posterior may have a better mode than the one near the guide."""
+"""A second start of the fit of q*, at a mode of the posterior that is better than the one near the guide."""
 
 import math
 
@@ -18,12 +18,12 @@ SIGMAS = 3.0
 def restarted(
     call: Call, offsets: GuideOffsets, space: LatentSpace, proposal: MixtureProposal, effort: float
 ) -> GuideOffsets:
-    """The same offsets, improved for the data whose optimum lies at another mode than the one near the guide.
+    """The same offsets, improved for the data whose optimum is at another mode than the one near the guide.
 
-    The witnesses are the components of the proposal, their latents made independent: where the ELBO of one is higher than
-    that of the fit, by more than chance, the fit starts again from its centre. The better of both is kept for each datum.
-    Where the guide's locations cannot be put there (a joint autoguide, a flow), or that does not help, a witness that is
-    still better by more than half a nat says that the optimum was not found: the datum has not converged.
+    Candidates are Gaussians with independent latents at the components of the proposal. Where the ELBO of a candidate is
+    significantly higher than that of the fit, the fit starts again from its centre. The better of both fits is kept for each
+    datum. The guide's locations cannot always be moved there (a joint autoguide, a flow), and moving them may not help.
+    Where a candidate is still better by more than half a nat, the optimum was not found, and the datum has not converged.
     """
     own = check_terms(call, offsets)
     witnesses = torch.stack([witness_terms(call, space, component) for component in proposal.components])  # (C, K, B)
@@ -38,7 +38,7 @@ def restarted(
     try:
         second = fit_offsets(call, start=lambda new: new.move_to(values, unconstrained, beaten), effort=effort)
         terms = check_terms(call, second)
-    except (NonFiniteError, ValueError):  # what was asked for is beyond the numbers of this guide
+    except (NonFiniteError, ValueError):  # the requested location cannot be expressed by the parameters of this guide
         terms = own
     else:
         better = beaten & is_gain(terms - own, 0.0)
@@ -50,12 +50,12 @@ def restarted(
 
 
 def is_gain(terms: Tensor, least: float) -> Tensor:
-    """Where the mean of terms (K, B) is above `least` by more than chance, (B,)."""
+    """Where the mean of terms (K, B) is significantly above `least`, (B,)."""
     return terms.mean(0) > least + SIGMAS * terms.std(0) / len(terms) ** 0.5
 
 
 def witness_terms(call: Call, space: LatentSpace, component: GaussianProposal) -> Tensor:
-    """ELBO terms, (K, B), of a Gaussian with independent latents, of the scales that are best for those."""
+    """ELBO terms, (K, B), of a Gaussian with independent latents and the best scales for these."""
     scale = torch.cholesky_inverse(component.tril).diagonal(dim1=-2, dim2=-1).rsqrt()
     call.set_noise(Noise.WITNESSES, 0)
     noise = torch.randn(CHECK_PARTICLES, *scale.shape, dtype=scale.dtype, device=scale.device)

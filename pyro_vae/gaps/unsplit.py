@@ -1,4 +1,4 @@
-"""Gaps of guides with draws that no gradient passes through: log p(x) - L[q] as a whole, because q* cannot be fitted."""
+"""Gaps of guides with draws that are not reparameterised: only log p(x) - L[q], because q* cannot be fitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .gaps import Gaps
 
 
 def why_not_split(call: Call) -> str:
-    """Names the guide's draws that are not reparameterised; nothing where there are none."""
+    """Why the gap is not split, with the guide's draws that are not reparameterised; empty where there are none."""
     call.set_noise(Noise.PROBE, 2)
     drawn = {n: s for n, s in call.draw(1).items() if not s.is_observed and n not in call.layout.enumerated}
     names = [name for name, site in drawn.items() if not innermost(site.fns[0]).has_rsample]
@@ -24,8 +24,8 @@ def why_not_split(call: Call) -> str:
     late = [name for name in call.structure.indicators if any(n in drawn for n in order[: order.index(name)])]
     if late:
         return (
-            f"the guide draws {quoted(late)} after latents, whose moves the probabilities would follow without a gradient, "
-            "so the guide cannot be fitted per datum"
+            f"the guide draws {quoted(late)} after continuous latents on which its probabilities depend; the draws are not "
+            "reparameterised, so the guide cannot be fitted per datum"
         )
     if not names:
         return ""

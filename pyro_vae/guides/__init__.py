@@ -1,4 +1,4 @@
-"""A guide made from the model alone."""
+"""A guide that is built from the model."""
 
 from .amortized_guide import AmortizedGuide
 

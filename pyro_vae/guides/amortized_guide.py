@@ -1,4 +1,4 @@
-"""A guide made from the model alone: which latents there are, what values they take, and a head for each."""
+"""An amortized guide that is built from the model, with a head for each latent site."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .supports import transform_of
 
 
 class AmortizedGuide(Program):
-    r"""A guide for any Pyro model with continuous latents: a network with one head per latent site::
+    r"""An amortized guide for any Pyro model with continuous latents: a network with one head per latent site::
 
         q(z_1, ..., z_S given x) = prod_s q_s(z_s given network(x)),   z_s = T_s(u_s)
 
@@ -31,37 +31,34 @@ class AmortizedGuide(Program):
     Kingma and Welling, 2014, https://arxiv.org/abs/1312.6114; the bijections Kucukelbir et al., 2017,
     https://arxiv.org/abs/1603.00788.
 
-    :param model: a Pyro model. It is run twice under its prior, to find its latents, and is not kept.
-    :param network: maps the model's arguments to features, (B, H), one row for each datum.
-    :param args: arguments of the model, such as a batch `(x,)`: their shapes decide the sizes of the heads. Later calls may
-        have other numbers of data.
+    :param model: a Pyro model. It is run twice under its prior, to find its latents; it is not stored.
+    :param network: module from the model's arguments to features, (B, H), one row for each datum.
+    :param args: arguments of the model, such as a batch `(x,)`. Their shapes determine the sizes of the heads. Later calls
+        may have a different number of data.
     :param kwargs: keyword arguments of the model.
-    :param family: of each u_s given the features.
+    :param family: the family of each u_s given the features.
 
-        `"diagonal"`
-            independent normal numbers.
-        `"full"`
-            a normal with full covariance within each site, whose mean is linear in the noise of the sites before it: one
-            normal with full covariance for all latents of a datum. In plates inside of a datum, the places depend on one
-            another through earlier sites only, as they do in the model.
-        `"flow"`
-            a spline for each number, then autoregressive layers in both orders (`pyro_vae.nn.Flow`).
-    :param conditioned: whether the network of a site sees the values of all sites before it, in the order of the model:
-        q_s(z_s given network(x), z_1, ..., z_{s-1}).
-    :param datum_plate: the plate of the data; by default the one that all observed sites share. `None` makes the whole call
-        one datum: the network gives (1, H).
+        `"diagonal"` independent normal numbers. `"full"` a normal with full covariance within each site, with a mean that is
+        linear in the noise of the sites before it. Together this is one normal with full covariance for all latents of a
+        datum. Elements of plates inside a datum depend on one another through earlier sites only, as in the model. `"flow"`
+        a spline for each number, then autoregressive layers in both orders (`pyro_vae.nn.Flow`).
+    :param conditioned: whether the values of all sites before it, in the order of the model, are inputs of the network of a
+        site: q_s(z_s given network(x), z_1, ..., z_{s-1}).
+    :param datum_plate: the plate of the data; by default the one common to all observed sites. `None` makes the whole call
+        one datum: the network then returns (1, H).
     :raises StructureError: for a discrete latent that is not enumerated, a support without a bijection or one that depends
         on other latents or on the data, and a model without latents.
     :raises DatumPlateError: where the plate of the data is not known.
-    :raises SubsamplingError: where the model is given its subsample.
-    :raises ArgumentError: where the network gives no features (B, H), and for arguments that the model does not take.
-    :raises OptionError: for another family, or a network that is no module.
+    :raises SubsamplingError: where the model gets its subsample as an argument.
+    :raises ArgumentError: where the network does not return features (B, H), and for arguments that the model does not
+        accept.
+    :raises OptionError: for another family, or a network that is not a module.
 
-    Latents in the plate of the data are amortized. One outside of it, which all data share, gets parameters of its own, of
-    the same family. What the model enumerates (`pyro.infer.config_enumerate`) is left to it: objectives and estimators sum
-    it out. They also carry a mask of a latent in the model over to the guide, but for one inside of an event.
+    Latents in the plate of the data are amortized. A latent outside it, which is common to all data, has free parameters of
+    the same family. Sites that the model enumerates (`pyro.infer.config_enumerate`) are not in the guide: objectives and
+    estimators sum them out. They also apply a mask of a latent in the model to the guide, except for a mask inside an event.
 
-    It is an `nn.Module` with all its parameters from the start, and trains under `SVI` and `torch.optim`.
+    It is an `nn.Module` with all its parameters from the start, and trains with `SVI` and `torch.optim`.
 
     Example::
 
@@ -117,7 +114,7 @@ class AmortizedGuide(Program):
             self.heads.to(device=first.device, dtype=first.dtype)
 
     def _sees(self, name: str, other: str) -> bool:
-        """What all data share cannot depend on one of them."""
+        """Whether a site may depend on an earlier one: latents common to all data cannot depend on those of a datum."""
         return self.inside[name] or not self.inside[other]
 
     def _features(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
@@ -128,7 +125,7 @@ class AmortizedGuide(Program):
         if not isinstance(features, Tensor) or features.ndim != 2 or whole and len(features) != 1:
             rows = "(1, H), all data together being one datum" if whole else "(B, H), one row for each datum"
             raise ArgumentError(
-                f"the network of an AmortizedGuide gives features {rows}, got {described(features)}: let it take the "
+                f"the network of an AmortizedGuide gives features {rows}, got {described(features)}: it must take the "
                 "arguments of the model and end in a layer with H outputs"
             )
         return features
@@ -138,8 +135,8 @@ class AmortizedGuide(Program):
         found = [frame for frames in self.frames.values() for frame in frames if frame.name == plate]
         if found and found[0].size != -1 and num_rows not in (found[0].size, found[0].full_size):
             raise ArgumentError(
-                f"the network of an AmortizedGuide gives {num_rows} rows of features for {found[0].size} data in the plate "
-                f"'{plate}': let it give one row for each datum"
+                f"the network of an AmortizedGuide gives {num_rows} rows of features for {found[0].size} data in the "
+                f"plate '{plate}': it must return one row for each datum"
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -179,7 +176,7 @@ class AmortizedGuide(Program):
         return plates
 
     def _rows_of_plate(self, features: Tensor, plates: Mapping[str, Any]) -> Tensor:
-        """The features of the data that a plate has drawn, where the network was given all of them."""
+        """The features of the data in a plate's subsample, where the network had all data."""
         plate = plates.get(self.layout.datum_plate or "")
         if plate is None or plate.subsample_size in (-1, len(features)):
             return features

@@ -13,13 +13,13 @@ from ..autocast import full_under_autocast
 from ..nn import Flow
 from ..nn.gaussian import positive
 
-CONTEXT = 16  # numbers from which the transforms make their parameters
+CONTEXT = 16  # numbers from which the transforms compute their parameters
 
 
 class PlacedFlow(nn.Module):
-    """A spline per number, for its shape; autoregressive layers in both orders, for what goes together; then loc and scale.
+    """A spline per number, for its shape; autoregressive layers in both orders, for dependence; then loc and scale.
 
-    Called with raw numbers (..., 2 size + CONTEXT), returns a distribution of vectors (size,).
+    Call it with raw numbers (..., 2 size + CONTEXT). It returns a distribution of vectors (size,).
     """
 
     def __init__(self, size: int) -> None:
@@ -37,5 +37,6 @@ class PlacedFlow(nn.Module):
 
     def forward(self, raw: Tensor) -> Any:
         loc, scale, context = full_under_autocast(raw).split([self.size, self.size, CONTEXT], -1)
-        place = AffineTransform(loc, positive(scale), event_dim=1, cache_size=1)  # else a draw loses its way back
+        # otherwise the inverse of a draw is not cached
+        place = AffineTransform(loc, positive(scale), event_dim=1, cache_size=1)
         return dist.TransformedDistribution(self.flow(context), [place], validate_args=False)

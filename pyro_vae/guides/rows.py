@@ -7,17 +7,17 @@ from torch import Tensor
 class Rows:
     """Between values of a site, (*particles, *plates, *event), and rows, (*particles, R, n).
 
-    R is B, the number of the data, for a site in their plate, and 1 for one outside of it. n numbers are what all other
-    plates of the site and its event hold.
+    R is B, the number of data, for a site in their plate, and 1 for a site outside it. n is the number of elements of the
+    event and of all other plates of the site.
 
-    :param batch_shape: of the site, its plates.
-    :param num_plates: of the deepest site of the model: particles lie left of so many dimensions.
-    :param datum_dim: of the plate of the data, negative; `None` for a site outside of it.
+    :param batch_shape: of the site, which has its plates.
+    :param num_plates: number of plates of the deepest site of the model; particles are left of as many dimensions.
+    :param datum_dim: dimension of the plate of the data, negative; `None` for a site outside it.
     """
 
     def __init__(self, batch_shape: torch.Size, num_plates: int, datum_dim: int | None) -> None:
         self.num_plates, self.datum_dim, self.depth = num_plates, datum_dim, len(batch_shape)
-        cells = [1] * (num_plates - len(batch_shape)) + list(batch_shape)  # what the other plates hold
+        cells = [1] * (num_plates - len(batch_shape)) + list(batch_shape)  # the number of elements of the other plates
         if datum_dim is not None:
             del cells[datum_dim]
         self.cells = torch.Size(cells)
@@ -39,6 +39,6 @@ class Rows:
         else:
             values = values.movedim(-len(self.cells) - 2, self.datum_dim - 1)
         surplus = self.num_plates - self.depth
-        if surplus and values.ndim == self.num_plates + 1:  # no particles: the plates of the site alone
+        if surplus and values.ndim == self.num_plates + 1:  # no particles: only the plates of the site
             values = values.reshape(values.shape[surplus:])
         return values

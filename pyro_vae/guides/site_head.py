@@ -25,11 +25,11 @@ HEADS: dict[str, Callable[[int], Any]] = {
 
 @dataclass(frozen=True)
 class SiteSpace:
-    """Where the values of a site lie, and how they come from unconstrained ones.
+    """The space of the values of a site, and their transform from unconstrained ones.
 
-    :ivar rows: how the values of all plates and of an event become rows.
+    :ivar rows: the layout of the values of all plates and of an event as rows.
     :ivar shape: of an unconstrained event, such as (D - 1,) for a point of a simplex.
-    :ivar transform: from there to the support.
+    :ivar transform: from unconstrained values to the support.
     """
 
     rows: Rows
@@ -46,7 +46,7 @@ class SiteSpace:
 
     @property
     def numbers(self) -> int:
-        """In a row."""
+        """The number of unconstrained numbers in a row."""
         return self.num_cells * self.size
 
     def unconstrained(self, value: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class SiteSpace:
 
 
 class SiteHead(nn.Module):
-    """Maps features (*particles, R, H), and what was drawn before, to the distribution of a site.
+    """Maps features (*particles, R, H), and earlier draws, to the distribution of a site.
 
     :param width: H.
     :param num_earlier: numbers that were drawn before, per row.
-    :param conditioned: whether the network sees them.
+    :param conditioned: whether they are inputs of the network.
     """
 
     def __init__(self, name: str, space: SiteSpace, family: Family, width: int, num_earlier: int, conditioned: bool) -> None:
@@ -97,7 +97,7 @@ class SiteHead(nn.Module):
         """The distribution of unconstrained vectors (size,) by cell.
 
         :param earlier: unconstrained numbers of earlier sites, (*particles, R, num_earlier).
-        :param noise: the standard normal numbers behind them, alike.
+        :param noise: the standard normal noise of the earlier numbers, with the same shape.
         """
         raw = self.network(beside(features, earlier) if self.conditioned else features)
         numbers = self.space.rows.cells_of(raw, self.outputs)
@@ -109,7 +109,7 @@ class SiteHead(nn.Module):
         return self.head(numbers)
 
     def noise_of(self, fn: Any, unconstrained: Tensor) -> Tensor:
-        """The noise behind a draw of a normal with full covariance, as rows."""
+        """The standard normal noise of a draw of a normal with full covariance, as rows."""
         vector = unconstrained.flatten(-len(self.space.shape)) if self.space.shape else unconstrained.unsqueeze(-1)
         offset = (vector - fn.loc).unsqueeze(-1)
         tril = fn.scale_tril.expand(*offset.shape[:-2], -1, -1)
@@ -117,6 +117,6 @@ class SiteHead(nn.Module):
 
 
 def beside(*parts: Tensor) -> Tensor:
-    """Rows next to each other, repeated where there are more particles or data in one of them."""
+    """Rows concatenated, repeated where one of them has more particles or data."""
     shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*shape, -1) for part in parts], -1)

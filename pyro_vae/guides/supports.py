@@ -1,4 +1,4 @@
-"""From the reals to the support of a latent site, for all data alike."""
+"""The transform from the reals to the support of a latent site, the same for all data."""
 
 import copy
 from typing import Any
@@ -12,7 +12,7 @@ from ..densities import bounds_of, innermost, is_angle, support_of
 from ..errors import StructureError
 from ..proposals import bijection
 
-BY_HAND = "write its sample statement by hand, in a guide of your own"
+BY_HAND = "write a guide with a sample statement for this site"
 CIRCLE = constraints.interval(-torch.pi, torch.pi)
 
 
@@ -42,7 +42,7 @@ def support_at(site: Any) -> Any:
     """The support of one event of a site."""
     event_dim, fn = site.fn.event_dim, innermost(site.fn)
     fn = fn.component_distribution if isinstance(fn, torch.distributions.MixtureSameFamily) else fn
-    support = CIRCLE if is_angle(fn) else support_of(fn)  # torch calls a circle the reals
+    support = CIRCLE if is_angle(fn) else support_of(fn)  # torch gives the reals as the support of a circle
     if support is None:  # a flow of another library
         support = constraints.real
     return of_one_event(site.name, constraints.independent(support, event_dim - support.event_dim), event_dim)

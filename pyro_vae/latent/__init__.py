@@ -1,4 +1,4 @@
-"""Analyses of the latent space: active units, parts of the KL, rate and distortion, factors, walks."""
+"""Analyses of the latent space: active units, parts of the KL, rate and distortion, factors, traversals."""
 
 from .active_units import ActiveUnits
 from .aggregated_posterior import AggregatedPosterior

@@ -1,4 +1,4 @@
-"""Which units of the latents a model and guide use, over a whole data set."""
+"""The latent units that a model and guide use, measured over a whole data set."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ from .unit_activity import UnitActivity
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class ActiveUnits(OfPair):
-    r"""How much each unit of the latents (one number of one latent site) has to say, over a whole data set::
+    r"""How much each latent unit depends on the data, over a whole data set.
+
+    A unit is one number of one latent site. Per unit d::
 
         variance_of_means_d = Var_x( E_q[z_d | x] )                     active where above `threshold`
         kl_d                = E_x KL( q(z_d | x) to p(z_d) )            nats
@@ -26,41 +28,48 @@ class ActiveUnits(OfPair):
     Active units: Burda, Grosse and Salakhutdinov (2016, https://arxiv.org/abs/1509.00519). (epsilon, delta)-collapse: Lucas,
     Tucker, Grosse and Norouzi (2019, https://arxiv.org/abs/1911.02469).
 
-    Posterior means and KLs are analytic given the latents drawn before, and averaged over K draws of those. A mean without
-    a formula (a transformed distribution) is that of the K draws; the Monte Carlo noise of means, which would make every
-    unit look active, is taken off their variance. A KL without a formula is the mean of log q - log p over the draws: then
-    `fraction_at_prior` needs many of them, for the noise of a small KL is about sqrt(2 KL / K). Where q or p of a site does
-    not factorise over units (full covariance, a flow, a mixture over vectors) there is one KL for the site, and NaN per
-    unit. Means are those of the constrained values; a Bernoulli's is its probability; a Categorical has a KL but no mean.
+    Posterior means and KLs are analytic given the latents drawn before, and are averaged over K draws of those. Where there
+    is no formula:
+
+    - A mean (of a transformed distribution) is that of the K draws. Its Monte Carlo noise, which would make every unit look
+      active, is subtracted from the variance.
+    - A KL is the mean of log q - log p over the draws. `fraction_at_prior` then needs many draws, because the noise of a
+      small KL is about sqrt(2 KL / K).
+    - Where q or p of a site does not factorise over units (full covariance, a flow, a mixture over vectors), there is one KL
+      for the site, and NaN per unit.
+
+    Means are those of the constrained values. The mean of a Bernoulli is its probability. A Categorical has a KL but no
+    mean.
 
     A formula given the draws is right only if the prior of a latent depends on no draw that the guide makes given that
-    latent. Where it does (the model draws z2, then z1 given z2; the guide draws z1, then z2 given z1), the number for z1 is
-    the mean of log q - log p over the draws. It may be negative. The sum over sites is the KL of these latents either way,
-    but such a unit has no `fraction_at_prior` (NaN).
+    latent. It does if the model draws z2, then z1 given z2, and the guide draws z1, then z2 given z1. The number for z1 is
+    then the mean of log q - log p over the draws, which may be negative, and its `fraction_at_prior` is NaN. The sum over
+    sites is the KL of all latents in either case.
 
-    Where the guide enumerates a site and draws latents given it, these are looked at with the site summed out: KLs are those
-    of q(z given x) = sum_y q(y given x) q(z given x, y) to p(z), from draws, and the site itself is no unit. A guide that
-    enumerates all latents is taken for one that draws them.
+    Where the guide enumerates a site and draws latents given it, the site is summed out. KLs are then those of q(z given x)
+    = sum_y q(y given x) q(z given x, y) to p(z), from draws, and the enumerated site is not a unit. A guide that enumerates
+    all latents is run so that it draws them.
 
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param num_particles: K, at least 2. One draw is all that is used where the only latent has formulas for both.
-    :param threshold: variance of means above which a unit is active, in the square of its own scale; the usual 0.01 is
-        meant for priors of variance one.
-    :param epsilon: nats.
+    :param num_particles: K, at least 2. Only one draw is used where there is one latent with formulas for mean and KL.
+    :param threshold: variance of means above which a unit is active, in squared units of the latent. The usual 0.01 is meant
+        for priors of variance one.
+    :param epsilon: KL in nats below which a unit counts as at the prior for a datum.
     :param delta: share of the data that may be above `epsilon`.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites; `None` makes every
         batch one datum.
-    :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior: no units of
-        theirs.
-    :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
+    :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior. They are not
+        units.
+    :param check_support: raise on observations outside the support of their likelihood, although no number here depends on
+        them.
 
-    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments or a dict
-    of keywords (by default its first element), `progress`, and `checkpoint` and `on_error` as in `evaluate`; returns
-    `UnitActivity`. Memory does not grow with the data.
-    Every parameter that the guide has per datum must fit the batches.
+    Call it with a loader (any iterable of batches). Further arguments are `args`, `progress`, `checkpoint` and `on_error`,
+    as in `evaluate`. `args` maps a batch to the tuple of the model's arguments or to a dict of keywords; by default it takes
+    the batch's first element. It returns `UnitActivity`. Memory does not grow with the data. Parameters that the guide has
+    per datum must fit the batches.
 
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
     :raises NonFiniteError: if a KL is NaN or infinite.
     :raises ArgumentError: if a tensor is passed as the loader.
@@ -106,7 +115,7 @@ class ActiveUnits(OfPair):
 
 
 def checked_options(num_particles: int, threshold: float, epsilon: float, delta: float) -> tuple[int, float, float, float]:
-    alone = "the noise of a single draw cannot be told from what the latents say"
+    alone = "with a single draw, noise cannot be separated from the variance over the data"
     return (
         amount("num_particles", num_particles, lowest=2, why=alone),
         real_number("threshold", threshold),

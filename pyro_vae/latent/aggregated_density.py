@@ -14,18 +14,21 @@ from ..isolation import isolated
 from ..kernel import Pair
 from .draws import BatchDraws, LogQ, Rows
 
-LOST = 1e-30  # a sum this far below its largest possible term has lost terms to underflow, in single precision
-BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**28}  # of log q by dimension: small enough for the caches of a processor
+LOST = 1e-30  # in single precision, a sum this far below its largest possible term has lost terms to underflow
+# numbers of log q by dimension in a block: small enough for the cache of a processor
+BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**28}
 
 
 class Mixture:
-    """log q(z_i|x_i) and the log of the sum over j != i of q(z_i|x_j), for R rows: jointly, and by dimension if known.
+    """log q(z_i|x_i) and the log of the sum over j != i of q(z_i|x_j), for R rows.
+
+    Both for z as a whole, and for each dimension if possible.
 
     :param batches: of the data; the columns.
-    :param chosen: the data of each batch whose draws are the rows, by their numbers within it, on the CPU.
-    :param by_dimension: whether each dimension has a density of its own.
-    :param labels: F ways to tell the data into groups, numbers from 0, (N,) each and on the CPU: the sum over the others of
-        the same group is taken beside that over all others.
+    :param chosen: the data of each batch whose draws are the rows, as indices into the batch, on the CPU.
+    :param by_dimension: whether each dimension has a separate density.
+    :param labels: F ways to divide the data into groups: group numbers from 0, (N,) each, on the CPU. Sums over the other
+        data of the same group are then computed too.
     """
 
     def __init__(
@@ -44,11 +47,12 @@ class Mixture:
         self.own = torch.full((len(self.owners), columns), -math.inf, dtype=torch.double, device=device)
         self.others = self.own.clone()
         self.labels = [label.to(device) for label in labels]
-        self.alike = [self.own.clone() for _ in labels]  # of `others`, those with the label of the row's datum
+        # like `others`, but only over data with the label of the row's datum
+        self.alike = [self.own.clone() for _ in labels]
         self.counts = torch.zeros(len(self.owners), 1, dtype=torch.double, device=device)
 
     def run(self, pair: Pair, *, within: bool, progress: bool) -> None:
-        """Add up all pairs of rows and columns, or only those `within` a batch. The guide of the pair may run again."""
+        """Add up all pairs of rows and columns, or only those within a batch (`within`). The guide may run again."""
         with isolated(pair.model, pair.guide, devices=[self.own.device]):
             if rank_and_size()[1] == 1:
                 self._add_up(within, progress)
@@ -57,10 +61,10 @@ class Mixture:
         self._check()
 
     def _add_up(self, within: bool, progress: bool) -> Tensor:
-        """Those rows that are this rank's; which they are, (R,)."""
+        """The sums of the rows of this process, and a mask of these rows, (R,)."""
         rank, size = rank_and_size()
         num_rows = len(self.owners)
-        mine = torch.zeros(num_rows, dtype=torch.bool, device=self.own.device)  # the rows that this rank adds up
+        mine = torch.zeros(num_rows, dtype=torch.bool, device=self.own.device)  # the rows that this process adds up
         spans = list(itertools.pairwise(self.limits)) if within else [(0, num_rows)] * len(self.batches)
         num_pairs = sum(batch.size * (stop - start) for batch, (start, stop) in zip(self.batches, spans, strict=True))
         first = 0
@@ -78,7 +82,7 @@ class Mixture:
         return mine
 
     def _share_out(self, within: bool, progress: bool) -> None:
-        """Under a process group each rank adds up some of the rows, and takes in those of the others."""
+        """In a process group each process adds up some of the rows, and receives the others."""
         tables = [self.own, self.others, self.counts, *self.alike]
 
         def compute() -> tuple[Tensor, list[Tensor]]:
@@ -90,7 +94,7 @@ class Mixture:
                 table[rows] = part
 
     def _blocks(self, start: int, stop: int) -> list[slice]:
-        """The same rows in a block for all batches, whatever their size: each is for one process."""
+        """Blocks of rows, the same for all batches, of any size; each block belongs to one process."""
         largest = max(batch.size for batch in self.batches)
         row_bytes = largest * sum(rows[0].numel() * rows.element_size() for rows in self.rows.values())
         length = max(BLOCK_BYTES.get(self.own.device.type, BLOCK_BYTES["cuda"]) // max(row_bytes, 1), 1)
@@ -108,7 +112,7 @@ class Mixture:
         place = place[mine].to(joint.device)
         mine = mine.to(joint.device)
         for part, into in parts:
-            part = part.contiguous()  # not a view that repeats one number
+            part = part.contiguous()  # contiguous: an expanded view cannot be written to
             if len(mine):
                 self.own[block, into][mine] = part[mine, place].double()
                 part[mine, place] = -math.inf
@@ -123,8 +127,8 @@ class Mixture:
     def _check(self) -> None:
         if bool((self.own.isnan() | (self.own.abs() == math.inf) | self.others.isnan() | (self.others == math.inf)).any()):
             raise NonFiniteError(
-                "the density of some draw under the guide of another datum is NaN or infinite: look for NaN in parameters, "
-                "or for a scale that underflows to 0"
+                "the guide's density for one datum, at a draw for another datum, is NaN or infinite: look for NaN in "
+                "parameters, or for a scale that underflows to 0"
             )
 
     def by_datum(self, values: Tensor) -> Tensor:
@@ -134,15 +138,15 @@ class Mixture:
         return torch.cat([part.unflatten(0, (num_particles, -1)) for part in parts if len(part)], 1)
 
     def log_q(self, aggregate: str, num_data: int) -> Tensor:
-        """log q(z) of each row, and of its dimensions: (R, 1 + D)."""
+        """log q(z) of each row and log q(z_d) of its dimensions: (R, 1 + D)."""
         if aggregate == "leave-one-out":
             return self.others - self.counts.log()
-        # Exact where the others are all others: their share is then 1/N each.
+        # Exact where the sum has all other data: each then has the weight 1/N.
         share = math.log(max(num_data - 1, 1)) - self.counts.clamp(min=1.0).log()
         return torch.logaddexp(self.own, self.others + share) - math.log(num_data)
 
     def log_q_alike(self, aggregate: str) -> Tensor:
-        """log q(z) of each row under the data with its own label only, (R, F, 1 + D). Needs all pairs."""
+        """log q(z) of each row under the data with the same label only, (R, F, 1 + D). Needs all pairs."""
         found = []
         for label, alike in zip(self.labels, self.alike, strict=True):
             count = label.bincount()[label[self.owners]].double().unsqueeze(1)
@@ -158,20 +162,20 @@ def check_batches(batches: Sequence[BatchDraws], aggregate: str) -> None:
     shapes = [{name: rows.shape[1:] for name, rows in batch.rows.items()} for batch in batches]
     if any(shape != shapes[0] for shape in shapes):
         raise StructureError(
-            f"the latents differ in their shapes from batch to batch ({shapes[0]} and others), so they share no aggregated "
-            "posterior: pass data of one shape"
+            f"the latents differ in their shapes from batch to batch ({shapes[0]} and others), so they have no common "
+            "aggregated posterior: pass data of one shape"
         )
     if num_data < 2 and aggregate != "full":
-        raise StructureError(f"aggregate='{aggregate}' needs others than one datum: pass more data")
+        raise StructureError(f"aggregate='{aggregate}' needs at least two data: pass more data")
     if aggregate == "minibatch" and any(batch.size < 2 for batch in batches):
         raise StructureError(
-            "a batch holds one datum, so there are no others in it to estimate the aggregated posterior from: pass "
+            "a batch has only one datum, so there are no others in it to estimate the aggregated posterior from: pass "
             "batches of at least 2 (drop_last=True in a DataLoader), or aggregate='full'"
         )
 
 
 def chosen_rows(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Rows:
-    """The draws for the chosen data, those of one batch after those of another, particle by particle in each."""
+    """The draws for the chosen data, in the order of batches, within a batch in the order of particles."""
     rows = {}
     for name in batches[0].rows:
         parts = []
@@ -183,7 +187,7 @@ def chosen_rows(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> Rows
 
 
 def owners_of(batches: Sequence[BatchDraws], chosen: Sequence[Tensor]) -> list[Tensor]:
-    """The numbers of the data that the rows were drawn for, by batch."""
+    """The indices of the data that the rows were drawn for, by batch."""
     owners, first = [], 0
     for batch, data in zip(batches, chosen, strict=True):
         owners.append((data + first).repeat(len(batch.log_prior)))
@@ -204,7 +208,7 @@ def log_sum_exp(terms: Tensor) -> Tensor:
 
 
 def log_sums_exp(terms: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
-    """Log-sum-exp over the data of one group of each row (R, B) after the other, (R, B, C) to (R, C) each."""
+    """Log-sum-exp over the data of the group of each row, (R, B, C) to (R, C), for each division into groups (R, B)."""
     top = terms.amax(1, keepdim=True)
     top = top.masked_fill(top == -math.inf, 0.0)
     weights = (terms - top).exp_()
@@ -213,7 +217,7 @@ def log_sums_exp(terms: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
         total = (weights * group.unsqueeze(-1)).sum(1)
         log_sum = total.log().add_(top.squeeze(1))
         far = ((total < LOST).any(1) & group.any(1)).nonzero().squeeze(1)
-        if len(far):  # their group lies far below what is nearest: they get a top of their own
+        if len(far):  # all values of the group are far below the largest: subtract the largest of the group
             log_sum[far] = log_sum_exp(terms[far].masked_fill(~group[far].unsqueeze(-1), -math.inf))
         found.append(log_sum)
     return found

@@ -1,4 +1,4 @@
-"""A sample from the aggregated posterior q(z), with as many draws of the prior beside it."""
+"""A sample from the aggregated posterior q(z), and as many draws of the prior."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,29 +28,30 @@ class AggregatedPosterior(OfPair):
         q(z) = 1/N sum_n q(z | x_n)     one draw of q(z | x_n) for each datum
         p(z)                            one draw for each datum
 
-    What a model generates comes from p(z), what it learnt to decode from q(z). They are the same if the encoder is exact and
-    the model true to the data; where p(z) has mass and q(z) has not (a hole), the decoder was never trained, and where a
-    unit has the same q(z|x) for all data it says nothing. Makhzani, Shlens, Jaitly, Goodfellow and Frey (2015,
-    https://arxiv.org/abs/1511.05644) named q(z); Rosca, Lakshminarayanan and Mohamed (2018,
-    https://arxiv.org/abs/1802.06847) measured such mismatches. `ELBOSurgery` has the distance between the two in nats.
+    A model generates from p(z), but its decoder was trained on q(z). The two are equal if the guide is the exact posterior
+    and the model is the distribution of the data. Where p(z) has mass and q(z) has none (a hole), the decoder was never
+    trained. A unit with the same q(z|x) for all data carries no information. Makhzani, Shlens, Jaitly, Goodfellow and Frey
+    (2015, https://arxiv.org/abs/1511.05644) named q(z); Rosca, Lakshminarayanan and Mohamed (2018,
+    https://arxiv.org/abs/1802.06847) measured such mismatches. `ELBOSurgery` measures the distance between the two in nats.
 
-    A unit is one number of one latent site. Values are those of the constrained latents; the whole number of a Categorical
-    is the number of its class. The prior is that of the model given its arguments: with a prior that depends on a label,
-    the draws are those for the labels of the data.
+    A unit is one number of one latent site. Values are those of the constrained latents; that of a Categorical is the index
+    of its class. The prior is that of the model given its arguments. If it depends on a label, the draws are those for the
+    labels of the data.
 
-    :param model: any Pyro model whose data lie in one plate; enumerated latents are drawn, and are no units.
+    :param model: any Pyro model whose data lie in one plate. Enumerated latents are drawn and are not units.
     :param guide: its guide, with the same latent sites.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites; `None` makes every
         batch one datum.
-    :param prior_sites: latent sites of the model without a counterpart in the guide: no units of theirs.
-    :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
+    :param prior_sites: latent sites of the model without a counterpart in the guide. They are not units.
+    :param check_support: raise on observations outside the support of their likelihood, although no number here depends on
+        them.
 
-    Called with a loader, any iterable of batches; `args`, which maps a batch to the tuple of the model's arguments or a dict
-    of keywords (by default its first element); `progress`; and `labels`, which maps a batch to one number per datum, a
-    tensor (B,), for the record alone. Returns `LatentSample`.
+    Call it with a loader (any iterable of batches). `args` maps a batch to the tuple of the model's arguments or to a dict
+    of keywords; by default it takes the batch's first element. `labels` maps a batch to one number per datum, a tensor (B,),
+    which is only stored in the record. `progress` shows a progress bar. It returns `LatentSample`.
 
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, latents
-        whose shapes differ from batch to batch.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        and for latents whose shapes differ from batch to batch.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
     :raises NonFiniteError: if a draw is NaN or infinite.
     :raises ArgumentError: if a tensor is passed as the loader, or `labels` returns anything but one number per datum.
@@ -77,8 +78,9 @@ class AggregatedPosterior(OfPair):
         check_to_arguments(args)
         if labels is not None:
             check_function("labels", labels, "a function from a batch to the labels of its data, or None")
-        last: list[Tensor] = []  # the labels of the batch at hand
-        free: dict[int, tuple[Structure, frozenset[str]]] = {}  # by id, the structure kept so that the id is its own
+        last: list[Tensor] = []  # the labels of the current batch
+        # by id; the structure is kept, so that its id is not used again
+        free: dict[int, tuple[Structure, frozenset[str]]] = {}
 
         def arguments(batch: Any) -> Any:
             if labels is not None:
@@ -101,7 +103,7 @@ class AggregatedPosterior(OfPair):
 
 
 def draw_guide(call: Call) -> Record:
-    """One draw of the guide, distributions in the shapes they were written with."""
+    """One draw of the guide, with distributions in the shapes in which they were written."""
     refuse_without_draws(call)
     call.one_by_one()
     warn_if_coarse(call)
@@ -110,7 +112,7 @@ def draw_guide(call: Call) -> Record:
 
 
 def sample_of_batch(call: Call, guide: Record, free: Collection[str]) -> LatentSample:
-    """:param free: the sites whose means are looked for."""
+    """:param free: the sites whose means are computed."""
     latents = call.structure.latents
     call.set_noise(Noise.SIMULATION, 0)
     prior, model = call.draw_prior(1)
@@ -138,12 +140,12 @@ def as_float(values: Tensor) -> Tensor:
 
 
 def joined(batches: Sequence[LatentSample], labels: Sequence[Tensor]) -> LatentSample:
-    """All data in their order. A unit whose mean is not known in some batch has that of the draw in all."""
+    """All data in their order. A unit without a known mean in some batch has the draws in place of means in all."""
     names = batches[0].names
     if any(batch.names != names for batch in batches):
         raise StructureError(
-            "the latents differ in their shapes from batch to batch, so they share no aggregated posterior: pass data of "
-            "one shape"
+            "the latents differ in their shapes from batch to batch, so they have no common aggregated posterior: pass data "
+            "of one shape"
         )
     draws, means, prior = (torch.cat([getattr(batch, side) for batch in batches]) for side in ("draws", "means", "prior"))
     analytic = torch.stack([batch.analytic for batch in batches]).all(0)

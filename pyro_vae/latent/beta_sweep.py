@@ -1,4 +1,4 @@
-"""Train one pair at several betas, and measure rate and distortion of each."""
+"""Train a pair at several betas, and measure rate and distortion of each."""
 
 from __future__ import annotations
 
@@ -54,41 +54,43 @@ def beta_sweep(
     prior_sites: Collection[str] = (),
     check_support: bool = True,
 ) -> BetaSweep:
-    r"""Train a new pair at every beta, and measure its rate, distortion and log p(x)::
+    r"""Train a new pair at every beta, and measure its rate, distortion and log p(x).
+
+    Each pair minimises::
 
         loss = -E_q log p(x|z) + beta KL(q(z|x) to p(z))        at the optimum dD/dR = -beta
 
-    The points trace what model and guide reach together, over all their parameters (Alemi et al., 2018,
-    https://arxiv.org/abs/1711.00464). `RateDistortion` draws the curve of one trained model under its best encoders.
+    The points show the rates and distortions that model and guide reach when both are trained (Alemi et al., 2018,
+    https://arxiv.org/abs/1711.00464). `RateDistortion` computes the curve of one trained model with its best encoders.
 
-    Every pair is trained by `pyro.infer.SVI` in a parameter store of its own, empty at first, so that pairs that use the
-    same names do not share their parameters. **Your parameter store is put back as it was**, whatever happens inside; what
-    the pairs left in theirs comes back in `stores`. Pairs are measured in eval mode and come back in the mode that
-    `make_pair` and the training left.
+    Every pair is trained by `pyro.infer.SVI` in a separate, empty parameter store, so pairs that use the same names do not
+    share parameters. **Your parameter store is restored** on exit, also after an error. The stores of the pairs are returned
+    in `stores`. Pairs are measured in eval mode and returned in the mode that they had after training.
 
-    :param make_pair: maps beta to a new (model, guide), with parameters of its own. Called inside the empty store.
-    :param loader: the training data, an iterable of batches that can be gone through again and again.
+    :param make_pair: function from beta to a new (model, guide), with new parameters. Called inside the empty store.
+    :param loader: the training data, an iterable of batches that can be iterated repeatedly.
     :param betas: weights of the KL, finite and at least 0.
     :param num_epochs: passes over the loader, for every beta.
-    :param optimizer: makes a new Pyro optimiser; by default Adam with a learning rate of 0.001.
-    :param objective: maps beta to what is minimised, as `BetaTraceMeanField_ELBO`, `BetaTrace_ELBO` or
-        `lambda beta: pv.BetaTrace_ELBO(beta=pv.LinearAnnealing(1000, end=beta))`.
-    :param evidence: maps (model, guide) to an estimator of log p(x); by default `AdaptiveImportanceSampling`.
-    :param test_loader: the data that are measured; by default those of training.
+    :param optimizer: function that returns a new Pyro optimiser; by default Adam with a learning rate of 0.001.
+    :param objective: function from beta to the loss, such as `BetaTraceMeanField_ELBO`, `BetaTrace_ELBO` or `lambda beta:
+        pv.BetaTrace_ELBO(beta=pv.LinearAnnealing(1000, end=beta))`.
+    :param evidence: function from (model, guide) to an estimator of log p(x); by default `AdaptiveImportanceSampling`.
+    :param test_loader: the data on which pairs are measured; by default the training data.
     :param args: maps a batch to the tuple of the model's arguments, or to a dict of keywords; by default its first element.
     :param progress: show a progress bar.
-    :param seed: the same for the initial values, the order of the data and the noise of every beta, which makes the points
-        comparable; leaves the caller's random state alone. `None` draws from that state.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites.
+    :param seed: fixes the initial values, the order of the data and the noise, the same for every beta, which makes the
+        points comparable. The caller's random state is unchanged. `None` draws from that state.
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
     :param check_support: raise on observations outside the support of their likelihood.
 
-    :returns: `BetaSweep`, the betas in the order given. Rate and distortion are means over 100 draws of the guide per datum.
+    :returns: `BetaSweep`, with the betas in the given order. Rate and distortion are means over 100 draws of the guide per
+        datum.
     :raises OptionError: for betas, counts or callables out of range, before anything is trained.
-    :raises ArgumentError: if a tensor is passed as a loader, a loader can be gone through only once, or `make_pair` returns
-        no (model, guide), or one that shares parameters with another.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a pair without known weights per datum, before it is
-        trained.
+    :raises ArgumentError: if a tensor is passed as a loader, or a loader can be iterated only once; if `make_pair` does not
+        return (model, guide), or returns one that shares parameters with another.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        before it is trained.
     :raises InvalidDataError: for NaN, values outside the support, an empty loader.
     :raises NonFiniteError: if the loss becomes NaN or infinite.
 
@@ -135,7 +137,7 @@ def beta_sweep(
 
 @dataclass
 class Point:
-    """A pair that was trained at one beta, and what was measured of it.
+    """A pair that was trained at one beta, with its measured numbers.
 
     :ivar own: rate, distortion and ELBO of the guide.
     """
@@ -210,7 +212,7 @@ def measure(
         with torch.no_grad(), pair.open(arguments, named, seed) as call:
             rate, distortion = guide_terms(call)
             call.check_finite(-rate - distortion)
-        with without_warnings():  # the joined record speaks for all batches
+        with without_warnings():  # the warnings of the joined record cover all batches
             record = estimator(*arguments, **named)
         return [(terms.mean(0), mean_std_error(terms)) for terms in (rate, distortion, -(rate + distortion))], record
 
@@ -237,23 +239,23 @@ def checked_pair(pair: Any) -> ProgramPair:
 
 
 def check_own_parameters(store: Any, earlier: Iterable[Any]) -> None:
-    """Refuse tensors shared in memory with an earlier pair: `pyro.param` trains a given initial value in place."""
+    """Raise for parameters that share memory with an earlier pair: `pyro.param` trains a given initial value in place."""
     if any(addresses(store) & addresses(other) for other in earlier):
         raise ArgumentError(
-            "two pairs of make_pair share parameters, so that the second went on where the first had stopped: build all "
-            "modules and initial values inside make_pair"
+            "two pairs of make_pair share parameters, so training of the second started where the first had stopped: build "
+            "all modules and initial values inside make_pair"
         )
 
 
 def addresses(store: Any) -> set[int]:
-    """Where the parameters of a store lie in memory."""
+    """The memory addresses of the parameters of a store."""
     return {p.untyped_storage().data_ptr() for p in store["params"].values() if p.numel()}
 
 
 def check_again_and_again(loader: Iterable[Any]) -> None:
     check_loader(loader)
     if iter(loader) is loader:
-        raise ArgumentError("the data are gone through again for every epoch: pass a DataLoader or a list, not an iterator")
+        raise ArgumentError("the data are iterated once for every epoch: pass a DataLoader or a list, not an iterator")
 
 
 def checked_betas(betas: Collection[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Watch for posterior collapse while a pair is trained."""
+"""A monitor of posterior collapse during training."""
 
 import warnings
 from collections.abc import Callable, Collection
@@ -26,35 +26,38 @@ REMEDIES = (
 class CollapseMonitor:
     """Warn when latent dimensions collapse during training, and keep the history.
 
-    Call it with the model's own arguments in every step. Each `every`-th call it looks at the units of that batch, as
-    `ActiveUnits` does; the others cost nothing. A unit is silent in a batch if its KL is below `epsilon` nats for a share of
-    at least 1 - `delta` of the data (Lucas, Tucker, Grosse and Norouzi, 2019, https://arxiv.org/abs/1911.02469), or, where
-    it has no KL of its own (see `ActiveUnits`), if the variance of its posterior means is not above `threshold`.
+    Call it with the model's arguments in every training step. Every `every`-th call measures the units on that batch, as
+    `ActiveUnits` does; other calls cost nothing. A unit is collapsed in a batch if its KL is below `epsilon` nats for a
+    share of at least 1 - `delta` of the data (Lucas, Tucker, Grosse and Norouzi, 2019, https://arxiv.org/abs/1911.02469).
+    Where a unit has no separate KL (see `ActiveUnits`), it is collapsed if the variance of its posterior means is not above
+    `threshold`.
 
-    The pair counts as collapsed after `patience` looks in a row at which a `share` of the units or more was silent, and as
-    recovered at the first look at which it was not. Patience, because an untrained encoder is often close to the prior in
-    every unit, and the first steps of training close the rest. A share, because surplus units at the prior are no harm: a
-    50-dimensional VAE of MNIST with 13 units in use is a good one. It warns once per collapse.
+    The pair counts as collapsed after `patience` measurements in a row with at least a `share` of the units collapsed. It
+    counts as recovered at the first measurement with fewer. `patience` is needed because an untrained encoder is often close
+    to the prior in every unit. `share` is needed because surplus units at the prior do no harm: a 50-dimensional VAE of
+    MNIST with 13 units in use is a good one. The monitor warns once per collapse.
 
-    A look leaves no trace: parameters, gradients, buffers, modes and random states stay as they are. Modules run in eval
-    mode while it lasts, so models with batch norm and dropout can be watched in the middle of training.
+    A measurement changes no parameter, gradient, buffer, mode or random state. Modules run in eval mode during it, so models
+    with batch norm and dropout can be monitored during training.
 
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param every: calls from one look to the next.
-    :param patience: looks in a row.
-    :param share: of the units, above 0 and at most 1.
+    :param every: calls from one measurement to the next.
+    :param patience: measurements in a row before the pair counts as collapsed.
+    :param share: share of the units that must be collapsed, above 0 and at most 1.
     :param threshold: variance of means above which a unit is active.
-    :param epsilon: nats.
+    :param epsilon: KL in nats below which a unit counts as at the prior for a datum.
     :param delta: share of the batch that may be above `epsilon`.
-    :param num_particles: K, at least 2; read where a KL or a mean has no formula, or the guide has several latents.
-    :param seed: of the draws of the looks; the caller's random state is never read.
+    :param num_particles: K, at least 2; used where a KL or a mean has no formula, or the guide has several latents.
+    :param seed: of the draws of the measurements; the caller's random state is never used.
     :param datum_plate: as in `ActiveUnits`.
     :param prior_sites: as in `ActiveUnits`.
 
-    :ivar collapsed: whether the pair counts as collapsed now; `collapsed_at`, the call at which that was said last, or None.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) at a look, for a program without known weights per datum.
-    :raises NonFiniteError: at a look, if a KL is NaN or infinite.
+    :ivar collapsed: whether the pair counts as collapsed now. `collapsed_at` is the call at which it was last found to be,
+        or None.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) at a measurement, for a program that defines no importance
+        weight per datum.
+    :raises NonFiniteError: at a measurement, if a KL is NaN or infinite.
     :raises OptionError: for options out of range.
 
     Example::
@@ -90,12 +93,12 @@ class CollapseMonitor:
         self.share = real_number("share", share, highest=1.0, ends="(]")
         self.seed = whole_number("seed", seed, lowest=0, why="training goes on from the global one")
         self.num_calls = 0
-        self.last: UnitActivity | None = None  # of the last look
+        self.last: UnitActivity | None = None  # units of the last measurement
         self.collapsed = False
-        self.collapsed_at: int | None = None  # the call at which it was said last
+        self.collapsed_at: int | None = None  # the call at which the pair was last found collapsed
         self._model, self._guide, self._datum_plate = model, guide, datum_plate
         self._prior_sites = names_of_sites("prior_sites", prior_sites)
-        self._new_pair()  # refuses what is not callable
+        self._new_pair()  # raises for what is not callable
         self._silent_looks = 0  # in a row
         self._rows: list[tuple[int, int, int, Tensor]] = []
 
@@ -106,8 +109,8 @@ class CollapseMonitor:
         units = self._look(args, kwargs)
         if self.last is not None and units.names != self.last.names:
             raise StructureError(
-                f"this batch has {len(units)} units and the last one looked at had {len(self.last)}: a monitor is for one "
-                "pair whose latents keep their shapes"
+                f"this batch has {len(units)} units and the last measured one had {len(self.last)}: use one monitor for one "
+                "pair, with data that leave the shapes of the latents the same"
             )
         self.last = units
         num_silent = int(silent(units).sum())
@@ -121,7 +124,7 @@ class CollapseMonitor:
             warnings.warn(CollapseWarning(f"{self._state()}; {REMEDIES}"), stacklevel=2)
 
     def _new_pair(self) -> Pair:
-        # The likelihood's support has no part in any number here.
+        # No number here depends on the support of the likelihood.
         return Pair(
             self._model,
             self._guide,
@@ -133,7 +136,7 @@ class CollapseMonitor:
     @torch.no_grad()
     def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UnitActivity:
         sums = UnitSums(self.epsilon)
-        # A new pair each time: parameters have moved, and what the last look found out holds no longer.
+        # A new pair each time: parameters have changed, so the structure found last time may no longer hold.
         with (
             eval_mode(self._model, self._guide),
             batch_noise(self.num_calls),
@@ -143,7 +146,7 @@ class CollapseMonitor:
         return sums.activity(threshold=self.threshold, delta=self.delta, num_particles=self.num_particles)
 
     def history(self) -> CollapseHistory:
-        """Every look so far."""
+        """All measurements so far."""
         num_units = len(self.last) if self.last is not None else 0
         numbers = torch.tensor([row[:3] for row in self._rows], dtype=torch.long, device="cpu").reshape(-1, 3)
         columns = torch.zeros(0, 3, num_units, dtype=torch.float64, device="cpu")
@@ -162,10 +165,10 @@ class CollapseMonitor:
 
     def __str__(self) -> str:
         if self.last is None:
-            return f"CollapseMonitor: no look yet, the first at call {self.every}"
-        return f"CollapseMonitor, last look\n{self.last}\n{self._state()}."
+            return f"CollapseMonitor: no measurement yet, the first is at call {self.every}"
+        return f"CollapseMonitor, last measurement\n{self.last}\n{self._state()}."
 
 
 def silent(units: UnitActivity) -> Tensor:
-    """(D,) true where a unit has collapsed: by its KL, or by its means where it has no KL of its own."""
+    """(D,) true where a unit has collapsed: by its KL, or by its means where it has no separate KL."""
     return torch.where(units.fraction_at_prior.isnan(), ~units.active, units.collapsed)

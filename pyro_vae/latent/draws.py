@@ -1,4 +1,4 @@
-"""One pass over a data set: a few draws per datum, their prior densities, and the guide that scores them."""
+"""One pass over a data set: draws per datum, their prior densities, and the guide's densities at draws of other data."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ LogQ = Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]  # rows to
 
 @dataclass(frozen=True)
 class BatchDraws:
-    """K draws for each of the B data of a batch, rows in the order (K, B), and the batch as a part of the mixture."""
+    """K draws for each of the B data of a batch, in rows ordered (K, B), and the batch as columns of the mixture."""
 
     rows: Rows
     log_prior: Tensor  # (K, B)
@@ -38,7 +38,7 @@ class BatchDraws:
 
 @dataclass(frozen=True)
 class Distributions:
-    """Columns of data whose dimensions have distributions of their own, which are kept: the guide does not run again."""
+    """Columns of data whose dimensions have separate distributions. These are kept: the guide does not run again."""
 
     drawn: Record
     names: tuple[str, ...]
@@ -55,7 +55,7 @@ class Distributions:
 
 @dataclass(frozen=True)
 class Scored:
-    """Columns of data whose latents have a joint density only: the guide scores draws from the kept arguments."""
+    """Columns of data whose latents have a joint density only: the guide runs again, with the kept arguments."""
 
     pair: Pair
     arguments: tuple[Any, ...]
@@ -78,12 +78,13 @@ class Scored:
 
 
 class Collector:
-    """Draw batch after batch, and check that the parts of the KL are defined for the pair."""
+    """Draws batch after batch, and checks that the parts of the KL are defined for the pair."""
 
     def __init__(self, pair: Pair, num_particles: int, seed: int) -> None:
         self.pair, self.num_particles, self.seed = pair, num_particles, seed
         self.batches: list[BatchDraws] = []
-        self._separate: dict[int, tuple[Structure, bool]] = {}  # by id, the structure kept so that the id is its own
+        # by id; the structure is kept, so that its id is not used again
+        self._separate: dict[int, tuple[Structure, bool]] = {}
         self._prior_read: dict[int, bool] = {}
         self._last: tuple[dict[str, Tensor], Tensor] | None = None
 
@@ -109,7 +110,7 @@ class Collector:
             summed = call.structure.guide_enumerated
             log_q = torch.stack([q[0] for n, q in weights.log_guide_by_site.items() if n not in summed]).sum(0)
             check_finite(log_q - log_prior, latents)
-            names = dict.fromkeys((*latents, *call.structure.unpacked))  # with the draws that Deltas unpack
+            names = dict.fromkeys((*latents, *call.structure.unpacked))  # with the joint draws that Deltas unpack
             rows.append({name: rows_of(guide[name], call.layout) for name in names})
             priors.append(log_prior)
             by_dimension.append(self._prior_by_dimension(weights))
@@ -140,7 +141,7 @@ class Collector:
             if drawn := read & set(structure.prior_sites):
                 raise StructureError(
                     f"the prior of the latents depends on {quoted(sorted(drawn))}, drawn from the prior, so p(z) is an "
-                    "integral that is not known: let the guide draw those too"
+                    "integral without a formula: let the guide draw those too"
                 )
             self._separate[id(structure)] = structure, separate
             self._prior_read[id(structure)] = bool(read)
@@ -165,7 +166,8 @@ class Collector:
     def _prior_by_dimension(self, weights: LogDensities) -> Tensor | None:
         """log p(z_d), (B, D), in the order of `log_q_by_dimension`."""
         structure, layout, guide, model = weights.structure, weights.layout, weights.guide, weights.model
-        mixed = any(weights.log_prior_by_site[name].ndim > 2 for name in structure.latents)  # by what is summed out
+        # the latents that depend on what is summed out
+        mixed = any(weights.log_prior_by_site[name].ndim > 2 for name in structure.latents)
         if self._prior_read[id(structure)] or mixed or layout.datum_dim is None:
             return None
         parts = []
@@ -179,7 +181,10 @@ class Collector:
 
 
 def check_same_points(call: Call, values: Mapping[str, Tensor], num_particles: int) -> None:
-    """Check that Deltas set the same latents from the same draws for all data: else these are the draws of other latents."""
+    """Check that Deltas set the same latents from the same draws for all data.
+
+    Otherwise the densities of draws under other data would be wrong.
+    """
     if not call.structure.unpacked:
         return
     guide = call.score_guide(values, num_particles)
@@ -194,7 +199,7 @@ def check_same_points(call: Call, values: Mapping[str, Tensor], num_particles: i
 
 def check_structure(structure: Structure) -> None:
     if not structure.latents:
-        raise StructureError("the guide draws no latent site of the model, so there is no KL to take apart")
+        raise StructureError("the guide draws no latent site of the model, so there is no KL to split")
 
 
 def check_finite(kl: Tensor, latents: tuple[str, ...]) -> None:

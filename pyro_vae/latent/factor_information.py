@@ -1,4 +1,4 @@
-"""The record of what each dimension of the latents says about each factor of the data."""
+"""The record of the information of each latent dimension about each factor of the data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ..errors import SurgeryWarning
-from ..records import Estimate, Result, to_plain
+from ..records import Estimate, Result, page, to_plain
 from .surgery import mean_and_errors
 
 ROWS = 20  # factors shown when printed
-HALF = 0.5  # of the entropy of a factor: from there on a dimension is said to hold it
-CLOSE = 0.05  # of the entropy: within it two numbers mean the same
+HALF = 0.5  # share of the entropy of a factor above which a dimension is said to encode it
+CLOSE = 0.05  # share of the entropy below which a difference does not count
 SIGMAS = 4.5
-AGGREGATES = {"full": "all data, exact for them", "leave-one-out": "all data but the one drawn for"}
+AGGREGATES = {"full": "all data, exact for them", "leave-one-out": "all data except the one that z was drawn for"}
 
 
 class Ratio(Estimate):
@@ -29,7 +29,7 @@ class Ratio(Estimate):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FactorInformation(Result):
-    """What D dimensions of the latents say about F factors of N data, as `MutualInformationGap` returned it.
+    """The information of D latent dimensions about F factors of N data, as returned by `MutualInformationGap`.
 
     Information and entropy are in nats; a gap is a share of an entropy and has no unit. Errors are paired: a gap is the mean
     over the data of one difference.
@@ -37,22 +37,28 @@ class FactorInformation(Result):
     :ivar mig: the mutual information gap, the mean of `gap` over the factors: an `Estimate` with its Monte Carlo and its
         sampling error, and **without a unit**. With one particle per datum the Monte Carlo error is an upper bound, equal to
         the sampling error.
-    :ivar gap: (F,) by how much the dimension that says most about the factor is ahead of the next, in shares of `entropy`;
-        an information below zero counts as zero.
+    :ivar gap: (F,) the largest information about the factor minus the second largest, in shares of `entropy`; an information
+        below zero counts as zero.
     :ivar gap_std_error: (F,) its Monte Carlo errors.
-    :ivar gap_sampling_error: (F,) its errors as a draw of data from a population, the counts in `entropy` with it.
+    :ivar gap_sampling_error: (F,) its sampling errors, over data drawn from a population, including the counts in `entropy`.
     :ivar information: (D, F) I(z_d; v_f), nats.
     :ivar information_std_error: (D, F) its Monte Carlo errors.
-    :ivar information_sampling_error: (D, F) its errors as a draw of data from a population.
+    :ivar information_sampling_error: (D, F) its sampling errors, over data drawn from a population.
     :ivar entropy: (F,) H(v_f) of the counts, nats.
     :ivar num_values: how many values each factor has.
-    :ivar leave_one_out: (D, F) the `information` with each datum's own posterior left out of both mixtures, whatever
-        `aggregate` is, and from the same draws; NaN where a datum is the only one with its value of the factor.
+    :ivar leave_one_out: (D, F) the `information` with the posterior of the datum that z was drawn for left out of both
+        mixtures, from the same draws and for either `aggregate`. NaN where a datum is the only one with its value of the
+        factor.
     :ivar names: D names, `'z[3]'` for the fourth number of the latent site `'z'`.
     :ivar num_data: N.
     :ivar num_particles: K, draws for each datum.
     :ivar aggregate: "full" or "leave-one-out".
     :ivar cost: decoder evaluations per datum.
+
+    Example::
+
+        found = pv.MutualInformationGap(vae.model, vae.guide)(DataLoader(TensorDataset(x, labels), 100))
+        found.mig.value, found.gap, found.verdict()
     """
 
     mig: Estimate
@@ -84,8 +90,11 @@ class FactorInformation(Result):
         dtype: torch.dtype,
         cost: float,
     ) -> "FactorInformation":
-        """From log q(z_d|v_f) - log q(z_d), (K, N, F, D), the same without own posteriors, and the share of the data that
-        has each datum's value, (N, F). All in double precision."""
+        """The record, from terms in double precision.
+
+        These are log q(z_d|v_f) - log q(z_d), (K, N, F, D), the same without the posterior of the datum drawn for, and for
+        each datum the share of the data that has its value, (N, F).
+        """
         surprise = -frequencies.log()
         gap, residuals = gap_of(terms, surprise)
         _, gap_error, gap_sampling = mean_and_errors(residuals, sampled=False)
@@ -111,7 +120,7 @@ class FactorInformation(Result):
 
     @property
     def order(self) -> Tensor:
-        """(D, F) for every factor the dimensions, by falling information."""
+        """(D, F) for every factor the dimensions, in the order of falling information."""
         return self.information.argsort(dim=0, descending=True, stable=True)
 
     @property
@@ -120,7 +129,7 @@ class FactorInformation(Result):
         return float((ahead(self.leave_one_out.T.topk(min(2, len(self.names))).values.clamp(min=0.0)) / self.entropy).mean())
 
     def verdict(self) -> str:
-        """One sentence: how many factors are held by one dimension, by several, or by none."""
+        """One sentence: how many factors are encoded by one dimension, by several, or by none."""
         best = (self.information / self.entropy).max(0).values
         best_error = self.information_std_error.gather(0, self.order[:1])[0] / self.entropy
         apart = self.gap - 2 * self.gap_std_error > HALF
@@ -129,42 +138,44 @@ class FactorInformation(Result):
         undecided = len(self.gap) - int((apart | shared | unknown).sum())
         return (
             f"MIG {float(self.mig.value):.3f} +- {float(self.mig.std_error):.3f} (Monte Carlo error): of {len(self.gap)} "
-            f"factors {int(apart.sum())} held by one dimension (gap above {HALF}), {int(shared.sum())} by several, "
+            f"factors {int(apart.sum())} encoded by one dimension (gap above {HALF}), {int(shared.sum())} by several, "
             f"{int(unknown.sum())} by none (no share above {HALF}), {undecided} undecided."
         )
 
     @property
     def doubts(self) -> dict[str, str]:
-        """Why the information may reflect the number of data rather than the code, by reason.
+        """Why the information may reflect the number of data rather than the latents, by reason.
 
-        "range": an information is beyond what it can be. "rare values": a datum is the only one with its value of a factor.
-        "own posterior": the information changes when each datum's own posterior is left out.
+        "range": an information is outside its possible range. "rare values": a datum is the only one with its value of a
+        factor. "own posterior": the information changes when each datum's own posterior is left out.
         """
         found = {}
         beyond = torch.maximum(-self.information, self.information - self.entropy)
-        margin = (SIGMAS * self.information_std_error).minimum(self.entropy)  # no error excuses more
+        # an information further outside cannot be Monte Carlo error
+        margin = (SIGMAS * self.information_std_error).minimum(self.entropy)
         bad = (beyond > CLOSE * self.entropy + margin).nonzero().tolist()
         if bad:
             d, f = bad[0]
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             found["range"] = (
-                f"the information of '{self.names[d]}' about factor {f}{more} is {float(self.information[d, f]):.3g} "
-                f"nats, outside of [0, {float(self.entropy[f]):.3g}]: the posteriors are too narrow for so few data to "
-                "overlap, or the draws too few. Pass more data, or raise num_particles"
+                f"the information of '{self.names[d]}' about factor {f}{more} is {float(self.information[d, f]):.3g} nats, "
+                f"outside of [0, {float(self.entropy[f]):.3g}]: the posteriors are so narrow that those of so few data do "
+                "not overlap, or there are too few draws. Pass more data, or raise num_particles"
             )
         left_out = self.leave_one_out.clamp(min=0.0)
         if self.aggregate == "full" and bool(left_out.isnan().any()):
             found["rare values"] = (
-                "some data are the only ones with their value of a factor, or the only ones where they draw: whatever "
-                "tells them from the others counts as information about the factor. Join rare values, or pass more data"
+                "some data are the only ones with their value of a factor, or their draws are far from the posteriors of "
+                "all others: any difference from the others then counts as information about the factor. Join rare values, "
+                "or pass more data"
             )
         elif self.aggregate == "full" and float((own := (self.information - left_out) / self.entropy).max()) > CLOSE:
             d, f = divmod(int(own.argmax()), own.shape[1])
             found["own posterior"] = (
-                f"'{self.names[d]}' says {float(self.information[d, f]):.3g} nats about factor {f}, but "
-                f"{float(left_out[d, f]):.3g} with each datum's own posterior left out (MIG {float(self.mig.value):.3g} "
-                f"and {self.leave_one_out_mig:.3g}): the posteriors are so narrow for so few data that draws tell "
-                "single data apart, and with them their factors. Pass more data before a statement about new data"
+                f"'{self.names[d]}' says {float(self.information[d, f]):.3g} nats of information about factor {f}, but "
+                f"{float(left_out[d, f]):.3g} with each datum's own posterior left out (MIG {float(self.mig.value):.3g} and "
+                f"{self.leave_one_out_mig:.3g}): the posteriors are so narrow, for so few data, that draws identify single "
+                "data, and with them their factors. Pass more data before you draw conclusions about new data"
             )
         return found
 
@@ -190,7 +201,7 @@ class FactorInformation(Result):
         }
 
     def _columns(self) -> dict[str, list[Any]]:
-        """A row for each factor, and a column for what each dimension says about it."""
+        """A row for each factor, and a column for the information of each dimension about it."""
         by_factor = ("gap", "gap_std_error", "gap_sampling_error", "entropy")
         by_dimension = ("information", "information_std_error", "information_sampling_error", "leave_one_out")
         return {
@@ -229,9 +240,9 @@ class FactorInformation(Result):
         )
         left_out = ""
         if self.aggregate == "full":
-            left_out = f"; MIG {self.leave_one_out_mig:.3f} with the own posterior of each datum left out"
+            left_out = f"; MIG {self.leave_one_out_mig:.3f} with the posterior of the datum drawn for left out"
         lines.append(f"q(z): {AGGREGATES[self.aggregate]}, {self.num_particles} draws each{left_out}")
-        return "\n".join([*lines, self.verdict()])
+        return page([*lines, self.verdict()])
 
     def _row(self, f: int, width: int) -> str:
         leaders = ""
@@ -244,11 +255,11 @@ class FactorInformation(Result):
 
 
 def gap_of(terms: Tensor, surprise: Tensor) -> tuple[Tensor, Tensor]:
-    """The gaps (F,) of terms (K, N, F, D), and what each draw adds to them, (K, N, F), but for a constant.
+    """The gaps (F,) of terms (K, N, F, D), and the contribution of each draw, (K, N, F), up to a constant.
 
-    The gap is a ratio, so a datum moves it by its part of the difference and by its part of the entropy. The latter is the
-    same for all draws of a datum, and no part of the Monte Carlo error. Estimates below zero count as zero in the gap; their
-    noise stays in the error.
+    The gap is a ratio, so a datum changes it by its part of the difference and by its part of the entropy. The latter is the
+    same for all draws of a datum, and not part of the Monte Carlo error. Estimates below zero count as zero in the gap;
+    their noise stays in the error.
     """
     entropy = surprise.mean(0)
     largest, places = terms.mean((0, 1)).topk(min(2, terms.shape[-1]), -1)

@@ -1,4 +1,4 @@
-"""Distributions of a latent site by single numbers, and formulas for their means and KLs."""
+"""Distributions of a latent site split into single numbers, and formulas for their means and KLs."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from ..kernel import Record, Summed
 
 
 def density_of_guide(name: str, guide: Record, p: Any) -> Any:
-    """The distribution of a latent in the guide. AutoNormal draws before it transforms, unit by unit or all together.
+    """The distribution of a latent in the guide, also of AutoNormal, which draws an auxiliary site and transforms it.
 
-    None where the transform mixes the units of a site, where other draws are summed out, where latents are drawn jointly.
+    None where the transform mixes the units of a site, where other draws are summed out, or where latents are drawn jointly.
     """
     q = guide[name].fns[0]
     if isinstance(q, Summed):
@@ -44,7 +44,7 @@ def mean_of(q: Any) -> Tensor | None:
 def joint_kl(q: Any, p: Any) -> Tensor | None:
     q, p = without_mask(q), without_mask(p)
     if isinstance(innermost(p), dist.Normal) and p.event_dim == 1:
-        shape = p.batch_shape + p.event_shape  # torch knows full covariances against each other, not against a product
+        shape = p.batch_shape + p.event_shape  # torch has the KL between two full covariances, not between one and a product
         loc, stddev = innermost(p).mean.expand(shape), innermost(p).stddev.expand(shape)
         p = dist.MultivariateNormal(loc, scale_tril=stddev.diag_embed())
     return known_kl(q, p)

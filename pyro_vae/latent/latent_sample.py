@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import quoted
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 
 ROWS = 20  # units shown when printed
 COLUMNS = ("mean", "std", "prior_mean", "prior_std", "std_of_means")
@@ -15,18 +15,23 @@ COLUMNS = ("mean", "std", "prior_mean", "prior_std", "std_of_means")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentSample(Result):
-    """The latents of N data and as many of the prior, as `AggregatedPosterior` returned them. D units (single numbers of a
-    latent), each on the scale of its latent.
+    """The latents of N data and as many draws of the prior, as returned by `AggregatedPosterior`.
 
-    NaN where a unit has no place in a datum, because its site is masked there.
+    D units (single numbers of a latent), each on the scale of its latent. NaN where the site of a unit is masked for a
+    datum.
 
     :ivar draws: (N, D) one draw of q(z given x) per datum: a sample from the aggregated posterior q(z).
     :ivar means: (N, D) the posterior means E_q[z given x] where `analytic`, elsewhere the draws.
     :ivar prior: (N, D) draws from the prior p(z), one per datum, given the arguments of the model for it.
     :ivar names: D names, `'z[3]'` for the fourth number of the latent site `'z'`, `'z'` where it is the only one.
-    :ivar analytic: (D,) true where the mean has a formula: that of the draw's distribution, if the guide draws it given no
-        other latent.
-    :ivar labels: (N,) what `labels` said of the data, or `None`.
+    :ivar analytic: (D,) true where the mean has a formula: that of the guide's distribution, if it depends on no other
+        latent.
+    :ivar labels: (N,) the labels of the data, or `None`.
+
+    Example::
+
+        sample = pv.AggregatedPosterior(vae.model, vae.guide)(loader)
+        sample.draws, sample.prior      # (N, D) each
     """
 
     _hidden = ("names", "analytic")
@@ -47,10 +52,12 @@ class LatentSample(Result):
         return self.num_data
 
     def summary(self) -> dict[str, Tensor]:
-        """(D,) each, means and standard deviations (n - 1): `mean` and `std` of q(z_d), `prior_mean` and `prior_std`, and
-        `mean_of_means` and `std_of_means`, over the data, of the posterior means.
+        """Means and standard deviations (n - 1), (D,) each.
 
-        The last is zero for a unit that says nothing about the data. Both are NaN where not `analytic`.
+        `mean` and `std` are those of q(z_d), `prior_mean` and `prior_std` those of the prior. `mean_of_means` and
+        `std_of_means` are those of the posterior means over the data.
+
+        `std_of_means` is zero for a unit that does not depend on the data. Both are NaN where not `analytic`.
         """
         sides = {"{}": self.draws, "prior_{}": self.prior, "{}_of_means": self.means.where(self.analytic, torch.nan)}
         summary = {}
@@ -60,8 +67,10 @@ class LatentSample(Result):
 
     @property
     def order(self) -> Tensor:
-        """(D,) the units by falling spread of their posterior means, in standard deviations of the prior; those without
-        such means last."""
+        """(D,) the units in the order of falling spread of their posterior means, in standard deviations of the prior.
+
+        Units without such means come last.
+        """
         summary = self.summary()
         spread = (summary["std_of_means"] / summary["prior_std"]).nan_to_num(nan=-torch.inf)
         return spread.argsort(descending=True, stable=True)
@@ -85,12 +94,12 @@ class LatentSample(Result):
             lines.append(f"... {len(order) - ROWS} more")
         if drawn := [name for name, known in zip(self.names, self.analytic.tolist(), strict=True) if not known]:
             shown = quoted(drawn[:ROWS]) + (f" and {len(drawn) - ROWS} more" if len(drawn) > ROWS else "")
-            lines.append(f"Posterior mean not known, the draw stands for it: {shown}.")
-        return "\n".join(lines)
+            lines.append(f"Posterior mean not known, a draw is used in its place: {shown}.")
+        return page(lines)
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (n - 1) over the data, (D,) each, of what is not NaN."""
+    """Mean and standard deviation (n - 1) over the data, (D,) each, of values that are not NaN."""
     present = ~values.isnan()
     count = present.sum(0)
     mean = values.nanmean(0)

@@ -12,21 +12,22 @@ from .per_unit import has_one_draw
 
 
 def free_sites(call: Call, guide: Record) -> frozenset[str]:
-    """The latents that the guide draws independently of one another given x: the mean of such a draw is E_q[z | x].
+    """The latents that the guide draws independently of one another given x: the mean of their distribution is E_q[z | x].
 
-    Of one drawn given another, only the mean given that one is known.
+    For a latent drawn given another, only the mean given that one is known.
     """
     latents = call.structure.latents
     if call.structure.guide_enumerated or call.structure.indicators:
         return frozenset()
     if has_one_draw(call, guide):
         return frozenset(latents)
-    order = [name for name in latents if f"{name}_unconstrained" not in guide]  # else AutoNormal's, all independent
+    # otherwise those of AutoNormal, all independent
+    order = [name for name in latents if f"{name}_unconstrained" not in guide]
     bound: set[str] = set()
     while (found := first_dependent(call, order)) is not None and found[0] not in bound:
         bound.add(found[0])
         order.remove(found[0])
-        order.append(found[0])  # last, so that the next one is found
+        order.append(found[0])  # removed last, so that the next one is found
     return frozenset(latents) - bound
 
 

@@ -1,4 +1,4 @@
-"""Mutual information between dimensions of the latents and known factors of the data, and its gap."""
+"""Mutual information between latent dimensions and known factors of the data, and the gap between the two largest."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,60 +33,65 @@ def second_element(batch: Any) -> Tensor:
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class MutualInformationGap(OfPair):
-    r"""The mutual information gap of Chen, Li, Grosse and Duvenaud (2018, https://arxiv.org/abs/1802.04942): what each
-    dimension of the latents says about each known factor of the data, and by how much the first is ahead of the next::
+    r"""The mutual information gap between latent dimensions and known factors of the data.
+
+    It is the difference between the largest and the second largest information about a factor (Chen, Li, Grosse and
+    Duvenaud, 2018, https://arxiv.org/abs/1802.04942)::
 
         I(z_d; v_f) = E[ log q(z_d | v_f) - log q(z_d) ]                                        nats
         gap_f       = ( largest I(z_d; v_f) over d - second largest ) / H(v_f)                  no unit
         mig         = mean of gap_f over f                                                      no unit
 
-    with q(z_d) = 1/N sum_n q(z_d|x_n), q(z_d|v) the same over the data whose factor has the value v, H(v_f) the entropy of
-    the counts, and means over N data and K draws z from each q(z|x). A gap of 1: one dimension knows the factor and no other
-    knows anything about it. A gap of 0: no dimension knows it, or two know it equally well; `information` tells which. No
-    information is negative: estimates below zero count as zero in the gap, as does the second largest of one dimension.
-    Information counts whatever the shape of the dependence; nothing is fitted.
+    with q(z_d) = 1/N sum_n q(z_d|x_n), q(z_d|v) the same over the data whose factor has the value v, and H(v_f) the entropy
+    of the counts. Means are over N data and K draws z from each q(z|x). With a gap of 1, one dimension determines the factor
+    and no other has information about it. With a gap of 0, no dimension has information, or two have equally much;
+    `information` tells which. Information is not negative: estimates below zero count as zero in the gap. With a single
+    dimension the second largest is zero. The dependence may have any shape; nothing is fitted.
 
-    `aggregate` says what the mixtures are made of:
+    `aggregate` chooses the data in the mixtures:
 
-    - ``"full"``: all N data, the one drawn for too. Exact for the data at hand, as a population. With narrow posteriors and
-      few data a draw tells its datum, and so its factor, from all others, in every dimension: information that draws for
-      new data would not have. For posteriors that do not overlap each I is H and each gap 0, whatever the code.
-    - ``"leave-one-out"``: without the one drawn for, in both mixtures: what the draws say of a new datum. The information of
-      a dimension that knows little comes out negative, the more so the less posteriors overlap.
+    - ``"full"``: all N data, including the one that z was drawn for. Exact for these data as a population. With narrow
+      posteriors and few data a draw identifies its datum, and so its factor, in every dimension. Draws for new data would
+      not have this information. For posteriors that do not overlap, each I equals H and each gap is 0, whatever the latents
+      encode.
+    - ``"leave-one-out"``: without the datum that z was drawn for, in both mixtures: the information as for a new datum. The
+      estimate for a dimension with little information is negative, the more so the less posteriors overlap.
 
-    A perfect code beside four dimensions that know nothing (normal means of variance one) has MIG 1. With posteriors of
-    scale 0.1 "full" reads 0.82, 0.97 and 0.99 from 100, 1,000 and 5,000 data, with those of scale 0.02 0.49, 0.90 and 0.98;
-    "leave-one-out" reads 1.02, 1.00 and 1.00 from both (`tests/benchmarks/disentanglement_scores.py`). The record of "full"
-    holds the information of "leave-one-out" too, and warns where the two differ. Choosing the two largest on the data that
-    measure them biases the gap by about its error: up where two lead closely, down where many share the second place. No
-    bias is in the errors.
+    An example: a dimension that determines the factor, and four without information (normal means of variance one), have MIG
+    1. With posteriors of scale 0.1 "full" gives 0.82, 0.97 and 0.99 for 100, 1,000 and 5,000 data, and with scale 0.02 it
+    gives 0.49, 0.90 and 0.98. "leave-one-out" gives 1.02, 1.00 and 1.00 for both
+    (`tests/benchmarks/disentanglement_scores.py`). The record of "full" also has the information of "leave-one-out", and
+    warns where the two differ. The two largest are chosen on the data that measure them, which biases the gap by about its
+    error: up where the first two are close, down where many share the second place. The errors include no bias.
 
-    Only the marginals q(z_d|x) count, but they must be known: the guide draws its dimensions independently given x. Latents
-    may be discrete. A dimension is one number of one latent site.
+    Only the marginals q(z_d|x) are used, and they must be known, so the guide must draw its dimensions independently given
+    x. Latents may be discrete. A dimension is one number of one latent site.
 
     :param model: any Pyro model whose data lie in one plate and share one prior.
-    :param guide: its guide, which draws the latents themselves, each dimension independent of the others given x.
-    :param num_particles: K, draws per datum. From one alone Monte Carlo noise cannot be told from differences between data:
-        Monte Carlo errors are then an upper bound, the sampling error.
+    :param guide: its guide, which must draw the latents directly, each dimension independent of the others given x.
+    :param num_particles: K, draws per datum. With K = 1 Monte Carlo noise cannot be separated from differences between data,
+        and the Monte Carlo errors are an upper bound: the sampling error.
     :param aggregate: "full" or "leave-one-out".
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites. `None` makes every
-        batch one datum, whose dimensions are unknown, and is refused.
-    :param prior_sites: latent sites of the model without a counterpart in the guide: no part of z.
-    :param check_support: raise on observations outside the support of their likelihood, though no number here reads them.
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites. `None` raises,
+        because it makes every batch one datum with unknown dimensions.
+    :param prior_sites: latent sites of the model without a counterpart in the guide. They are not part of z.
+    :param check_support: raise on observations outside the support of their likelihood, although no number here depends on
+        them.
 
-    Called with a loader, any iterable of batches, which is gone through once, in any order; `args`, which maps a batch to
-    the tuple of the model's arguments or a dict of keywords (by default its first element); `progress`; and `factors`, which
-    maps a batch to a tensor (B,) or (B, F), by default its second element: equal numbers are equal values, their size means
-    nothing. Returns `FactorInformation`. Takes O(N^2 D F) time; kept in memory are, per datum, K draws, K (F + 2) (D + 1)
-    sums in double precision, and the parameters of its distributions.
+    Call it with a loader (any iterable of batches), which is iterated once, in any order. `args` maps a batch to the tuple
+    of the model's arguments or to a dict of keywords; by default it takes the batch's first element. `factors` maps a batch
+    to a tensor (B,) or (B, F); by default it takes the second element. Factors are categories: only their equality matters.
+    `progress` shows a progress bar. It returns `FactorInformation`. It takes O(N^2 D F) time. Memory per datum: K draws, K
+    (F + 2) (D + 1) sums in double precision, and the parameters of its distributions.
 
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, dimensions
-        that are not independent given x, an autoguide, sites enumerated in the guide, a prior that differs from datum to
-        datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        dimensions that are not independent given x, an autoguide, sites enumerated in the guide, a prior that differs
+        between data.
     :raises MaskError: for masked latents. Masked observations are left out as usual.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader; for factors that are NaN,
         continuous, or the same for all data; with "leave-one-out" for a datum that is the only one with its value.
-    :raises NonFiniteError: if a density is NaN or infinite; with "leave-one-out" if the others exclude a draw.
+    :raises NonFiniteError: if a density is NaN or infinite; with "leave-one-out" if the posteriors of all other data are
+        zero at a draw.
     :raises ArgumentError: if a tensor is passed as the loader, or the factors do not fit the batch.
     :raises OptionError: for options out of range.
 
@@ -150,7 +155,8 @@ class MutualInformationGap(OfPair):
             cost=mean_cost(batches),
         )
         if rank_and_size()[0] == 0:
-            warn_about(found, stacklevel=3)  # past torch.no_grad, to the caller
+            # stack level beyond the wrapper of torch.no_grad, so that the warning points at the caller
+            warn_about(found, stacklevel=3)
         return found
 
 
@@ -177,39 +183,39 @@ def check_fit(values: Sequence[Tensor], batches: Sequence[BatchDraws]) -> None:
     if not isinstance(batch.columns, Distributions):
         raise StructureError(
             f"the guide draws the dimensions of {quoted(batch.rows)} together, so q(z_d|x) of one dimension is not known: "
-            "pass a guide that draws each from its own marginal, as Normal(loc, scale).to_event(1), which for a "
-            "MultivariateNormal has scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt(); no site may be drawn given "
-            "another, a Categorical takes the place of a OneHotCategorical, and datum_plate=None leaves no dimensions"
+            "pass a guide that draws each from its marginal, as Normal(loc, scale).to_event(1); for a MultivariateNormal "
+            "use scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt(). No site may be drawn given another; replace a "
+            "OneHotCategorical by a Categorical, and give the plate of the data in place of datum_plate=None"
         )
     if len(found) != batch.size:
         raise ArgumentError(
             f"factors has {len(found)} rows for a batch of which the guide drew {batch.size} data: pass one row for each "
-            "datum (a plate that subsamples must be given the data that it is to look at)"
+            "datum (for a plate that subsamples, pass the subsample of the data)"
         )
     if found.shape[1] != values[0].shape[1]:
         raise ArgumentError(f"factors has {found.shape[1]} columns in one batch and {values[0].shape[1]} in another")
 
 
 def labels_of(values: Tensor, aggregate: str) -> tuple[list[Tensor], Tensor]:
-    """For each factor the number of every datum's value, F times (N,), and how many data have that value, (N, F)."""
+    """For each factor the index of the value of every datum, F times (N,), and how many data have that value, (N, F)."""
     labels, counts = [], []
     for f, factor in enumerate(values.unbind(1)):
         found, label, count = factor.unique(return_inverse=True, return_counts=True)
         if len(found) == 1:
             raise InvalidDataError(
-                f"factor {f} is {found[0].item()} for all {len(factor)} data, so there is nothing to know about it: "
-                "leave it out"
+                f"factor {f} is {found[0].item()} for all {len(factor)} data, so there is no information about it: leave it "
+                "out"
             )
         if 2 * len(found) > len(factor) and bool((found != found.round()).any()):
             raise InvalidDataError(
-                f"factor {f} is continuous ({len(found)} values of {len(factor)} data), and the information about it would "
-                "be that about single data: sort its values into bins, as (values * 10).floor()"
+                f"factor {f} is continuous ({len(found)} values of {len(factor)} data), and information about it would be "
+                "information about single data: sort its values into bins, as (values * 10).floor()"
             )
         alone = count[label] == 1
         if aggregate == "leave-one-out" and bool(alone.any()):
             raise InvalidDataError(
-                f"data {listed(alone)} are the only ones with their value of factor {f}, so nothing is left when they "
-                "are left out: join rare values, leave those data out, or use aggregate='full'"
+                f"data {listed(alone)} are the only ones with their value of factor {f}, so no data with that value "
+                "are left when one is left out: join rare values, leave those data out, or use aggregate='full'"
             )
         labels.append(label)
         counts.append(count[label])
@@ -220,6 +226,7 @@ def check_overlap(terms: Tensor, aggregate: str) -> None:
     bad = (~terms.isfinite()).flatten(2).any(2).any(0)
     if bool(bad.any()):
         raise NonFiniteError(
-            f"the draws of data {listed(bad)} lie outside of what the guide draws for the others of the same factor "
-            f"value, so aggregate='{aggregate}' knows no density there: use aggregate='full', or pass more data"
+            f"the draws of data {listed(bad)} are outside of the posteriors of all other data with the same factor "
+            f"value, so with aggregate='{aggregate}' the density there is zero: use aggregate='full', or pass more "
+            "data"
         )

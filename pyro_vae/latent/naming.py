@@ -1,4 +1,4 @@
-"""Units of the latents, by name or by number."""
+"""Look up latent units by name or by number."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a guide says about each unit of the latents, per datum: posterior mean and KL to the prior."""
+"""Posterior mean and KL to the prior of each latent unit, per datum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class SiteTerms:
     kl: Tensor  # (B, U), NaN where q or p does not factorise over units
     site_kl: Tensor  # (B,)
     mask: Tensor  # (B, U), false where a unit has no place in a datum
-    analytic: bool  # no drawn value entered
-    is_kl: bool  # of q and p given the same draws; otherwise only the sum over all sites is a KL
+    analytic: bool  # no drawn value was used
+    is_kl: bool  # whether this is the KL of q and p given the same draws; otherwise only the sum over all sites is a KL
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,9 +52,9 @@ class UnitTerms(Result):
 
 
 def unit_terms(call: Call, num_particles: int) -> UnitTerms:
-    """Average over particles, by formula where one is known given the latents drawn before, else by drawn values.
+    """Average over particles: of formulas given the latents drawn before where there are any, otherwise of drawn values.
 
-    No formula holds where the prior of a latent depends on its own draw, through later draws of the guide.
+    No formula is valid where the prior of a latent depends on the draw of this latent, through later draws of the guide.
     """
     latents = call.structure.latents
     refuse_without_draws(call)
@@ -75,7 +75,7 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
             by_site["+".join(joint)] = joint_terms(joint, weights)
         site_kls.add(torch.stack(list(by_site.values()), 1))
         if all(s.analytic for s in sites) and has_one_draw(call, guide):
-            break  # the other particles would say the same
+            break  # the other particles would give the same numbers
     kl = site_kls.averages()
     check_finite(kl.value, tuple(by_site))
     return UnitTerms(
@@ -91,7 +91,10 @@ def unit_terms(call: Call, num_particles: int) -> UnitTerms:
 
 
 def one_particle(call: Call, number: int) -> tuple[Record, Record, LogDensities]:
-    """Draw a particle from the guide, score it under the model, and weigh both. Indicators of the guide are summed out."""
+    """Draw a particle from the guide and score it under guide and model.
+
+    Discrete draws that only the guide has are summed out.
+    """
     call.set_noise(Noise.GUIDE, number)
     guide = call.draw_latents(1)
     model = call.score(call.latent_values(guide), 1)
@@ -100,7 +103,7 @@ def one_particle(call: Call, number: int) -> tuple[Record, Record, LogDensities]
 
 
 class Mean:
-    """A running mean over particles and its variance, from deviations from the first: equal terms have exactly none."""
+    """A running mean over particles and its variance, from deviations from the first: for equal terms it is exactly zero."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -119,7 +122,7 @@ class Mean:
 
 
 def sites_without_formula(call: Call, guide: Record, model: Record) -> frozenset[str]:
-    """The latents whose prior depends on their own draw."""
+    """The latents whose prior depends on the draw of the same latent."""
     names = out_of_order(guide, model)
     if not names:
         return frozenset()
@@ -133,7 +136,7 @@ def site_terms(
     """:param by_formula: whether a KL given the draws may be averaged over draws of the guide."""
     site, p = guide[name], model[name].fns[0]
     q = density_of_guide(name, guide, p)
-    mixed = weights.log_prior_by_site[name].ndim > 2  # by what is summed out of the prior
+    mixed = weights.log_prior_by_site[name].ndim > 2  # the latents that depend on what is summed out of the prior
     value = site.value[0]
     to_units = partial(by_unit, site=site, layout=layout)
     mask = present_units(site, weights)
@@ -156,13 +159,13 @@ def site_terms(
 
 
 def jointly_drawn(guide: Record, latents: Sequence[str]) -> list[str]:
-    """The latents that Deltas set from one joint draw, which have one KL together."""
+    """The latents that Deltas set from one joint draw. They have one joint KL."""
     points = [name for name in latents if isinstance(innermost(guide[name].fns[0]), dist.Delta)]
     return [name for name in points if f"{name}_unconstrained" not in guide]
 
 
 def joint_terms(joint: Sequence[str], weights: LogDensities) -> Tensor:
-    """log q - log p of latents that are drawn jointly, (B,): log q is what belongs to no other latent."""
+    """log q - log p of latents that are drawn jointly, (B,): log q is the part that belongs to no other latent."""
     others = set(weights.structure.latents) - set(joint)
     parts = {n: q[0] for n, q in weights.log_guide_by_site.items() if n.removesuffix("_unconstrained") not in others}
     log_prior = weights.log_prior_in_order if weights.layout.enumerated else weights.log_prior_by_site

@@ -23,60 +23,63 @@ from .rate_distortion_curve import RateDistortionCurve
 from .refusals import warn_if_coarse
 from .sums import Moments
 
-NUM_POINTS = 20  # after the prior, where no betas are given
+NUM_POINTS = 20  # reported points after the prior, where no betas are given
 # The log-likelihood varies most near the prior, like 1 / t where t is the power of the likelihood. Steps even in t^(1/4)
 # (reported points: in t^(1/3)) keep within a factor two or so of the best schedule from weak to very strong likelihoods.
 STEP_POWER, POINT_POWER = 4, 3
-OWN_NOISE = 2  # noise block of the guide for its own point; those before are the fit's
+OWN_NOISE = 2  # noise block of the draws for the guide's point; earlier blocks belong to the fit
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class RateDistortion(OfPair):
-    r"""The rate-distortion curve of a trained model: how much is lost about x when z may say no more than so many nats.
+    r"""The rate-distortion curve of a trained model: the least distortion of x for each rate of z, in nats.
 
-    The encoder with the least rate + distortion / beta is known, up to its constant, without any training::
+    The encoder with the least rate + distortion / beta is known, up to its constant, without training::
 
         q_beta(z|x) = p(z) p(x|z)^(1/beta) / Z_beta(x)      dD/dR = -beta along the curve
         D = -E_q log p(x|z)                                 R = KL(q to p(z))                   nats
 
-    from the prior (beta infinite, R = 0) through the exact posterior (beta = 1) to autoencoding (beta to 0). Chains of
-    annealed importance sampling (see `AnnealedImportanceSampling`) that start at the prior pass by all of them. Let q(z|x)
-    be the law of the states at temperature t = 1 / beta, and w = prod_i p(x|z_(i-1))^(t_i - t_(i-1)) the weights so far. The
-    law of the whole chain, forward, divided by that of a reverse chain from an exact draw, is Z_beta / w; from a draw of
-    p(z) instead it is p(x|z)^t / w. A KL divergence only falls when the rest of the chain is forgotten, so::
+    from the prior (beta infinite, R = 0) through the exact posterior (beta = 1) to an autoencoder (beta to 0). Annealed
+    chains from the prior (see `AnnealedImportanceSampling`) pass through all of these encoders.
+
+    Let q(z|x) be the distribution of the states at temperature t = 1 / beta, and w = prod_i p(x|z_(i-1))^(t_i - t_(i-1)) the
+    weights so far. The density of the whole forward chain, divided by that of a reverse chain from an exact draw, is Z_beta
+    / w. For a reverse chain from a draw of p(z) it is p(x|z)^t / w. A KL divergence does not increase when variables are
+    marginalised out, so::
 
         KL(q to p(z)) <= R = E[ t log p(x|z) - log w ]          D = -E log p(x|z), both over chains
 
-    (Huang, Makhzani, Cao and Grosse, 2020, https://arxiv.org/abs/2008.06653). Each point (R, D) thus lies on or above the
-    true curve, in expectation, and comes down to it as steps are added; so does, towards the tangent there::
+    (Huang, Makhzani, Cao and Grosse, 2020, https://arxiv.org/abs/2008.06653). In expectation, each point (R, D) is therefore
+    on or above the true curve, and approaches it as steps are added. Likewise, at the tangent of the curve::
 
         -(R + t D) = E log w <= log Z_beta(x)       at beta = 1 the bound on log p(x)
 
-    How much is still missing is not known from real data: look whether more steps change it, whether `bound` at beta = 1 is
-    far below `log_evidence`, or, for data simulated from the model, at `BidirectionalMonteCarlo`. No encoder for this
-    decoder and prior gets below the curve; the guide's own point, (KL, reconstruction), lies above it by what it loses.
-    Where the chains end above the guide's point, at any beta, they are too short, and a `ConvergenceWarning` says so.
+    The distance from the true curve is not known for real data. Check whether more steps change the points, and whether
+    `bound` at beta = 1 is far below `log_evidence`. For data simulated from the model, use `BidirectionalMonteCarlo`. No
+    encoder for this decoder and prior is below the curve. The point of the guide, (KL, distortion), is above it by what the
+    guide loses. Where a point of the chains is above that of the guide, the chains are too short, and a `ConvergenceWarning`
+    says so.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
-    :param guide: its guide, with the same latent sites: the point that is compared, and where the fits behind the motion of
-        the chains begin. The curve itself is that of the model.
-    :param betas: where to report, positive; infinity and 1 are added. Below 1 the chains go on beyond the posterior. By
-        default 1 / beta = (k / 20)^3 for k = 0 to 20.
+    :param guide: its guide, with the same latent sites. Its point is compared with the curve, and the fits that shape the
+        transitions of the chains start at it. The curve depends on the model only.
+    :param betas: the betas of the reported points, positive; infinity and 1 are added. For beta below 1 the chains continue
+        beyond the posterior. By default 1 / beta = (k / 20)^3 for k = 0 to 20.
     :param num_steps: T, temperatures of the chains from the prior to the smallest beta, the same for all data.
     :param num_chains: C, chains per datum, at least 2.
     :param num_leapfrog: gradients per transition.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites; `None` makes every
         batch one datum.
-    :param prior_sites: refused here if any, because they would be drawn anew at every step.
+    :param prior_sites: must be empty here, because these sites would be drawn anew at every step.
 
-    Called with a loader, any iterable of batches, `args`, which maps a batch to the tuple of the model's arguments or a dict
-    of keywords (by default its first element), `progress`, and `checkpoint` and `on_error` as in `evaluate`; returns
-    `RateDistortionCurve`. Memory does not grow with the data or with T.
+    Call it with a loader (any iterable of batches). Further arguments are `args`, `progress`, `checkpoint` and `on_error`,
+    as in `evaluate`. `args` maps a batch to the tuple of the model's arguments or to a dict of keywords; by default it takes
+    the batch's first element. It returns `RateDistortionCurve`. Memory does not grow with the data or with T.
 
-    An enumerated site is summed out of p(x|z) and p(z); what a guide that enumerates it loses over that counts as rate.
+    An enumerated site is summed out of p(x|z) and p(z). The loss of a guide that enumerates it counts as rate.
 
     :raises LocalFitError: for latents that are not continuous.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
     :raises NonFiniteError: where the likelihood of some draw of the prior is zero: the bound is infinite then.
     :raises ArgumentError: if a tensor is passed as the loader.
@@ -145,7 +148,8 @@ class RateDistortion(OfPair):
             support_checked=self._pair.check_support,
         )
         if rank_and_size()[0] == 0:
-            warn_about(curve, stacklevel=3)  # past torch.no_grad, to the caller
+            # stack level beyond the wrapper of torch.no_grad, so that the warning points at the caller
+            warn_about(curve, stacklevel=3)
         return curve
 
     def _terms(self, call: Call) -> CurveTerms:
@@ -161,7 +165,7 @@ class RateDistortion(OfPair):
             power = self._powers[self._places[step]]
             log_likelihood = state.log_joint - state.log_start
             distortions.append(mean_and_variance(-log_likelihood))
-            # At the prior the rate is zero, whatever the likelihood.
+            # At the prior the rate is zero for any likelihood.
             rates.append(mean_and_variance(power * log_likelihood - log_weight if power else log_weight))
             bounds.append(mean_and_variance(log_weight))
             of_chains, of_guide = bounds[-1], mean_and_variance(rate + power * distortion)
@@ -216,8 +220,8 @@ def at(columns: Estimate, i: int) -> Estimate:
 def guide_terms(call: Call) -> tuple[Tensor, Tensor]:
     """Rate and distortion of draws of the guide, (K, B) each, K = 100: log q - log p(z) and -log p(x given z).
 
-    Enumerated sites are summed out of p(x given z); what the guide loses over them counts as rate, so that the two add up to
-    minus the ELBO.
+    Enumerated sites are summed out of p(x given z). The guide's loss by them counts as rate, so that the two add up to minus
+    the ELBO.
     """
     warn_if_coarse(call)
     call.set_noise(Noise.GUIDE, OWN_NOISE)
@@ -247,7 +251,7 @@ def check_rates(value: Tensor) -> None:
 
 
 def reported_betas(betas: Collection[float] | None) -> list[float]:
-    """Falling, each once, infinity and 1 among them."""
+    """The betas in falling order, each once, with infinity and 1."""
     if betas is None:
         return [math.inf, *((NUM_POINTS / k) ** POINT_POWER for k in range(1, NUM_POINTS + 1))]
     given = numbers_in(betas)
@@ -257,7 +261,7 @@ def reported_betas(betas: Collection[float] | None) -> list[float]:
 
 
 def numbers_in(betas: Any) -> list[float]:
-    """NaN where something is no number; empty where `betas` is no collection at all."""
+    """The betas as floats; NaN for an entry that is no number, empty where `betas` is no collection."""
     known = betas.tolist() if isinstance(betas, Tensor) and betas.ndim == 1 and not betas.is_meta else betas
     if isinstance(known, Tensor) or not isinstance(known, Iterable):
         return []
@@ -265,7 +269,7 @@ def numbers_in(betas: Any) -> list[float]:
 
 
 def annealing_grid(powers: list[float], num_steps: int) -> tuple[list[float], dict[int, int]]:
-    """(Temperatures (T + 1,) that pass by all `powers`, which rise from 0; {step: index of the power reached there}).
+    """(Temperatures (T + 1,) that contain all `powers`, which rise from 0; {step: index of the power reached there}).
 
     Steps are even in the fourth root, as nearly as whole steps between the powers allow.
     """

@@ -8,35 +8,42 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConvergenceWarning
-from ..records import FEW, Estimate, Result, to_plain
+from ..records import FEW, Estimate, Result, page, to_plain
 
-SIGMAS, TOLERANCE = 4.0, 0.05  # errors and nats by which a point may be above the guide: all P points are looked at
+# errors and nats by which a point may be above the guide; strict, because all P points are compared
+SIGMAS, TOLERANCE = 4.0, 0.05
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RateDistortionCurve(Result):
-    """The rate-distortion curve of one model, as `RateDistortion` returned it. P betas; nats; means over N data.
+    """The rate-distortion curve of one model, as returned by `RateDistortion`. P betas; nats; means over N data.
 
     :ivar beta: (P,) falling, from infinity (the prior) on; 1 is among them.
     :ivar rate: (P,) **upper bound** on the rate of the encoder at that beta, in expectation.
-    :ivar distortion: (P,) its distortion. So (rate, distortion) lies on or above the true curve.
-    :ivar bound: (P,) -(rate + distortion / beta): **lower bound** on log of the integral of p(z) p(x given z)^(1 / beta);
-        at beta 1 on log p(x). By as much as it is too low, the point lies above the tangent of the curve, along the rate.
-    :ivar excess: (P,) rate + distortion / beta of the point minus that of the guide. No encoder is below the curve, the
-        guide included: above 0 the chains are too short, and the point lies that much too high, or more.
+    :ivar distortion: (P,) its distortion. The point (rate, distortion) is on or above the true curve, in expectation.
+    :ivar bound: (P,) -(rate + distortion / beta): **lower bound** on log of the integral of p(z) p(x given z)^(1 / beta); at
+        beta 1 on log p(x). The point is above the tangent of the curve, along the rate, by as much as the bound is too low.
+    :ivar excess: (P,) rate + distortion / beta of the point minus that of the guide. No encoder, and so no guide, is below
+        the curve. Where it is above 0, the chains are too short, and the point is at least this much too high.
     :ivar std_errors: **Monte Carlo** errors (P,) of `rate`, `distortion`, `bound` and `excess`, by name. That of `bound` is
-        smaller than those of the first two, which cancel in it.
-    :ivar sampling_errors: their errors as means of data drawn from a population, (P,) by name; NaN for one datum.
-    :ivar guide_rate: E KL(q to p(z)) of the user's own guide.
-    :ivar guide_distortion: its -E log p(x given z).
+        smaller than those of `rate` and `distortion`, whose errors partly cancel in the sum.
+    :ivar sampling_errors: their sampling errors, over data drawn from a population, (P,) by name; NaN for one datum.
+    :ivar guide_rate: E KL(q to p(z)) of the guide.
+    :ivar guide_distortion: -E log p(x given z) of the guide.
     :ivar elbo: -(guide_rate + guide_distortion).
-    :ivar log_evidence: lower bound on the mean log p(x): log-means of the weights over the chains, at beta 1. Above `bound`.
+    :ivar log_evidence: lower bound on the mean log p(x): log-means of the weights over the chains, at beta 1. It is above
+        `bound`.
     :ivar acceptance: mean acceptance of the transitions.
     :ivar num_data: N.
     :ivar num_steps: T, temperatures of the chains.
     :ivar num_chains: C, per datum.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
-    :ivar support_checked: `False` when values outside the likelihood's support were let through: no log p(x) then.
+    :ivar support_checked: `False` when values outside the likelihood's support were allowed: then this is not log p(x).
+
+    Example::
+
+        curve = pv.RateDistortion(vae.model, vae.guide)(loader)
+        pv.plots.plot_rate_distortion(curve)
     """
 
     _rows_are = "betas"
@@ -62,23 +69,23 @@ class RateDistortionCurve(Result):
 
     @property
     def slope(self) -> Tensor:
-        """(P - 1,) dD/dR between neighbouring points. On the true curve it lies between minus the one and the other beta."""
+        """(P - 1,) dD/dR between neighbouring points. On the true curve it is between minus their two betas."""
         return self.distortion.diff() / self.rate.diff()
 
     @property
     def above_guide(self) -> Tensor:
-        """(P,), where the guide's own point lies below the tangent of the curve, by more than 4 errors and .05 nats."""
+        """(P,), where the point of the guide is below the tangent of the curve, by more than 4 errors and .05 nats."""
         return self.excess > SIGMAS * self.std_errors["excess"] + TOLERANCE
 
     def warnings(self) -> list[Warning]:
-        """Chains that end above the guide they are compared with; the estimator raises them."""
+        """A warning where points of the chains are above that of the guide; the estimator issues it."""
         if not bool(self.above_guide.any()):
             return []
         worst = int(self.excess.where(self.above_guide, self.excess.new_full((), -math.inf)).argmax())
         return [
             ConvergenceWarning(
-                f"{int(self.above_guide.sum())} of {len(self)} points of the curve of best encoders lie above the guide's "
-                f"own point, most at beta = {float(self.beta[worst]):.4g}: by {float(self.excess[worst]):.3g} +- "
+                f"{int(self.above_guide.sum())} of {len(self)} points of the curve of best encoders lie above the point of "
+                f"the guide, most at beta = {float(self.beta[worst]):.4g}: by {float(self.excess[worst]):.3g} +- "
                 f"{float(self.std_errors['excess'][worst]):.2g} nats of rate + distortion / beta. The chains are too short: "
                 f"raise num_steps (now {self.num_steps})"
             )
@@ -98,7 +105,7 @@ class RateDistortionCurve(Result):
 
     def __str__(self) -> str:
         name = "log p(x)" if self.support_checked else "score (not log p(x): values outside the support)"
-        return "\n".join(
+        return page(
             [
                 f"Rate-distortion curve of {self.num_data} data, {self.num_chains} chains of {self.num_steps} steps, "
                 f"acceptance {self.acceptance:.2f}, cost {self.cost:g} decoder evaluations per datum",
@@ -115,24 +122,29 @@ class RateDistortionCurve(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BetaSweep(Result):
-    """What `beta_sweep` trained and measured, P betas in their order; nats; means over the data.
+    """The pairs trained by `beta_sweep` and their measured numbers. P betas in the given order; nats; means over the data.
 
     :ivar beta: (P,) weights of the KL in training.
     :ivar rate: (P,) E KL(q to p(z)) of the trained guide.
     :ivar distortion: (P,) -E log p(x given z).
-    :ivar elbo: (P,) -(rate + distortion): the true one, without beta.
+    :ivar elbo: (P,) -(rate + distortion): the ELBO without beta.
     :ivar log_evidence: (P,) log p(x) of the trained model.
-    :ivar std_errors: **Monte Carlo** errors (P,) of these four by name. They know nothing of how far the training got.
-    :ivar sampling_errors: their errors as means of data drawn from a population, (P,) by name.
-    :ivar bound: what `log_evidence` is, as its estimator says: "lower", "exact" or "consistent".
-    :ivar doubts: how many of the N data have a `log_evidence` in doubt, (P,) by reason. Its errors are not to be trusted
-        where these are more than 5%.
+    :ivar std_errors: **Monte Carlo** errors (P,) of these four by name. They do not include the variation of training.
+    :ivar sampling_errors: their sampling errors, over data drawn from a population, (P,) by name.
+    :ivar bound: the kind of estimate of `log_evidence`: "lower", "exact" or "consistent".
+    :ivar doubts: how many of the N data have a `log_evidence` in doubt, (P,) by reason. Its errors are not reliable where
+        these are more than 5%.
     :ivar pairs: the P trained (model, guide).
-    :ivar stores: the P states of Pyro's parameter store that belong to them. A pair whose parameters live there is used
-        inside `with pyro.get_param_store().scope(sweep.stores[i]):`; one of modules needs no store.
-        Both are programs, which no file holds: `save` leaves them out, and after `load` they are empty.
+    :ivar stores: the P states of Pyro's parameter store that belong to the pairs. Use a pair with parameters in the store
+        inside `with pyro.get_param_store().scope(sweep.stores[i]):`. A pair of modules needs no store. `save` does not write
+        pairs and stores, and after `load` they are empty.
     :ivar num_data: N.
     :ivar num_updates: steps of the optimiser for each beta.
+
+    Example::
+
+        sweep = pv.beta_sweep(make_pair, loader, (0.5, 1, 2), num_epochs=50, seed=0)
+        pv.plots.plot_rate_distortion(sweep)
     """
 
     _rows_are = "betas"
@@ -157,11 +169,11 @@ class BetaSweep(Result):
         return len(self.beta)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number as plain Python, for JSON; the pairs and their stores stay out."""
+        """Every number as plain Python, for JSON, without the pairs and their stores."""
         return {name: value for name, value in to_plain(self).items() if name not in ("pairs", "stores")}
 
     def __str__(self) -> str:
-        return "\n".join(
+        return page(
             [
                 f"{len(self)} pairs of {self.num_updates} updates each, measured on {self.num_data} data",
                 f"nats per datum (+-: Monte Carlo error); log p(x) is a bound of kind: {self.bound}",

@@ -1,4 +1,4 @@
-"""Refuse guides without units and results that are not finite; say where draws are too coarse."""
+"""Errors for guides without units and for results that are not finite; a warning where draws are too coarse."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,28 +9,28 @@ from ..errors import NonFiniteError, PrecisionWarning, StructureError, listed, q
 from ..kernel import Call
 from ..noise import Noise
 
-FEW = 4  # draws, whose spread tells
-LOOKED_AT = 2**20  # a block of noise that no measurement comes to
+FEW = 4  # draws whose spread is tested
+LOOKED_AT = 2**20  # a noise block that no measurement uses
 
 
 def refuse_without_draws(call: Call) -> None:
     if not call.structure.latents:
-        raise StructureError("the guide draws no latent site of the model, so there is no unit to look at")
+        raise StructureError("the guide draws no latent site of the model, so there is no unit to measure")
 
 
 def warn_if_coarse(call: Call) -> None:
-    """Draw a few times from the guide, and say where floats no longer tell the draws from one another.
+    """Warn where floats are too coarse to distinguish draws of the guide; it takes a few draws.
 
-    The KL by a formula does not show it: a mean of 1e9 + 0.3 is 1e9 in float32, and all that comes of it looks good.
+    The KL by a formula does not show this: a mean of 1e9 + 0.3 is 1e9 in float32, and the KL computed from it looks right.
     """
     call.set_noise(Noise.GUIDE, LOOKED_AT)
     coarse = call.coarse(call.draw_latents(FEW), FEW).any(0)
     if bool(coarse.any()):
         warnings.warn(
             PrecisionWarning(
-                f"for data {listed(coarse)} of a batch floats no longer tell draws of the guide from one another, or from "
-                "an end of their support, so that what the latents say about them is mostly rounding: convert model, guide "
-                "and data to float64 (.double())"
+                f"for data {listed(coarse)} of a batch, floats are too coarse to distinguish draws of the guide from one "
+                "another, or from an end of their support, so the numbers of the latents are mostly rounding: convert "
+                "model, guide and data to float64 (.double())"
             ),
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Streaming sums over the data of any number of batches, and the errors of what they give."""
+"""Streaming sums over the data of any number of batches, with means, variances and their errors."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ class Moments:
         self._shifted = shifted
 
     def add(self, values: Tensor, noise: Tensor, mask: Tensor) -> None:
-        """Values and Monte Carlo variances (B, D); entries where the mask is false do not count."""
+        """Add values and Monte Carlo variances (B, D); entries where the mask is false do not count."""
         values, noise, zero = values.double(), noise.double(), torch.zeros((), dtype=torch.double, device=values.device)
         count = mask.double()
         if self._shift is None:
@@ -58,19 +58,21 @@ class Moments:
         return (self._raw_variance() / self.count).sqrt()
 
     def _raw_variance(self) -> Tensor:
-        """n - 1 in the denominator; contains the Monte Carlo noise. NaN for one datum."""
+        """Variance with n - 1 in the denominator; includes the Monte Carlo noise. NaN for one datum."""
         _, m1, m2, *_ = self._mean_of_powers()
         return ((m2 - m1**2).clamp(min=0.0) * self.count) / (self.count - 1)
 
     @property
     def variance(self) -> Tensor:
-        """The variance over the data without the Monte Carlo noise, which would bias it up; it can fall below zero."""
+        """The variance over the data minus the variance of the Monte Carlo noise; it can be below zero."""
         return self._raw_variance() - self._mean_of_powers()[5]
 
     def variance_std_error(self, num_particles: int) -> Tensor:
-        """Monte Carlo: of values y + e, e normal with variance c, the sample variance less the mean of an estimate of c.
+        """Monte Carlo error of `variance`.
 
-        var = (4 sum c (y - mean)^2 + (2 + 2 / (K - 1)) sum c^2) / n^2, with y + e for y and what that adds taken off.
+        The values are y + e, with e normal of variance c, and `variance` is their sample variance minus the mean of an
+        estimate of c. var = (4 sum c (y - mean)^2 + (2 + 2 / (K - 1)) sum c^2) / n^2, computed with y + e for y, minus the
+        bias of that.
         """
         n = self.count
         _, m1, _, _, _, _, cd, cd2, c2 = self._mean_of_powers()
@@ -80,7 +82,7 @@ class Moments:
 
     @property
     def variance_sampling_error(self) -> Tensor:
-        """var(s^2) = (m4 - s^4 (n - 3) / (n - 1)) / n, with the fourth central moment m4."""
+        """Sampling error: var(s^2) = (m4 - s^4 (n - 3) / (n - 1)) / n, with the fourth central moment m4."""
         n = self.count
         _, m1, m2, m3, m4, *_ = self._mean_of_powers()
         fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
@@ -96,7 +98,7 @@ class UnitSums:
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon
         self.means, self.kl, self.site_kl = Moments(), Moments(), Moments()
-        self.at_prior = Moments(shifted=False)  # a share of the data, to be compared with a bound: no rounding
+        self.at_prior = Moments(shifted=False)  # a share of the data that is compared with a bound, hence without rounding
         self.num_data, self.cost = 0, 0.0
         self._first: UnitTerms | None = None
 
@@ -113,7 +115,7 @@ class UnitSums:
         self.kl.add(kl, noise, terms.mask)
         known = ~kl.isnan() & terms.is_kl
         below = torch.where(known, (kl < self.epsilon).to(kl.dtype), torch.nan)
-        # With noise around it, a KL near epsilon may have fallen on the other side.
+        # A noisy KL near epsilon may be on the wrong side of it.
         chance = torch.special.ndtr((self.epsilon - kl) / noise.sqrt())
         self.at_prior.add(below, torch.where(noise > 0, chance * (1 - chance), torch.zeros_like(chance)), terms.mask)
         site_kl = terms.site_kl

@@ -8,42 +8,48 @@ import torch
 from torch import Tensor
 
 from ..errors import SurgeryWarning
-from ..records import Estimate, Result, to_plain
+from ..records import Estimate, Result, page, to_plain
 
 PARTS = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
-NEAR = 0.1  # nats below log N within which the number of data is what holds the mutual information down
+NEAR = 0.1  # nats below log N within which the mutual information counts as limited by the number of data
 ROUNDING = 1e-4  # nats
 SIGMAS = 3.0
 ROWS = 20  # dimensions shown when printed
 AGGREGATES = {
     "full": "all data, exact for them",
-    "leave-one-out": "all data but the one drawn for: mutual information biased up, no bound of log N",
+    "leave-one-out": "all data except the one that z was drawn for: mutual information biased up, not bounded by log N",
     "minibatch": "the data of each batch: mutual information biased up, dimension-wise KL down",
 }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Surgery(Result):
-    """A mean KL(q(z|x) to p(z)) over N data and its parts, as `ELBOSurgery` returned them. D dimensions; nats per datum.
+    """A mean KL(q(z|x) to p(z)) over N data and its parts, as returned by `ELBOSurgery`. D dimensions; nats per datum.
 
-    The parts share their draws: kl = mutual_information + marginal_kl and marginal_kl = total_correlation +
-    dimension_wise_kl hold to rounding, and the errors of a sum are not those of its parts added up. The biases of an
-    `aggregate` other than "full" are in no error.
+    The parts use the same draws, so kl = mutual_information + marginal_kl and marginal_kl = total_correlation +
+    dimension_wise_kl hold up to rounding. For the same reason their errors are dependent and do not add up. The errors do
+    not include the bias of an `aggregate` other than "full".
 
     :ivar kl: mean KL(q(z|x) to p(z)), an `Estimate` with its Monte Carlo and its sampling error, like all parts. With one
         particle per datum the Monte Carlo error is an upper bound, equal to the sampling error.
-    :ivar mutual_information: between z and which datum it came from; from 0 to log N.
+    :ivar mutual_information: between z and the index of its datum; from 0 to log N.
     :ivar marginal_kl: KL(q(z) to p(z)) of the aggregated posterior.
     :ivar total_correlation: KL(q(z) to the product of its q(z_d)); NaN where the guide's dimensions are not independent.
-    :ivar dimension_wise_kl: sum of KL(q(z_d) to p(z_d)), with it what a prior couples; NaN with `total_correlation`.
+    :ivar dimension_wise_kl: sum of KL(q(z_d) to p(z_d)), including the dependence of a prior that does not factorise; NaN
+        where `total_correlation` is.
     :ivar dimension_wise: (D,) KL(q(z_d) to p(z_d)); NaN where guide or prior do not factorise over dimensions.
     :ivar dimension_wise_std_error: its Monte Carlo errors, (D,).
     :ivar names: D names, `'z[3]'` for the fourth number of the latent site `'z'`.
-    :ivar num_data: N, the data that q(z) is made of.
-    :ivar num_draws: the data that means were taken over.
+    :ivar num_data: N, the data in q(z).
+    :ivar num_draws: the number of data over which means were taken.
     :ivar num_particles: K, draws for each of them.
     :ivar aggregate: the estimate of q(z).
     :ivar cost: decoder evaluations per datum.
+
+    Example::
+
+        surgery = pv.ELBOSurgery(vae.model, vae.guide)(loader)
+        surgery.mutual_information, surgery.verdict()
     """
 
     kl: Estimate
@@ -106,28 +112,31 @@ class Surgery(Result):
 
     @property
     def ceiling(self) -> bool:
-        """Whether the mutual information is as large as N data allow, but for 0.1 nats."""
+        """Whether the mutual information is within 0.1 nats of log N, the most that N data allow."""
         return float(self.mutual_information.value) > self.log_num_data - NEAR
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is not known about this pair, in sentences."""
+        """Sentences about parts that are not known for this pair."""
         if bool(self.dimension_wise_kl.value.isnan()) and self.aggregate != "leave-one-out":
             return (
                 "Total correlation and dimension-wise KL are not known: the guide's dimensions are not independent given x.",
             )
         if bool(self.dimension_wise.isnan().all()) and not bool(self.dimension_wise_kl.value.isnan()):
             return (
-                "The prior does not fall apart into dimensions: the dimension-wise KL holds what it couples, and may be "
-                "negative.",
+                "The prior does not factorise over dimensions: the dimension-wise KL includes their dependence under the "
+                "prior, and may be negative.",
             )
         return ()
 
     def verdict(self) -> str:
-        """One sentence about where the KL goes."""
+        """One sentence about the share of the mutual information in the KL."""
         information, kl = float(self.mutual_information.value), float(self.kl.value)
         if not math.isfinite(information):
-            return "No verdict: some data stand apart from all others, and the mutual information is not finite."
+            return (
+                "No verdict: the posteriors of some data do not overlap with any other, and the mutual information is not "
+                "finite."
+            )
         size = f"{information:.3f} +- {float(self.mutual_information.std_error):.3f} nats (Monte Carlo error)"
         if self.ceiling:
             return (
@@ -135,13 +144,13 @@ class Surgery(Result):
                 f"{self.log_num_data:.3f}."
             )
         share = f", {100 * information / kl:.0f} % of the KL" if kl > 0 and information >= 0 else ""
-        if kl > 0 and information >= kl:  # by the noise of the other part
+        if kl > 0 and information >= kl:  # more than 100% only by the noise of the other part
             share = ", all of the KL"
         return f"The latents say {size} about which of the {self.num_data} data they came from{share}."
 
     @property
     def doubts(self) -> dict[str, str]:
-        """By part, what is wrong with it: it is beyond what it can be, or a mutual information at its ceiling."""
+        """By part, why it is in doubt: it is outside its possible range, or a mutual information is at its ceiling."""
         limits = dict.fromkeys(PARTS, (0.0, math.inf))
         limits["mutual_information"] = (0.0, self.log_num_data)
         if bool(self.dimension_wise.isnan().all()):
@@ -172,7 +181,7 @@ class Surgery(Result):
         return not self.doubts
 
     def warnings(self) -> list[Warning]:
-        """The doubts; the estimator raises them."""
+        """Warnings about the doubts; the estimator issues them."""
         return [SurgeryWarning(sentence) for sentence in self.doubts.values()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,7 +231,7 @@ class Surgery(Result):
         lines.append(
             f"q(z): {AGGREGATES[self.aggregate]}; means over {self.num_draws} data, {self.num_particles} draws each"
         )
-        return "\n".join([*lines, *self.notes, self.verdict()])
+        return page([*lines, *self.notes, self.verdict()])
 
     def _dimensions(self) -> list[str]:
         if bool(self.dimension_wise.isnan().any()):
@@ -239,7 +248,8 @@ class Surgery(Result):
 def mean_and_errors(terms: Tensor, sampled: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, Monte Carlo and sampling error of terms (K, n, ...), independent between data.
 
-    One particle, or data that were chosen at random: Monte Carlo is then bounded by, or is, the spread over the data.
+    With one particle, the Monte Carlo error is at most the spread over the data. With data chosen at random, it equals the
+    spread.
     """
     num_particles, num_draws = terms.shape[:2]
     means = terms.mean(0)

@@ -1,25 +1,31 @@
-"""The records of walks through the latents: what the decoder makes of them."""
+"""The records of latent traversals: decoded means along changes of the latents."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Traversal(Result):
-    """What becomes of one datum as one unit of its latents after the other moves, as `traverse` returned it. U units, S
-    steps, data event X.
+    """A latent traversal of one datum, as returned by `traverse`: one unit after the other changes, the others stay fixed.
 
-    :ivar means: (U, S, X) the mean of the likelihood with this unit at this value and the others where they were.
+    U units, S steps, data event X.
+
+    :ivar means: (U, S, X) the mean of the likelihood with this unit at this value and the others fixed.
     :ivar values: (U, S) the values of the unit: quantiles of its prior.
-    :ivar levels: (S,) of which probabilities.
+    :ivar levels: (S,) the probabilities of these quantiles.
     :ivar names: U names, `'z[3]'` for the fourth number of the latent site `'z'`.
-    :ivar datum: (X,) the mean of the likelihood with no unit moved.
-    :ivar start: where that is: "mean" (E_q[z given x] of the datum) or "draw" (one draw of the guide).
+    :ivar datum: (X,) the mean of the likelihood with no unit changed.
+    :ivar start: the fixed values of the units: "mean" (E_q[z given x] of the datum) or "draw" (one draw of the guide).
     :ivar site: the observed site.
+
+    Example::
+
+        walk = pv.traverse(vae.model, vae.guide, x[:1])
+        walk.means, walk.values     # (U, S, X), (U, S)
     """
 
     means: Tensor
@@ -56,19 +62,24 @@ class Traversal(Result):
         ]
         shape = tuple(self.datum.shape)
         steps = f"{len(self.levels)} quantiles of the prior each"
-        return "\n".join([f"Traversal from the {self.start} of one datum, means of '{self.site}' {shape}, {steps}", *rows])
+        return page([f"Traversal from the {self.start} of one datum, means of '{self.site}' {shape}, {steps}", *rows])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Manifold(Result):
-    """What one datum becomes over a grid of two units of its latents, as `manifold` returned it. S steps, data event X.
+    """Decoded means over a grid of two latent units of one datum, as returned by `manifold`. S steps, data event X.
 
     :ivar means: (S, S, X) the mean of the likelihood with the first unit at `values[0, i]` and the second at `values[1, j]`.
     :ivar values: (2, S) the values of the units: quantiles of their priors.
-    :ivar levels: (S,) of which probabilities.
+    :ivar levels: (S,) the probabilities of these quantiles.
     :ivar names: the two units.
-    :ivar start: where the other units stay: "mean" (E_q[z given x] of the datum) or "draw" (one draw of the guide).
+    :ivar start: the values of the other units: "mean" (E_q[z given x] of the datum) or "draw" (one draw of the guide).
     :ivar site: the observed site.
+
+    Example::
+
+        grid = pv.manifold(vae.model, vae.guide, x[:1], units=[0, 1])
+        grid.means      # (S, S, X)
     """
 
     means: Tensor

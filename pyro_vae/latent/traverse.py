@@ -1,4 +1,4 @@
-"""Walks through the latents of one datum: what the decoder makes of other values."""
+"""Latent traversals of one datum: decoded means at other values of the latents."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,29 +27,26 @@ def traverse(
     datum_plate: str | None = INFER,
     **kwargs: Any,
 ) -> Traversal:
-    """Take the latents of one datum and move one unit (one number of one latent site) after the other, the rest unmoved.
+    """Latent traversal: change one latent unit of a datum after the other, the others fixed, and decode.
 
-    The walk starts at the posterior mean E_q[z given x], or, where some latent has none in a formula (a transformed
-    distribution, a latent drawn given another), at one draw of the guide; the record says at which. Each unit runs over the
-    quantiles of its prior, evenly spaced from 5 % to 95 % in probability, taken from 1000 draws of the model's own prior,
-    given the arguments of this datum: any prior will do. In a hierarchy the latents below stay as well, where they might
-    follow in the model.
+    A unit is one number of one latent site. The traversal starts at the posterior mean E_q[z given x]. Where a latent has no
+    formula for it (a transformed distribution, a latent drawn given another), it starts at one draw of the guide; the record
+    says which. Each unit takes the quantiles of its prior, evenly spaced from 5 % to 95 % in probability. They come from
+    1000 draws of the model's prior given the arguments of this datum, so any prior will do. In a hierarchy lower latents
+    stay fixed too, although the model would draw them given the changed one.
 
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param args: the model's arguments. The whole batch is decoded for each of these images and for the quantiles: pass few
-        data.
-    :param datum: which of them, from 0.
-    :param units: names (`'z[3]'`) or numbers, as in `UnitActivity`; by default all that are real numbers, at most the first
-        10.
+    :param args: the model's arguments. The whole batch is decoded for each step, so pass few data.
+    :param datum: index of the datum in the batch, from 0.
+    :param units: names (`'z[3]'`) or indices, as in `UnitActivity`; by default the first 10 that are real numbers.
     :param num_steps: S, at least 2.
-    :param seed: fixes the draws and leaves the caller's random state alone.
-    :param datum_plate: as everywhere; needed where two plates are common to all sites.
-
+    :param seed: fixes the draws; the caller's random state is unchanged.
+    :param datum_plate: the plate of the data; needed where two plates are common to all sites.
     :returns: a `Traversal` with `.means`, (U, S, X), those of the first observed site whose likelihood has a mean.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, enumerated
-        sites, units that are no real numbers free of others (discrete latents, parts of a simplex), and where no likelihood
-        has a mean.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        enumerated sites, units that cannot change alone over the real numbers (discrete latents, parts of a simplex), and
+        where no likelihood has a mean.
     :raises OptionError: for a unit or a datum that does not exist, or too few steps.
 
     Example::
@@ -90,20 +87,19 @@ def manifold(
     datum_plate: str | None = INFER,
     **kwargs: Any,
 ) -> Manifold:
-    """What the decoder makes of a grid over two units of the latents of one datum, the rest unmoved.
+    """Decode a grid over two latent units of one datum, the other units fixed.
 
-    With two latents in all this is the picture of Kingma and Welling (2014, https://arxiv.org/abs/1312.6114, figure 4), and
-    the datum does not matter (but for inputs that the model conditions on). Everything else is as in `traverse`.
+    With only two latents this is the picture of Kingma and Welling (2014, https://arxiv.org/abs/1312.6114, figure 4). The
+    datum then does not matter, except for inputs that the model conditions on. Everything else is as in `traverse`.
 
     :param model: any Pyro model whose data lie in one plate.
     :param guide: its guide, with the same latent sites.
-    :param args: the model's arguments. The whole batch is decoded for each of these images and for the quantiles: pass few
-        data.
-    :param datum: which of them, from 0.
-    :param units: two names or numbers.
+    :param args: the model's arguments. The whole batch is decoded for each step, so pass few data.
+    :param datum: index of the datum in the batch, from 0.
+    :param units: two names or indices.
     :param num_steps: S, at least 2, for a grid of S x S.
-    :param seed: fixes the draws and leaves the caller's random state alone.
-    :param datum_plate: as everywhere; needed where two plates are common to all sites.
+    :param seed: fixes the draws; the caller's random state is unchanged.
+    :param datum_plate: the plate of the data; needed where two plates are common to all sites.
 
     :returns: a `Manifold` with `.means`, (S, S, X).
     :raises StructureError: as in `traverse`.
@@ -116,7 +112,7 @@ def manifold(
     """
     levels = evenly(num_steps)
     if isinstance(units, str) or not isinstance(units, Sequence) or len(units) != 2:
-        raise OptionError(f"units must be two names or numbers, got {units!r}")
+        raise OptionError(f"units must be two names or indices, got {units!r}")
     with Pair(model, guide, datum_plate=datum_plate, check_support=False).open(args, kwargs, seed) as call:
         start = starting_point(call, datum)
         chosen = start.chosen(units)
@@ -135,5 +131,5 @@ def manifold(
 
 
 def evenly(num_steps: int) -> Tensor:
-    """Evenly spaced probabilities, (S,)."""
+    """Evenly spaced probabilities, (S,), of the quantiles."""
     return torch.linspace(LOWEST, 1 - LOWEST, amount("num_steps", num_steps, lowest=2))

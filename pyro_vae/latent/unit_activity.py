@@ -1,4 +1,4 @@
-"""The record of what each unit of the latents is used for."""
+"""The record of the use of each latent unit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,36 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Estimate, Result, to_plain
+from ..records import Estimate, Result, page, to_plain
 
 ROWS = 20  # units shown when printed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class UnitActivity(Result):
-    """Which units of the latents the data use, as `ActiveUnits` returned it. D units (single numbers of a latent); nats.
+    """The activity of each latent unit, as returned by `ActiveUnits`. D units (single numbers of a latent); nats.
 
     :ivar names: D names, `'z[3]'` for the fourth number of the latent site `'z'` (plates inside a datum and event dimensions
         flattened), `'z'` where it is the only one.
-    :ivar variance_of_means: (D,) variance over the data of the posterior mean E_q[z given x] (n - 1), less the Monte Carlo
-        noise of that mean, so it may fall a little below zero. NaN for one datum, and where no mean is defined
-        (Categorical).
-    :ivar kl: (D,) mean over the data of KL(q(z_d given x) to p(z_d)); NaN for a site whose q or p does not factorise over
-        units, see `site_kl`. Where the prior of a site depends on what the guide draws later and given it, this is the mean
-        of log q - log p: a part of the KL of all latents that may be negative.
+    :ivar variance_of_means: (D,) variance over the data of the posterior mean E_q[z given x] (n - 1), minus the Monte Carlo
+        noise of that mean, so it may be a little below zero. NaN for one datum, and where no mean is defined (Categorical).
+    :ivar kl: (D,) mean over the data of KL(q(z_d given x) to p(z_d)). NaN for a site whose q or p does not factorise over
+        units, see `site_kl`. Where the prior of a site depends on draws that the guide makes later given this site, it is
+        the mean of log q - log p: a part of the KL of all latents, which may be negative.
     :ivar fraction_at_prior: (D,) the share of the data whose KL in this unit is below `epsilon`; NaN where `kl` is NaN or
-        such a part.
-    :ivar std_errors: Monte Carlo errors (D,) of these three by name; zero where everything had a formula.
-    :ivar sampling_errors: their errors as a draw of data from a population, (D,) by name.
-    :ivar site_kl: mean KL of each latent site as a whole, an `Estimate` by name; what is masked counts zero here. The sum
-        over sites is the KL of all latents.
-    :ivar counts: (D,) the data in which the unit has a place: all but those where its site is masked.
+        only such a part.
+    :ivar std_errors: Monte Carlo errors (D,) of these three by name; zero where only formulas were used.
+    :ivar sampling_errors: their sampling errors, over data drawn from a population, (D,) by name.
+    :ivar site_kl: mean KL of each latent site, an `Estimate` by name; masked latents count as zero here. The sum over sites
+        is the KL of all latents.
+    :ivar counts: (D,) the number of data in which the site of the unit is not masked.
     :ivar num_data: N.
     :ivar threshold: a unit is active above this variance of means.
-    :ivar epsilon: and at the prior for a datum below this KL, nats.
+    :ivar epsilon: a unit is at the prior for a datum below this KL, in nats.
     :ivar delta: a unit is collapsed if it is at the prior for a share of at least 1 - delta of the data.
     :ivar num_particles: K, draws of the guide per datum; used where no formula is known.
     :ivar cost: decoder evaluations per datum.
+
+    Example::
+
+        units = pv.ActiveUnits(vae.model, vae.guide)(loader)
+        units.num_active, units.kl, units.verdict()
     """
 
     _rows_are = "units"
@@ -79,7 +83,7 @@ class UnitActivity(Result):
 
     @property
     def order(self) -> Tensor:
-        """(D,) the units by falling KL; those without one last, by falling variance of means."""
+        """(D,) the units in the order of falling KL; then those without a KL, in the order of falling variance of means."""
         by_variance = self.variance_of_means.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
         by_kl = self.kl.nan_to_num(nan=-torch.inf)[by_variance].argsort(descending=True, stable=True)
         return by_variance[by_kl]
@@ -92,10 +96,10 @@ class UnitActivity(Result):
         parts = [f"{self.num_active} of {len(self)} units active", f"{self.num_collapsed} at the prior"]
         unknown = int(self.kl.isnan().sum())
         if unknown:
-            parts.append(f"{unknown} without a KL of their own (their site does not factorise over units)")
+            parts.append(f"{unknown} without a separate KL (their site does not factorise over units)")
         incomplete = int((self.fraction_at_prior.isnan() & ~self.kl.isnan()).sum())
         if incomplete:
-            reason = "the guide draws them before latents that their prior depends on"
+            reason = "the guide draws them before latents on which their prior depends"
             parts.append(f"{incomplete} with only a part of the KL of all latents ({reason})")
         return "; ".join(parts)
 
@@ -127,7 +131,7 @@ class UnitActivity(Result):
             f"{1 - self.delta:.4g} of the data.",
             f"{self.verdict()}.",
         ]
-        return "\n".join(lines)
+        return page(lines)
 
     def _row(self, d: int, width: int) -> str:
         kl, variance = (
@@ -139,15 +143,21 @@ class UnitActivity(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CollapseHistory(Result):
-    """What a `CollapseMonitor` saw, T looks at D units; float64, on the CPU, nats.
+    """The measurements of a `CollapseMonitor`, T of them, of D units; float64, on the CPU, nats.
 
     :ivar names: the D units.
-    :ivar step: (T,) the calls of the monitor at which it looked, counted from one.
+    :ivar step: (T,) the calls of the monitor at which it measured, counted from one.
     :ivar num_active: (T,) units whose variance of means in that batch was above the threshold.
-    :ivar num_collapsed: (T,) units that did not say anything about that batch.
+    :ivar num_collapsed: (T,) units that were collapsed in that batch.
     :ivar kl: (T, D) mean KL per unit.
     :ivar fraction_at_prior: (T, D) the share of the batch whose KL is below epsilon.
     :ivar variance_of_means: (T, D).
+
+    Example::
+
+        monitor = pv.CollapseMonitor(vae.model, vae.guide, every=1)
+        monitor(x)
+        monitor.history().num_active        # (T,)
     """
 
     _rows_are = "looks"

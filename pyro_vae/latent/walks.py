@@ -1,4 +1,4 @@
-"""One datum's latents, where they lie, how far the prior reaches, and what the decoder makes of others in their place."""
+"""The latents of one datum: their values, quantiles of their prior, and decoded means with other values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from .naming import unit_numbers
 from .per_unit import unit_names
 from .refusals import refuse_without_draws
 
-PRIOR_BLOCKS = 10  # of NOISE_BLOCK draws each, for the quantiles
-MOST_UNITS = 10  # that are moved unasked
+PRIOR_BLOCKS = 10  # noise blocks of NOISE_BLOCK draws each, for the quantiles
+MOST_UNITS = 10  # most units that are changed by default
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,22 @@ class Start:
     datum: int
     values: Mapping[str, Tensor]  # of all data, by latent site: (1, *plates, *event)
     names: tuple[str, ...]  # D
-    movable: tuple[bool, ...]  # D, whether a unit is a real number that may move alone
+    movable: tuple[bool, ...]  # D, whether a unit is a real number that may change alone
     kind: str  # "mean" or "draw"
 
     @property
     def row(self) -> Tensor:
-        """The units of this datum, (1, D)."""
+        """The values of the units of this datum, (1, D)."""
         return self.units_of(self.values)
 
     def units_of(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The units of this datum, (K, D), from values of all data by site, (K, *plates, *event)."""
+        """The values of the units of this datum, (K, D), from values of all data by site, (K, *plates, *event)."""
         parts = [self._of_datum(values[name], name) for name in self.values]
         parts = [part.reshape(len(part), -1) for part in parts]
         return torch.cat([part if part.is_floating_point() else part.float() for part in parts], 1)
 
     def with_units(self, rows: Tensor) -> dict[str, Tensor]:
-        """Values of all data by site, (K, *plates, *event), with these units, (K, D), for this datum."""
+        """Values of all data by site, (K, *plates, *event), with these values of the units, (K, D), for this datum."""
         values, first = {}, 0
         for name, value in self.values.items():
             values[name] = value.expand(len(rows), *value.shape[1:]).clone()
@@ -60,7 +60,7 @@ class Start:
         return value if layout.datum_dim is None else value.select(layout.datum_dim - layout.event_dims[name], self.datum)
 
     def chosen(self, units: Sequence[int | str] | int | str | None) -> list[int]:
-        """The numbers of the units to move."""
+        """The indices of the units to change."""
         if units is None:
             numbers = [number for number, movable in enumerate(self.movable) if movable][:MOST_UNITS]
         else:
@@ -69,14 +69,14 @@ class Start:
         fixed = [self.names[number] for number in numbers if not self.movable[number]]
         if fixed or not numbers:
             raise StructureError(
-                f"{quoted(fixed or self.names[:MOST_UNITS])} cannot be moved alone over real numbers (a discrete latent, or "
-                "part of a simplex or a matrix): name units of a real-valued latent site with units=, or draw from the "
-                "whole prior with pv.simulate"
+                f"{quoted(fixed or self.names[:MOST_UNITS])} cannot be changed alone over the real numbers (a discrete "
+                "latent, or part of a simplex or a matrix): name units of a real-valued latent site with units=, or draw "
+                "from the whole prior with pv.simulate"
             )
         return numbers
 
     def prior_quantiles(self, levels: Tensor, units: Sequence[int]) -> Tensor:
-        """(U, S), of draws from the prior of this datum."""
+        """Quantiles (U, S) of draws from the prior of this datum."""
         draws = []
         for block in range(PRIOR_BLOCKS):
             self.call.set_noise(Noise.SIMULATION, block)
@@ -102,12 +102,12 @@ class Start:
 
 
 def starting_point(call: Call, datum: int) -> Start:
-    """The posterior mean where all latents have one that is known, otherwise one draw of the guide."""
+    """The posterior mean where it is known for all latents, otherwise one draw of the guide."""
     refuse_without_draws(call)
     if call.layout.enumerated:
         raise EnumerationError(
-            f"{quoted(call.layout.enumerated)} summed out, so the model decodes a mixture and no picture: let the guide "
-            "draw these sites, without infer={'enumerate': ...}"
+            f"{quoted(call.layout.enumerated)} is summed out, so the model decodes a mixture, which is no single picture: "
+            f"let the guide draw these sites, without infer={{'enumerate': ...}}"
         )
     if not (is_whole(datum) and 0 <= int(datum) < call.batch_size):
         raise OptionError(f"datum must be a whole number from 0 to {call.batch_size - 1}, got {datum!r}")
@@ -130,7 +130,7 @@ def starting_point(call: Call, datum: int) -> Start:
 
 
 def known_means(call: Call, guide: Record, model: Record) -> dict[str, Tensor] | None:
-    """E_q[z given x] by site, (1, *plates, *event), if all latents have one in a formula."""
+    """E_q[z given x] by site, (1, *plates, *event), if all latents have a formula for it."""
     if len(free_sites(call, guide)) < len(call.structure.latents):
         return None
     means = {}
@@ -158,7 +158,7 @@ def first_mean(record: Record, layout: Layout, datum: int) -> tuple[str, Tensor]
             if mean is not None:
                 return name, mean
     raise StructureError(
-        "no observed site has a likelihood with a mean (classes have none, nor has a flow), so there is nothing to show"
+        "no observed site has a likelihood with a mean (a Categorical and a flow have none), so there is nothing to decode"
     )
 
 
@@ -172,7 +172,7 @@ def mean_of_likelihood(site: SiteRecord, layout: Layout, datum: int) -> Tensor |
     if bool(mean.isnan().all()):
         return None
     own = {frame.dim for frame in site.frames}
-    for dim in range(-layout.num_plates, 0):  # from the left, so that the places of those to come stay
+    for dim in range(-layout.num_plates, 0):  # from the left, so that the positions of later axes stay the same
         axis = dim - site.event_dim
         if dim == layout.datum_dim:
             mean = mean.select(axis, datum if mean.shape[axis] > 1 else 0)

@@ -14,18 +14,18 @@ from ..proposals import LatentSpace, MixtureProposal, draws_of_prior, proposal_d
 
 Values = dict[str, Tensor]
 GUIDE, FITTED = "draws of the guide", "fitted proposals"
-FEWEST_COMPARED = 3  # draws of the guide that are looked at twice
+FEWEST_COMPARED = 3  # draws of the guide whose density is computed twice
 
 
 @dataclass(frozen=True, eq=False)
 class OutsideSample:
-    """S draws theta of the latents outside the plate.
+    """S draws theta of the latents outside the plate of the data.
 
-    :ivar values: (S, *plates, *event) by site, auxiliary draws of the guide included.
-    :ivar log_prior: (S,), log p(theta), with what is observed outside the plate.
-    :ivar log_proposal: (S,), the log-density that theta was drawn from.
-    :ivar method: what it was drawn from.
-    :ivar found: the fit behind it, where one searched for modes.
+    :ivar values: (S, *plates, *event) by site, including auxiliary draws of the guide.
+    :ivar log_prior: (S,), log p(theta), including observations outside the plate.
+    :ivar log_proposal: (S,), the log-density of the distribution from which theta was drawn.
+    :ivar method: the name of that distribution.
+    :ivar found: the fit, if there was a search for modes.
     """
 
     values: Values
@@ -39,7 +39,7 @@ class OutsideSample:
 
 
 def from_guide(call: Call, outside: Outside, num_draws: int) -> OutsideSample:
-    """By the call that weighs all data as one datum."""
+    """Draws from the guide, in a call that treats all data as one datum."""
     parts: list[OutsideSample] = []
     for block, start in enumerate(range(0, num_draws, NOISE_BLOCK)):
         size = min(NOISE_BLOCK, num_draws - start)
@@ -61,7 +61,10 @@ def from_guide(call: Call, outside: Outside, num_draws: int) -> OutsideSample:
 def from_proposal(
     call: Call, outside: Outside, space: LatentSpace, proposal: MixtureProposal, inside: Values, num: int
 ) -> OutsideSample:
-    """From a proposal over the latents outside the plate; `inside` are values of those of the data, for one particle."""
+    """Draws from a proposal over the latents outside the plate.
+
+    `inside` has values of the latents of the data, for one particle.
+    """
     parts: list[OutsideSample] = []
     share = draws_of_prior(num) / num
     for u, _ in proposal_draws(space, proposal, num):
@@ -77,7 +80,7 @@ def from_proposal(
 
 
 def fitted(call: Call, outside: Outside, num_draws: int) -> OutsideSample:
-    """From proposals fitted to p(theta given all data), where the data have no latents of their own that are drawn."""
+    """Draws from proposals fitted to p(theta given all data), where the data have no latents that are drawn."""
     guide, model, weights = guide_draws(call)
     guide, model = summed_draws(call, guide, model)
     found = fit_proposals(call, guide, model, weights.elbo, num_draws, None, "auto")
@@ -85,9 +88,9 @@ def fitted(call: Call, outside: Outside, num_draws: int) -> OutsideSample:
 
 
 def misses_mode(sample: OutsideSample, log_likelihood: Tensor) -> tuple[bool | None, str]:
-    """Whether the search knows a mode of p(theta given all data) that the draws lack; or `None`, and why nobody knows.
+    """Whether the search found a mode of p(theta given all data) that the draws lack; or `None`, and why that is not known.
 
-    :param log_likelihood: (S, N), of all data.
+    :param log_likelihood: (S, N), log p(x_n | theta_s) of all data.
     """
     found = sample.found
     if found is None:
@@ -114,5 +117,5 @@ def narrowed(values: Mapping[str, Tensor], first: int, length: int) -> Values:
 
 
 def values_inside(record: Record, outside: Outside) -> Values:
-    """Those of one particle, (1, *plates, *event)."""
+    """Values of the latents of the data for one particle, (1, *plates, *event)."""
     return {n: record[n].value for n in outside.inside if n in record}

@@ -1,4 +1,4 @@
-"""Draws and log-likelihoods in the form that ArviZ reads."""
+"""Draws and log-likelihoods in the format of ArviZ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def inference_data(record: LeaveOneOutResult, log_weights: Tensor | None, seed: int) -> Any:
-    """One chain of the draws, or of as many chosen by their log-weights, (S,)."""
+    """One chain of the draws, or of as many resampled by their log-weights, (S,)."""
     arviz = imported()
     chosen = torch.arange(record.num_draws) if log_weights is None else resampled(log_weights, seed)
     groups = {
@@ -30,7 +30,7 @@ def inference_data(record: LeaveOneOutResult, log_weights: Tensor | None, seed: 
 def imported() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of its own refactoring
+            warnings.simplefilter("ignore", FutureWarning)  # a warning of ArviZ about its refactoring
             import arviz
     except ImportError as error:
         raise ImportError("to_arviz needs ArviZ, which is not installed: pip install arviz") from error
@@ -43,10 +43,10 @@ def chain(value: Tensor, chosen: Tensor) -> Any:
 
 
 def resampled(log_weights: Tensor, seed: int) -> Tensor:
-    """S indices by weight, (S,): systematic, so that equal weights choose each draw once."""
+    """S indices resampled by weight, (S,): systematic, so that with equal weights each draw is chosen once."""
     share = smoothed(log_weights)[0].softmax(0).double().cpu()
     generator = torch.Generator().manual_seed(seed)
-    # Away from the ends of the steps, so that rounding moves no draw where weights are equal.
+    # Away from the ends of the steps, so that rounding changes no index where weights are equal.
     start = 0.25 + 0.5 * torch.rand((), generator=generator, dtype=torch.float64)
     position = (torch.arange(len(share), dtype=torch.float64) + start) / len(share)
     return torch.searchsorted(share.cumsum(0), position).clamp(max=len(share) - 1)

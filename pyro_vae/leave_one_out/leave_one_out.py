@@ -19,50 +19,51 @@ from .draws import OutsideSample, fitted, from_guide, from_proposal, misses_mode
 from .leave_one_out_result import LeaveOneOutResult
 from .marginal_space import MarginalSpace, fit_outside
 
-MOST_FITTED = 200  # latents outside the plate, of which a full covariance is fitted
-MOST_PAIRS = 20_000  # of a draw and a datum, that are looked at together
+MOST_FITTED = 200  # most latents outside the plate for which a full covariance is fitted
+MOST_PAIRS = 20_000  # pairs of a draw and a datum that are computed at once
 FITTED_TO_DATA = functools.partial(AdaptiveImportanceSampling, num_particles=100)
 DRAWN_BY_GUIDE = functools.partial(ImportanceSampling, num_particles=300, check=False)
-LOOKED_AT = 20  # draws at which rounding is looked at
+LOOKED_AT = 20  # draws with which rounding is tested
 Proposal = Literal["auto", "fitted", "guide"]
 
 
 def no_guide(*args: Any, **kwargs: Any) -> None:
-    """The guide of data without latents of their own."""
+    """A guide without latents, for data that have none."""
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class LeaveOneOut(OfPair):
-    r"""log p(x_n) of each datum given all the others, for models in which data share latents theta::
+    r"""Leave-one-out scores, log p(x_n) of each datum given all others, for models in which data share latents theta::
 
         log p(x_n | x_-n) ~ log sum_s w_sn p(x_n | theta_s) / sum_s w_sn
         w_sn = p(theta_s) / q(theta_s)  prod over m != n of p(x_m | theta_s),   theta_s ~ q
 
-    theta are the latents outside the plate of the data: the weights of a Bayesian regression or network, the parameters of
-    a hierarchy. The weights are right for any proposal q, the guide or a fitted one: that q is not the posterior is
-    corrected. Their tails are Pareto-smoothed, and the tail index k of each datum says whether its number may be believed.
+    theta are the latents outside the plate of the data: the weights of a Bayesian regression or network, the parameters of a
+    hierarchy. The weights w correct for any proposal q, the guide or a fitted one. Their tails are Pareto-smoothed, and the
+    tail index k of each datum says whether its score is reliable.
 
-    Where a datum has latents z_n of its own, log p(x_n | theta_s) is an estimate of log p(x) given theta_s, by `evidence`.
-    It is unbiased for p(x_n | theta_s), so the sums above stay right, and its noise is part of the stated errors.
+    Where a datum also has latents z_n inside the plate, log p(x_n | theta_s) is estimated by `evidence`. The estimate is
+    unbiased for p(x_n | theta_s), so the sums above remain right, and its noise is part of the stated errors.
 
-    Data must be independent given their latents: no time series whose next value depends on the one before.
+    Data must be independent given their latents. A time series whose next value depends on the one before is not possible.
 
     :param model: a Pyro model with latents outside the plate of the data.
-    :param guide: its guide: an autoguide or one of your own, theta first, then latents of the data given theta or not.
+    :param guide: its guide, an autoguide or your own. It must draw theta first, then latents of the data, which may depend
+        on theta.
     :param num_draws: S, draws of theta.
-    :param proposal: what theta is drawn from. "fitted": a Gaussian or mixture fitted to p(theta | x) in unconstrained space,
-        with tails wider than that, and a fiftieth of the prior. "guide": the guide itself. "auto": fitted where all theta
-        are continuous and no more than 200 numbers, otherwise the guide; the result's `unchecked` says why.
-    :param evidence: how p(x_n | theta_s) is estimated where data have latents of their own: a callable (model, guide) that
-        gives an estimator of log p(x), unbiased for p(x). `None`: proposals fitted to each datum and draw, 100 weights; if
-        these latents cannot be fitted, 300 draws of the guide.
+    :param proposal: the distribution from which theta is drawn. "fitted": a Gaussian or mixture fitted to p(theta | x) in
+        unconstrained space, with wider tails and a share of 1/50 of the prior. "guide": the guide. "auto": "fitted" where
+        theta is continuous and has no more than 200 numbers, otherwise "guide"; the result's `unchecked` says why.
+    :param evidence: function from (model, guide) to an estimator of log p(x) that is unbiased for p(x), used for p(x_n |
+        theta_s) where data have latents. `None`: proposals fitted to each datum and draw, with 100 weights; if these latents
+        cannot be fitted, 300 draws of the guide.
 
-    Called with the model's own arguments, which hold all data; returns a `LeaveOneOutResult`, nats, with numbers (B,) for
-    the B data. Costs S decoder evaluations, times those of `evidence` where data have latents, and some for the fit.
-    For data in batches use `pv.evaluate` with ``proposal="guide"`` and a seed, so that all batches see the same draws.
+    Call it with the model's arguments, which hold all data. It returns a `LeaveOneOutResult`, in nats, with numbers (B,) for
+    the B data. It costs S decoder evaluations, times those of `evidence` where data have latents, and some for the fit. For
+    data in batches use `pv.evaluate` with ``proposal="guide"`` and a seed, so that all batches use the same draws.
 
-    :raises StructureError: if no latent lies outside the plate; if the guide draws theta given latents of the data, or both
-        in one draw (and its kinds, see `pyro_vae.errors`).
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) if no latent is outside the plate; if the guide draws
+        theta given latents of the data, or both in one draw.
     :raises LocalFitError: for ``proposal="fitted"`` with discrete theta, or latents without a fit.
     :raises OptionError: for `num_draws` below 1, another `proposal`, or a fitted proposal for data in batches.
 
@@ -106,8 +107,8 @@ class LeaveOneOut(OfPair):
         self._estimators = [make(self.model, self.guide) if callable(make) else None for make in makers]
         if not all(isinstance(made, Estimator) for made in self._estimators):
             raise OptionError(
-                "evidence must be an estimator to be built, as functools.partial(pv.ImportanceSampling, num_particles=100), "
-                f"got {self.evidence!r}"
+                "evidence must be a class of estimators or a function that builds one, as "
+                f"functools.partial(pv.ImportanceSampling, num_particles=100), got {self.evidence!r}"
             )
 
     @torch.no_grad()
@@ -124,15 +125,17 @@ class LeaveOneOut(OfPair):
                 with batch_noise(0):  # the same draws for all batches
                     sample, why_not = self._draws(joint, given, outside, sum(known[n].numel() for n in outside.latents))
                 record = self._record(given, outside, sample, why_not, joint.cost)
-        warn_about(record, stacklevel=3)  # past torch.no_grad, to the caller
+        # stack level beyond the wrapper of torch.no_grad, so that the warning points at the caller
+        warn_about(record, stacklevel=3)
         return record
 
     def _pair_given(self, outside: Outside) -> Pair:
-        """The pair of the data given theta; their guide is not asked where they have no latents of their own."""
+        """The pair of model and guide of the data given theta; without a guide where the data have no latents."""
         lacking = [name for name in self.prior_sites if name in outside.latents]
         if lacking:
             raise OptionError(
-                f"prior_sites: {quoted(lacking)} lie outside the plate '{outside.plate}', the guide must draw them"
+                f"prior_sites= has {quoted(lacking)}, which are outside the plate '{outside.plate}': the guide must "
+                "draw them"
             )
         key = outside.plate, bool(outside.inside)
         if key not in self._given:
@@ -146,16 +149,16 @@ class LeaveOneOut(OfPair):
         return self._given[key]
 
     def _refuse_part(self, given: Call, outside: Outside) -> None:
-        """Proposals are fitted to the posterior given all data."""
+        """Raise for a part of the data: proposals are fitted to the posterior given all data."""
         part = given.structure.subsampled or noise.batch_number > 0
         if self.proposal != "guide" and part:
             raise OptionError(
-                f"proposal='{self.proposal}' fits to all data, and this call has a part of them, a subsampled plate or one "
-                "batch of several: use proposal='guide', or call it with all data"
+                f"proposal='{self.proposal}' fits to all data, but this call has only a part of them, a subsampled "
+                "plate or one batch of several: use proposal='guide', or call it with all data"
             )
 
     def _draws(self, joint: Call, given: Call, outside: Outside, dim: int) -> tuple[OutsideSample, str]:
-        """Draws of theta, and why they are the guide's own where a fit was left to "auto"."""
+        """Draws of theta, and why they are from the guide with "auto"."""
         if self.proposal == "guide":
             return from_guide(joint, outside, self.num_draws), ""
         if self.proposal == "auto" and dim > MOST_FITTED:
@@ -188,11 +191,11 @@ class LeaveOneOut(OfPair):
             if outside.inside:
                 try:
                     evidence = estimators[0].estimate(call)
-                except LocalFitError as error:  # at the first draws, as it depends on the kind of latents alone
+                except LocalFitError as error:  # at the first draws, because it depends only on the kind of latents
                     if len(estimators) == 1:
                         raise
                     del estimators[0]
-                    unchecked["fits of the data's own latents"] = str(error)
+                    unchecked["fits of the latents of the data"] = str(error)
                     evidence = estimators[0].estimate(call)
                 check_unbiased(evidence)
                 row, bad = evidence.log_evidence, ~evidence.reliable
@@ -234,7 +237,7 @@ class LeaveOneOut(OfPair):
         )
 
     def _rounding(self, given: Call, sample: OutsideSample) -> tuple[Tensor | None, dict[str, str]]:
-        """How far a few exact log-likelihoods move in float64, (P, N)."""
+        """The change of a few exact log-likelihoods in float64, (P, N)."""
         few = min(len(sample), LOOKED_AT)
         call = given.at_draws(narrowed(sample.values, 0, few), few, given.seed)
         call.weigh(call.draw(1), call.score({}, 1), 1)
@@ -243,7 +246,7 @@ class LeaveOneOut(OfPair):
 
 
 def check_unbiased(evidence: Any) -> None:
-    """Sums over draws average the noise of p(x_n given theta) away, and its bias not."""
+    """Raise for a biased estimator: sums over draws average out the noise of p(x_n given theta), but not its bias."""
     bound = getattr(evidence, "bound", None)
     if not isinstance(evidence, Evidence) or bound not in ("lower", "exact"):
         raise OptionError(
@@ -253,7 +256,7 @@ def check_unbiased(evidence: Any) -> None:
 
 
 def pieces(call: Call, num_draws: int, has_latents: bool) -> Iterator[tuple[int, int]]:
-    """Some draws at a time: the first and how many."""
+    """Pieces of the draws: the index of the first and their number."""
     if not has_latents:
         yield from call.chunks(num_draws)
         return
@@ -263,7 +266,7 @@ def pieces(call: Call, num_draws: int, has_latents: bool) -> Iterator[tuple[int,
 
 
 def plain(value: Tensor, event_dim: int) -> Tensor:
-    """(S, *plates, *event) without plates of size one left of the others."""
+    """(S, *plates, *event) without leading plates of size one."""
     while value.ndim - 1 > event_dim and value.shape[1] == 1:
         value = value.squeeze(1)
     return value

@@ -25,6 +25,7 @@ from ..records import (
     concatenated,
     mean_cost,
     normal_quantile,
+    page,
     places,
     student_quantile,
     to_plain,
@@ -34,42 +35,56 @@ from .draws import FITTED, GUIDE
 from .handing_over import inference_data
 from .smoothing import Scores, log_posterior_weights, log_predictive, scores, smoothed
 
-FEWEST_BEHIND = 5.0  # draws that an error must rest on
-HEAVY, MOST_HEAVY = 0.5, 0.1  # k from which on weights have no variance, and the share of such data that a sum may have
-UNSEEN, SCATTER = 5e-4, 3.0  # rounding that is no fault: nats, and units of the last digit of a log-likelihood
+FEWEST_BEHIND = 5.0  # draws that must determine an error
+HEAVY, MOST_HEAVY = 0.5, 0.1  # k above which weights have no variance, and the largest share of such data in a sum
+UNSEEN, SCATTER = 5e-4, 3.0  # tolerated rounding: nats, and units of the last digit of a log-likelihood
 
 REMEDIES = {
-    GUIDE: "Use proposal='fitted', a guide nearer to the posterior (AutoMultivariateNormal knows correlations), or raise "
-    "num_draws",
+    GUIDE: (
+        "Use proposal='fitted', a guide nearer to the posterior (AutoMultivariateNormal has correlations), or raise "
+        "num_draws"
+    ),
     FITTED: "Raise num_draws, or use proposal='guide' with a guide as wide as the posterior",
 }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LeaveOneOutResult(Result):
-    """log p(x_n given the others) of B data from S draws theta of the latents outside their plate; nats, larger is better.
+    """Leave-one-out scores of B data from S draws theta of the latents outside their plate; nats, larger is better.
 
-    The fields are what was computed of the draws, and all numbers are made of these when they are read: those of one batch
-    need the other batches, see `cat`.
+    The fields have the numbers of the draws. The scores are computed from them when they are read, because those of one
+    batch need the other batches, see `cat`.
 
     :ivar log_likelihood: (S, B) log p(x_n | theta_s).
-    :ivar log_prior: (S,) log p(theta_s), with what is observed outside the plate.
+    :ivar log_prior: (S,) log p(theta_s), including observations outside the plate.
     :ivar log_proposal: (S,) log-density from which theta_s was drawn.
     :ivar draws: theta by site, an axis of S draws in front of each shape.
-    :ivar doubted: (S, B) bool, where the estimate of log p(x_n | theta_s) is in doubt.
-    :ivar log_others: (S,) log-likelihood of data that `select` has left out of the table, not of the weights.
-    :ivar rounding: (P, B) by how much log p(x_n | theta_s) moves in float64, for the first P draws; `None` if not known.
-    :ivar method: "draws of the guide" or "fitted proposals", where theta comes from.
+    :ivar doubted: (S, B) bool, true where the estimate of log p(x_n | theta_s) is in doubt.
+    :ivar log_others: (S,) log-likelihood of data that `select` has removed; they still count in the weights.
+    :ivar rounding: (P, B) the change of log p(x_n | theta_s) in float64, for the first P draws; `None` if not known.
+    :ivar method: "draws of the guide" or "fitted proposals", the source of theta.
     :ivar plate: the plate of the data.
-    :ivar full_size: data in that plate, of which a call may have seen a part.
+    :ivar full_size: number of data in that plate; a call may have only a part of them.
     :ivar cost: decoder evaluations per datum; a gradient counts as three.
-    :ivar misses_mode: whether the search knows a mode that the draws lack; `None` where none was made.
+    :ivar misses_mode: whether the search found a mode that the draws lack; `None` without a search.
     :ivar index: (B,) indices into a subsampled plate, or `None`.
-    :ivar seen: indices of all data that count in the weights, where the plate is subsampled.
-    :ivar stripped_scales: scales of `poutine.scale` and N/B, by site, that are left out: each datum counts once.
-    :ivar local: what estimated log p(x_n | theta), or "" where data have no latents of their own and it is exact.
-    :ivar unchecked: why something was not done or judged, by its name.
+    :ivar seen: indices of all data in the weights, where the plate is subsampled.
+    :ivar stripped_scales: scales of `poutine.scale` and N/B, by site, that are not applied: each datum counts once.
+    :ivar local: the estimator of log p(x_n | theta), or "" where it is exact because data have no latents.
+    :ivar unchecked: why something was not done or checked, by its name.
     :ivar loader_index: (B,) the place of each datum in the loader of `evaluate`, from 0; `None` in a record of one call.
+
+    Example::
+
+        def model(x):
+            loc = pyro.sample("loc", dist.Normal(torch.zeros(64), 10.0).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("obs", dist.Normal(loc, 5.0).to_event(1), obs=x)
+
+        guide = pyro.infer.autoguide.AutoNormal(model)
+        guide(x)     # then train it
+        loo = pv.LeaveOneOut(model, guide, num_draws=200)(x)
+        loo.elpd, loo.pareto_k, loo.sum()
     """
 
     _derived = ("elpd", "std_error", "pareto_k", "ess", "doubts", "reliable")
@@ -100,7 +115,7 @@ class LeaveOneOutResult(Result):
 
     @classmethod
     def cat(cls, records: Sequence[LeaveOneOutResult]) -> LeaveOneOutResult:
-        """Join the batches of one data set, which must have been seen at the same draws.
+        """Join the batches of one data set, which must have the same draws.
 
         :raises ValueError: for records of different estimators or draws.
         """
@@ -111,8 +126,8 @@ class LeaveOneOutResult(Result):
             same = [torch.allclose(getattr(first, n), getattr(other, n)) for n in ("log_prior", "log_proposal")]
             if not all(same):
                 raise ValueError(
-                    "the batches were seen at different draws of the latents outside their plate: give LeaveOneOut a seed "
-                    "and proposal='guide', and let the guide draw these latents first, or call it with all data at once"
+                    "the batches have different draws of the latents outside their plate: give LeaveOneOut a seed and "
+                    "proposal='guide', and let the guide draw these latents first, or call it with all data at once"
                 )
         known = all(r.rounding is not None for r in records)
         parts = [r for r in records if r.index is not None and r.seen is not None]
@@ -135,7 +150,7 @@ class LeaveOneOutResult(Result):
     def select(self, kept: Tensor) -> LeaveOneOutResult:
         """The record of some of the data: where `kept`, (B,) bool, is true, or those with these indices.
 
-        The others still count in the weights: the scores stay what they are.
+        The others still count in the weights, so the scores do not change.
         """
         kept = places(kept, len(self))
         chosen = torch.zeros(len(self), dtype=torch.bool, device=self.log_likelihood.device)
@@ -159,7 +174,7 @@ class LeaveOneOutResult(Result):
 
     @cached_property
     def _log_ratio(self) -> Tensor:
-        """(S,), log p(theta) / q(theta), with data that the table has not."""
+        """(S,), log p(theta) / q(theta), including the log-likelihood of data that `select` has removed."""
         return (self.log_prior - self.log_proposal).double() + self.log_others
 
     @cached_property
@@ -172,7 +187,7 @@ class LeaveOneOutResult(Result):
         return self.seen is None or self.seen.sort().values.tolist() == list(range(self.full_size))
 
     def _check_complete(self) -> None:
-        """Raise where a part of a subsampled plate is missing: the posterior is about all data."""
+        """Raise where a part of a subsampled plate is missing: the posterior is that given all data."""
         if not self._is_complete and self.seen is not None:
             raise SubsamplingError(
                 f"these are {len(self.seen)} of the {self.full_size} data in the plate '{self.plate}' "
@@ -182,12 +197,12 @@ class LeaveOneOutResult(Result):
 
     @property
     def elpd(self) -> Tensor:
-        """(B,) log p(x_n given the others), the score of each datum given all the others."""
+        """(B,) log p(x_n given the others), the score of each datum."""
         return self._scores.elpd
 
     @property
     def std_error(self) -> Tensor:
-        """(B,) Monte Carlo error of `elpd`; not to be trusted where the datum is not `reliable`."""
+        """(B,) Monte Carlo error of `elpd`; not reliable where the datum is not `reliable`."""
         return self._scores.std_error
 
     @property
@@ -221,7 +236,9 @@ class LeaveOneOutResult(Result):
         return float((log_predictive(self._log_posterior_weights, self.log_likelihood) - self.elpd).sum())
 
     def sum(self) -> Estimate:
-        """elpd of all data: the sum with its Monte Carlo error (data share the draws) and its sampling error sqrt(N) sd.
+        """The sum of elpd over all data, with its Monte Carlo error and its sampling error sqrt(N) sd.
+
+        The Monte Carlo error takes into account that all data share the draws.
 
         No error is printed where more than 5% of the data are in doubt, or more than 10% have a Pareto k above 0.5.
         """
@@ -230,12 +247,12 @@ class LeaveOneOutResult(Result):
         return Estimate(self.elpd.sum(), error if self.num_draws > 1 else error * math.nan, sampling, doubt=self._doubt())
 
     def mean(self) -> Estimate:
-        """elpd per datum with its two errors."""
+        """The mean of elpd over the data, with both errors."""
         total, number = self.sum(), len(self)
         return Estimate(total.value / number, total.std_error / number, total.sampling_error / number, doubt=total.doubt)
 
     def _doubt(self) -> str:
-        """Why errors of the sum are not to be trusted: heavy tails miss on one side, and in a sum that adds up."""
+        """Why errors of the sum are not reliable: errors by heavy tails have one sign, so they add up in a sum."""
         bad, heavy = ~self.reliable, self.pareto_k > HEAVY
         if not are_many(bad) and int(heavy.sum()) > MOST_HEAVY * len(heavy):
             return f"{int(heavy.sum())} of {len(heavy)} data have a Pareto k above {HEAVY}"
@@ -252,11 +269,10 @@ class LeaveOneOutResult(Result):
     def doubts(self) -> dict[str, Tensor]:
         """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
 
-        "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above
-        min(1 - 1/log10 S, 0.7). "data's own latents": more than 5% of the weight lies on draws at which the estimate of
-        log p(x_n | theta) is in doubt. "few draws": below 100 draws, the error rests on fewer than five.
-        "search": the search knows a mode of p(theta | x) that the draws lack. "precision": float64 moves elpd by more than a
-        tenth of its error.
+        "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above min(1 - 1/log10 S,
+        0.7). "data's own latents": more than 5% of the weight is on draws at which the estimate of log p(x_n | theta) is in
+        doubt. "few draws": with fewer than 100 draws, fewer than five determine the error. "search": the search found a mode
+        of p(theta | x) that the draws lack. "precision": float64 changes elpd by more than a tenth of its error.
         """
         found = {}
         if "tails" not in self.unchecked:
@@ -273,7 +289,7 @@ class LeaveOneOutResult(Result):
         return found
 
     def _rounded(self) -> Tensor:
-        """(B,): of the datum itself, or of the sum over all data, whose spread over draws is noise in the weights."""
+        """(B,): by rounding of the datum, or of the sum over all data, whose rounding is noise in the weights."""
         assert self.rounding is not None
         usual = UNSEEN + SCATTER * torch.finfo(self.log_likelihood.dtype).eps * self.elpd.abs()
         own = self.rounding.abs().mean(0) > torch.fmax(0.1 * self.std_error, usual)
@@ -286,7 +302,7 @@ class LeaveOneOutResult(Result):
         return without_doubt(self.doubts, like=self.elpd)
 
     def warnings(self) -> list[Warning]:
-        """What is in doubt about these numbers."""
+        """Warnings about these numbers."""
         if not self._is_complete:
             return [
                 UnreliableEvidenceWarning(f"this is a part of the plate '{self.plate}': join all batches to read scores")
@@ -312,13 +328,13 @@ class LeaveOneOutResult(Result):
             )
         if reason == "search":
             return (
-                f"the draws of {', '.join(self.draws)} lack a mode of their posterior that the search knows: all scores are "
-                "likely off by more than the stated error"
+                f"the draws of {', '.join(self.draws)} lack a mode of their posterior that the search has found: all "
+                "scores are likely off by more than the stated error"
             )
         if reason == "few draws":
             return f"the error of elpd of {data} rests on fewer than five draws, so that it is likely too small"
         if reason == "precision":
-            return f"elpd of {data} moves by more than a tenth of its error in float64"
+            return f"elpd of {data} changes by more than a tenth of its error in float64"
         return f"log p(x_n given theta) of {data}, whose own latents are integrated out, is in doubt"
 
     def _remedy(self, reason: str) -> str:
@@ -330,20 +346,20 @@ class LeaveOneOutResult(Result):
 
     @property
     def log_joint(self) -> Tensor:
-        """(S,) log p(theta_s, x), of all data."""
+        """(S,) log p(theta_s, x), with all data."""
         return self.log_proposal.double() + self._log_posterior_weights
 
     def to_arviz(self, *, resample: bool = True, seed: int = 0) -> Any:
-        """For ArviZ, an optional extra: groups `posterior` (theta) and `log_likelihood`, one chain of S draws.
+        """Convert to ArviZ (an optional extra): groups `posterior` (theta) and `log_likelihood`, one chain of S draws.
 
-        ArviZ's `loo` takes draws for those of the posterior. Where the weights p(theta | x) / q(theta) differ, S of them
-        are therefore chosen by weight (systematic resampling); `loo` is then right, with a noise of its own beside that of
-        this record. Where they are equal, as with an exact guide, it gives the numbers of this record.
+        ArviZ's `loo` expects draws from the posterior. Where the weights p(theta | x) / q(theta) differ, S draws are
+        therefore resampled by weight (systematic resampling). `loo` is then right, with additional noise. Where the weights
+        are equal, as with an exact guide, it gives the numbers of this record.
 
-        :param resample: `False` hands over the draws of q as they are, for ``arviz_stats.loo_approximate_posterior(data,
+        :param resample: `False` returns the draws of q unchanged, for ``arviz_stats.loo_approximate_posterior(data,
             log_p=record.log_joint.numpy(), log_q=record.log_proposal.numpy())``, which gives the numbers of this record. A
             plain `loo` of them is wrong.
-        :param seed: of the resampling.
+        :param seed: seed of the resampling.
         :raises ImportError: without ArviZ (``pip install arviz``).
         """
         weights = self._log_posterior_weights if flag("resample", resample) else None
@@ -380,4 +396,4 @@ class LeaveOneOutResult(Result):
         lines += [f"    {reason}: {self._remedy(reason)}" for reason, flags in self.doubts.items() if bool(flags.any())]
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
-        return "\n".join(lines)
+        return page(lines)

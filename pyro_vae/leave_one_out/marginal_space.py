@@ -1,4 +1,4 @@
-"""Proposals over the latents outside the plate where the data have latents of their own, which are integrated out."""
+"""Proposals over the latents outside the plate, where the data also have latents, which are integrated out."""
 
 from collections.abc import Callable
 from copy import copy
@@ -13,9 +13,9 @@ from ..noise import Noise, noise_seed
 from ..ops import log_mean_exp
 from ..proposals import GaussianProposal, LatentSpace, MixtureProposal, fit_with_points, num_gradients_for
 
-START_DRAWS = 100  # of the guide, behind the start of the fit
-INNER_DRAWS = 20  # of the latents of each datum, from a proposal fitted to it, behind one gradient
-FIRST_SEED = 10**6  # of the calls of a fit; those of the estimate count from 0
+START_DRAWS = 100  # draws of the guide for the start of the fit
+INNER_DRAWS = 20  # draws of the latents of each datum, from a proposal fitted to it, for one gradient
+FIRST_SEED = 10**6  # first noise block of the calls of a fit; those of the estimate count from 0
 
 AtDraws = Callable[[dict[str, Tensor], int, int], Call]  # values, their number, the seed
 
@@ -23,8 +23,8 @@ AtDraws = Callable[[dict[str, Tensor], int, int], Call]  # values, their number,
 class MarginalSpace(LatentSpace):
     """The unconstrained space of the latents theta outside the plate, with log p(x, theta) for log p(x, z, theta).
 
-    log p(x_n given theta) of each datum is a mean of weights from a Gaussian fitted to its latents given theta; its gradient
-    follows theta through the weights, the draws being held.
+    p(x_n given theta) of each datum is a mean of weights from a Gaussian fitted to its latents given theta. The gradient by
+    theta is that of the weights, with fixed draws.
     """
 
     def __init__(self, call: Call, outside: Outside, guide: Record, model: Record, inside: dict[str, Tensor], at: AtDraws):

@@ -1,4 +1,4 @@
-"""Pareto-smoothed leave-one-out weights, and the scores that they give."""
+"""Pareto-smoothed leave-one-out weights, and their scores."""
 
 import math
 from collections.abc import Iterator
@@ -9,20 +9,21 @@ from torch import Tensor
 
 from ..ops import effective_sample_size, pareto_smooth
 
-MOST_NUMBERS = 2**20  # of the table of weights that is smoothed at once
+MOST_NUMBERS = 2**20  # numbers of the table of weights that are smoothed at once
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Of B data from S draws.
+    """Scores of B data from S draws.
 
     :ivar elpd: (B,) log p(x_n | x_-n).
     :ivar std_error: (B,) its Monte Carlo error (delta method for the ratio of two sums over the same draws).
     :ivar pareto_k: (B,) tail index of the weights without datum n.
     :ivar ess: (B,) effective sample size of these weights.
-    :ivar influence: (S,) what each draw adds to the sum of all elpd, to first order.
-    :ivar num_behind_error: (B,) how many draws the error rests on: (sum t^2)^2 / sum t^4 of its terms; NaN where all are 0.
-    :ivar share_doubted: (B,) the weight of those draws at which log p(x_n | theta) is in doubt.
+    :ivar influence: (S,) the contribution of each draw to the sum of all elpd, to first order.
+    :ivar num_behind_error: (B,) the effective number of draws in the error: (sum t^2)^2 / sum t^4 of its terms; NaN where
+        all are 0.
+    :ivar share_doubted: (B,) the total weight of draws at which log p(x_n | theta) is in doubt.
     """
 
     elpd: Tensor
@@ -46,21 +47,23 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_each(log_ratio: Tensor, log_likelihood: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some data at a time: which, their log p(x_n | theta), (S, b), and the log-weights without each of them, (S, b)."""
+    """Pieces of the data: their indices, log p(x_n | theta), (S, b), and the log-weights without each of them, (S, b)."""
     finite, zero = log_likelihood.isfinite(), log_likelihood == -math.inf
-    total = log_ratio + torch.where(zero, 0.0, log_likelihood.double()).sum(1)  # a difference of infinities is none
+    total = log_ratio + torch.where(zero, 0.0, log_likelihood.double()).sum(1)  # a difference of infinities is undefined
     num_zero = zero.sum(1, keepdim=True)
     step = max(1, MOST_NUMBERS // len(log_likelihood))
     for first in range(0, log_likelihood.shape[1], step):
         part = slice(first, first + step)
         own = log_likelihood[:, part].double()
         log_weight = total.unsqueeze(1) - torch.where(finite[:, part], own, 0.0)
-        ruled_out = num_zero - zero[:, part].long() > 0  # by another datum
+        ruled_out = num_zero - zero[:, part].long() > 0  # -inf by another datum
         yield part, own, torch.where(ruled_out, -math.inf, log_weight)
 
 
 def scores(log_ratio: Tensor, log_likelihood: Tensor, doubted: Tensor) -> Scores:
-    """:param log_ratio: (S,), log p(theta) / q(theta), and log p of data that the table has not.
+    """The scores of all data.
+
+    :param log_ratio: (S,), log p(theta) / q(theta), including log p of data that are not in the table.
     :param log_likelihood: (S, B).
     :param doubted: (S, B), where log p(x_n | theta) is in doubt.
     """
@@ -75,7 +78,7 @@ def scores(log_ratio: Tensor, log_likelihood: Tensor, doubted: Tensor) -> Scores
         terms = terms * math.sqrt(len(own) / max(len(own) - 1, 1))
         influence = influence + terms.sum(1)
         std_error = terms.square().sum(0).sqrt() if len(own) > 1 else torch.full_like(elpd, math.nan)
-        relative = (terms / terms.abs().amax(0)).square()  # so that no fourth power is lost
+        relative = (terms / terms.abs().amax(0)).square()  # so that fourth powers do not underflow
         behind = relative.sum(0).square() / relative.square().sum(0)
         of_weights = effective_sample_size(log_weight), behind, (share * doubted[:, part]).sum(0)
         columns.append((elpd, std_error, k, *of_weights))

@@ -1,4 +1,4 @@
-"""Model and guide pairs: variational autoencoders that train under `SVI` and under `torch.optim`, copies included."""
+"""Pairs of model and guide: variational autoencoders that train with `SVI` and with `torch.optim`."""
 
 from .builders import conv_vae, mlp_conditional_vae, mlp_missing_vae, mlp_vae
 from .conditional import Concatenated, ConditionalVAE, WithSizeFactor

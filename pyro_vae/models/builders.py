@@ -1,4 +1,4 @@
-"""Build a VAE in one line: body, head and prior that fit together and to the data."""
+"""Functions that build a VAE in one line, with networks and a prior that fit the data."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,17 +26,17 @@ def mlp_vae(
     hidden: Sequence[int] = (400,),
     activation: Activation = nn.ReLU,
 ) -> VAE:
-    """A `VAE` for vectors, from multilayer perceptrons: x (B, X) and latents (B, D) under a standard normal prior.
+    """Build a `VAE` for vectors from multilayer perceptrons: x (B, X), latents (B, D), standard normal prior.
 
     :param data_dim: X.
     :param latent_dim: D.
-    :param likelihood: head of the decoder, from `pyro_vae.nn`; the encoder sees x through its `input_layer()`.
-        Copied, so that one head can be passed to several VAEs.
+    :param likelihood: head of the decoder, from `pyro_vae.nn`. Its `input_layer()` is applied to x before the encoder. It is
+        copied, so one head can be passed to several VAEs.
     :param posterior: head of the encoder; `Normal()`, a diagonal Gaussian, unless given.
     :param hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
-    :param activation: makes the activation module between the layers.
+    :param activation: function that returns the activation module between the layers.
     :returns: a `VAE`, untrained and in train mode.
-    :raises OptionError: for a dimension or a width below 1, or a likelihood that is no head for vectors.
+    :raises OptionError: for a dimension or a width below 1, or a likelihood that is not a head for vectors.
 
     Example::
 
@@ -62,7 +62,9 @@ def mlp_missing_vae(
     hidden: Sequence[int] = (400,),
     activation: Activation = nn.ReLU,
 ) -> MissingDataVAE:
-    """A `MissingDataVAE` for vectors x (B, X) with NaN in their holes; the encoder sees 2 X numbers, x and the mask.
+    """Build a `MissingDataVAE` for vectors x (B, X) with NaN for missing values.
+
+    The input of the encoder is x and the mask, (B, 2 X).
 
     :param data_dim: X.
     :param latent_dim: D.
@@ -79,8 +81,8 @@ def mlp_missing_vae(
     likelihood, posterior = own_head("likelihood", likelihood, 1), own_posterior(posterior)
     if getattr(likelihood, "couples_batch", False):
         raise OptionError(
-            "the scale of Normal('optimal') is the best one for a whole batch, and a batch with holes has none: pass "
-            "pv.nn.Normal('learned')"
+            "the scale of Normal('optimal') is computed from a whole batch, which is not possible with missing "
+            "values: pass pv.nn.Normal('learned')"
         )
     prior = StandardNormal(latent_dim)
     width = input_shape(likelihood, (amount("data_dim", data_dim, lowest=1),))[0]
@@ -100,7 +102,7 @@ def mlp_conditional_vae(
     hidden: Sequence[int] = (400,),
     activation: Activation = nn.ReLU,
 ) -> ConditionalVAE:
-    """A `ConditionalVAE` for vectors x (B, X) given vectors y (B, C); the prior does not depend on y.
+    """Build a `ConditionalVAE` for vectors x (B, X) given vectors y (B, C); the prior does not depend on y.
 
     :param data_dim: X.
     :param condition_dim: C; labels are passed one-hot.
@@ -139,17 +141,17 @@ def conv_vae(
     channels: Sequence[int] = (32, 64),
     activation: Activation = nn.ReLU,
 ) -> VAE:
-    """A `VAE` for images, from strided convolutions: x (B, C, H, W), latents (B, D) under a standard normal prior.
+    """Build a `VAE` for images from strided convolutions: x (B, C, H, W), latents (B, D), standard normal prior.
 
     :param image_shape: (C, H, W).
     :param latent_dim: D.
-    :param likelihood: head of the decoder with `event_dim=3`; the encoder sees x through its `input_layer()`.
-        Copied, so that one head can be passed to several VAEs.
+    :param likelihood: head of the decoder with `event_dim=3`. Its `input_layer()` is applied to x before the encoder. It is
+        copied, so one head can be passed to several VAEs.
     :param posterior: head of the encoder; `Normal()`, a diagonal Gaussian, unless given.
-    :param channels: of the encoder's convolutions, each of which halves the image; the decoder has them in reverse.
-    :param activation: makes the activation module between the layers.
+    :param channels: channels of the encoder's convolutions, each of which halves the image; the decoder has them in reverse.
+    :param activation: function that returns the activation module between the layers.
     :returns: a `VAE`, untrained and in train mode.
-    :raises OptionError: for images too small for that many convolutions, a dimension below 1, or a likelihood that is no
+    :raises OptionError: for images too small for that many convolutions, a dimension below 1, or a likelihood that is not a
         head for images.
 
     Example::
@@ -174,11 +176,11 @@ def own_posterior(head: Head | None) -> Head:
 
 
 def own_head(role: str, head: Head, event_dim: int) -> Head:
-    """A copy of the head for this VAE alone: what it learns is not shared with another one that it was passed to."""
+    """A copy of the head, so that its parameters are not shared with another VAE that it is passed to."""
     if not isinstance(head, Head):
         raise OptionError(
-            f"{role} must be a head of pyro_vae.nn, such as pv.nn.Normal(), got {type(head).__name__}: pass one, or build "
-            "VAE(encoder, decoder, prior) from modules of your own"
+            f"{role} must be a head of pyro_vae.nn, such as pv.nn.Normal(), got {type(head).__name__}: pass one, or "
+            "build VAE(encoder, decoder, prior) from your modules"
         )
     if head.event_dim != event_dim:
         raise OptionError(
@@ -189,5 +191,5 @@ def own_head(role: str, head: Head, event_dim: int) -> Head:
 
 
 def input_shape(likelihood: Head, data_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one datum behind the likelihood's input layer."""
+    """The shape of one datum after the likelihood's input layer."""
     return tuple(likelihood.input_layer()(torch.zeros(1, *data_shape)).shape[1:])

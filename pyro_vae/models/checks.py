@@ -1,4 +1,4 @@
-"""Checks of the networks of a VAE and of what they return."""
+"""Checks of the networks of a VAE and of their outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from ..errors import ArgumentError, EmptyBatchError, NonFiniteError, OptionError
 
 
 def checked_network(role: str, network: Any, gives: str = "a distribution") -> nn.Module:
-    """A network whose parameters the program can train: a module, and none of Pyro's own kind."""
+    """Check that a network is an nn.Module without a PyroModule inside, so that its parameters are trained."""
     if not isinstance(network, nn.Module):
         remedy = "pass pv.nn.StandardNormal(latent_dim)" if role == "prior" else "pass an nn.Module"
         raise OptionError(
@@ -22,8 +22,8 @@ def checked_network(role: str, network: Any, gives: str = "a distribution") -> n
         )
     if any(isinstance(module, PyroModule) for module in network.modules()):
         raise OptionError(
-            f"the {role} contains a PyroModule. Pyro stores its parameters under names that all its instances share, so "
-            "that of two VAEs only the first would learn: build the network from plain nn.Modules"
+            f"the {role} contains a PyroModule. Pyro stores its parameters under names that are the same for all its "
+            "instances, so with two VAEs only the first would be trained: build the network from plain nn.Modules"
         )
     return network
 
@@ -34,7 +34,7 @@ def applied(role: str, network: Callable, *inputs: Any) -> TorchDistribution:
 
 
 def called(role: str, network: Callable, *inputs: Any) -> Any:
-    """What a network returns; an error of torch within it says whose it is and what came."""
+    """The output of a network; an error of torch inside it is raised with the name of the network and its inputs."""
     try:
         return network(*inputs)
     except Exception as error:
@@ -47,13 +47,13 @@ def called(role: str, network: Callable, *inputs: Any) -> Any:
 
 
 def drawn(role: str, fn: TorchDistribution, *shape: int) -> Tensor:
-    """A draw; torch refuses to draw from NaN by an error that does not say whence it comes."""
+    """A draw; torch's error for a draw from NaN is raised with the name of the network."""
     try:
         return fn.sample(shape)
     except (RuntimeError, ValueError) as error:
         raise NonFiniteError(
-            f"cannot draw from the distribution of the {role} ({error}): look for NaN or infinite values in what came and "
-            "in the parameters"
+            f"cannot draw from the distribution of the {role} ({error}): look for NaN or infinite values in the inputs "
+            "and in the parameters"
         ) from error
 
 
@@ -62,7 +62,7 @@ def num_rows(x: Any) -> int:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ArgumentError(f"x must be a tensor of data, one per row, (B, ...), got {shape}")
     if len(x) == 0:
-        raise EmptyBatchError("x must have at least one row, got none: leave empty batches out")
+        raise EmptyBatchError("x must have at least one row, got none: skip empty batches")
     return len(x)
 
 
@@ -76,18 +76,18 @@ def distribution(role: str, fn: Any) -> TorchDistribution:
 
 
 def check_rows(fn: TorchDistribution, role: str, *batch_shapes: tuple[int, ...]) -> None:
-    """Refuse a distribution that does not have one independent event per row."""
+    """Raise for a distribution that does not have one independent event per row."""
     if fn.batch_shape not in batch_shapes:
         expected = " or ".join(str(tuple(shape)) for shape in batch_shapes)
         raise StructureError(
             f"the {role} must return one distribution per row, batch shape {expected}, got batch shape "
-            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}: declare the dimensions of a row as one event "
-            "with .to_event(), and keep the leading dimensions of what comes in"
+            f"{tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}: declare the dimensions of a row as one "
+            "event with .to_event(), and keep the leading dimensions of the input"
         )
 
 
 def batch_shape_of(z: Tensor, fn: TorchDistribution, role: str = "prior", drawn_by: str = "encoder") -> torch.Size:
-    """The batch shape of latents that came from the guide, which may have another event shape than the model's."""
+    """The batch shape of latents that came from the guide, after a check that they have the event shape of the model's."""
     cut = z.dim() - len(fn.event_shape)
     if z.shape[cut:] != fn.event_shape:
         raise StructureError(
@@ -98,7 +98,7 @@ def batch_shape_of(z: Tensor, fn: TorchDistribution, role: str = "prior", drawn_
 
 
 def check_data(x: Tensor, likelihood: TorchDistribution, num_dims: int) -> None:
-    """Refuse data of another event shape, right of their first `num_dims` dimensions, than the likelihood's."""
+    """Raise for data whose shape after the first `num_dims` dimensions is not the event shape of the likelihood."""
     if likelihood.event_shape != x.shape[num_dims:]:
         kind = "rows" if num_dims == 1 else "steps"
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""The conditional VAE: the same model and guide, given another variable y."""
+"""The conditional VAE: model and guide given another variable y."""
 
 import inspect
 from collections.abc import Iterable
@@ -20,18 +20,17 @@ class ConditionalVAE(Networks):
 
         log p(x given y) >= E_q log p(x given z, y) - KL(q(z given x, y) to p(z given y))
 
-    Sohn, Lee and Yan (2015, https://papers.nips.cc/paper/5775). B data of shape X, latents of shape D, conditions of
-    shape C. y is given, not modelled: there is no density of it, and it cannot be missing.
+    Sohn, Lee and Yan (2015, https://papers.nips.cc/paper/5775). B data of shape X, latents of shape D, conditions of shape
+    C. y is given, not modelled: it has no density, and it cannot be missing.
 
     :param encoder: module that maps x, (B, X), and y, (B, C), to a distribution with batch shape (B,) and event shape (D,).
     :param decoder: module that maps z, (..., B, D), and y, (B, C), to a distribution with batch shape (..., B) and event
-        shape X; particles stand left of the data, so y has to broadcast, as in `Concatenated`.
-    :param prior: module that returns a distribution with event shape (D,). If its `forward` takes an argument, it is given
-        y (a network and a head); if it takes none (`pyro_vae.nn.StandardNormal`), the prior does not depend on y.
-    :raises OptionError: for a network that is no module, or one that contains a `PyroModule`.
+        shape X; particles are left of the data, so y must be broadcast, as in `Concatenated`.
+    :param prior: module that returns a distribution with event shape (D,). If its `forward` takes an argument, it is called
+        with y (a network and a head). If it takes none (`pyro_vae.nn.StandardNormal`), the prior does not depend on y.
+    :raises OptionError: for a network that is not a module, or one that contains a `PyroModule`.
 
-    `vae.model` and `vae.guide` are called with (x, y), and so is everything that is built with them; for the rest see
-    `VAE`.
+    Call `vae.model` and `vae.guide`, and estimators built with them, with (x, y). Everything else is as in `VAE`.
 
     Example::
 
@@ -73,10 +72,11 @@ class ConditionalVAE(Networks):
 class Concatenated(nn.Module):
     """A network of several inputs: `network(cat(inputs))`, joined along the last dimension.
 
-    Leading dimensions are broadcast: z of K particles, (K, B, D), and y, (B, C), give the network (K, B, D + C).
+    Leading dimensions are broadcast: with z of K particles, (K, B, D), and y, (B, C), the input of the network is (K, B, D +
+    C).
 
-    :param network: module of one input, whose width is the sum of those of all inputs.
-    :param first: module for the first input before it is joined (a head's `input_layer()`, say).
+    :param network: module with one input, whose width is the sum of the widths of all inputs.
+    :param first: module that is applied to the first input before it is joined, such as a head's `input_layer()`.
     :raises ArgumentError: when called, for inputs whose rows do not correspond.
 
     Example::
@@ -99,7 +99,8 @@ class Concatenated(nn.Module):
             leading = torch.broadcast_shapes(*rows)
         except RuntimeError:
             leading = None
-        if leading is None or not all(rows) and any(rows):  # labels (B,) would be one condition of size B for all rows
+        # labels (B,) would be taken for one condition of size B for all rows
+        if leading is None or not all(rows) and any(rows):
             raise ArgumentError(
                 "inputs that are joined must have a row for each datum, (..., B, width), got shapes "
                 f"{shapes_of(inputs)}: pass one condition per datum, labels as one-hot"
@@ -110,13 +111,13 @@ class Concatenated(nn.Module):
 class WithSizeFactor(nn.Module):
     """A decoder of counts with size factors: `head(network(z), size_factor)`, called with z and y.
 
-    The first column of y, (B, 1 + C), is the size factor of the datum, which multiplies the mean: its number of all counts
-    over their mean, say, or a time of exposure. The other C columns are conditions, such as a one-hot batch, which are
-    joined to z as by `Concatenated`. The factor is given, not modelled.
+    The first column of y, (B, 1 + C), is the size factor of the datum, which multiplies the mean. It may be the datum's
+    total count divided by the mean total count, or an exposure time. The other C columns are conditions, such as a one-hot
+    batch, which are joined to z as by `Concatenated`. The factor is given, not modelled.
 
     :param network: module of z and the conditions, (..., D + C), to the raw numbers of the head.
     :param head: a head of counts of `pyro_vae.nn`, called with raw numbers and a size factor.
-    :raises OptionError: for a head that takes no size factor.
+    :raises OptionError: for a head without a size factor.
     :raises ArgumentError: when called, for y without a column, or factors that are not positive.
 
     Example::
@@ -137,7 +138,7 @@ class WithSizeFactor(nn.Module):
         if not isinstance(head, Head) or "size_factor" not in inspect.signature(head.forward).parameters:
             raise OptionError(
                 f"head must be a head of counts, whose forward takes a size_factor, got {type(head).__name__}: pass "
-                "pv.nn.Poisson(), pv.nn.NegativeBinomial() or one of their zero-inflated kin"
+                "pv.nn.Poisson(), pv.nn.NegativeBinomial() or one of their zero-inflated variants"
             )
         self.network, self.head = Concatenated(network), head
 

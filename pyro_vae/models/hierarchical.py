@@ -1,4 +1,4 @@
-"""The hierarchical VAE: layers of latents, the lower ones given the upper ones."""
+"""The hierarchical VAE: several layers of latents, each given the layer above."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,38 +14,40 @@ from .vae import Pair, Part, evaluating, mean_of
 
 
 class HierarchicalVAE(Pair):
-    r"""VAE with L layers of latents, z_L at the top and z_1 next to the data::
+    r"""VAE with L layers of latents, from z_L at the top to z_1 next to the data::
 
         p(z_L) = prior    p(z_l given z_{l+1}) = layers[l - 1](z_{l+1})    p(x given z_1) = decoder(z_1)
 
-    The decoder sees z_1 alone. The guide goes one of two ways. From the data up, as in a deep latent Gaussian model::
+    The decoder depends on z_1 only. There are two kinds of guide. The first goes from the data up, as in a deep latent
+    Gaussian model::
 
         q(z_1 given x) = encoders[0](x)    q(z_l given z_{l-1}) = encoders[l - 1](z_{l-1})
 
-    or, with `features`, down in the order of the model, so that every layer sees x: a ladder (Sønderby et al. 2016,
-    https://arxiv.org/abs/1602.02282; their product of q and p in each layer is left out here)::
+    The second, with `features`, is a ladder: it goes down in the order of the model, and every layer depends on x (Sønderby
+    et al. 2016, https://arxiv.org/abs/1602.02282; their product of q and p in each layer is left out here)::
 
         h_1 = features[0](x)                  h_l = features[l - 1](h_{l-1})
         q(z_L given x) = encoders[L - 1](h_L)    q(z_l given z_{l+1}, x) = encoders[l - 1](z_{l+1}, h_l)
 
-    The posterior has both forms, since x depends on z_1 alone, so either guide can be exact. In the second one the rate
-    KL(q(z given x) to p(z)) is a sum of one KL per layer; objectives show them in nats in their `terms`, and
-    `BetaTraceMeanField_ELBO` takes them by formula. In the first one the model draws in another order than the guide: a term
-    may be negative, and only the sum of all layers is a rate.
+    Since x depends on z_1 only, the posterior has both forms, so either guide can be exact. With the ladder, the rate KL(q(z
+    given x) to p(z)) is a sum of one KL per layer. Objectives have them in nats in their `terms`, and
+    `BetaTraceMeanField_ELBO` computes them by formula. With the first guide, model and guide draw in different orders: a
+    term may be negative, and only the sum over layers is a rate.
 
-    B data of shape X, latents of shape D_l. Lists go from the data up.
+    B data of shape X, latents of shape D_l. Lists are in the order from the data up.
 
     :param prior: module that returns a distribution with event shape (D_L,) when called.
     :param layers: L - 1 modules; number l maps z_{l+1}, (..., D_{l+1}), to a distribution with batch shape (...) and event
         shape (D_l,).
     :param decoder: module that maps z_1, (..., D_1), to a distribution with batch shape (...) and event shape X.
-    :param encoders: L modules that return distributions with event shape (D_l,); see above for what they are given. Two
-        inputs, z (..., B, D) and h (B, H), are joined by `pyro_vae.models.Concatenated`.
-    :param features: L modules from tensor to tensor, (B, X) to (B, H_1) and so on: the ladder. `None`: from the data up.
-    :raises OptionError: for another number of modules, a network that is no module, or one that contains a `PyroModule`.
+    :param encoders: L modules that return distributions with event shape (D_l,); their inputs are given above.
+        `pyro_vae.models.Concatenated` joins two inputs, z (..., B, D) and h (B, H).
+    :param features: L modules from tensor to tensor, (B, X) to (B, H_1) and so on, for the ladder. `None` for the guide from
+        the data up.
+    :raises OptionError: for a wrong number of modules, a network that is not a module, or one that contains a `PyroModule`.
 
-    `vae.model` and `vae.guide` are called with x. They sample "latent_1" to "latent_L", and observe "obs", in the plate
-    "data". For the rest see `VAE`.
+    `vae.model` and `vae.guide` are called with x. They sample "latent_1" to "latent_L" and observe "obs", in the plate
+    "data". Everything else is as in `VAE`.
 
     Example::
 
@@ -109,7 +111,7 @@ class HierarchicalVAE(Pair):
 
 
 def draw_rows(name: str, role: str, fn: Any, rows: torch.Size) -> tuple[Tensor, torch.Size]:
-    """`sample_rows` outside of any program."""
+    """`sample_rows` outside a program."""
     fn = distribution(role, fn)
     check_rows(fn, role, rows)
     return drawn(role, fn), rows

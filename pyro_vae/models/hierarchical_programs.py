@@ -1,4 +1,4 @@
-"""The Pyro programs of the hierarchical VAE: one model, and guides from the data up or down a ladder."""
+"""The Pyro programs of the hierarchical VAE: the model, the guide from the data up, and the ladder guide."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +48,7 @@ class BottomUpGuide(Program):
             self.latents(x, sample_rows)
 
     def latents(self, x: Tensor, sample: Sample) -> Tensor:
-        """Sample all layers; z_1."""
+        """Sample all layers; returns z_1."""
         path, rows = [x], x.shape[:1]
         for layer, encoder in enumerate(self.encoders):
             z, rows = sample(f"latent_{layer + 1}", f"encoders[{layer}]", encoder(path[-1]), rows)
@@ -71,7 +71,7 @@ class LadderGuide(Program):
             self.latents(x, sample_rows)
 
     def latents(self, x: Tensor, sample: Sample) -> Tensor:
-        """Sample all layers; z_1."""
+        """Sample all layers; returns z_1."""
         seen = [x]
         for network in self.features:
             seen.append(network(seen[-1]))
@@ -84,7 +84,7 @@ class LadderGuide(Program):
 
 
 def checked_networks(role: str, networks: Sequence[nn.Module] | nn.ModuleList) -> nn.ModuleList:
-    if not isinstance(networks, (list, tuple, nn.ModuleList)):  # a Sequential is one network, though it has several
+    if not isinstance(networks, (list, tuple, nn.ModuleList)):  # a Sequential is one network, although it contains several
         raise OptionError(f"{role} must be a list of modules, one per layer from the data up, got {described(networks)}")
     return nn.ModuleList(checked_network(f"{role}[{n}]", network) for n, network in enumerate(networks))
 
@@ -92,6 +92,6 @@ def checked_networks(role: str, networks: Sequence[nn.Module] | nn.ModuleList) -
 def check_number(role: str, networks: nn.ModuleList, number: int) -> None:
     if len(networks) != number:
         raise OptionError(
-            f"{role} must have one module per layer of latents, {number} here, got {len(networks)}: for L layers of latents "
-            "pass L encoders and L - 1 layers, since the topmost one has the prior"
+            f"{role} must have one module per layer of latents, {number} here, got {len(networks)}: for L layers of "
+            "latents pass L encoders and L - 1 layers, since the top layer has the prior"
         )

@@ -1,4 +1,4 @@
-"""Labels that are known for some of the data: whole numbers, and -1 where nobody knows."""
+"""Labels that are known for some of the data: whole numbers, and -1 where unknown."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ UNKNOWN = -1
 
 
 class KnownLabels(TorchDistribution):
-    """The labels of data of which it is given which have one: a class where `known`, and -1 with certainty elsewhere.
+    """Distribution of the labels of data: a class where `known` is true, and -1 with probability one elsewhere.
 
     :param logits: log p(y), (C,).
-    :param known: (B,).
+    :param known: (B,), whether the label of a datum is known.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -47,15 +47,18 @@ class KnownLabels(TorchDistribution):
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """(..., C) of bools; -1 is a row of False. It reads no value into Python, as `torch.nn.functional.one_hot` does."""
+    """One-hot labels, (..., C) bool; -1 gives a row of False.
+
+    Unlike `torch.nn.functional.one_hot`, it reads no value into Python.
+    """
     return labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
 
 
 def label_or_latent(y: Tensor | None, logits: Tensor, **options: Any) -> Tensor:
-    """The known label, otherwise the latent "y", (..., B) or what broadcasts to it.
+    """The known label, otherwise the latent "y"; (..., B) or a shape that broadcasts to it.
 
-    A datum whose label is known has a "y" too, because all data share one site. Nothing reads it, and it is uniform in the
-    model and in the guide, so that it adds nothing to log p(x, y) or to the ELBO.
+    A datum with a known label has a "y" too, because all data share one site. This "y" is not used, and it is uniform in the
+    model and in the guide, so it adds nothing to log p(x, y) or to the ELBO.
     """
     if y is None:
         return sampled(logits, options)
@@ -69,7 +72,7 @@ def sampled(logits: Tensor, options: dict[str, Any]) -> Tensor:
 
 
 def check_labels(y: Any, num_rows: int) -> None:
-    """Refuse what is no label for each row, without a look at the values."""
+    """Raise unless there is one label for each row; values are not read."""
     fits = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if not fits or y.shape != (num_rows,):
         raise ArgumentError(
@@ -85,8 +88,8 @@ def check_classes(labels: Tensor, num_classes: int, lowest: int = UNKNOWN) -> No
         remedy = "" if lowest == UNKNOWN else ", and put vae.classify(x).probs.argmax(-1) where one is unknown"
         raise SupportError(
             f"labels must be whole numbers from 0 to {num_classes - 1},{unknown}, but {int(outside.sum())} of "
-            f"{labels.numel()} are not, in data {listed(outside)} ({int(labels.min())} to {int(labels.max())}): "
-            f"number the classes from 0 on{remedy}"
+            f"{labels.numel()} are not, in data {listed(outside)} ({int(labels.min())} to {int(labels.max())}): number "
+            f"the classes from 0{remedy}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The linear VAE, probabilistic PCA, whose log p(x), posterior and rate are known."""
+"""The linear VAE (probabilistic PCA), with exact log p(x), posterior and rate."""
 
 import pyro.distributions as dist
 import torch
@@ -12,20 +12,20 @@ from .vae import VAE
 
 
 class LinearVAE(VAE):
-    r"""Linear VAE: probabilistic PCA with a Gaussian guide, every answer of which is known::
+    r"""Linear VAE: probabilistic PCA with a Gaussian guide, for which all quantities have closed forms::
 
         p(z) = N(0, I_D)    p(x given z) = N(W z + b, s^2 I_X)    q(z given x) = N(V x + c, diag(t^2))
 
-    At the optimum of the ELBO the columns of W are orthogonal, so that the posterior has one diagonal covariance for all
-    x: the guide is then exact, the ELBO is log p(x), and W spans the first principal axes (Lucas, Tucker, Grosse and
+    At the optimum of the ELBO the columns of W are orthogonal, so the posterior has the same diagonal covariance for all x.
+    The guide is then exact, the ELBO equals log p(x), and W spans the first principal axes (Lucas, Tucker, Grosse and
     Norouzi 2019, https://arxiv.org/abs/1911.02469; Tipping and Bishop 1999, https://doi.org/10.1111/1467-9868.00196).
 
     :param data_dim: X.
     :param latent_dim: D.
-    :param scale: the noise s; `None` learns it.
-    :raises OptionError: for a dimension below 1, or a scale that is no positive finite number.
+    :param scale: s, the standard deviation of the noise; `None` to learn it.
+    :raises OptionError: for a dimension below 1, or a scale that is not a positive finite number.
 
-    For the rest see `VAE`.
+    Everything else is as in `VAE`.
 
     Example::
 
@@ -46,7 +46,7 @@ class LinearVAE(VAE):
 
     @torch.no_grad()
     def exact(self) -> LinearGaussian:
-        """The model at its present parameters, as `pyro_vae.exact.LinearGaussian`: a copy that training leaves alone."""
+        """The model with its current parameters as `pyro_vae.exact.LinearGaussian`; later training does not change it."""
         weight = self.decoder.get_parameter("0.weight").clone()
         at_zero = self.decode(weight.new_zeros(weight.shape[1]))
         return LinearGaussian(weight, at_zero.mean.clone(), at_zero.variance[0])

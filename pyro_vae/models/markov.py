@@ -17,27 +17,28 @@ class MarkovVAE(Pair):
         q(z_t given z_{t-1}, x) = combiner(z_{t-1}, h_t)    h_1, ..., h_T = encoder(x, lengths)
 
     Krishnan, Shalit and Sontag (2017, https://arxiv.org/abs/1609.09869). B sequences of at most T steps, steps of shape X,
-    latents of shape D, features of shape H. Given z_{t-1}, the posterior of z_t depends on x_t and what comes later alone:
-    the guide is exact if h_t tells all of that and the combiner is rich enough.
+    latents of shape D, features of shape H. Given z_{t-1}, the posterior of z_t depends only on x_t and later steps. The
+    guide is exact if h_t contains all their information and the combiner is flexible enough.
 
     :param initial: module that returns a distribution with event shape (D,) when called, such as
         `pyro_vae.nn.StandardNormal`.
     :param transition: module that maps z, (..., D), to a distribution with batch shape (...) and event shape (D,).
-    :param decoder: module that maps z, (..., D), to a distribution with batch shape (...) and event shape X. All steps go
-        through it at once, (..., B, T, D).
+    :param decoder: module that maps z, (..., D), to a distribution with batch shape (...) and event shape X. It is called
+        once for all steps, with (..., B, T, D).
     :param encoder: module that maps x, (B, T, \*X), and lengths, (B,), to features (B, T, H), such as
         `pyro_vae.nn.BackwardGRU`.
     :param combiner: module that maps z_{t-1}, (..., B, D), and h_t, (B, H), to a distribution with batch shape (..., B) and
-        event shape (D,), such as `pyro_vae.models.Concatenated`. In place of z_0 it gets the parameter `guide.start`.
+        event shape (D,), such as `pyro_vae.models.Concatenated`. In place of z_0, which does not exist, it gets the
+        parameter `guide.start`.
     :raises OptionError: for a network that is no module, or one that contains a `PyroModule`.
 
     `vae.model` and `vae.guide` are called with x, (B, T, \*X), and `lengths`, (B,), whole numbers from 1 to T; without
     lengths all sequences have T steps. They sample "latent_1" to "latent_T" and observe "obs" in the plate "data" of B rows.
-    What lies behind the length of a sequence is masked: log p(x) in nats is that of its own steps, whatever the padding
-    holds, and a batch may be cut to its longest sequence. For the rest see `VAE`.
+    Steps after the end of a sequence are masked. log p(x), in nats, is that of the real steps, whatever values the padding
+    has, and a batch may be cut to its longest sequence. Everything else is as in `VAE`.
 
-    When called, model and guide raise `ArgumentError` for x or lengths of another kind or shape, `EmptyBatchError` for no
-    rows, `StructureError` where a network does not return one distribution per row.
+    When called, model and guide raise `ArgumentError` for x or lengths of a wrong type or shape, `EmptyBatchError` for no
+    rows, and `StructureError` where a network does not return one distribution per row.
 
     Example::
 
@@ -74,7 +75,7 @@ class MarkovVAE(Pair):
     def reconstruct(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         r"""The mean of the likelihood at one draw of q(z given x) per sequence: (B, T, \*X), NaN in the padding.
 
-        Draws from the caller's random state. The networks run in eval mode and without gradients, and are left as they were.
+        Draws from the caller's random state. The networks run in eval mode and without gradients; their modes are restored.
 
         :raises StructureError: for a likelihood without a mean, such as a categorical one.
         """

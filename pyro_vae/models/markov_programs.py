@@ -1,4 +1,4 @@
-"""The Pyro programs of the deep Markov model, and what is padding in their data."""
+"""The Pyro programs of the deep Markov model, and the mask of padding."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ class MarkovGuide(Program):
                     z, rows = sample_rows(f"latent_{t}", "combiner", fn, rows)
 
     def read(self, x: Tensor, lengths: Tensor | None) -> tuple[Any, Tensor]:
-        """Which steps are real, (B, T), and the features of all, (B, T, H)."""
+        """A mask of the real steps, (B, T), and the features of all steps, (B, T, H)."""
         kept, lengths = real_steps(x, lengths)
         features = called("encoder", self.encoder, without_padding(x, kept), lengths)
         if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[:2] != kept.shape:
@@ -84,16 +84,16 @@ class MarkovGuide(Program):
 
 
 def check_state(role: str, fn: Any, latent_dim: int) -> None:
-    """Torch would broadcast a state of one number to all."""
+    """Raise for a state of another size; torch would broadcast a state of one number."""
     if (shape := tuple(distribution(role, fn).event_shape)) != (latent_dim,):
         raise StructureError(
-            f"the {role} must return states like those of initial, event shape ({latent_dim},), got {shape}: give it "
-            f"{latent_dim} latents, as one event with .to_event(1)"
+            f"the {role} must return states of the same size as those of initial, event shape ({latent_dim},), got "
+            f"{shape}: give it {latent_dim} latents, as one event with .to_event(1)"
         )
 
 
 def real_steps(x: Tensor, lengths: Tensor | None) -> tuple[Any, Tensor]:
-    """Which steps of padded sequences are real, (B, T), and the lengths, (B,)."""
+    """A mask of the real steps of padded sequences, (B, T), and the lengths, (B,)."""
     size = num_rows(x)
     if x.ndim < 3 or x.shape[1] == 0:
         raise ArgumentError(
@@ -107,5 +107,5 @@ def real_steps(x: Tensor, lengths: Tensor | None) -> tuple[Any, Tensor]:
 
 
 def without_padding(x: Tensor, kept: Tensor) -> Tensor:
-    """Padding replaced by the first step of its sequence, which every likelihood takes; NaN would spoil gradients."""
+    """Replace padding by the first step of its sequence, which every likelihood accepts; NaN would make gradients NaN."""
     return torch.where(kept.reshape(kept.shape + (1,) * (x.ndim - 2)), x, x[:, :1])

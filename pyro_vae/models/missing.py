@@ -1,4 +1,4 @@
-"""The VAE of data with holes."""
+"""The VAE of data with missing values."""
 
 from typing import ClassVar
 
@@ -12,27 +12,32 @@ from .vae import VAE
 
 
 class MissingDataVAE(VAE):
-    r"""Variational autoencoder of data with holes: NaN in x is a missing number. Of x = (o, h) o was seen, h not::
+    r"""Variational autoencoder of data with missing values: NaN in x is a missing number.
 
-        log p(o) >= E_q log p(o given z) - KL(q(z given o) to p(z)),    p(o given z) = prod over seen i of p(x_i given z)
+    With x = (o, h), where o is observed and h is missing::
 
-    Nothing is imputed in the model: a hole has no density and no gradient. The encoder sees zeros in the holes, and a mask.
-    Mattei and Frellsen (2019), "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets",
-    https://arxiv.org/abs/1812.02633; its objective is `ImportanceWeightedELBO`, its imputation `pyro_vae.impute`. log p(o)
-    is the right likelihood where the reason that a number is missing does not depend on the number (missing at random).
+        log p(o) >= E_q log p(o given z) - KL(q(z given o) to p(z)), p(o given z) = prod over observed i of p(x_i given z)
+
+    Nothing is imputed in the model: a missing value has no density and no gradient. The input of the encoder has zeros in
+    place of missing values, and a mask. Source: Mattei and Frellsen (2019), "MIWAE: Deep Generative Modelling and Imputation
+    of Incomplete Data Sets", https://arxiv.org/abs/1812.02633. Its objective is `ImportanceWeightedELBO`, its imputation
+    `pyro_vae.impute`. log p(o) is the right likelihood if values are missing at random: whether a number is missing must not
+    depend on the number.
+
     B data of shape X, latents of shape D.
 
     :param encoder: module that maps (B, 2 X) to a distribution with batch shape (B,) and event shape (D,): along dimension 1
-        first x with zeros in its holes, then ones where a number was seen and zeros where not; (B, 2 C, H, W) for images.
-        `pyro_vae.nn.BesideMask(likelihood.input_layer())` in front scales the first half.
+        first x with zeros in place of missing values, then the mask, which is one where a number is observed. For images the
+        input is (B, 2 C, H, W). `pyro_vae.nn.BesideMask(likelihood.input_layer())` as the first layer scales the first half.
     :param decoder: module that maps z, (..., D), to a distribution with batch shape (...) and event shape X, whose numbers
-        are independent given z: any likelihood of `pyro_vae.nn` but `Normal("optimal")`.
+        are independent given z: any likelihood of `pyro_vae.nn` except `Normal("optimal")`.
     :param prior: module that returns a distribution with event shape (D,) when called.
-    :raises OptionError: for a network that is no module, or one that contains a `PyroModule`.
+    :raises OptionError: for a network that is not a module, or one that contains a `PyroModule`.
 
-    `vae.model`, `vae.guide` and `vae.encode` are called with x, NaN in its holes; a row may have no number at all, or all of
-    them. Classes and counts are floats, so that there is a NaN. When called, the model raises `StructureError` for a
-    likelihood whose numbers depend on one another. For the rest see `VAE`; `mlp_missing_vae` builds one for vectors.
+    Call `vae.model`, `vae.guide` and `vae.encode` with x, with NaN for missing values. A row may be complete, or have no
+    number at all. Classes and counts must be floats, so that NaN is possible. When called, the model raises `StructureError`
+    for a likelihood whose numbers depend on one another. Everything else is as in `VAE`. `mlp_missing_vae` builds one for
+    vectors.
 
     Example::
 
@@ -51,5 +56,5 @@ class MissingDataVAE(VAE):
     programs: ClassVar[tuple[type[Model], type[Guide]]] = MissingDataModel, MissingDataGuide
 
     def encode(self, x: Tensor) -> TorchDistribution:
-        """q(z given what was seen of x), with NaN in its holes: batch shape (B,), event shape (D,)."""
+        """q(z given the observed part of x), with NaN for missing values: batch shape (B,), event shape (D,)."""
         return applied("encoder", lambda x: self.encoder(zeros_and_mask(x)), x)

@@ -1,4 +1,4 @@
-"""A program's parameters in Pyro's store, under names that no other instance has, so that every copy learns."""
+"""Parameters of a program in Pyro's store, under names that are different for each instance."""
 
 import itertools
 import warnings
@@ -20,17 +20,17 @@ from torch.nn.parameter import is_lazy
 from ..errors import ParameterStoreWarning, quoted
 
 _numbers = itertools.count()
-_abandoned: list[str] = []  # store names of programs that are gone
+_abandoned: list[str] = []  # store names of programs that were deleted
 
 
 class Program(nn.Module):
-    """A model or guide whose parameters have names of their own in Pyro's store.
+    """A model or guide whose parameters have names in Pyro's store that no other instance has.
 
-    Pyro's `pyro.module` shares tensors by name: of two instances, or an instance and its copy, only the first would learn,
-    without a word. Here every instance, copies and unpickled ones included, counts up a number, and the module's own
-    tensors are the truth: `announce` corrects the store, never the module.
+    Pyro's `pyro.module` shares tensors by name: of two instances, or an instance and its copy, only the first would be
+    trained, without an error. Here every instance, also a copy or an unpickled one, has a new number in its names. The
+    parameters are those of the module: `announce` changes the store where the two differ, never the module.
 
-    :param kind: "model" or "guide", the readable half of the store name.
+    :param kind: "model" or "guide", the readable part of the store name.
     """
 
     def __init__(self, kind: str) -> None:
@@ -40,8 +40,8 @@ class Program(nn.Module):
 
     def _take_a_name(self) -> None:
         self.store_name = f"vae_{self.kind}_{next(_numbers)}"
-        self._entered: dict[str, nn.Parameter] = {}  # what this program has put into the store
-        # The collector may run in the middle of anything, so it only leaves a note.
+        self._entered: dict[str, nn.Parameter] = {}  # the names that this program has put into the store
+        # The garbage collector may run at any time, so it only records the names to delete.
         weakref.finalize(self, _abandoned.append, self.store_name).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -55,10 +55,10 @@ class Program(nn.Module):
 
 
 def announce(program: Program) -> None:
-    """Tell whoever listens (SVI, a trace) which parameters the program trains, and enter them into Pyro's store.
+    """Send the parameters of the program to Pyro's handlers (SVI, a trace), and enter them into Pyro's store.
 
-    What `pyro.module` does, but that the store never decides which tensor it is. The messages carry the tensors
-    themselves, so that the store is only looked at; frozen parameters are left out.
+    It does what `pyro.module` does, but a tensor in the store never replaces that of the module. The messages contain the
+    tensors, so the store is only read. Frozen parameters are left out.
     """
     listeners = [messenger for messenger in _PYRO_STACK if listens(type(messenger))]  # type: ignore[arg-type]
     if not listeners:
@@ -71,17 +71,17 @@ def announce(program: Program) -> None:
         enter(program, store, missing)
     for name, parameter in found:
         handle = vars(parameter).get("unconstrained")
-        if handle is None or handle() is not parameter:  # a copy of a parameter brings the handle of the original
+        if handle is None or handle() is not parameter:  # a copy of a parameter has the handle of the original
             parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
         message = param_message(name, parameter)
         if len(traces) < len(listeners):
             apply_stack(message)
             continue
-        for trace in traces:  # as under SVI: the rest of the stack would do nothing, at every step for every parameter
+        for trace in traces:  # as with SVI: the other handlers would do nothing, in every step for every parameter
             trace._pyro_post_param(message)
 
 
-@cache  # every step asks it of every messenger
+@cache  # called in every step for every messenger
 def listens(kind: type[Messenger]) -> bool:
     """Whether messengers of a kind read or change parameters."""
     return (
@@ -93,9 +93,9 @@ def listens(kind: type[Messenger]) -> bool:
 
 
 def trainable(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that take a gradient; half the time of `named_parameters`, which is spent at every step.
+    """Names and parameters that require a gradient; twice as fast as `named_parameters`, and called in every step.
 
-    Temporary tensors in their place (`torch.func.functional_call`) are not parameters and stay out of the store.
+    Temporary tensors in their place (`torch.func.functional_call`) are not parameters and are not entered into the store.
     """
     for key, value in module._parameters.items():
         if isinstance(value, nn.Parameter) and value.requires_grad:
@@ -106,7 +106,7 @@ def trainable(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Paramete
 
 
 def param_message(name: str, parameter: nn.Parameter) -> Any:
-    """What `pyro.param` would send through the stack, already answered."""
+    """The message that `pyro.param` would send to handlers, with its value set."""
     return {
         "type": "param",
         "name": name,
@@ -126,7 +126,7 @@ def param_message(name: str, parameter: nn.Parameter) -> Any:
 
 
 def enter(program: Program, store: ParamStoreDict, missing: dict[str, nn.Parameter]) -> None:
-    """Put the module's own tensors into the store; warn where it held others that this module did not put there."""
+    """Put the tensors of the module into the store; warn where the store has others that this module did not put there."""
     while _abandoned:
         prefix = param_with_module_name(_abandoned.pop(), "")
         for name in [name for name in store._params if name.startswith(prefix)]:
@@ -143,9 +143,9 @@ def enter(program: Program, store: ParamStoreDict, missing: dict[str, nn.Paramet
     program._entered.update(missing)
     if foreign:
         warnings.warn(
-            f"Pyro's parameter store held other values for {quoted(foreign)} than the {program.kind} itself (loaded from a "
-            "file, or set by hand). Models and guides of pyro_vae keep their own parameters, and the store has those again. "
-            "Save and restore them with vae.state_dict() and vae.load_state_dict()",
+            f"Pyro's parameter store had other values for {quoted(foreign)} than the {program.kind} (loaded from a "
+            "file, or set by hand). Models and guides of pyro_vae keep the parameters of their modules, and the store "
+            "now has those. Save and restore them with vae.state_dict() and vae.load_state_dict()",
             ParameterStoreWarning,
             stacklevel=2,
         )
@@ -156,7 +156,7 @@ def same_values(old: Tensor, parameter: nn.Parameter) -> bool:
 
 
 def remove(store: ParamStoreDict, name: str) -> None:
-    """`del store[name]`, after which a tensor that has another name as well is known by that one."""
+    """`del store[name]`; if the tensor has another name in the store, it is then found under that one."""
     tensor = store._params.pop(name)
     store._constraints.pop(name, None)
     store._param_to_name.pop(tensor, None)

@@ -49,7 +49,7 @@ class MissingDataModel(Model):
 
 
 class MissingDataGuide(Guide):
-    """z ~ encoder(x with zeros in its holes, and the mask) for every row of x."""
+    """z ~ encoder(x with zeros for missing values, and the mask) for every row of x."""
 
     def forward(self, x: Tensor) -> None:
         announce(self)
@@ -98,9 +98,9 @@ def sample_latent(x: Tensor, encoder: Callable[[Tensor], Any]) -> None:
 def sample_rows(
     name: str, role: str, fn: Any, *batch_shapes: tuple[int, ...], drawn_by: str = "encoder"
 ) -> tuple[Tensor, torch.Size]:
-    """Sample a latent from what a network returned: its value and the batch shape of that.
+    """Sample a latent from the distribution that a network returned; returns its value and its batch shape.
 
-    :param drawn_by: the network of the guide that may have given the value.
+    :param drawn_by: the network of the guide that may have drawn the value.
     """
     fn = distribution(role, fn)
     check_rows(fn, role, *batch_shapes)
@@ -109,7 +109,7 @@ def sample_rows(
 
 
 def observe(x: Tensor, likelihood: Any, rows: tuple[int, ...], *, holes: bool = False) -> None:
-    """:param holes: whether NaN in x are numbers that are missing."""
+    """:param holes: whether NaN in x are missing values."""
     likelihood = distribution("decoder", likelihood)
     check_rows(likelihood, "decoder", rows)
     check_data(x, likelihood, 1)
@@ -122,4 +122,4 @@ def prior_given(prior: nn.Module, y: Tensor) -> TorchDistribution:
 
 @cache
 def takes_an_argument(forward: Callable) -> bool:
-    return len(inspect.signature(forward).parameters) > 1  # the first is self
+    return len(inspect.signature(forward).parameters) > 1  # the first parameter is self

@@ -1,4 +1,4 @@
-"""Data with holes: the likelihood of what is there, and what an encoder sees of it."""
+"""Data with missing values: the likelihood of the observed part, and the input of an encoder."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from ..nn.shared_scale import BatchOptimal
 
 
 class SeenPart(dist.Independent):
-    """A likelihood of independent numbers without those that its mask hides.
+    """A likelihood of independent numbers in which masked numbers do not count.
 
-    A hole gets a number from inside the support before the density is asked: NaN that is masked afterwards would still make
-    every gradient NaN.
+    A missing value is replaced by a number inside the support before the density is computed. A NaN that is masked
+    afterwards would still make every gradient NaN.
     """
 
-    whole: TorchDistribution  # whose check of the data is kept
+    whole: TorchDistribution  # the distribution whose validation of data is kept
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "SeenPart":
         new: Any = super().expand(batch_shape, _instance)
@@ -35,16 +35,16 @@ class SeenPart(dist.Independent):
 
 
 def seen_part(likelihood: TorchDistribution, seen: Tensor) -> TorchDistribution:
-    """The likelihood with the numbers masked that were not seen, `seen` being (B, *event)."""
+    """The likelihood in which numbers that are not `seen`, (B, *event), are masked."""
     base, event_dim = likelihood, 0
     while isinstance(base, torch.distributions.Independent):
         event_dim += base.reinterpreted_batch_ndims
         base = base.base_dist
     if base.event_shape or isinstance(likelihood, BatchOptimal):
         raise StructureError(
-            "holes need a likelihood whose numbers are independent given the latents and have a density each, got "
+            "missing values need a likelihood whose numbers are independent given the latents, with a density for each, got "
             f"{type(base).__name__} of event shape {tuple(likelihood.event_shape)}"
-            f"{', with a scale that is the best one for the whole batch' if isinstance(likelihood, BatchOptimal) else ''}: "
+            f"{', with a scale computed from the whole batch' if isinstance(likelihood, BatchOptimal) else ''}: "
             "end the decoder with a head such as pv.nn.Normal() or pv.nn.Normal('learned')"
         )
     fn: Any = SeenPart(base.mask(seen), event_dim)
@@ -53,7 +53,7 @@ def seen_part(likelihood: TorchDistribution, seen: Tensor) -> TorchDistribution:
 
 
 def zeros_and_mask(x: Tensor) -> Tensor:
-    """x with zeros in its holes, and beside it, along dimension 1, ones where a number was seen: (B, X) to (B, 2 X)."""
+    """x with zeros for missing values, followed along dimension 1 by ones where a number is observed: (B, X) to (B, 2 X)."""
     if x.ndim < 2:
         raise ArgumentError(f"x must have a row of numbers for each datum, (B, X), got {described(x)}: pass x.unsqueeze(-1)")
     seen = ~x.isnan()

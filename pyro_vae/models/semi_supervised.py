@@ -1,4 +1,4 @@
-"""The semi-supervised VAE: a class that is observed for some of the data and summed out for the others."""
+"""The semi-supervised VAE: the class is observed for some data and summed out for the others."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +17,10 @@ from .vae import Networks, Part, evaluating, mean_of
 
 
 class SemiSupervisedVAE(Networks):
-    r"""Semi-supervised VAE, known as M2: p(y) over C classes, p(z) = prior, p(x given z, y) = decoder(z, y), and the guide
-    q(y given x) = classifier(x), q(z given x, y) = encoder(x, y). Of a datum with a known label, and of one without::
+    r"""Semi-supervised VAE, known as M2: a VAE with a class y that is observed for some of the data.
+
+    The model is p(y) over C classes, p(z) = prior, p(x given z, y) = decoder(z, y). The guide is q(y given x) =
+    classifier(x), q(z given x, y) = encoder(x, y). For a datum with a known label, and for one without::
 
         log p(x, y) >= E_q(z given x, y) [log p(x given z, y) + log p(y) + log p(z) - log q(z given x, y)] = L(x, y)
         log p(x) = log sum_y p(x, y) >= sum_y q(y given x) [L(x, y) - log q(y given x)]
@@ -28,29 +30,28 @@ class SemiSupervisedVAE(Networks):
 
     :param classifier: module that maps x, (B, X), to a logit for each class, (B, C).
     :param encoder: module that maps x, (B, X), and y as one-hot, (..., B, C), to a distribution with batch shape (..., B)
-        and event shape (D,): left of the data stand the classes, so x has to broadcast, as in
-        `pyro_vae.models.Concatenated`.
+        and event shape (D,): classes are left of the data, so x must be broadcast, as in `pyro_vae.models.Concatenated`.
     :param decoder: module that maps z, (..., B, D), and y as one-hot, (..., B, C), to a distribution with batch shape
         (..., B) and event shape X.
     :param prior: module that returns a distribution with event shape (D,), such as `pyro_vae.nn.StandardNormal`.
     :param num_classes: C, at least 2.
     :param class_probs: p(y), C positive numbers whose sum is one; uniform unless given. Not trained.
-    :param alpha: weight of the loss of classification, -log q(y given x), of each datum with a label. L(x, y) does not
-        train the classifier on labels, this does. In the paper .1 N / N_labelled. 0 leaves it out.
-    :raises OptionError: for a network that is no module, or one that contains a `PyroModule`, and for numbers that are none
-        of these.
+    :param alpha: weight of the classification loss, -log q(y given x), of each datum with a label. L(x, y) does not train
+        the classifier on labels; this loss does. In the paper it is .1 N / N_labelled. 0 omits it.
+    :raises OptionError: for a network that is not a module, or one that contains a `PyroModule`, and for numbers out of
+        range.
 
-    `vae.model` and `vae.guide` are called with (x, y), and so is everything that is built with them: y, (B,), are whole
-    numbers from 0 to C - 1, and -1 where the label is unknown, in one batch with those that are known. Without y, all are
-    unknown. They sample "y" and "latent" and observe "label" and "obs" in the plate "data". The guide enumerates "y": train
-    with `BetaTraceEnum_ELBO` or Pyro's `TraceEnum_ELBO`. Where a label is known nothing reads "y", and it is uniform. Every
-    datum is decoded C times. For the rest see `VAE`.
+    Call `vae.model` and `vae.guide`, and estimators built with them, with (x, y). y, (B,), has whole numbers from 0 to C -
+    1, and -1 where the label is unknown; both kinds may be in one batch. Without y, all labels are unknown. The programs
+    sample "y" and "latent" and observe "label" and "obs" in the plate "data". The guide enumerates "y": train with
+    `BetaTraceEnum_ELBO` or Pyro's `TraceEnum_ELBO`. Where a label is known, the latent "y" is not used and uniform. Every
+    datum is decoded C times. Everything else is as in `VAE`.
 
-    The loss of classification is a part of the loss and of nothing else: it is no part of the bound, and evaluations leave
-    it out and say so.
+    The classification loss is part of the training loss only. It is not part of the bound, and evaluations leave it out and
+    say so.
 
-    When called, model and guide raise `ArgumentError` for labels of another shape or kind, and `SupportError` for numbers
-    that are no class.
+    When called, model and guide raise `ArgumentError` for labels of a wrong shape or type, and `SupportError` for numbers
+    that are not a class.
 
     Example::
 
@@ -91,8 +92,8 @@ class SemiSupervisedVAE(Networks):
     def classify(self, x: Tensor) -> TorchDistribution:
         """q(y given x): a categorical distribution with batch shape (B,) over the C classes.
 
-        The classifier's word; that of the model is p(y given x), in proportion to p(x, y): log p(x, y) is
-        `pv.AutoEvidence(vae.model, vae.guide)(x, y)` for y of one class and the next.
+        This is the guide. The posterior of the model, p(y given x), is proportional to p(x, y). For log p(x, y) call
+        `pv.AutoEvidence(vae.model, vae.guide)(x, y)` with y set to one class after the other.
         """
         logits = called("classifier", self.classifier, x)
         return dist.Categorical(logits=checked_logits(logits, num_rows(x), self.guide.num_classes))
@@ -117,7 +118,7 @@ class SemiSupervisedVAE(Networks):
             return mean_of(self.decode(drawn("encoder", self.encode(x, y)), y))
 
     def generate(self, y: Tensor) -> Tensor:
-        """Draw one datum for each label, (B,): (B, X); where it is -1, of a class from p(y). Otherwise as `VAE.generate`."""
+        """Draw one datum for each label, (B,): (B, X). For -1 the class is drawn from p(y). Otherwise as `VAE.generate`."""
         size = num_rows(y)
         with evaluating(self):
             y = self._completed(y, dist.Categorical(logits=self.model.class_logits).expand([size]), size)

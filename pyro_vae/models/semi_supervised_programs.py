@@ -26,7 +26,7 @@ class SemiSupervisedModel(Program):
 
     @property
     def class_logits(self) -> Tensor:
-        """log p(y), (C,), whose sum is one in any precision."""
+        """log p(y), (C,), normalised in the precision of the call."""
         return self.class_probs.log().log_softmax(-1)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -44,7 +44,7 @@ class SemiSupervisedModel(Program):
 
 
 class SemiSupervisedGuide(Program):
-    """y ~ classifier(x), enumerated; z ~ encoder(x, y); and the loss of classification."""
+    """y ~ classifier(x), enumerated; z ~ encoder(x, y); and the classification loss."""
 
     def __init__(self, classifier: nn.Module, encoder: nn.Module, num_classes: int, alpha: float) -> None:
         super().__init__("guide")
@@ -66,9 +66,10 @@ class SemiSupervisedGuide(Program):
             sample_rows("latent", "encoder", posterior, torch.broadcast_shapes(y.shape, (size,)), (size,))
 
     def _add_loss(self, log_q: Tensor) -> None:
-        """alpha times -log q(y given x) of known labels, (B,), in objectives; evaluations leave out what is so marked."""
+        """Add alpha times -log q(y given x) of known labels, (B,), to the loss of objectives; evaluations leave it out."""
         if self.alpha:
-            loss = dist.Unit(-self.alpha * log_q, has_rsample=True)  # False has Pyro's objectives take it for a score
+            # with False, Pyro's objectives would take it for a score
+            loss = dist.Unit(-self.alpha * log_q, has_rsample=True)
             marks: Any = {"is_auxiliary": True, "is_loss": True}
             pyro.sample("classification", loss, obs=loss.sample(), infer=marks)
 

@@ -1,4 +1,4 @@
-"""The variational autoencoder: an encoder, a decoder and a prior as a model and a guide."""
+"""The variational autoencoder: model and guide from an encoder, a decoder and a prior."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from .programs import Guide, Model
 
 
 class Part:
-    """A network that the model or the guide of a pair holds, seen and replaced at the pair itself."""
+    """A network of the model or the guide of a pair, which can be read and replaced at the pair."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
@@ -28,18 +28,18 @@ class Part:
 
 
 class Pair(nn.Module):
-    """A `model` and a `guide`, which hold the networks, so that each tensor is held once."""
+    """A `model` and a `guide`, which contain the networks, so that each tensor is registered once."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         part = getattr(type(self), name, None)
-        if isinstance(part, Part):  # nn.Module would register a second network, hidden by the part
+        if isinstance(part, Part):  # nn.Module would register a second network under the same name
             setattr(getattr(self, part.owner), name, checked_network(name, value))
         else:
             super().__setattr__(name, value)
 
 
 class Networks(Pair):
-    """What the VAEs share: `model` holds the decoder and the prior, `guide` the encoder."""
+    """Base class of the VAEs: `model` contains the decoder and the prior, `guide` the encoder."""
 
     encoder, decoder, prior = Part("guide"), Part("model"), Part("model")
 
@@ -52,22 +52,22 @@ class VAE(Networks):
     Kingma and Welling (2014, https://arxiv.org/abs/1312.6114). B data of shape X, latents of shape D.
 
     :param encoder: module that maps x, (B, X), to a distribution with batch shape (B,) and event shape (D,).
-    :param decoder: module that maps z, (..., D), to a distribution with batch shape (...) and event shape X, whatever
-        the leading dimensions: particles stand left of the data.
+    :param decoder: module that maps z, (..., D), to a distribution with batch shape (...) and event shape X, for any leading
+        dimensions: particles are left of the data.
     :param prior: module that returns a distribution with event shape (D,) when called, such as
         `pyro_vae.nn.StandardNormal`.
-    :raises OptionError: for a network that is no module, or one that contains a `PyroModule`.
+    :raises OptionError: for a network that is not a module, or one that contains a `PyroModule`.
 
-    `vae.model` and `vae.guide` are called with x. They sample "latent" and observe "obs" in the plate "data" of B rows, as
-    in Pyro's VAE tutorial, without any N/B scale: a loss is that of the batch. Both are modules, so that the two ways to
-    train in Pyro work, `SVI(vae.model, vae.guide, optim, loss)` and `loss(vae.model, vae.guide)` with `torch.optim`. Each
-    instance, and each copy of one, has names of its own in Pyro's parameter store and trains its own parameters, which
-    are the truth: save and load them with `state_dict()`, not with the store.
+    Call `vae.model` and `vae.guide` with x. They sample "latent" and observe "obs" in the plate "data" of B rows, as in
+    Pyro's VAE tutorial. There is no N/B scale: a loss is that of the batch. Both are modules, so both ways to train in Pyro
+    work, `SVI(vae.model, vae.guide, optim, loss)` and `loss(vae.model, vae.guide)` with `torch.optim`. Each instance, and
+    each copy, has different names in Pyro's parameter store and trains separately. Save and load parameters with
+    `state_dict()`, not with the store.
 
     The networks are at `vae.encoder`, `vae.decoder` and `vae.prior`, and may be replaced there.
 
     When called, model and guide raise `StructureError` where a network does not return one distribution per row,
-    `ArgumentError` for x of another shape than the likelihood's, `EmptyBatchError` for no rows.
+    `ArgumentError` where x does not have the shape of the likelihood, and `EmptyBatchError` for no rows.
 
     Example::
 
@@ -100,9 +100,9 @@ class VAE(Networks):
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean of the likelihood at one draw of q(z given x) per row: (B, X) to (B, X).
 
-        One draw, as in `pyro_vae.reconstruct` and in Pyro's tutorial: it exists for every guide and is what the ELBO's
-        reconstruction term sees; the posterior mean is at `vae.decode(vae.encode(x).mean).mean`. Draws from the caller's
-        random state. The networks run in eval mode and without gradients, and are left as they were.
+        It decodes one draw, as do `pyro_vae.reconstruct` and Pyro's tutorial: a draw exists for every guide, and the
+        reconstruction term of the ELBO uses draws. To decode the posterior mean, use `vae.decode(vae.encode(x).mean).mean`.
+        Draws from the caller's random state. The networks run in eval mode and without gradients; their modes are restored.
 
         :raises StructureError: for a likelihood without a mean, such as a categorical one.
         """
@@ -112,8 +112,8 @@ class VAE(Networks):
     def generate(self, n: int) -> Tensor:
         """Draw n data from the model, z from the prior and x from the likelihood: (n, X).
 
-        Data, with the likelihood's noise; smooth means are at `vae.decode(vae.prior().sample((n,))).mean`. Draws from
-        the caller's random state. The networks run in eval mode and without gradients, and are left as they were.
+        The data have the noise of the likelihood. For means without noise, use `vae.decode(vae.prior().sample((n,))).mean`.
+        Draws from the caller's random state. The networks run in eval mode and without gradients; their modes are restored.
 
         :raises OptionError: for n below 1.
         """
@@ -124,10 +124,10 @@ class VAE(Networks):
     def interpolate(self, x0: Tensor, x1: Tensor, num_steps: int = 9) -> Tensor:
         """The means of the likelihood along the line from the posterior mean of x0 to that of x1, (S, B, X).
 
-        Both are (B, X); row b walks from x0[b] to x1[b] in S = `num_steps` steps, ends included. The line is straight: an
-        arc, as is often taken between draws of a standard normal prior, is for points of one length, and posterior means
-        have lengths of their own. Runs in eval mode and without gradients, and leaves the networks as they were. The walk
-        of one unit at a time is `pyro_vae.traverse`.
+        x0 and x1 are (B, X). Row b goes from x0[b] to x1[b] in S = `num_steps` steps, including both ends. The line is
+        straight: a great circle, as is often used between draws of a standard normal prior, is for points of one length, and
+        posterior means differ in length. The networks run in eval mode and without gradients; their modes are restored. To
+        change one unit at a time, use `pyro_vae.traverse`.
 
         :raises OptionError: for fewer than two steps.
         :raises ArgumentError: for x0 and x1 of different shapes.
@@ -147,7 +147,7 @@ class VAE(Networks):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """No gradients and eval mode, in which no running statistics move; every module gets its own mode back."""
+    """No gradients and eval mode, in which running statistics do not change; the mode of every module is restored."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -173,14 +173,14 @@ def posterior_mean(posterior: Any) -> Tensor:
     mean = known_mean(posterior)
     if mean is None:
         raise StructureError(
-            f"q(z given x), {name_of(posterior)}, has no mean in a formula to walk from: walk between two draws, "
+            f"q(z given x), {name_of(posterior)}, has no formula for its mean: interpolate between two draws, "
             "vae.decode(torch.lerp(vae.encode(x0).sample(), vae.encode(x1).sample(), 0.5)).mean"
         )
     return mean
 
 
 def known_mean(fn: Any) -> Tensor | None:
-    """`None` where a distribution has no mean; some of torch then say NaN throughout."""
+    """The mean, or `None` where a distribution has none; some distributions of torch return NaN then."""
     try:
         mean: Tensor = fn.mean
     except NotImplementedError:

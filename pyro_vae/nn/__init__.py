@@ -1,4 +1,4 @@
-"""Parts of a VAE: bodies from tensor to tensor, heads from tensor to distribution, priors. Each is a plain `nn.Module`."""
+"""Parts of a VAE, each a plain `nn.Module`: bodies (tensor to tensor), heads (tensor to distribution) and priors."""
 
 from .bodies import MLP, BatchApply, ConvNet, DeconvNet
 from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson

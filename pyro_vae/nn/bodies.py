@@ -1,4 +1,4 @@
-"""Networks from tensor to tensor that take any leading dimensions: (X,), (B, X), (K, B, X), ..."""
+"""Networks from tensor to tensor that accept any leading dimensions: (X,), (B, X), (K, B, X), ..."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def apply_flat(network: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -
 
 
 def explained(network: Callable[[Tensor], Tensor], x: Any, forward: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Call a network. Where torch cannot multiply what came with its weights, say so before what torch says."""
+    """Call a network. If torch cannot multiply the input with the weights, raise with both shapes and torch's message."""
     try:
         return (forward or network)(x)
     except (RuntimeError, TypeError) as error:
@@ -32,8 +32,8 @@ def explained(network: Callable[[Tensor], Tensor], x: Any, forward: Callable[[Te
             raise
         weight = first_weight(network)
         raise ArgumentError(
-            f"expected a tensor like the network's weights, {described(weight)}, which multiply the last dimension or the "
-            f"channels of what comes; got {described(x)} ({error}): convert and reshape it, or build the network for it"
+            f"the input does not fit the network's weights, {described(weight)}, which multiply its last dimension or "
+            f"its channels; got {described(x)} ({error}): convert and reshape it, or build the network for it"
         ) from error
 
 
@@ -42,7 +42,7 @@ def first_weight(network: Any) -> Tensor | None:
 
 
 def fits(network: Any, x: Any) -> bool:
-    """Whether an input is of the kind of the weights, so that it is not to blame for an error."""
+    """Whether an input fits the weights, so that it is not the cause of an error."""
     weight = first_weight(network)
     if weight is None or not isinstance(x, Tensor):
         return weight is None
@@ -51,9 +51,9 @@ def fits(network: Any, x: Any) -> bool:
 
 
 class BatchApply(nn.Module):
-    """Lets a network that takes exactly `(B, *event)` take `(..., *event)`: leading dimensions are flattened and put back.
+    """Apply a network for `(B, *event)` to `(..., *event)`: leading dimensions are flattened, and restored in the output.
 
-    Convolutions, recurrent layers and `nn.Flatten` need it; `MLP`, `ConvNet` and `DeconvNet` do this by themselves.
+    Convolutions, recurrent layers and `nn.Flatten` need it; `MLP`, `ConvNet` and `DeconvNet` do this automatically.
 
     :param network: maps `(B, *event)` to `(B, *out)`.
     :param event_dim: dimensions of one input: 1 for vectors, 3 for images (C, H, W).
@@ -72,12 +72,12 @@ class BatchApply(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Linear layers with an activation between them, (..., in_features) to (..., out_features).
+    """Multilayer perceptron: linear layers with an activation between them, (..., in_features) to (..., out_features).
 
-    :param in_features: numbers of an input.
-    :param out_features: numbers of an output; for a head, `head.num_outputs(event size)`.
-    :param hidden: widths of the hidden layers; none of them makes the map linear.
-    :param activation: makes the activation module, e.g. `torch.nn.Tanh`.
+    :param in_features: width of the input.
+    :param out_features: width of the output; for a head, `head.num_outputs(event size)`.
+    :param hidden: widths of the hidden layers; `()` for a linear map.
+    :param activation: function that returns the activation module, such as `torch.nn.Tanh`.
     :raises OptionError: for a width below 1.
 
     >>> encoder = nn.Sequential(MLP(784, 2 * 50), Normal())
@@ -104,14 +104,14 @@ class MLP(nn.Sequential):
 
 
 class ConvNet(nn.Module):
-    """Strided convolutions and a linear layer, images (..., C, H, W) to (..., out_features).
+    """Convolutional encoder: strided convolutions and a linear layer, images (..., C, H, W) to (..., out_features).
 
-    Each convolution (kernel 4, stride 2) halves height and width, rounded down; no multiple of anything is needed.
+    Each convolution (kernel 4, stride 2) halves height and width, rounded down, so images may have any size.
 
     :param image_shape: (C, H, W).
-    :param out_features: numbers of an output; for a head, `head.num_outputs(event size)`.
-    :param channels: of each convolution in turn.
-    :param activation: makes the activation module.
+    :param out_features: width of the output; for a head, `head.num_outputs(event size)`.
+    :param channels: channels of the convolutions, in order.
+    :param activation: function that returns the activation module.
     :raises OptionError: for images too small to be halved once per convolution.
 
     >>> encoder = nn.Sequential(ConvNet((1, 28, 28), 2 * 50), Normal())
@@ -142,12 +142,14 @@ class ConvNet(nn.Module):
 
 
 class DeconvNet(nn.Module):
-    """A linear layer and transposed convolutions, (..., in_features) to images (..., C, H, W): `ConvNet` backwards.
+    """Convolutional decoder: a linear layer and transposed convolutions, (..., in_features) to images (..., C, H, W).
 
-    :param in_features: numbers of an input.
-    :param image_shape: (C, H, W) that come out; for a head with `event_dim=3`, C is `head.num_outputs(channels)`.
-    :param channels: of each transposed convolution's input in turn.
-    :param activation: makes the activation module.
+    The reverse of `ConvNet`.
+
+    :param in_features: width of the input.
+    :param image_shape: (C, H, W) of the output; for a head with `event_dim=3`, C is `head.num_outputs(channels)`.
+    :param channels: input channels of the transposed convolutions, in order.
+    :param activation: function that returns the activation module.
     :raises OptionError: for images too small to be halved once per convolution.
 
     >>> decoder = nn.Sequential(DeconvNet(50, (1, 28, 28)), Bernoulli(event_dim=3))
@@ -170,7 +172,7 @@ class DeconvNet(nn.Module):
         ]
         for before, after in zip(channels, (*channels[1:], self.image_shape[0]), strict=True):
             height, width = sizes.pop()
-            odd = (height % 2, width % 2)  # halving rounded down: what was left over comes back
+            odd = (height % 2, width % 2)  # halving rounded down; output padding restores the remainder
             deconv = nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1, output_padding=odd)
             layers += [activation(), deconv]
         self.network = nn.Sequential(*layers)
@@ -188,7 +190,7 @@ def checked_images(
     if len(shape) != 3 or not channels or min(shape[1:]) < 2 ** len(channels):
         raise OptionError(
             f"image_shape must be (channels, height, width) with sides of at least {2 ** max(len(channels), 1)} for "
-            f"{len(channels)} convolutions (at least one), each of which halves them, got {shape}: name fewer channels, or "
-            "use MLP"
+            f"{len(channels)} convolutions (at least one), each of which halves them, got {shape}: pass fewer "
+            "channels, or use MLP"
         )
     return shape, channels, [(shape[1] >> n, shape[2] >> n) for n in range(len(channels) + 1)]

@@ -1,4 +1,4 @@
-"""Densities that check the shape of their data, and its support while Pyro's argument checks are on."""
+"""Densities that check the shape of their data, and the support while Pyro's argument checks are on."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from ..errors import SupportError, described
 
 @dataclass(frozen=True)
 class Accepts:
-    """What a head takes as data: the support of a single number, in words too, and what to do about other data."""
+    """The data that a head accepts: the support of a single number, the support in words, and a remedy for other data."""
 
     head: str
     support: Constraint
@@ -26,24 +26,24 @@ class Accepts:
 
 def finite_numbers(head: str) -> Accepts:
     remedy = (
-        "mend or drop those rows, or fill in a finite number and mask them (poutine.mask). Latents become NaN where a "
+        "correct or drop those rows, or fill in a finite number and mask them (poutine.mask). Latents are NaN where a "
         "network has diverged: lower the learning rate or standardise its input"
     )
     return Accepts(head, constraints.real, "finite numbers", remedy)
 
 
 class CheckedIndependent(dist.Independent):
-    """`Independent` whose `log_prob` refuses data that its likelihood has no density for.
+    """`Independent` whose `log_prob` raises for data without a density.
 
-    The parameters come from transforms of our own and need no check, so the base is built with `validate_args=False`; the
-    data are checked once, here. `kl_divergence` and the kernel see an `Independent`.
+    The parameters come from our transforms and need no check, so the base is built with `validate_args=False`. The data are
+    checked once, here. `kl_divergence` and the kernel treat it as an `Independent`.
     """
 
     accepts: Accepts
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "CheckedIndependent":
         if _instance is None and torch.Size(batch_shape) == self.batch_shape:
-            return self  # plates expand everything in them; a view of every parameter would only cost time
+            return self  # plates expand everything in them; expanding every parameter would only cost time
         new = super().expand(batch_shape, _instance)
         new.accepts = self.accepts
         return new
@@ -66,7 +66,7 @@ class CheckedIndependent(dist.Independent):
 
 
 class CheckedBits(CheckedIndependent):
-    """Of a Bernoulli: the sign is changed after the sum over an event, which saves two passes over the data."""
+    """For a Bernoulli: the sign is changed after the sum over an event, which saves two passes over the data."""
 
     def summed(self, value: Tensor) -> Tensor:
         logits, value = broadcast_all(self.base_dist.logits, value)
@@ -75,8 +75,8 @@ class CheckedBits(CheckedIndependent):
 
 
 def raise_if_apart(fn: CheckedIndependent, value: Tensor, error: RuntimeError) -> None:
-    """Where the rows or the device of the data are not those of the distribution, say so before what torch says."""
-    bases = getattr(fn.base_dist, "fns", [fn.base_dist])  # of the columns of a table
+    """Raise if rows or device of the data are not those of the distribution, with torch's message."""
+    bases = getattr(fn.base_dist, "fns", [fn.base_dist])  # names the columns of a table
     places = {part.device for base in bases for part in vars(base).values() if isinstance(part, Tensor)}
     batch_shape = value.shape[: value.ndim - len(fn.event_shape)]
     pairs = zip(reversed(batch_shape), reversed(fn.batch_shape), strict=False)
@@ -109,27 +109,27 @@ def check_shape(value: Tensor, event_shape: torch.Size, accepts: Accepts) -> Non
             f"the {accepts.head} head takes a tensor of {accepts.words}, got {described(value)}: pass torch.as_tensor(x)"
         )
     found = value.shape[max(value.ndim - len(event_shape), 0) :]
-    if found != event_shape:  # costs nothing, and a silent broadcast would be a wrong number
+    if found != event_shape:  # costs nothing; a silent broadcast would give a wrong number
         raise SupportError(
             f"the {accepts.head} head gives events of shape {tuple(event_shape)}, but the data have shape "
-            f"{tuple(value.shape)}: their last {len(event_shape)} dimensions must be the same. Reshape the data, or let the "
-            "network's last layer have head.num_outputs(event size) outputs"
+            f"{tuple(value.shape)}: their last {len(event_shape)} dimensions must be the same. Reshape the data, or "
+            "give the network's last layer head.num_outputs(event size) outputs"
         )
 
 
 def check_support(value: Tensor, event_dim: int, accepts: Accepts) -> None:
-    """The default for checking the support is the one of this moment."""
+    """By default, the support is checked if Pyro's validation is on at this moment."""
     checked_now = torch.distributions.Distribution._validate_args and not value.is_meta
     if checked_now and not all_inside(value.detach(), accepts.support):
         raise SupportError(describe(value.detach(), event_dim, accepts))
 
 
 def all_inside(value: Tensor, support: Constraint) -> bool:
-    """Whether every number lies in the support: the cheapest test that NaN fails too."""
+    """Whether every number is in the support: the fastest test that also fails for NaN."""
     if not value.numel():
         return True
     if isinstance(support, type(constraints.real)):
-        # NaN and infinity never leave a sum again; finite numbers whose sum overflows are looked at one by one.
+        # A sum with NaN or infinity is not finite; finite numbers whose sum overflows are then tested one by one.
         return bool(value.sum().isfinite()) or bool(value.isfinite().all())
     if isinstance(support, (type(constraints.boolean), constraints.integer_interval)):
         value = value.byte() if value.dtype == torch.bool else value
@@ -137,7 +137,7 @@ def all_inside(value: Tensor, support: Constraint) -> bool:
     if isinstance(support, constraints.interval):
         (low, high), (smallest, largest) = bounds(support), value.aminmax()
         return bool((smallest >= low) & (largest <= high))
-    return bool((support.check(value) & value.isfinite()).all())  # infinity is a positive number for torch
+    return bool((support.check(value) & value.isfinite()).all())  # torch counts infinity as a positive number
 
 
 def bounds(support: Any) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Distributions of the rows of a table: independent numbers, with a distribution for each block of columns."""
+"""Distributions of rows of a table: independent numbers, with one distribution for each block of columns."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from .checked import Accepts, CheckedIndependent, check_shape, check_support
 
 
 class CheckedColumns(CheckedIndependent):
-    """Names the columns whose data have no density."""
+    """`CheckedIndependent` for tables: errors name the columns whose data have no density."""
 
     parts: list[Accepts]
     widths: list[int]
@@ -31,7 +31,7 @@ class CheckedColumns(CheckedIndependent):
 
 
 class Columns(TorchDistribution):
-    """Independent numbers, (..., X), of which each block of columns has a distribution of its own, (..., width)."""
+    """Independent numbers, (..., X), with a separate distribution, (..., width), for each block of columns."""
 
     arg_constraints: dict[str, Constraint] = {}
 
@@ -89,7 +89,7 @@ class ColumnSupport(Constraint):
 
 
 def log_prob_of(fn: Any, x: Tensor) -> Tensor:
-    """NaN where a class is none: torch would look it up in a table, and the other columns of a row may hold NaN."""
+    """The log-density; NaN for an invalid class, which torch would use as an index."""
     if not isinstance(fn, dist.Categorical):
         return fn.log_prob(x)
     is_class = fn.support.check(x)

@@ -1,4 +1,4 @@
-"""Poisson and negative binomial counts whose densities are right in float32 for large counts and large dispersions."""
+"""Poisson and negative binomial counts whose densities are accurate in float32 for large counts and large dispersions."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def as_float(value: Tensor, like: Tensor) -> Tensor:
 
 
 class Counts(TorchDistribution):
-    """What the distributions of counts share. One theta per gene is not copied for each cell."""
+    """Base class of the distributions of counts. One theta per gene is not copied for each cell."""
 
     support = constraints.nonnegative_integer
     names: tuple[str, ...]
@@ -56,8 +56,8 @@ class StablePoisson(Counts):
 
         log p(x) = x log_mean - exp(log_mean) - log x!
 
-    Three large terms, which cancel. `torch.distributions.Poisson` adds them as they stand: in float32 log p of 2,000 counts
-    near 1e6 is off by 14 nats.
+    These are three large terms that cancel. `torch.distributions.Poisson` adds them in this form: in float32, log p of 2,000
+    counts near 1e6 is wrong by 14 nats.
 
     :param log_mean: any real numbers.
     """
@@ -89,13 +89,15 @@ class StablePoisson(Counts):
 
 
 class StableNegativeBinomial(Counts):
-    r"""Counts of mean m and variance m + m^2 / theta: a Poisson variable whose rate is m times a Gamma of mean one::
+    r"""Negative binomial counts of mean m and variance m + m^2 / theta.
+
+    They are Poisson counts whose rate is m times a Gamma variable of mean one::
 
         p(x) = Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + m))^theta (m / (theta + m))^x
 
-    For theta to infinity it is the Poisson distribution. The formula as it stands, which is that of
-    `torch.distributions.NegativeBinomial` and `pyro.distributions.GammaPoisson`, subtracts numbers of the size of
-    theta log(theta): in float32 log p of 2,000 counts near 1 is off by 26 nats at theta = 1e5 and by 700 at 1e6.
+    The limit for large theta is the Poisson distribution. `torch.distributions.NegativeBinomial` and
+    `pyro.distributions.GammaPoisson` compute the formula in this form, which subtracts numbers of the size of theta
+    log(theta). In float32, log p of 2,000 counts near 1 is then wrong by 26 nats at theta = 1e5 and by 700 at 1e6.
 
     :param log_mean: log m, any real numbers.
     :param theta: inverse dispersion, positive.
@@ -121,7 +123,7 @@ class StableNegativeBinomial(Counts):
 
     @property
     def log_prob_of_zero(self) -> Tensor:
-        """-theta log(1 + m / theta); as -m and a small rest where theta is large, for the sake of its slope."""
+        """-theta log(1 + m / theta); computed as -m plus a small rest where theta is large, for an accurate gradient."""
         mean = self.log_mean.exp()
         part = mean / self.theta
         half = part / (2 + part)
@@ -129,10 +131,10 @@ class StableNegativeBinomial(Counts):
         return -torch.where(half < NEAR, near, self.theta * part.log1p())
 
     def _log_prob_of_some(self, x: Tensor) -> Tensor:
-        """As R's dnbinom: the deviances of x and of theta from what a mean of x + theta in all would give them."""
+        """As in R's dnbinom: from the deviances of x and of theta, with a total mean of x + theta."""
         theta, mean, log_x = self.theta, self.log_mean.exp(), x.log()
         excess, relative = (x - mean) / (1 + mean / theta), (x - mean) / (mean + theta)
-        # Next to one, the slope by theta of the second form would be the difference of two numbers next to 1 / theta.
+        # Near one, the derivative of the second form by theta would be a difference of two numbers near 1 / theta.
         share = torch.where(relative.abs() < 0.5, 1 + relative, (x + theta) / (mean + theta))
         log_share = share.log()
         of_data = stirling_rest(x) + log_x / 2 + HALF_LOG_2PI
@@ -146,9 +148,9 @@ class ZeroInflated(TorchDistribution):
 
         p(0) = g + (1 - g) counts(0),   p(x) = (1 - g) counts(x) for x > 0
 
-    Pyro's `ZeroInflatedPoisson` (1.9.2) gives other densities once its mean was read.
+    Pyro's `ZeroInflatedPoisson` (1.9.2) gives wrong densities after its mean was read.
 
-    :param counts: distribution of whole numbers from 0 on.
+    :param counts: distribution of whole numbers from 0.
     :param gate_logits: any real numbers.
     """
 

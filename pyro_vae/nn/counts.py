@@ -1,4 +1,4 @@
-"""Heads for counts without a largest one: Poisson and negative binomial, with more zeros and with size factors."""
+"""Heads for unbounded counts: Poisson and negative binomial, zero-inflated or not, with size factors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ from .parameters import PositiveParameter, exp_link, log_link
 
 
 class CountHead(Head):
-    """What the heads of counts share: the mean is exp(raw) times a size factor, a positive number for each datum."""
+    """Base class of the heads of counts: the mean is exp(raw) times a size factor, a positive number for each datum."""
 
     def __init__(self, head: str, num_params: int, *, event_dim: int) -> None:
-        remedy = f"pass raw counts, neither normalised nor logarithms (Normal and Gamma take these), {SCORE}"
+        remedy = f"pass raw counts, neither normalised nor logarithms (for these use Normal or Gamma), {SCORE}"
         super().__init__(
             Accepts(head, constraints.nonnegative_integer, "whole numbers from 0 on", remedy), event_dim=event_dim
         )
@@ -39,18 +39,18 @@ class CountHead(Head):
 
 
 class Poisson(CountHead):
-    r"""Poisson counts 0, 1, 2, ...: mean = variance = size_factor exp(raw).
+    r"""Head for Poisson counts 0, 1, 2, ...: mean = variance = size_factor exp(raw).
 
-    From raw = 10 on the mean grows as a straight line, so that it cannot overflow. In float32 log p(x) is right for counts
-    of any size, which `torch.distributions.Poisson` is not.
+    For raw above 10 the mean grows linearly, so that it cannot overflow. In float32, log p(x) is accurate for counts of any
+    size, unlike that of `torch.distributions.Poisson`.
 
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
 
-    Called with raw numbers (..., X) and, if the data have one, a size factor (..., 1), such as the number of all counts
-    of a cell over its mean, or a time of exposure. Returns a distribution with batch shape (...) and event shape (X,), in
-    nats. Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for
-    anything but whole numbers from 0 on. Encoders should see log(1 + x), which `input_layer()` gives. For a decoder with
-    size factors see `pyro_vae.models.WithSizeFactor`.
+    Call it with raw numbers (..., X) and an optional size factor (..., 1), such as the total count of a cell divided by the
+    mean total count, or an exposure time. It returns a distribution with batch shape (...) and event shape (X,), in nats.
+    Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for data
+    that are not whole numbers from 0. The input of encoders should be log(1 + x), which `input_layer()` computes. For a
+    decoder with size factors see `pyro_vae.models.WithSizeFactor`.
 
     :raises ArgumentError: when called with size factors that are not one positive number for each datum.
 
@@ -69,25 +69,26 @@ class Poisson(CountHead):
 
 
 class NegativeBinomial(CountHead):
-    r"""Counts that vary more than Poisson ones: mean m = size_factor exp(raw), variance m + m^2 / theta.
+    r"""Head for overdispersed counts: negative binomial with mean m = size_factor exp(raw), variance m + m^2 / theta.
 
-    theta is the inverse dispersion, as in scvi-tools; for large theta these are Poisson counts. In float32 log p(x) is right
-    for theta from 1e-4 to 1e7; `torch.distributions.NegativeBinomial` is off by 700 nats for 2,000 counts at theta = 1e6.
+    theta is the inverse dispersion, as in scvi-tools; for large theta these are Poisson counts. In float32, log p(x) is
+    accurate for theta from 1e-4 to 1e7; that of `torch.distributions.NegativeBinomial` is wrong by 700 nats for 2,000 counts
+    at theta = 1e6.
 
-    :param theta: whose theta is.
+    :param theta: the source of theta.
 
         `None`
-            the network's, per number: `num_params` is 2, and theta = exp(raw) + 1e-4.
+            predicted by the network for each number: `num_params` is 2, and theta = exp(raw) + 1e-4.
         a float
-            given.
+            a fixed value.
         `"learned"`
             exp of the parameter `theta.log_value`, the same for all data.
-    :param theta_shape: of a learned theta: (X,) is one for each number of an event, as one per gene; () one for all.
+    :param theta_shape: shape of a learned theta: (X,) for one per number of an event, such as one per gene; () for one for
+        all.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
     :raises OptionError: for a theta that is none of these.
 
-    Called with raw numbers (..., num_params * X) and, if the data have one, a size factor (..., 1); for all else see
-    `Poisson`.
+    Call it with raw numbers (..., num_params * X) and an optional size factor (..., 1). Everything else is as in `Poisson`.
 
     >>> head = NegativeBinomial("learned", theta_shape=(2000,))
     >>> fn = head(torch.zeros(5, 2000), size_factor=torch.full((5, 1), 3.0))
@@ -107,15 +108,15 @@ class NegativeBinomial(CountHead):
 
 
 class ZeroInflatedPoisson(CountHead):
-    r"""Poisson counts with more zeros: 0 with probability g = 1 / (1 + exp(-raw)), a Poisson count otherwise.
+    r"""Head for zero-inflated Poisson counts: 0 with probability g = 1 / (1 + exp(-raw)), otherwise a Poisson count.
 
     Lambert (1992), "Zero-Inflated Poisson Regression, with an Application to Defects in Manufacturing",
     https://doi.org/10.2307/1269547.
 
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
 
-    Called with raw numbers (..., 2 X), first those of the means, then the logits of g; for all else see `Poisson`. `mean` is
-    that of the data, (1 - g) times the mean of the Poisson counts.
+    Call it with raw numbers (..., 2 X), first those of the means, then the logits of g. `mean` is that of the data, (1 - g)
+    times the mean of the Poisson counts. Everything else is as in `Poisson`.
 
     >>> ZeroInflatedPoisson()(torch.zeros(4)).mean
     tensor([0.5000, 0.5000])
@@ -131,18 +132,18 @@ class ZeroInflatedPoisson(CountHead):
 
 
 class ZeroInflatedNegativeBinomial(CountHead):
-    r"""Negative binomial counts with more zeros: 0 with probability g = 1 / (1 + exp(-raw)), such a count otherwise.
+    r"""Head for zero-inflated negative binomial counts: 0 with probability g = 1 / (1 + exp(-raw)).
 
     Lopez et al. (2018), "Deep Generative Modeling for Single-Cell Transcriptomics",
     https://doi.org/10.1038/s41592-018-0229-2.
 
-    :param theta: whose theta is, as in `NegativeBinomial`.
-    :param theta_shape: of a learned theta.
+    :param theta: the source of theta, as in `NegativeBinomial`.
+    :param theta_shape: shape of a learned theta.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
     :raises OptionError: for a theta that is none of these.
 
-    Called with raw numbers (..., num_params * X), first those of the means, then, where theta is the network's, those of
-    theta, last the logits of g; for all else see `Poisson`. `mean` is that of the data, (1 - g) m.
+    Call it with raw numbers (..., num_params * X): first those of the means, then those of theta if the network predicts it,
+    last the logits of g. `mean` is that of the data, (1 - g) m. Everything else is as in `Poisson`.
 
     >>> ZeroInflatedNegativeBinomial().num_outputs(10), ZeroInflatedNegativeBinomial("learned").num_outputs(10)
     (30, 20)
@@ -171,7 +172,7 @@ def check_size_factor(size_factor: Any, batch_shape: torch.Size, head: str, even
     rows = found[: len(found) - event_dim]
     fits = len(found) >= event_dim and found[len(rows) :] == ones
     fits = fits and all(n in (1, m) or m == 1 for n, m in zip(rows[::-1], batch_shape[::-1], strict=False))
-    if not fits:  # (B,) would be stretched along the numbers of a datum
+    if not fits:  # (B,) would be broadcast along the numbers of a datum
         raise ArgumentError(
             f"the {head} head takes one size factor for each datum, shape {(*batch_shape, *ones)} or one that broadcasts to "
             f"it, got {found}: pass size_factor.reshape(-1{', 1' * event_dim})"

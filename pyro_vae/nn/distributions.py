@@ -1,4 +1,4 @@
-"""Distributions that torch and Pyro lack, or whose densities there are slow or wrong in the tails."""
+"""Distributions that torch and Pyro lack, or whose densities are slow or inaccurate there."""
 
 import math
 from typing import Any
@@ -14,22 +14,22 @@ from torch.distributions.utils import broadcast_all
 from ..autocast import switched_off
 from .checked import check_value, finite_numbers
 
-SMALL = 0.02  # logits below which two terms of a series are nearer the truth than a difference of large numbers
+SMALL = 0.02  # logits below which two terms of a series are more accurate than a difference of large numbers
 
 
 class LogisticLevels(TorchDistribution):
-    r"""A logistic variable rounded to the nearest of the whole numbers 0, ..., n - 1; what lies beyond falls on the edges::
+    r"""A logistic variable rounded to the whole numbers 0, ..., n - 1, with the tails assigned to the edges::
 
         P(x) = F((x + 1/2 - loc) / scale) - F((x - 1/2 - loc) / scale),   F(t) = 1 / (1 + exp(-t))
 
-    with F = 1 above x = n - 1 and F = 0 below x = 0. The logarithm is taken without the difference,
-    `log P = log F(b) + log F(-a) + log(1 - exp(a - b))` for a < b, so it is right however far out x lies.
+    with F = 1 above x = n - 1 and F = 0 below x = 0. The logarithm is taken without the difference, `log P = log F(b) + log
+    F(-a) + log(1 - exp(a - b))` for a < b, so it is accurate for any x in the tails.
 
     Kingma et al., 2016, https://arxiv.org/abs/1606.04934; Salimans et al., 2017, https://arxiv.org/abs/1701.05517.
 
     :param loc: in units of x.
     :param scale: of the logistic variable, positive, in units of x.
-    :param num_levels: n, how many levels there are.
+    :param num_levels: n, the number of levels.
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
@@ -67,7 +67,7 @@ class LogisticLevels(TorchDistribution):
         return upper + lower + torch.where(below_top & above_bottom, (-torch.expm1(-inverse)).log(), zero)
 
     def _sum_of_tails(self, weights: Tensor) -> Tensor:
-        """The sum of weight_k P(x >= k) over k = 1, ..., n - 1, one level at a time: memory does not grow with n."""
+        """The sum of weight_k P(x >= k) over k = 1, ..., n - 1, one level at a time, so memory does not grow with n."""
         total = torch.zeros_like(self.loc)
         for level, weight in enumerate(weights, start=1):
             total = total + weight * torch.sigmoid((self.loc - level + 0.5) / self.scale)
@@ -88,9 +88,9 @@ class StableContinuousBernoulli(TorchDistribution):
 
         log p(x) = l (x - 1/2) - log(sinh(h) / h)
 
-    Loaiza-Ganem and Cunningham, 2019, https://arxiv.org/abs/1907.06845. Written in logits, it integrates to one for all of
-    them. `torch.distributions.ContinuousBernoulli` (2.13) clamps p for its normaliser alone: in float32 its density
-    integrates to 0.32 at l = 50, and near p = 1/2 the gradient of the normaliser is off by several times its size.
+    Loaiza-Ganem and Cunningham, 2019, https://arxiv.org/abs/1907.06845. In this form it integrates to one for all logits.
+    `torch.distributions.ContinuousBernoulli` (2.13) clamps p in its normaliser only: in float32 its density integrates to
+    0.32 at l = 50, and near p = 1/2 the gradient of the normaliser is wrong by several times its size.
 
     :param logits: l, any real numbers.
     """
@@ -116,7 +116,7 @@ class StableContinuousBernoulli(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  as in torch
         uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
-        steepness = self.logits.abs().clamp(min=1e-6)  # below it the density is flat to rounding
+        steepness = self.logits.abs().clamp(min=1e-6)  # below it the density is constant up to rounding
         falling = torch.log1p(uniform * torch.expm1(-steepness)) / -steepness
         return torch.where(self.logits > 0, 1 - falling, falling)
 
@@ -139,7 +139,7 @@ class StableContinuousBernoulli(TorchDistribution):
 
 
 def log_sinh_ratio(half: Tensor) -> Tensor:
-    """log(sinh(h) / h); value and gradient are right for all h."""
+    """log(sinh(h) / h); value and gradient are accurate for all h."""
     twice = 2 * half.abs()
     small = twice < SMALL
     safe = torch.where(small, torch.ones_like(twice), twice)
@@ -149,7 +149,7 @@ def log_sinh_ratio(half: Tensor) -> Tensor:
 
 
 class FastBinomial(dist.Binomial):
-    """Pyro's Binomial for one number of trials n: terms of the data alone are computed once, not per particle."""
+    """Pyro's Binomial for one number of trials n; terms that depend on the data only are computed once, not per particle."""
 
     def __init__(self, num_trials: int, logits: Tensor, validate_args: bool | None = None) -> None:
         self.num_trials = num_trials
@@ -174,7 +174,7 @@ class FastBinomial(dist.Binomial):
 
 
 class CheckedMultivariateNormal(dist.MultivariateNormal):
-    """`MultivariateNormal` whose `log_prob` looks at its data as `CheckedIndependent` does. Autocast is off inside."""
+    """`MultivariateNormal` whose `log_prob` checks its data like `CheckedIndependent`. Autocast is off inside."""
 
     accepts = finite_numbers("MultivariateNormal")
 
@@ -190,7 +190,7 @@ class CheckedMultivariateNormal(dist.MultivariateNormal):
 
 @register_kl(CheckedMultivariateNormal, torch.distributions.Independent)
 def kl_to_diagonal(p: CheckedMultivariateNormal, q: torch.distributions.Independent) -> Tensor:
-    """KL(N(m, L L^T) to N(l, diag(s^2))), shape (B,), nats; torch knows it for two full covariances alone."""
+    """KL(N(m, L L^T) to N(l, diag(s^2))), shape (B,), nats; torch has it for two full covariances only."""
     normal = q.base_dist
     if not isinstance(normal, torch.distributions.Normal) or q.reinterpreted_batch_ndims != 1:
         raise NotImplementedError

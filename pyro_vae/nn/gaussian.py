@@ -1,4 +1,4 @@
-"""Gaussian heads: for encoders, and for real-valued data with a scale from the network, given, learned or optimal."""
+"""Gaussian heads, for encoders and for real-valued data, with a scale that is predicted, fixed, learned or optimal."""
 
 import math
 from typing import Any
@@ -20,44 +20,45 @@ SMALLEST_SCALE = 1e-4
 
 
 def softplus2(raw: Tensor) -> Tensor:
-    """log2(1 + 2^raw) in one operation: 1 at 0 with slope 1/2, as exp(raw / 2) has, but for large `raw` it grows like it.
+    """log2(1 + 2^raw) in one operation: like exp(raw / 2), 1 with slope 1/2 at 0, but it grows linearly for large `raw`.
 
-    exp does as long as the numbers of a network stay small. Early in training, on data that are not standardised, they do
-    not: at raw = 50 the KL term of the scale exp(raw / 2) is 1e21, and Adam's second moment overflows float32 for good.
+    exp would be enough if the numbers of a network stayed small. Early in training, on data that are not standardised, they
+    do not: at raw = 50 the KL term of the scale exp(raw / 2) is 1e21, and Adam's second moment overflows in float32 and does
+    not recover.
     """
-    return F.softplus(raw, beta=math.log(2), threshold=40)  # torch's 20 leaves an error of 2e-9, float64 has better
+    # torch's threshold of 20 has an error of 2e-9; float64 is more accurate
+    return F.softplus(raw, beta=math.log(2), threshold=40)
 
 
 def positive(raw: Tensor) -> Tensor:
-    """A scale from any number, bounded away from 0: else the density of a constant pixel would have no bound."""
+    """A scale from any number, bounded away from 0: otherwise the density of a constant pixel would be unbounded."""
     return softplus2(raw) + SMALLEST_SCALE
 
 
 class Normal(Head):
-    r"""Independent normal numbers: N(loc, scale^2), for encoders and for real-valued data.
+    r"""Head of independent normal numbers, N(loc, scale^2), for encoders and for real-valued data.
 
-    :param scale: whose the scale is.
+    :param scale: the source of the scale.
 
         `None`
-            the network's, per number: `num_params` is 2, and scale = log2(1 + 2^raw) + 1e-4 (standardise data whose noise
-            may be smaller than that).
+            predicted by the network for each number: `num_params` is 2, and scale = log2(1 + 2^raw) + 1e-4. Standardise data
+            whose noise may be smaller than that.
         a float
-            given.
+            a fixed value.
         `"learned"`
             one for all numbers, `exp(log_scale)` of the parameter `log_scale`.
         `"optimal"`
-            one for all numbers, the best there is: scale^2 is the mean squared error (sigma-VAE; Rybkin, Daniilidis and
-            Levine, 2021, https://arxiv.org/abs/2006.13202). In train mode, `log_prob` takes the mean over all that it is
-            given: batch, particles and event. That makes the density of a datum depend on its batch, so it is for training
-            alone. In eval mode, and in train mode where gradients are off (`torch.no_grad`, `SVI.evaluate_loss`), the head
-            is a plain Normal with the scale that it kept in its buffer `variance`: the average over training batches, the
-            last about ten counting most. Call `.eval()` before anything but training; the estimators of `pyro_vae` refuse
-            the head in train mode (`BatchCouplingError`). What `poutine.mask` leaves out counts in the mean all the same:
-            use `"learned"` there.
+            one for all numbers, with the largest likelihood: scale^2 is the mean squared error (sigma-VAE; Rybkin,
+            Daniilidis and Levine, 2021, https://arxiv.org/abs/2006.13202). In train mode, `log_prob` takes the mean over
+            batch, particles and event, so the density of a datum depends on its batch. Use train mode for training only. In
+            eval mode, and without gradients (`torch.no_grad`, `SVI.evaluate_loss`), the head is a plain Normal. Its scale is
+            then that of the buffer `variance`: an average over training batches, mainly the last ten. Call `.eval()` before
+            you evaluate; the estimators of `pyro_vae` raise for the head in train mode (`BatchCouplingError`). Numbers
+            masked by `poutine.mask` count in the mean nevertheless: use `"learned"` with masks.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
-    :raises OptionError: for a scale that is none of these.
+    :raises OptionError: for any other scale.
 
-    Called with raw numbers (..., num_params * X), returns a distribution with batch shape (...) and event shape (X,), in
+    Call it with raw numbers (..., num_params * X). It returns a distribution with batch shape (...) and event shape (X,), in
     nats. Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for
     NaN and infinite data.
 
@@ -91,33 +92,33 @@ class Normal(Head):
         if self.option is None:
             return self.checked(dist.Normal(chunks[0], positive(chunks[1]), validate_args=False))
         scale = self.scale
-        scale = scale if isinstance(scale, Tensor) else chunks[0].new_full((), scale)  # exact in any dtype, as no buffer is
+        scale = scale if isinstance(scale, Tensor) else chunks[0].new_full((), scale)  # exact in any dtype, unlike a buffer
         keep = self.keep if self.couples_batch and self.training else None
         return shared_scale(chunks[0], scale, self.event_dim, self.accepts, keep)
 
     @property
     def scale(self) -> Any:
-        """The one scale of all numbers: the float given, a tensor () if learned or optimal; `None` from the network."""
+        """The scale of all numbers: a float if fixed, a tensor () if learned or optimal, `None` if predicted."""
         if self.option == "learned":
             return self.log_scale.exp()
         return self.variance.sqrt() if self.option == "optimal" else self.option
 
     @torch.no_grad()
     def keep(self, variance: Tensor) -> None:
-        """Average the optimum of one more training batch into the buffer."""
+        """Average the optimal variance of one more training batch into the buffer."""
         self.num_batches += 1
         self.variance += (variance - self.variance) / self.num_batches.clamp(max=BATCHES)
 
 
 class MultivariateNormal(Family):
-    r"""A normal vector with full covariance, N(loc, L L^T), mostly for encoders.
+    r"""Head of a normal vector with full covariance, N(loc, L L^T), mainly for encoders.
 
-    The network gives D numbers for loc, D for the diagonal of L (made positive as in `Normal`) and D (D - 1) / 2 for what
-    is below it, row by row.
+    The network gives D numbers for loc, D for the diagonal of L (made positive as in `Normal`) and D (D - 1) / 2 for the
+    entries below it, row by row.
 
-    :raises ArgumentError: when called, if no D fits the width of the raw numbers.
+    :raises ArgumentError: when called, if no D gives the width of the raw numbers.
 
-    Called with raw numbers (..., D (D + 3) / 2), returns a distribution with batch shape (...) and event shape (D,), in
+    Call it with raw numbers (..., D (D + 3) / 2). It returns a distribution with batch shape (...) and event shape (D,), in
     nats. Its KL to `StandardNormal` is analytic.
 
     >>> head = MultivariateNormal()
@@ -136,11 +137,11 @@ class MultivariateNormal(Family):
         dim = (math.isqrt(9 + 8 * width) - 3) // 2
         if dim < 1 or self.num_outputs(dim) != width:
             raise ArgumentError(
-                f"the MultivariateNormal head needs D (D + 3) / 2 numbers for D latents, got shape {tuple(raw.shape)}: let "
-                "the network's last layer have head.num_outputs(D) outputs"
+                f"the MultivariateNormal head needs D (D + 3) / 2 numbers for D latents, got shape {tuple(raw.shape)}: "
+                "give the network's last layer head.num_outputs(D) outputs"
             )
         loc, diagonal, below = raw.split([dim, dim, width - 2 * dim], -1)
-        # Entries of L are picked from [diagonal, below, 0]: nothing is written in place, which torch.vmap would refuse.
+        # Entries of L are selected from [diagonal, below, 0], because torch.vmap does not allow writing in place.
         rows, columns = torch.tril_indices(dim, dim, offset=-1, device=raw.device)
         picks = torch.full((dim, dim), width - dim, device=raw.device)
         picks[rows, columns] = torch.arange(dim, width - dim, device=raw.device)

@@ -1,4 +1,4 @@
-"""Base of likelihood heads: number of parameters, chunking of a network's output, support of the data."""
+"""Base class of likelihood heads: number of parameters, chunking of a network's output, support of the data."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from .checked import Accepts, CheckedIndependent, checked, finite_numbers
 
 
 class Head(nn.Module):
-    """Maps the raw numbers of a network to a distribution, so that `nn.Sequential(body, head)` maps a tensor to one.
+    """Base class of heads: a module from the raw numbers of a network to a distribution, as in `nn.Sequential(body, head)`.
 
-    The parameters of an event of shape `(S, ...)` are chunked along its first dimension: the network gives
-    `(..., num_params * S, ...)`, first all S of the first parameter, then those of the second.
+    The parameters of an event of shape `(S, ...)` are chunked along its first dimension. The network gives `(..., num_params
+    * S, ...)`: first all S values of the first parameter, then those of the second.
 
-    :ivar num_params: numbers that the network gives per number of the event.
+    :ivar num_params: raw numbers that the network gives for each number of the event.
     :ivar event_dim: dimensions of an event: 1 for vectors (X,), 3 for images (C, H, W), whose channels are chunked.
     """
 
@@ -35,24 +35,24 @@ class Head(nn.Module):
         return constraints.independent(self.accepts.support, self.event_dim)
 
     def num_outputs(self, event_size: int) -> int:
-        """The width of a network's last layer for events of this size; for images, channels out for channels in."""
+        """The width of the network's last layer for events of this size; for images, the number of channels."""
         return self.num_params * amount("event_size", event_size)
 
     def input_layer(self) -> nn.Module:
-        """The layer through which an encoder should see such data."""
+        """The layer that should be applied to such data before an encoder."""
         return nn.Identity()
 
     def chunks(self, raw: Tensor) -> tuple[Tensor, ...]:
         """The raw numbers by parameter, `num_params` tensors `(..., *event)`.
 
-        :raises ArgumentError: if they cannot be shared out evenly.
+        :raises ArgumentError: if their number is not divisible by `num_params`.
         """
         self.check_raw(raw)
         raw = full_under_autocast(raw)
         if raw.ndim < self.event_dim or raw.shape[-self.event_dim] % self.num_params:
             raise ArgumentError(
                 f"the {self.accepts.head} head needs {self.num_params} numbers per number of an event, chunked along "
-                f"dimension {-self.event_dim}, but its network gives shape {tuple(raw.shape)}: let its last layer have "
+                f"dimension {-self.event_dim}, but its network gives shape {tuple(raw.shape)}: give its last layer "
                 "head.num_outputs(event size) outputs"
             )
         return raw.chunk(self.num_params, -self.event_dim)
@@ -60,8 +60,8 @@ class Head(nn.Module):
     def check_raw(self, raw: Any) -> None:
         if not isinstance(raw, Tensor) or not raw.is_floating_point() or not raw.ndim:
             raise ArgumentError(
-                f"the {self.accepts.head} head takes the floating-point numbers of a network, a tensor (..., numbers), got "
-                f"{described(raw)}: call it on what a network gives, nn.Sequential(network, head)"
+                f"the {self.accepts.head} head takes the floating-point numbers of a network, a tensor (..., numbers), "
+                f"got {described(raw)}: call it on the output of a network, nn.Sequential(network, head)"
             )
 
     def checked(self, base: Any) -> CheckedIndependent:
@@ -69,7 +69,7 @@ class Head(nn.Module):
 
 
 class Family(Head):
-    """A head for latents alone: real vectors whose numbers depend on one another."""
+    """A head for latents only: real vectors whose numbers depend on one another."""
 
     def __init__(self) -> None:
         super().__init__(finite_numbers(type(self).__name__))

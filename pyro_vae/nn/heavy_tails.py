@@ -16,22 +16,23 @@ from .stirling import HALF_LOG_2PI, stirling_rest
 
 
 class Laplace(Head):
-    r"""Real numbers with a sharp peak and tails of an exponential: density exp(-abs(x - loc) / scale) / (2 scale).
+    r"""Head of Laplace numbers, with a sharp peak and exponential tails: density exp(-abs(x - loc) / scale) / (2 scale).
 
-    Absolute error is a *fixed* scale, as in `Laplace(1.0)`.
+    With a *fixed* scale, as in `Laplace(1.0)`, minus log p(x given z) is the absolute error divided by the scale, up to a
+    constant.
 
-    :param scale: whose the scale is.
+    :param scale: the source of the scale.
 
         `None`
-            the network's, per number: `num_params` is 2, and scale = log2(1 + 2^raw) + 1e-4.
+            predicted by the network for each number: `num_params` is 2, and scale = log2(1 + 2^raw) + 1e-4.
         a float
-            given.
+            a fixed value.
         `"learned"`
             one for all numbers, exp of the parameter `scale.log_value`.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
-    :raises OptionError: for a scale that is none of these.
+    :raises OptionError: for any other scale.
 
-    Called with raw numbers (..., num_params * X), first the locations, returns a distribution with batch shape (...) and
+    Call it with raw numbers (..., num_params * X), first the locations. It returns a distribution with batch shape (...) and
     event shape (X,), in nats. Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's
     argument checks are on, for NaN and infinite data.
 
@@ -50,16 +51,17 @@ class Laplace(Head):
 
 
 class StudentT(Head):
-    r"""Real numbers with outliers: Student's t with `df` degrees of freedom, whose tails fall as abs(x)^-(df + 1).
+    r"""Head for real numbers with outliers: Student's t with `df` degrees of freedom, with tails abs(x)^-(df + 1).
 
-    :param df: degrees of freedom: a positive number that is given (above 2 the variance is finite), or `"learned"`: one for
-        all numbers, 2 + exp of the parameter `df.log_value`.
-    :param scale: whose the scale is, as in `Laplace`. It is no standard deviation: the variance is scale^2 df / (df - 2).
+    :param df: degrees of freedom: a fixed positive number (above 2 the variance is finite), or `"learned"`: one for all
+        numbers, 2 + exp of the parameter `df.log_value`.
+    :param scale: the source of the scale, as in `Laplace`. It is not the standard deviation: the variance is scale^2 df /
+        (df - 2).
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
-    :raises OptionError: for a `df` or a scale that is none of these.
+    :raises OptionError: for any other `df` or scale.
 
-    Called with raw numbers (..., num_params * X), first the locations; for all else see `Laplace`. In float32 the density is
-    right for any df.
+    Call it with raw numbers (..., num_params * X), first the locations. In float32 the density is accurate for any df.
+    Everything else is as in `Laplace`.
 
     >>> StudentT(df=4.0, scale=1.0)(torch.zeros(2)).log_prob(torch.tensor([0.0, 10.0]))
     tensor(-10.1069)
@@ -80,10 +82,11 @@ class StudentT(Head):
 
 
 class StableStudentT(TorchDistribution):
-    r"""Student's t, with the difference of log-gammas in its normaliser taken without cancellation.
+    r"""Student's t, with the difference of log-gammas in its normaliser computed without cancellation.
 
-    That difference is -log(df / 2) / 2 to leading order, of numbers of the size of df log(df): in float32
-    `torch.distributions.StudentT` is off by 0.005 nats at df = 1e4 and 0.02 at 1e5, for every number of a datum alike.
+    That difference is -log(df / 2) / 2 to leading order, of numbers of the size of df log(df). In float32
+    `torch.distributions.StudentT` is wrong by 0.005 nats at df = 1e4 and by 0.02 at 1e5, with the same sign for every number
+    of a datum.
     """
 
     arg_constraints = {"df": constraints.positive, "loc": constraints.real, "scale": constraints.positive}
@@ -91,7 +94,7 @@ class StableStudentT(TorchDistribution):
     has_rsample = True
 
     def __init__(self, df: Tensor, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
-        self.df, self.loc, self.scale = df, loc, scale  # not broadcast: one df has one normaliser
+        self.df, self.loc, self.scale = df, loc, scale  # not broadcast, because one df has one normaliser
         super().__init__(torch.broadcast_shapes(df.shape, loc.shape, scale.shape), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "StableStudentT":

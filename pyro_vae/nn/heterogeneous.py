@@ -1,4 +1,4 @@
-"""Rows of a table whose columns are of several kinds, each column with a head of its own."""
+"""A head for rows of a table with columns of several kinds, with a separate head for each."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,26 +16,27 @@ from .inputs import check_input
 
 
 class Heterogeneous(Head):
-    r"""Rows of a table with columns of several kinds: one head for each column or block of columns.
+    r"""Head for rows of a table with columns of several kinds: one head for each column or block of columns.
 
     The event is the row, and log p(x given z) the sum over its columns. Nazábal et al. (2020), "Handling Incomplete
     Heterogeneous Data using VAEs", https://arxiv.org/abs/1807.03653.
 
-    :param heads: heads of this module in the order of the columns, each with `event_dim=1`.
-    :param widths: how many columns each head has, one unless given.
-    :raises OptionError: for no heads, widths that do not belong to them, or a head whose numbers are not independent:
-        `MultivariateNormal` and `Normal("optimal")`.
+    :param heads: heads of `pyro_vae.nn` in the order of the columns, each with `event_dim=1`.
+    :param widths: the number of columns of each head; by default one each.
+    :raises OptionError: for no heads, for widths that do not fit them, or for a head whose numbers are not independent
+        (`MultivariateNormal` and `Normal("optimal")`).
 
-    Called with raw numbers (..., R), those of the first head first, where R is `num_outputs(X)` and X the number of columns,
-    returns a distribution with batch shape (...) and event shape (X,), in nats. Classes are numbers in their column. Its
-    `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for data
-    outside the support of their column, which it names. Encoders should see each column as its head has it, which
-    `input_layer()` gives. `mean` is NaN in columns of classes. A hole in a single column is masked below the event::
+    Call it with raw numbers (..., R), those of the first head first, where R is `num_outputs(X)` and X the number of
+    columns. It returns a distribution with batch shape (...) and event shape (X,), in nats. Classes are numbers in their
+    column. Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on,
+    for data outside the support of their column, which it names. `input_layer()` applies the input layer of each head to its
+    columns, for encoders. `mean` is NaN in columns of classes. A missing value in a single column is masked inside the
+    event::
 
         pyro.sample("obs", decoder(z).base_dist.mask(seen).to_event(1), obs=x)
 
-    A density and a probability are added here: log p(x) depends on the units of real-valued columns, and a rare class weighs
-    as much as its logarithm. Standardise real-valued columns. Columns of counts have no size factor here.
+    log p(x) adds log-densities of real-valued columns and log-probabilities of discrete ones, so it depends on the units of
+    real-valued columns. Standardise these. Columns of counts have no size factor here.
 
     >>> head = Heterogeneous([Normal(), Bernoulli(), Categorical(4)], widths=(3, 1, 2))
     >>> head.num_outputs(6), head(torch.zeros(5, 15)).event_shape
@@ -66,7 +67,7 @@ class Heterogeneous(Head):
     def num_outputs(self, event_size: int) -> int:
         if amount("event_size", event_size) != sum(self.widths):
             raise OptionError(
-                f"the Heterogeneous head has {sum(self.widths)} columns, but the data {event_size}: name a head for each"
+                f"the Heterogeneous head has {sum(self.widths)} columns, but the data {event_size}: pass a head for each"
             )
         return sum(self._sizes())
 
@@ -81,8 +82,8 @@ class Heterogeneous(Head):
         sizes, num_columns = self._sizes(), sum(self.widths)
         if raw.shape[-1] != sum(sizes):
             raise ArgumentError(
-                f"the Heterogeneous head needs {sum(sizes)} numbers for {num_columns} columns, but its network gives shape "
-                f"{tuple(raw.shape)}: let its last layer have head.num_outputs(number of columns) outputs"
+                f"the Heterogeneous head needs {sum(sizes)} numbers for {num_columns} columns, but its network gives "
+                f"shape {tuple(raw.shape)}: give its last layer head.num_outputs(number of columns) outputs"
             )
         fns = [head(part).base_dist for head, part in zip(self.heads, raw.split(sizes, -1), strict=True)]
         fn = CheckedColumns(Columns(fns, validate_args=False), 1)
@@ -101,8 +102,8 @@ class ColumnLayers(nn.Module):
         check_input("Heterogeneous", x)
         if not x.ndim or x.shape[-1] != sum(self.widths):
             raise ArgumentError(
-                f"the Heterogeneous head has {sum(self.widths)} columns, but the data have shape {tuple(x.shape)}: name a "
-                "head for each"
+                f"the Heterogeneous head has {sum(self.widths)} columns, but the data have shape {tuple(x.shape)}: "
+                "pass a head for each"
             )
         return torch.cat([layer(part) for layer, part in zip(self.layers, x.split(self.widths, -1), strict=True)], -1)
 
@@ -115,8 +116,8 @@ def check_part(head: Any) -> None:
         )
     if isinstance(head, Family) or getattr(head, "couples_batch", False):
         raise OptionError(
-            f"{type(head).__name__} has no density number by number: for a column pass Normal(), Normal('learned') or "
-            "Normal(0.1)"
+            f"{type(head).__name__} has no separate density for each number: for a column pass Normal(), "
+            "Normal('learned') or Normal(0.1)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Input layers: whole numbers scaled, classes one-hot, logarithms of counts and of positive numbers."""
+"""Input layers: scaling, one-hot classes, logarithms of counts and of positive numbers."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ def check_input(name: str, x: Any) -> None:
 
 
 class Scale(nn.Module):
-    """`factor * x + shift`, in the floating point type of the module: integer data come out as what a network takes.
+    """Input layer `factor * x + shift`, in the floating point type of the module, also for integer data.
 
     >>> pixels = torch.tensor([0, 255], dtype=torch.uint8)
     >>> Scale(2 / 255, shift=-1.0)(pixels)
@@ -35,10 +35,12 @@ class Scale(nn.Module):
 
 
 class OneHot(nn.Module):
-    """Class indices (..., X) as zeros and ones (..., num_classes * X), class by class along the first event dimension.
+    """Input layer of one-hot classes: indices (..., X) to zeros and ones (..., num_classes * X).
+
+    The output is ordered class by class along the first event dimension.
 
     :param num_classes: classes are the whole numbers from 0 to `num_classes` - 1.
-    :param event_dim: 3 for images (C, H, W), which come out as (num_classes * C, H, W).
+    :param event_dim: 1 for vectors, 3 for images (C, H, W), whose output is (num_classes * C, H, W).
 
     >>> OneHot(3)(torch.tensor([2, 0]))
     tensor([0., 1., 0., 0., 1., 0.])
@@ -54,7 +56,7 @@ class OneHot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input("OneHot", x)
         if x.device != self.classes.device:
-            raise ArgumentError(f"OneHot lies on {self.classes.device} but got data on {x.device}: move one, x.to(device)")
+            raise ArgumentError(f"OneHot is on {self.classes.device} but got data on {x.device}: move one, x.to(device)")
         if x.ndim < self.event_dim:
             raise ArgumentError(f"expected classes (..., *event) with {self.event_dim} event dimensions, got {described(x)}")
         matches = (x.unsqueeze(-1) == self.classes).to(self.classes.dtype).movedim(-1, -self.event_dim - 1)
@@ -62,7 +64,7 @@ class OneHot(nn.Module):
 
 
 class Log1p(nn.Module):
-    """log(1 + x), for counts: 0 stays 0, and counts of all sizes are numbers that a network can take.
+    """Input layer log(1 + x), for counts: 0 stays 0, and large counts become small numbers.
 
     >>> Log1p()(torch.tensor([0.0, 99.0]))
     tensor([0.0000, 4.6052])
@@ -74,7 +76,7 @@ class Log1p(nn.Module):
 
 
 class Log(nn.Module):
-    """log(x), for positive numbers.
+    """Input layer log(x), for positive numbers.
 
     >>> Log()(torch.tensor([1.0, 100.0]))
     tensor([0.0000, 4.6052])
@@ -86,13 +88,14 @@ class Log(nn.Module):
 
 
 class BesideMask(nn.Module):
-    """An input layer for data beside their mask: (B, 2 X) to (B, W + X), `layer` giving W numbers for X.
+    """Input layer for data with their mask: (B, 2 X) to (B, W + X), with `layer` from X to W numbers.
 
-    `MissingDataVAE` shows its encoder x with zeros in the holes and, along the same dimension, ones where a number was seen.
-    Here `layer` acts on x, each number by itself as the `input_layer()` of the heads do; what it makes of a hole is zero.
+    The encoder of `MissingDataVAE` gets x with zeros for missing values, followed along the same dimension by ones where a
+    number is observed. `layer` is applied to x, to each number separately, as in the `input_layer()` of the heads. Its
+    output for a missing value is set to zero.
 
     :param layer: module, (B, X) to (B, W).
-    :raises OptionError: for a layer that is no module.
+    :raises OptionError: for a layer that is not a module.
     :raises ArgumentError: when called, for an odd number of columns.
 
     >>> BesideMask(Log())(torch.tensor([[100.0, 0.0, 1.0, 0.0]]))
@@ -109,10 +112,10 @@ class BesideMask(nn.Module):
         check_input("BesideMask", x)
         if x.ndim < 2 or x.shape[1] % 2:
             raise ArgumentError(
-                f"BesideMask takes data beside their mask, (B, 2 X), got {described(x)}: pass torch.cat([x, mask], 1)"
+                f"BesideMask takes data followed by their mask, (B, 2 X), got {described(x)}: pass torch.cat([x, mask], 1)"
             )
         values, seen = x.chunk(2, 1)
-        if values.is_floating_point():  # whole numbers have no holes
+        if values.is_floating_point():  # integer tensors have no missing values
             values = values.masked_fill(seen == 0, math.nan)
         values = self.layer(values)
         return torch.cat([torch.where(values.isnan(), 0.0, values), seen.to(values.dtype)], 1)

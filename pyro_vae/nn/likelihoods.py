@@ -1,4 +1,4 @@
-"""Heads for data that are not real numbers: binary, counts, classes, whole numbers, numbers in [0, 1]."""
+"""Heads for data that are not arbitrary real numbers: binary, counts, classes, whole numbers, numbers in [0, 1]."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ from .head import Head
 from .inputs import OneHot, Scale
 
 SCORE = (
-    "or turn the check off with pyro.enable_validation(False) and read the result as a score. What poutine.mask leaves out "
-    "must be filled with a value that is taken"
+    "or turn the check off with pyro.enable_validation(False) and take the result for a score. Values masked by "
+    "poutine.mask must be replaced by values inside the support"
 )
 SMALLEST_LOGISTIC_SCALE = 1 / 32
 
 
 class Bernoulli(Head):
-    """Binary data, 0 or 1: the network gives logits.
+    """Head for binary data, 0 or 1: the network gives logits.
 
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
 
-    Called with raw numbers (..., X), returns a distribution with batch shape (...) and event shape (X,), in nats. Its
+    Call it with raw numbers (..., X). It returns a distribution with batch shape (...) and event shape (X,), in nats. Its
     `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for anything
-    but 0 and 1. Grey pixels are the usual case: binarise them, or use `ContinuousBernoulli`.
+    but 0 and 1. For grey pixels, binarise them, or use `ContinuousBernoulli`.
 
     >>> Bernoulli()(torch.zeros(3)).log_prob(torch.tensor([0.0, 1.0, 1.0]))
     tensor(-2.0794)
@@ -43,14 +43,16 @@ class Bernoulli(Head):
 
 
 class ContinuousBernoulli(Head):
-    """Numbers in [0, 1], such as grey pixels: density proportional to p^x (1 - p)^(1 - x), the network gives logits.
+    """Head for numbers in [0, 1], such as grey pixels: density proportional to p^x (1 - p)^(1 - x).
 
-    The proper density for what is often fed to a Bernoulli (Loaiza-Ganem and Cunningham, 2019,
+    The network gives logits of p.
+
+    The normalised density for data that are often used with a Bernoulli (Loaiza-Ganem and Cunningham, 2019,
     https://arxiv.org/abs/1907.06845). Its mean is not p.
 
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
 
-    Called with raw numbers (..., X), returns a distribution with batch shape (...) and event shape (X,), in nats. Its
+    Call it with raw numbers (..., X). It returns a distribution with batch shape (...) and event shape (X,), in nats. Its
     `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for data
     outside [0, 1].
 
@@ -69,15 +71,15 @@ class ContinuousBernoulli(Head):
 
 
 class Binomial(Head):
-    """Counts of successes in n trials, 0, ..., n: the network gives logits.
+    """Head for counts of successes in n trials, 0, ..., n: the network gives logits.
 
     :param total_count: n, the same for all numbers.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
     :raises OptionError: if `total_count` is below 1.
 
-    Called with raw numbers (..., X), returns a distribution with batch shape (...) and event shape (X,), in nats. Its
+    Call it with raw numbers (..., X). It returns a distribution with batch shape (...) and event shape (X,), in nats. Its
     `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for anything
-    but the whole numbers from 0 to n. Encoders should see x / n, which `input_layer()` gives.
+    but the whole numbers from 0 to n. The input of encoders should be x / n, which `input_layer()` computes.
 
     >>> Binomial(16)(torch.zeros(64)).log_prob(torch.full((64,), 8.0))
     tensor(-104.1729)
@@ -95,15 +97,16 @@ class Binomial(Head):
 
 
 class Categorical(Head):
-    """One of C classes per number: data are class indices, the network gives C logits each, class by class.
+    """Head for one of C classes per number: data are class indices; the network gives C logits each, class by class.
 
     :param num_classes: C, the same for all numbers.
     :param event_dim: 1 for vectors (X,), 3 for images (C', H, W), for which the network gives (C * C', H, W).
     :raises OptionError: if `num_classes` is below 2.
 
-    Called with raw numbers (..., C * X), returns a distribution with batch shape (...) and event shape (X,), in nats. Its
-    `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for anything
-    but the whole numbers from 0 to C - 1. Encoders should see one-hot data (..., C * X), which `input_layer()` gives.
+    Call it with raw numbers (..., C * X). It returns a distribution with batch shape (...) and event shape (X,), in nats.
+    Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for
+    anything but the whole numbers from 0 to C - 1. The input of encoders should be one-hot data (..., C * X), which
+    `input_layer()` computes.
 
     >>> Categorical(4)(torch.zeros(12)).log_prob(torch.tensor([0, 3, 1]))
     tensor(-4.1589)
@@ -121,14 +124,14 @@ class Categorical(Head):
 
 
 class DiscretizedLogistic(Head):
-    r"""Whole numbers 0, ..., n - 1 such as pixel levels, as a rounded logistic variable with edges that take the tails.
+    r"""Head for whole numbers 0, ..., n - 1, such as pixel levels: a rounded logistic variable, with the tails at the edges.
 
     The network gives a location and a scale per number, in units of half the range::
 
         loc = (n - 1) / 2 (1 + raw),   scale = (n - 1) / 8 log2(1 + 2^raw) + 1/32   levels
 
-    At 1/32 a level, all but 2e-7 of the probability lies on one level, so nothing is lost by going no lower, and the
-    gradients far out stay bounded.
+    At a scale of 1/32 of a level, all but 2e-7 of the probability is on one level, so a smaller scale would gain nothing.
+    The bound keeps gradients in the tails bounded.
 
     Kingma et al., 2016, https://arxiv.org/abs/1606.04934; Salimans et al., 2017 (PixelCNN++),
     https://arxiv.org/abs/1701.05517.
@@ -137,9 +140,9 @@ class DiscretizedLogistic(Head):
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
     :raises OptionError: if `num_levels` is below 2.
 
-    Called with raw numbers (..., 2 X), returns a distribution with batch shape (...) and event shape (X,), in nats. Its
+    Call it with raw numbers (..., 2 X). It returns a distribution with batch shape (...) and event shape (X,), in nats. Its
     `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for anything
-    but the whole numbers from 0 to n - 1. Encoders should see data in [-1, 1], which `input_layer()` gives.
+    but the whole numbers from 0 to n - 1. The input of encoders should be in [-1, 1], which `input_layer()` computes.
 
     >>> DiscretizedLogistic(256, event_dim=3)(torch.zeros(6, 32, 32)).event_shape
     torch.Size([3, 32, 32])

@@ -1,4 +1,4 @@
-"""A head for whole numbers of several peaks: a mixture of rounded logistic variables."""
+"""A head for whole numbers with several peaks: a mixture of rounded logistic variables."""
 
 from typing import Any
 
@@ -16,26 +16,27 @@ from .likelihoods import SMALLEST_LOGISTIC_SCALE, whole_numbers
 
 
 class DiscretizedLogisticMixture(Head):
-    r"""Whole numbers 0, ..., n - 1 such as pixel levels, as a mixture of C rounded logistic variables for each number.
+    r"""Head for whole numbers 0, ..., n - 1, such as pixel levels: a mixture of C rounded logistic variables each.
 
-    The network gives C logits of the weights, C locations and C scales per number, locations and scales in units as in
-    `DiscretizedLogistic`. Component c has its location at the middle of the c-th of C equal parts of the range where its raw
-    number is 0, so that the components start apart::
+    The network gives C logits of the weights, C locations and C scales per number, in the units of `DiscretizedLogistic`. If
+    its raw number is 0, component c has its location in the middle of the c-th of C equal parts of the range, so that
+    components start at different locations::
 
         loc = (n - 1) / 2 (1 + (2 c + 1) / C - 1 + raw),   c = 0, ..., C - 1
 
-    Given the latents the numbers are independent, also the channels of a pixel, which PixelCNN++ couples.
+    Given the latents, the numbers are independent. So are the channels of a pixel, which are dependent in PixelCNN++.
 
     Salimans et al., 2017 (PixelCNN++), https://arxiv.org/abs/1701.05517.
 
     :param num_levels: n, 256 for bytes.
-    :param num_components: C. With one it is `DiscretizedLogistic`. Memory and time grow with it.
+    :param num_components: C. With C = 1 it is `DiscretizedLogistic`. Memory and time grow with C.
     :param event_dim: 1 for vectors (X,), 3 for images (C', H, W).
     :raises OptionError: if `num_levels` is below 2 or `num_components` below 1.
 
-    Called with raw numbers (..., 3 C X), returns a distribution with batch shape (...) and event shape (X,), in nats. Its
-    `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for anything
-    but the whole numbers from 0 to n - 1. Encoders should see data in [-1, 1], which `input_layer()` gives.
+    Call it with raw numbers (..., 3 C X). It returns a distribution with batch shape (...) and event shape (X,), in nats.
+    Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's argument checks are on, for
+    anything but the whole numbers from 0 to n - 1. The input of encoders should be in [-1, 1], which `input_layer()`
+    computes.
 
     >>> head = DiscretizedLogisticMixture(256, num_components=5, event_dim=3)
     >>> head.num_outputs(3), head(torch.zeros(45, 32, 32)).event_shape
@@ -63,7 +64,7 @@ class DiscretizedLogisticMixture(Head):
 
 
 class LevelsMixture(dist.MixtureSameFamily):
-    """Pyro's mixture, whose support says that it is discrete and which values it has."""
+    """Pyro's mixture, with a support that is discrete and has its values."""
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> Any:

@@ -1,4 +1,4 @@
-"""Positive parameters of heads: from the network, given, or learned; and the log link."""
+"""Positive parameters of heads (predicted by the network, fixed, or learned), and the log link."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ LARGEST_EXPONENT = 10.0  # exp(10) = 22,026
 
 
 def log_link(raw: Tensor) -> Tensor:
-    """The logarithm of exp(raw) where raw is below 10; from there on exp(raw) goes on as a straight line.
+    """The log of the mean: raw below 10; above, the log of the line that continues exp(raw).
 
     Counts and positive numbers span orders of magnitude, which the log link of generalised linear models covers with small
-    raw numbers: log2(1 + 2^raw) would need raw = 1000 for a mean of 1000. The line keeps exp from overflowing.
+    raw numbers: log2(1 + 2^raw) would need raw = 1000 for a mean of 1000. The line prevents overflow of exp.
     """
     above = F.relu(raw - LARGEST_EXPONENT)
     return raw.clamp(max=LARGEST_EXPONENT) + above.log1p()
@@ -30,10 +30,10 @@ def exp_link(raw: Tensor) -> Tensor:
 
 
 class PositiveParameter(nn.Module):
-    """A positive parameter that a head has beside its mean or location: from the network, given, or learned.
+    """A positive parameter of a head, besides its mean or location: predicted by the network, fixed, or learned.
 
-    :param option: `None` for the network's, a number that is given, or `"learned"`: `exp(log_value)`, which starts at one.
-    :param shape: of what is learned: () is one for all numbers, (X,) one for each number of a vector.
+    :param option: `None` if the network predicts it, a fixed number, or `"learned"`: `exp(log_value)`, which starts at one.
+    :param shape: shape of a learned parameter: () for one for all numbers, (X,) for one for each number of a vector.
     :param link: from raw numbers of the network to the parameter.
     :ivar num_params: raw numbers that it needs for each number of the data, 1 or 0.
     """
@@ -61,17 +61,17 @@ class PositiveParameter(nn.Module):
             self.log_value = nn.Parameter(torch.zeros(self.shape))
 
     def forward(self, raw: Sequence[Tensor], like: Tensor, event_dim: int) -> Tensor:
-        """:param raw: the `num_params` chunks of it, `(..., *event)`. :param like: another parameter's chunk."""
+        """The parameter, from its `num_params` chunks of raw numbers, `(..., *event)`; `like` is another chunk."""
         if self.option is None:
             return self.link(raw[0])
         if isinstance(self.option, float):
-            return like.new_full((), self.option)  # exact in any dtype, as no buffer is
+            return like.new_full((), self.option)  # exact in any dtype, unlike a buffer
         event = like.shape[-event_dim:]
         sizes = zip(self.shape[::-1], event[::-1], strict=False)
         if len(self.shape) > len(event) or any(mine not in (1, size) for mine, size in sizes):
             raise ArgumentError(
-                f"the learned {self.name} has shape {self.shape}, which does not fit events of shape {tuple(event)}: build "
-                f"the head with {self.name}_shape=() for one number, or the shape of an event for one each"
+                f"the learned {self.name} has shape {self.shape}, which does not fit events of shape {tuple(event)}: "
+                f"build the head with {self.name}_shape=() for one number, or with the shape of an event for one each"
             )
         return self.log_value.exp()
 

@@ -16,33 +16,35 @@ from .parameters import PositiveParameter, exp_link
 from .stirling import HALF_LOG_2PI, deviance, stirling_rest
 
 SMALLEST_QUOTIENT = (
-    1e-30  # of x and its mean; below it, where one of them may underflow, differences of logarithms are taken
+    # smallest x and mean for the first form; below it one of them may underflow, and differences of logarithms are used
+    1e-30
 )
 SMALLEST_CONCENTRATION = 0.1  # at .1 one draw in 6,000 is below the smallest number of float32, at .01 two in five
 
 
 class Gamma(Head):
-    r"""Positive numbers of mean m = exp(raw) + 1e-4 and variance m^2 / a, where a is the concentration (the shape)::
+    r"""Head for positive numbers: Gamma of mean m = exp(raw) + 1e-4 and variance m^2 / a, with concentration (shape) a::
 
         p(x) = (a / m)^a x^(a - 1) exp(-a x / m) / Gamma(a)
 
-    a = 1 is the exponential distribution. From raw = 10 on the mean grows as a straight line. In float32 the density is
-    right for any a, which that of `torch.distributions.Gamma` is not.
+    a = 1 is the exponential distribution. For raw above 10 the mean grows linearly. In float32 the density is accurate for
+    any a, unlike that of `torch.distributions.Gamma`.
 
-    :param concentration: whose a is.
+    :param concentration: the source of a.
 
         `None`
-            the network's, per number: `num_params` is 2, and a = log2(1 + 2^raw) + 0.1.
+            predicted by the network for each number: `num_params` is 2, and a = log2(1 + 2^raw) + 0.1.
         a float
-            given.
+            a fixed value.
         `"learned"`
             one for all numbers, exp of the parameter `concentration.log_value`.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
-    :raises OptionError: for a concentration that is none of these.
+    :raises OptionError: for any other concentration.
 
-    Called with raw numbers (..., num_params * X), first those of the means, returns a distribution with batch shape (...)
-    and event shape (X,), in nats. Its `log_prob` raises `SupportError` for data of another event shape and, while Pyro's
-    argument checks are on, for data that are not positive. Encoders should see log(x), which `input_layer()` gives.
+    Call it with raw numbers (..., num_params * X), first those of the means. It returns a distribution with batch shape
+    (...) and event shape (X,), in nats. Its `log_prob` raises `SupportError` for data of another event shape and, while
+    Pyro's argument checks are on, for data that are not positive. The input of encoders should be log(x), which
+    `input_layer()` computes.
 
     >>> fn = Gamma(4.0)(torch.zeros(2))
     >>> fn.mean, fn.variance
@@ -64,21 +66,21 @@ class Gamma(Head):
 
 
 class LogNormal(Head):
-    r"""Positive numbers whose logarithm is normal, N(loc, scale^2): errors are a factor, not a distance.
+    r"""Head for positive numbers whose logarithm is normal, N(loc, scale^2): errors are multiplicative.
 
-    :param scale: of log(x); whose it is.
+    :param scale: the source of the scale of log(x).
 
         `None`
-            the network's, per number: `num_params` is 2, and scale = log2(1 + 2^raw) + 1e-4.
+            predicted by the network for each number: `num_params` is 2, and scale = log2(1 + 2^raw) + 1e-4.
         a float
-            given.
+            a fixed value.
         `"learned"`
             one for all numbers, exp of the parameter `scale.log_value`.
     :param event_dim: 1 for vectors (X,), 3 for images (C, H, W).
-    :raises OptionError: for a scale that is none of these.
+    :raises OptionError: for any other scale.
 
-    Called with raw numbers (..., num_params * X), first those of loc; for all else see `Gamma`. The density is that of x,
-    not of log(x): 1 / x is in it, so its log p(x) can be compared with that of a `Gamma`.
+    Call it with raw numbers (..., num_params * X), first those of loc. The density is that of x, including the factor 1 / x,
+    not that of log(x), so log p(x) can be compared with that of a `Gamma`. Everything else is as in `Gamma`.
 
     >>> LogNormal(1.0)(torch.zeros(2)).log_prob(torch.tensor([1.0, 1.0]))
     tensor(-1.8379)
@@ -98,12 +100,12 @@ class LogNormal(Head):
 
 
 class StableGamma(dist.Gamma):
-    """Pyro's Gamma, with the terms of its density that cancel for a large concentration taken together.
+    """Pyro's Gamma, with terms of the density combined that cancel for a large concentration.
 
-    In float32 that of torch is off by 0.01 nats on average at a concentration of 1e4 and by 0.7 at 1e6.
+    In float32 the density of torch is wrong by 0.01 nats on average at a concentration of 1e4, and by 0.7 at 1e6.
     """
 
-    support: Any = constraints.positive  # torch has 0 in it, where the density is 0 or infinite
+    support: Any = constraints.positive  # torch includes 0, where the density is 0 or infinite
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -123,5 +125,5 @@ def concentration_of(raw: Tensor) -> Tensor:
 
 
 def positive_numbers(head: str) -> Accepts:
-    remedy = f"shift them (x + 1), move zeros into a column of their own, use Normal for numbers of any sign, {SCORE}"
+    remedy = f"shift them (x + 1), move zeros into a separate column, use Normal for numbers of any sign, {SCORE}"
     return Accepts(head, constraints.positive, "positive numbers", remedy)

@@ -13,11 +13,12 @@ from ..options import amount, is_real
 from .checked import checked, finite_numbers
 from .gaussian import positive
 
-INSIDE = 0.01  # of the range: so far from the bounds pseudo-inputs start, where their gradient does not vanish
+# share of the range: smallest distance from the bounds at which pseudo-inputs start, so that their gradient does not vanish
+INSIDE = 0.01
 
 
 class StandardNormal(nn.Module):
-    """The prior p(z) = N(0, I_D). Its buffers follow `.to()` and `.double()`.
+    """The standard normal prior p(z) = N(0, I_D). Its buffers follow `.to()` and `.double()`.
 
     :param latent_dim: D, the number of latents of a datum.
     :returns: when called, a distribution with event shape (D,) and no batch shape; plates expand it.
@@ -41,12 +42,12 @@ class StandardNormal(nn.Module):
 
 
 class MixturePrior(nn.Module):
-    r"""A learned mixture of M diagonal normals::
+    r"""A prior that is a learned mixture of M diagonal normals::
 
         p(z) = sum_m w_m N(z; loc_m, diag(scale_m^2))
 
-    For latents whose aggregated posterior is not normal, as with clusters. The weights, means and scales are parameters of
-    the model and train with it. Dilokthanakul et al., 2016, https://arxiv.org/abs/1611.02648.
+    It is meant for latents whose aggregated posterior is not normal, for instance with clusters. The weights, means and
+    scales are parameters of the model and are trained with it. Dilokthanakul et al., 2016, https://arxiv.org/abs/1611.02648.
 
     :param latent_dim: D, the number of latents of a datum.
     :param num_components: M. Means start as draws of N(0, I) from the caller's random state, scales at 1, weights at 1/M.
@@ -71,22 +72,22 @@ class MixturePrior(nn.Module):
 
 
 class VampPrior(nn.Module):
-    r"""A mixture of what the encoder makes of M learned pseudo-inputs u_m::
+    r"""A prior that is the mixture of the encoder's distributions at M learned pseudo-inputs u_m::
 
         p(z) = sum_m w_m q(z given x = u_m)
 
-    It can come near the aggregated posterior, which is the best prior for a given encoder. Tomczak and Welling, 2018,
-    "VAE with a VampPrior", https://arxiv.org/abs/1705.07120; there w_m = 1/M.
+    It can approximate the aggregated posterior, which is the best prior for a given encoder. Tomczak and Welling, 2018, "VAE
+    with a VampPrior", https://arxiv.org/abs/1705.07120, with w_m = 1/M.
 
-    :param encoder: the encoder of the VAE itself: model and guide then share its parameters, and both train them.
-    :param pseudo_inputs: where the u_m start, `(M, *X)`, such as M rows of the training data. They are parameters.
-    :param bounds: (low, high) that they stay between, for encoders that take nothing else: (0, 1) for binary data, (0, n)
-        for counts of at most n. None for any real numbers. An encoder that takes class indices cannot have this prior.
+    :param encoder: the encoder of the same VAE: model and guide then share its parameters, and both train them.
+    :param pseudo_inputs: initial values of the u_m, `(M, *X)`, such as M rows of the training data. They are parameters.
+    :param bounds: (low, high) between which the u_m stay, for encoders that need it: (0, 1) for binary data, (0, n) for
+        counts of at most n. None for any real numbers. An encoder of class indices cannot have this prior.
     :returns: when called, a distribution with event shape (D,) and no batch shape, in nats. Its KL has no formula, so the
         objectives sample it. Each call runs the encoder on the M pseudo-inputs.
-    :raises OptionError: for pseudo-inputs that are no batch of floats, or bounds that they do not keep.
+    :raises OptionError: for pseudo-inputs that are not a batch of floats, or are not within the bounds.
 
-    `pv.refit_guide` refuses such a pair, because the model would change with the guide.
+    `pv.refit_guide` raises for such a pair, because the model would change with the guide.
 
     >>> from pyro_vae import VAE
     >>> encoder = torch.nn.Sequential(MLP(64, 16), Normal())
@@ -115,7 +116,7 @@ class VampPrior(nn.Module):
 
     @property
     def pseudo_inputs(self) -> Tensor:
-        """The pseudo-inputs as the encoder sees them, `(M, *X)`."""
+        """The pseudo-inputs as they are passed to the encoder, `(M, *X)`."""
         return self._between(self.raw_inputs)
 
     def forward(self) -> Any:
@@ -123,21 +124,22 @@ class VampPrior(nn.Module):
 
 
 class FlowPrior(nn.Module):
-    r"""A normalizing flow: bijections T map the latents to standard normal noise::
+    r"""A prior that is a normalizing flow: bijections T map the latents to standard normal noise::
 
         log p(z) = log N(T(z); 0, I) + log |det dT/dz|
 
-    With the flow in this direction a density takes one pass, which is what training needs; draws invert it. Rezende and
+    With the flow in this direction, a density takes one pass, as is best for training; draws invert the flow. Rezende and
     Mohamed, 2015, https://arxiv.org/abs/1505.05770; as a prior Chen et al., 2017, https://arxiv.org/abs/1611.02731.
 
     :param latent_dim: D, the number of latents of a datum.
-    :param transforms: bijections with an inverse, from latents to noise in this order, such as
-        `pyro.distributions.transforms.spline_coupling(D)` or `affine_autoregressive(D)` (draws take D passes, in Pyro 1.9.2
-        in the default dtype alone). What is an `nn.Module` among them trains with the model. A flow of zuko is a prior as it
-        is, in a module whose `forward` returns `pyro.contrib.zuko.ZukoToPyro(flow())`.
+    :param transforms: bijections with an inverse, from latents to noise, in this order, such as
+        `pyro.distributions.transforms.spline_coupling(D)` or `affine_autoregressive(D)`. With the latter draws take D
+        passes, and in Pyro 1.9.2 they work in the default dtype only. Transforms that are an `nn.Module` are trained with
+        the model. A flow of zuko needs no `FlowPrior`: use a module whose `forward` returns
+        `pyro.contrib.zuko.ZukoToPyro(flow())`.
     :returns: when called, a distribution with event shape (D,) and no batch shape, in nats. Its KL has no formula, so the
         objectives sample it.
-    :raises OptionError: for a number below 1, or transforms that are none.
+    :raises OptionError: for a number below 1, or transforms that are not bijections.
 
     >>> from pyro.distributions.transforms import affine_autoregressive
     >>> FlowPrior(3, [affine_autoregressive(3, hidden_dims=[16])])().event_shape
@@ -155,7 +157,7 @@ class FlowPrior(nn.Module):
 
 
 class Mixture(dist.MixtureSameFamily):
-    """`MixtureSameFamily` of vectors that hands each component a value of its own: conditional flows do not broadcast."""
+    """`MixtureSameFamily` of vectors that expands values to the components, because conditional flows do not broadcast."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         weights = self.mixture_distribution.logits

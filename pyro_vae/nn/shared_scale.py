@@ -1,4 +1,4 @@
-"""Normal numbers of one scale: given, learned, or optimal for the batch that is scored."""
+"""Normal numbers with one scale: fixed, learned, or optimal for the scored batch."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from .checked import Accepts, CheckedIndependent, check_value
 
-# Over about so many batches the kept variance is averaged. With the last one alone, its noise costs evaluation 0.03 (batches
-# of 128) to 0.1 nats (32) per datum of 64 pixels, and ten times that now and then; so it is 0.004 and 0.01.
+# The kept variance is averaged over about this many batches. With the last batch only, its noise costs 0.03 (batches of 128)
+# to 0.1 nats (batches of 32) per datum of 64 pixels in evaluation, and sometimes ten times that. With the average it costs
+# 0.004 and 0.01.
 BATCHES = 10
 SMALLEST_VARIANCE = 1e-8
 LOG_2PI = math.log(2 * math.pi)
 
 
 class SharedScale(CheckedIndependent):
-    """Independent normals of one variance, shape (): their density needs only the sum of the squares."""
+    """Independent normals with one variance, shape (): the density needs only the sum of squares."""
 
     shared_variance: Tensor
 
@@ -40,10 +41,10 @@ class SharedScale(CheckedIndependent):
 
 
 class BatchOptimal(SharedScale):
-    """Where gradients are on, `log_prob` takes the best variance for all it is given, and hands it to `keep`.
+    """With gradients on, `log_prob` uses the best variance for its data, and passes it to `keep`.
 
-    There the derivative of the log-density by the variance vanishes, so the gradient for everything else is the same
-    whether or not it flows through the variance: it does not.
+    At this variance the derivative of the log-density by the variance is zero. The gradient for everything else is therefore
+    right without a gradient through the variance.
     """
 
     keep: Callable[[Tensor], None]
@@ -65,7 +66,7 @@ class BatchOptimal(SharedScale):
 def shared_scale(
     loc: Tensor, scale: Tensor, event_dim: int, accepts: Accepts, keep: Callable[[Tensor], None] | None = None
 ) -> SharedScale:
-    """N(loc, scale^2) with one scale, shape (); with `keep`, the scale gives way to the best one of each batch."""
+    """N(loc, scale^2) with one scale, shape (); with `keep`, the scale is replaced by the best one of each batch."""
     base = dist.Normal(loc, scale, validate_args=False)
     fn: Any = SharedScale(base, event_dim) if keep is None else BatchOptimal(base, event_dim)
     fn.accepts, fn.shared_variance = accepts, scale.square()

@@ -1,7 +1,8 @@
-"""Log-gamma functions and deviances without the cancellation that costs their digits in float32.
+"""Log-gamma functions and deviances without cancellation, which loses digits in float32.
 
-Loader's form of a density: log n! is Stirling's formula plus a small rest, and the large terms that then cancel are taken
-together as a deviance. C. Loader, 2000, "Fast and Accurate Computation of Binomial Probabilities"; R's densities are so too.
+Loader's form of a density: log n! is Stirling's formula plus a small rest, and the large terms that then cancel are combined
+to a deviance. C. Loader, 2000, "Fast and Accurate Computation of Binomial Probabilities"; R computes densities in this way
+too.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 HALF_LOG_2PI = math.log(2 * math.pi) / 2
-# From 8 on, and below 0.1, the series are right to rounding in float64. Their first three terms are so in float32.
+# Above 8, and below 0.1, the series are accurate to rounding in float64. In float32 their first three terms are enough.
 SERIES_FROM, STIRLING_SERIES = 8, (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
 NEAR, ATANH_SERIES = 0.1, tuple(1 / n for n in range(3, 17, 2))
 
@@ -27,7 +28,7 @@ def stirling_rest(x: Tensor) -> Tensor:
 def deviance(x: Tensor, excess: Tensor, log_ratio: Tensor) -> Tensor:
     """x log(x / m) - (x - m), not negative, for x, m > 0; near x = m it is a series in (x - m) / (x + m).
 
-    :param excess: x - m, which the caller can take without cancellation.
+    :param excess: x - m, which the caller can compute without cancellation.
     :param log_ratio: log(x / m), used where x and m are far apart.
     """
     ratio = excess / (2 * x - excess)
@@ -42,7 +43,7 @@ def atanh_rest(x: Tensor) -> Tensor:
 
 
 def polynomial(x: Tensor, series: tuple[float, ...]) -> Tensor:
-    """The sum of series[n] x^n, in lower precisions than float64 of its first three terms."""
+    """The sum of series[n] x^n; only the first three terms in lower precision than float64."""
     *others, before, last = series if x.dtype == torch.float64 else series[:3]
     total = last * x + before
     for coefficient in reversed(others):

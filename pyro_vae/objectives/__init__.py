@@ -1,4 +1,4 @@
-"""Objectives to train with: drop-in subclasses of `pyro.infer.ELBO`."""
+"""Training objectives: drop-in subclasses of `pyro.infer.ELBO`."""
 
 from .beta_trace import BetaTrace_ELBO, BetaTraceGraph_ELBO
 from .beta_trace_enum import BetaTraceEnum_ELBO

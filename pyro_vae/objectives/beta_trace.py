@@ -19,39 +19,41 @@ from .traces.beta_elbo import BetaELBO
 
 
 class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
-    r"""Pyro's `Trace_ELBO` with a weight on the KL, the beta-VAE objective::
+    r"""Pyro's `Trace_ELBO` with a weight beta on the KL: the beta-VAE objective::
 
         loss = -sum over data of E_q[ log p(x|z) + sum over latents of beta (log p(z) - log q(z|x)) ]    (nats)
 
-    (Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl; as a point on the rate-distortion curve Alemi et al.,
-    2018, https://arxiv.org/abs/1711.00464; annealed Bowman et al., 2016, https://arxiv.org/abs/1511.06349). At beta = 1 it
-    is minus the ELBO, at beta > 1 it is above that, so still minus a lower bound of log p(x); below 1 it bounds nothing, at
-    0 it is the reconstruction loss of an autoencoder. B data of shape X, latents of shape D; averaged over K particles, the
-    scale of a plate (N/B) outside.
+    Sources: Higgins et al., 2017, https://openreview.net/forum?id=Sy2fzU9gl; for the rate-distortion curve Alemi et al.,
+    2018, https://arxiv.org/abs/1711.00464; for annealing Bowman et al., 2016, https://arxiv.org/abs/1511.06349.
 
-    beta multiplies the log-densities of all unobserved sites of model and guide, auxiliary draws of autoguides included,
-    also in the score-function terms of draws that are not reparameterised. Factors of the guide count as log q with
-    ``has_rsample=True`` and keep weight one otherwise. A latent masked on one side is masked on both. What `obs_mask` leaves
-    to the model to draw carries no weight.
+    At beta = 1 the loss is minus the ELBO. At beta > 1 it is larger, so it is still minus a lower bound of log p(x). At beta
+    < 1 it is not a bound, and at beta = 0 it is the reconstruction loss of an autoencoder. B data of shape X, latents of
+    shape D. The loss is averaged over K particles and multiplied by the scale of a plate (N/B).
 
-    :param beta: a number >= 0, a tensor without dimensions, a schedule (any callable from the number of updates to one of
-        these, such as `LinearAnnealing`), or a dict of these by latent site; sites that it does not name have beta 1.
-    :param compile: whether steps are compiled by `torch.compile`'s inductor: one graph of loss, terms and gradients for
-        arguments of each shape. True, or a dict: `mode` and `options` as for `torch.compile`; `max_graphs`, 8 unless given;
-        ``backend="eager"`` for the graph alone, without a C++ compiler. The first call runs as without, and takes some
-        seconds to compile. `loss`, and calls that record no gradients, are never compiled.
-    :param options: those of Pyro's class: `num_particles` K, `max_plate_nesting`, `vectorize_particles`, ...
+    beta multiplies the log-densities of all unobserved sites of model and guide, including auxiliary draws of autoguides. It
+    also enters the score-function terms of draws that are not reparameterised. Factors of the guide count as log q if they
+    have ``has_rsample=True``; otherwise they have weight one. A latent masked on one side is masked on both. Values that the
+    model draws because of `obs_mask` do not enter the loss.
 
-    :ivar terms: `Terms` of the last call: reconstruction, KL per site, the true ELBO, loss and beta; from the same run of
-        model and guide, and computed only when asked for. None before the first call.
-    :ivar num_updates: the number handed to a schedule. `loss_and_grads`, and so `SVI.step`, adds one; under a torch
-        optimiser, with accumulated gradients or from a checkpoint, set it: it is a plain number. It stands in `state_dict()`
-        of the objective and of the module that ``objective(model, guide)`` returns.
+    :param beta: a number >= 0, a tensor without dimensions, a schedule, or a dict of these by latent site. A schedule is any
+        callable from the number of updates to a number or tensor, such as `LinearAnnealing`. Sites that a dict does not name
+        have beta 1.
+    :param compile: whether to compile steps by the inductor of `torch.compile`: one graph of loss, terms and gradients for
+        each shape of the arguments. True, or a dict with `mode` and `options` as for `torch.compile`, and `max_graphs`, by
+        default 8. With ``backend="eager"`` steps are traced only, which needs no C++ compiler. The first call runs
+        uncompiled and takes some seconds more to compile. `loss`, and calls that record no gradients, are never compiled.
+    :param options: options of Pyro's class: `num_particles` K, `max_plate_nesting`, `vectorize_particles`, ...
+
+    :ivar terms: `Terms` of the last call: reconstruction, KL per site, the ELBO without beta, loss and beta. They come from
+        the same run of model and guide, and are computed on first access. None before the first call.
+    :ivar num_updates: the number that is passed to a schedule. `loss_and_grads`, and so `SVI.step`, adds one. With a torch
+        optimiser, accumulated gradients or a checkpoint, set it yourself: it is a plain number. `state_dict()` of the
+        objective contains it, and so does that of the module that ``objective(model, guide)`` returns.
     :raises OptionError: for a beta that is negative or not finite, or that names a site the pair does not have.
     :raises AuxiliarySiteError: for a beta by site where an autoguide draws several sites jointly.
     :raises CompileError: for programs that cannot be compiled, and where a compiled step gives other numbers than the
-        programs do on the same noise, which is looked at in the calls 1, 2, 10 and 100.
-    :raises StructureError: (and its kinds) for a latent that is missing in the guide, or is scaled on one side only.
+        programs on the same noise. This is checked in the calls 1, 2, 10 and 100.
+    :raises StructureError: (or a subclass) for a latent that is missing in the guide, or is scaled on one side only.
 
     Example::
 
@@ -67,10 +69,13 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
             loss(x).backward()
             optimizer.step()
 
-    Where it differs from Pyro's class at beta = 1: with a mask on one side; with draws of the guide alone that are not
-    reparameterised, whose -log q Pyro leaves out of the score-function gradient; and with a factor of the guide that is no
-    log q (``has_rsample=False``), which is a loss of its own here, gradient included. One that is marked
-    ``infer={"is_loss": True}`` is one too, with any ``has_rsample``, and evaluations leave it out.
+    It differs from Pyro's class at beta = 1 in three cases:
+
+    - with a mask on one side;
+    - with draws that only the guide has and that are not reparameterised: Pyro leaves their -log q out of the score-function
+      gradient;
+    - with a factor of the guide that is not a log q (``has_rsample=False``): here it is a separate loss, with its gradient.
+      A factor marked ``infer={"is_loss": True}`` is a separate loss with any ``has_rsample``, and evaluations leave it out.
     """
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
@@ -86,11 +91,11 @@ class BetaTrace_ELBO(BetaELBO, Trace_ELBO):
 
 
 class BetaTraceGraph_ELBO(BetaELBO, TraceGraph_ELBO):
-    """Pyro's `TraceGraph_ELBO` with a weight on the KL: fewer terms, and baselines, in the score-function gradient.
+    """Pyro's `TraceGraph_ELBO` with a weight on the KL: its score-function gradient has fewer terms, and baselines.
 
-    The value, the parameters, the attributes and the errors of `BetaTrace_ELBO`; for guides with draws that are not
-    reparameterised (Schulman et al., 2015, https://arxiv.org/abs/1506.05254). B data, K particles, nats. Unlike Pyro's class
-    it also works as a module under a torch optimiser.
+    For guides with draws that are not reparameterised (Schulman et al., 2015, https://arxiv.org/abs/1506.05254). It has the
+    value, parameters, attributes and errors of `BetaTrace_ELBO`. B data, K particles, nats. Unlike Pyro's class it also
+    works as a module with a torch optimiser.
 
     Example::
 
@@ -106,7 +111,7 @@ class BetaTraceGraph_ELBO(BetaELBO, TraceGraph_ELBO):
 
 
 def value_and_surrogate(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
-    """Minus the ELBO of one particle, detached, and its surrogate: what Pyro's Trace_ELBO has, but that no value is read."""
+    """Minus the ELBO of one particle, detached, and its surrogate: as in Pyro's Trace_ELBO, but no value is read."""
     model, guide = ([s for s in t.nodes.values() if s["type"] == "sample"] for t in (model_trace, guide_trace))
     log_p, log_q = ([s["log_prob_sum"] for s in side] for side in (model, guide))
     terms = [s["score_parts"].entropy_term for s in guide]

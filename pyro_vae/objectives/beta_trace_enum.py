@@ -30,12 +30,12 @@ from .traces.shared_plates import check_plate_names
 class BetaTraceEnum_ELBO(BetaELBO, TraceEnum_ELBO):
     """Pyro's `TraceEnum_ELBO` with a weight on the KL: sites marked ``infer={"enumerate": "parallel"}`` are summed out.
 
-    The parameters, the attributes and the errors of `BetaTrace_ELBO`. B data, K particles, nats. A site that the guide
-    enumerates is weighed like any latent. One that the model enumerates has no KL: it belongs to the likelihood where data
-    depend on it, and otherwise to the prior, with the beta of the latents that depend on it.
+    It has the parameters, attributes and errors of `BetaTrace_ELBO`. B data, K particles, nats. A site that the guide
+    enumerates has a KL with beta like any latent. A site that the model enumerates has no KL. It belongs to the likelihood
+    where data depend on it, otherwise to the prior, with the beta of the latents that depend on it.
 
-    :raises EnumerationError: (beside the others) if both data and a latent with beta other than one depend on a site that
-        the model enumerates: inside the logarithm of a sum no term has a weight of its own.
+    :raises EnumerationError: (besides the others) if both data and a latent with beta other than one depend on a site that
+        the model enumerates: inside the logarithm of a sum, single terms cannot be weighted.
 
     Example::
 
@@ -143,15 +143,15 @@ def factors(sites: Mapping[str, Any], names: Sequence[str], ordering: Mapping[st
 
 
 def weigh_what_the_model_sums_out(traces: WeighedTraces) -> list[str]:
-    """Give each site that the model enumerates the weight of the sites that depend on it. Return all of these.
+    """Give each site that the model enumerates the weight of the sites that depend on it; return these sites.
 
-    Inside the logarithm of a sum no factor has a weight of its own: the sum is part of the likelihood where data depend
-    on it, else part of the prior.
+    Inside the logarithm of a sum, single factors cannot be weighted. The sum is part of the likelihood where data depend on
+    it, otherwise part of the prior.
     """
     sites = traces.model_sites
     enumerated = [n for n, s in sites.items() if n not in traces.guide_sites and "_enumerate_dim" in s["infer"]]
     symbols = {sites[n]["infer"]["_enumerate_symbol"] for n in enumerated}
-    # By the masked density, as Pyro: what a class masks depends on it.
+    # By the masked density, as in Pyro: what a class masks depends on the class.
     readers = [n for n, s in sites.items() if n not in enumerated and symbols & set(dims(s["packed"]["log_prob"]))]
     weightless = [n for n in readers if sites[n]["mask"] is False or sites[n]["infer"].get("_deterministic")]
     observed = [n for n in readers if sites[n]["is_observed"] and n not in weightless]
@@ -159,35 +159,36 @@ def weigh_what_the_model_sums_out(traces: WeighedTraces) -> list[str]:
     carried = [n for n, s in traces.guide_sites.items() if symbols & set(dims(s["packed"]["log_prob"]))]
     if carried:
         raise MaskError(
-            f"the model masks {quoted(carried)} by {quoted(enumerated)}, which it sums out, so the guide cannot have that "
-            "mask: enumerate it in the guide, or mask model and guide alike by data"
+            f"the model masks {quoted(carried)} by {quoted(enumerated)}, which it sums out, so the mask cannot be "
+            "applied in the guide: enumerate it in the guide, or mask model and guide alike by data"
         )
     weighed = [n for n in latents if not same(sites[n]["scale"], traces.scales[n])]
     if observed and weighed:
         raise EnumerationError(
             f"the model sums out {quoted(enumerated)} in the densities of {quoted(observed)} and of {quoted(weighed)} "
-            "together, so beta cannot weigh the latents apart from the data: enumerate it in the guide "
-            "(infer={'enumerate': 'parallel'} there), or give those latents beta = 1"
+            "together, so beta cannot be applied to the latents alone: enumerate it in the guide "
+            f"(infer={{'enumerate': 'parallel'}} there), or give those latents beta = 1"
         )
     scales = [traces.scales.get(n, sites[n]["scale"]) for n in (*enumerated, *observed, *latents)]
     weights = [sites[n]["scale"] for n in latents]
     if not (all(same(s, scales[0]) for s in scales) and all(same(w, weights[0]) for w in weights)):
         raise EnumerationError(
-            f"the model sums out {quoted(enumerated)} in the densities of {quoted([*observed, *latents])}, which have one "
-            "weight inside the logarithm of a sum, but their betas or scales differ: give these latents one beta, move what "
-            "is summed out into the subsampled plate of what depends on it, or enumerate it in the guide"
+            f"the model sums out {quoted(enumerated)} in the densities of {quoted([*observed, *latents])}, which have "
+            "one weight inside the logarithm of a sum, but their betas or scales differ: give these latents one beta, "
+            "move the summed-out site into the subsampled plate of the sites that depend on it, or enumerate it in "
+            "the guide"
         )
     for name in (*enumerated, *weightless):
         sites[name]["scale"] = weights[0] if latents and not observed else scales[0]
     for name in enumerated:
-        sites[name]["packed"]["mask"] = None  # as Pyro, which sums p(c) to one under a mask too
+        sites[name]["packed"]["mask"] = None  # as in Pyro, which sums p(c) to one under a mask too
     return [*enumerated, *readers]
 
 
 def check_readers(traces: WeighedTraces, ordering: Mapping[str, frozenset[str]]) -> None:
-    """Refuse a site outside a plate that reads a site enumerated inside it.
+    """Raise for a site outside a plate that depends on a site enumerated inside it.
 
-    All elements of the plate share one axis of values, so the reader would see them change together. Pyro only warns.
+    All elements of the plate share one axis of values, so they would change together. Pyro only warns.
     """
     for sites in (traces.guide_sites, traces.model_sites):
         owners = {s["infer"]["_enumerate_symbol"]: n for n, s in sites.items() if "_enumerate_symbol" in s["infer"]}
@@ -196,9 +197,10 @@ def check_readers(traces: WeighedTraces, ordering: Mapping[str, frozenset[str]])
                 owner = owners.get(symbol, reader)
                 if not ordering[owner] <= ordering[reader]:
                     raise EnumerationError(
-                        f"'{reader}' reads '{owner}', which is enumerated in a plate that '{reader}' does not lie in: the "
-                        "elements of that plate would change their values together. Leave out infer={'enumerate': ...} of "
-                        f"'{owner}', so that it is drawn (BetaTraceGraph_ELBO), or move '{reader}' into the plate"
+                        f"'{reader}' depends on '{owner}', which is enumerated in a plate that '{reader}' is not in: "
+                        "the elements of that plate would change their values together. Leave out "
+                        f"infer={{'enumerate': ...}} of '{owner}', so that it is drawn (BetaTraceGraph_ELBO), or move "
+                        f"'{reader}' into the plate"
                     )
 
 
@@ -207,7 +209,7 @@ def same(a: Beta, b: Beta) -> bool:
 
 
 def scaled(site: Any, scale: Beta) -> Tensor:
-    # Twice, because Pyro's function forgets the scale where there is a mask.
+    # Twice, because Pyro's function drops the scale where there is a mask.
     masked = packed.scale_and_mask(detached(site["packed"]["unscaled_log_prob"]), mask=site["packed"]["mask"])
     result: Tensor = packed.scale_and_mask(masked, scale=scale)
     return result

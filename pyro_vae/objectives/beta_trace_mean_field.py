@@ -29,53 +29,56 @@ from .weights import Weight
 
 
 class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
-    r"""Pyro's `TraceMeanField_ELBO` with a weight on the KL, which is analytic where torch knows a formula::
+    r"""Pyro's `TraceMeanField_ELBO` with a weight on the KL, which is analytic where torch has a formula::
 
         loss = -sum over data of ( E_q log p(x|z) - sum over latents of beta KL(q(z|x) || p(z)) )        nats
 
-    The parameters, the attributes and the errors of `BetaTrace_ELBO`, averaged over K particles; B data. The faster of the
-    two, with less noise while the KL is far from zero (Kingma and Welling, 2014, https://arxiv.org/abs/1312.6114). A KL
-    without a formula is sampled.
+    It has the parameters, attributes and errors of `BetaTrace_ELBO`; B data, averaged over K particles. It is faster than
+    `BetaTrace_ELBO`, with less noise while the KL is far from zero (Kingma and Welling, 2014,
+    https://arxiv.org/abs/1312.6114). A KL without a formula is sampled.
 
-    The KL of a site is taken by formula given the latents drawn before it. That is right only if the latents that z depends
-    on in the model do not depend on z in the guide. It holds where both sides draw in the same order. Where the order
-    differs, draws are followed through guide and model, and a KL that a formula would get wrong is sampled. Its part of the
-    sum may be negative. A mean-field guide that draws in the order of the model keeps its formulas, and has less noise.
+    The KL of a site is computed by formula given the latents drawn before it. This is right only if the latents that z
+    depends on in the model do not depend on z in the guide. It is always right where both sides draw in the same order.
+    Where the order differs, dependences are traced through guide and model, and a KL for which the formula would be wrong is
+    sampled. A sampled part may be negative. A mean-field guide that draws in the order of the model keeps its formulas, and
+    so has less noise.
 
-    **Free bits**, a floor of lambda nats under the KL of each dimension j of a latent (or of each site): a dimension that
-    carries less is not pushed to the prior, which is how a posterior collapses (Kingma et al., 2016,
+    **Free bits** are a floor of lambda nats under the KL of each dimension j of a latent, or of each site. A dimension below
+    the floor is not pulled to the prior, which prevents posterior collapse (Kingma et al., 2016,
     https://arxiv.org/abs/1606.04934, appendix C.8)::
 
         loss = -reconstruction + sum over sites and j of beta N max(lambda, mean over the data of KL_j)
 
-    The mean is over the data and the particles of the call, with the scale of the plate N data. What is masked, a datum or
-    a dimension of one, is left out of it and of N. Dimensions are the elements of the event and of plates inside the datum.
-    Below the floor a KL has no gradient, at the floor its own. As KL_j <= max(lambda, KL_j), the loss at beta = 1 is still
-    minus a lower bound of log p(x). It depends on the batch: a maximum of means over batches is larger, on average.
+    The mean is over the data and the particles of the call; N is the number of data with the scale of the plate. Masked
+    data, and masked dimensions of a datum, are left out of the mean and of N. Dimensions are the elements of the event and
+    of plates inside the datum. Below the floor a KL has no gradient. As KL_j <= max(lambda, KL_j), the loss at beta = 1 is
+    still minus a lower bound of log p(x). It depends on the batch size: with smaller batches the maximum of means is larger,
+    on average.
 
-    **Capacity**, C nats per datum at which the KL of all latents together is held, mostly by a schedule that rises (Burgess
-    et al., 2018, https://arxiv.org/abs/1804.03599, with weight 1000 and C from 0 to 25)::
+    **Capacity** is a target of C nats per datum for the KL of all latents together, usually a rising schedule (Burgess et
+    al., 2018, https://arxiv.org/abs/1804.03599, with weight 1000 and C from 0 to 25)::
 
         loss = -reconstruction + capacity_weight N |KL / N - C|
 
-    N counts the data of which some latent is not masked. With a weight of at least 1 the loss plus N C is minus a lower
-    bound of log p(x); the loss alone bounds nothing.
+    N counts the data of which some latent is not masked. With a weight of at least 1, the loss plus N C is minus a lower
+    bound of log p(x); the loss alone is not a bound.
 
-    Both ask for one plate common to all sites, the data (a dict of free bits: to the latents that it names and the
-    observations). Particles that are looped over are in memory all at once then. `terms` has the true KL and ELBO.
+    Both options need one plate of the data that is common to all sites (with a dict of free bits: common to the named
+    latents and the observations). Particles that run in a loop are then all in memory at once. `terms` has the KL and the
+    ELBO without floor or target.
 
-    :param free_bits: lambda: a number >= 0, a tensor without dimensions, a schedule, or a dict of these by latent site;
-        sites that it does not name have none.
+    :param free_bits: lambda: a number >= 0, a tensor without dimensions, a schedule, or a dict of these by latent site.
+        Sites that a dict does not name have no floor.
     :param free_bits_per: "dimension", or "site" for the KL of whole sites, whose dimensions may depend on one another.
-    :param capacity: C: a number >= 0, a tensor without dimensions or a schedule; without free bits and at beta = 1.
+    :param capacity: C: a number >= 0, a tensor without dimensions or a schedule; only without free bits and at beta = 1.
     :param capacity_weight: a number >= 0, a tensor without dimensions or a schedule.
     :param compile: as in `BetaTrace_ELBO`.
-    :raises OptionError: (beside the others) for free bits of a site the pair does not have; for capacity beside free bits or
-        a beta.
-    :raises StructureError: (beside the others) for draws of the guide that are not reparameterised; for free bits of a site
-        that has no KL of its own, or none by dimension.
-    :raises DatumPlateError: where free bits or capacity find no plate, or several, common to all sites.
-    :raises SubsamplingError: where they find a subsampled plate inside the datum.
+    :raises OptionError: (besides the others) for free bits of a site that the pair does not have; for capacity with free
+        bits or a beta.
+    :raises StructureError: (besides the others) for draws of the guide that are not reparameterised; for free bits of a site
+        that has no separate KL, or none by dimension.
+    :raises DatumPlateError: for free bits or capacity, if no plate, or more than one, is common to all sites.
+    :raises SubsamplingError: for free bits or capacity, if there is a subsampled plate inside the datum.
 
     Example::
 
@@ -83,14 +86,16 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         pv.BetaTraceMeanField_ELBO(free_bits=0.5)
         pv.BetaTraceMeanField_ELBO(capacity=pv.LinearAnnealing(100_000, end=25.0))
 
-    Where it differs from Pyro's class at beta = 1: with a mask on one side (Pyro ignores one of the model), and with
-    autoguides that draw in unconstrained space, whose log-Jacobian Pyro leaves out; and with a guide that draws in another
-    order than the model, whose formulas Pyro uses all the same, with a warning.
+    It differs from Pyro's class at beta = 1 in three cases:
+
+    - with a mask on one side: Pyro ignores a mask of the model;
+    - with autoguides that draw in unconstrained space: Pyro leaves out their log-Jacobian;
+    - with a guide that draws in another order than the model: Pyro uses the formulas nevertheless, with a warning.
     """
 
-    _costs: list[Tensor]  # of the present particle: what stands in the loss with a plus
-    _gains: list[Tensor]  # and with a minus
-    _rates: Rates = {}  # and the KLs, where the loss wants more of them than their sum
+    _costs: list[Tensor]  # of the current particle: the terms of the loss with a plus sign
+    _gains: list[Tensor]  # and those with a minus sign
+    _rates: Rates = {}  # and the KLs, where the loss needs more than their sum
     _call: tuple[Any, ...] = ()  # the model, the guide and their arguments
 
     def __init__(
@@ -110,7 +115,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         self._own_draws = OwnDraws()
 
     def _differentiable_loss(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        # Without a score function the loss is its own surrogate: no scalar has to be read off the device.
+        # Without score-function terms the loss is its surrogate: no scalar has to be read from the device.
         return self._all_particles(model, guide, args, kwargs)
 
     def _value_and_surrogate(
@@ -134,7 +139,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
     def _as_float(self, model: Callable, guide: Callable, args: Any, kwargs: Any, backward: bool) -> float:
         if self._target is None:  # one particle after the other, so that memory does not grow with K
             losses = (self._particle_loss() / self.num_particles for _ in self._get_traces(model, guide, args, kwargs))
-        else:  # which asks for the mean over the particles
+        else:  # which needs the mean over the particles
             losses = (self._all_particles(model, guide, args, kwargs) for _ in range(1))
         total = 0.0
         for loss in losses:
@@ -158,7 +163,7 @@ class BetaTraceMeanField_ELBO(BetaELBO, TraceMeanField_ELBO):
         if self._target is None:
             return loss
         cost, plain = self._target.cost(mean_rates(runs, self.num_particles), now, self._betas)
-        extra = Density((cost - plain).detach() * self.num_particles)  # in the loss, but in no KL and no ELBO
+        extra = Density((cost - plain).detach() * self.num_particles)  # factors that enter the loss, but no KL and no ELBO
         self._passes[-1] = replace(self._passes[-1], others=[*self._passes[-1].others, extra])
         return loss + cost
 

@@ -1,4 +1,4 @@
-"""Base of objectives with weights per datum: the kernel runs the pair, and the plate's scale multiplies the bound."""
+"""Base class of objectives with an importance weight per datum; the scale of the plate multiplies the bound."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .weights import snapshot
 
 
 class DatumELBO(Objective):
-    """An objective made of log-densities (K, B).
+    """Base class of objectives that are functions of the log-densities (K, B).
 
-    A subclass writes `bound`, and gets gradients for any draws. One whose gradient is not that of its loss writes
-    `_loss_and_surrogate` instead: what is returned, and what it is the gradient of.
+    A subclass implements `bound`, and its gradient is right for any draws. A subclass whose gradient is not that of its loss
+    implements `_loss_and_surrogate` instead, which returns the loss and the surrogate whose gradient is used.
     """
 
     _loss: Tensor
@@ -84,7 +84,9 @@ class DatumELBO(Objective):
 
     def bound(self, log_weight: Tensor) -> Tensor:
         """The bound of each datum, (B,), from the log-weights (K, B) of any number K of particles; nats."""
-        raise NotImplementedError(f"{type(self).__name__} has no bound: write bound(log_weight), from (K, B) to (B,)")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no method bound: define bound(log_weight), from (K, B) to (B,)"
+        )
 
     def _loss_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
@@ -99,7 +101,9 @@ class DatumELBO(Objective):
         return loss, -(bound * scale).sum()
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("Pyro's class asks for it; here the kernel runs the pair")
+        raise NotImplementedError(
+            "an abstract method of Pyro's class that is not used here, because the kernel runs the pair"
+        )
 
     def _call(
         self,
@@ -126,10 +130,10 @@ class DatumELBO(Objective):
         *,
         scores_draws: bool = False,
     ) -> tuple[LogDensities, float | Tensor]:
-        """The log-densities of drawn particles and the scale of the data; remembers them for `terms`.
+        """The log-densities of drawn particles and the scale of the data; stores them for `terms`.
 
-        With `scores_draws=True` the caller answers for the gradient of draws that are not reparameterised. Otherwise they
-        are refused: autograd alone would give a gradient without the term of how likely they were, of any sign.
+        With `scores_draws=True` the caller adds the score-function term of draws that are not reparameterised. Otherwise
+        such draws raise: the gradient of autograd lacks this term and may have the wrong sign.
         """
         self._num_drawn = num_particles or self.num_particles
         model = call.score(call.latent_values(guide), self._num_drawn)
@@ -137,9 +141,9 @@ class DatumELBO(Objective):
         check_enumeration(weights)
         if torch.is_grad_enabled() and not scores_draws and (scored := self._log_drawn(call, guide, weights)):
             raise StructureError(
-                f"{quoted(scored)} are drawn without a reparameterisation, and {type(self).__name__} has no score-function "
-                "term for them, so the gradient would be wrong: use reparameterised draws. A subclass of DatumELBO that "
-                "writes bound(log_weight) in place of _loss_and_surrogate takes any draws"
+                f"{quoted(scored)} are not reparameterised, and {type(self).__name__} has no score-function term for "
+                "them, so the gradient would be wrong: use reparameterised draws. A subclass of DatumELBO that writes "
+                "bound(log_weight) in place of _loss_and_surrogate takes any draws"
             )
         scale = datum_scale(call, guide, model)
         self._pass, self._recorded, self._plates = pass_of(weights, scale), snapshot(betas), plates_of(call, model)
@@ -161,9 +165,9 @@ def datum_scale(call: Call, *records: Record) -> float | Tensor:
     different = dict.fromkeys(name for name, scale in scales if not same_scale(scale, first))
     if different:
         raise StructureError(
-            f"sites {quoted(different)} are scaled otherwise than '{first_name}' (poutine.scale on one side or on some "
-            "sites, or a plate that not all share): a weight per datum has one scale. Scale model and guide as a whole, "
-            "and weigh the KL by beta="
+            f"sites {quoted(different)} have another scale than '{first_name}' (poutine.scale on one side or on some "
+            "sites, or a plate that not all sites share): all sites of a datum need the same scale. Scale model and "
+            "guide as a whole, and weight the KL by beta="
         )
     if not isinstance(first, Tensor) or not first.dim():
         return first
@@ -171,8 +175,8 @@ def datum_scale(call: Call, *records: Record) -> float | Tensor:
     shape = (1,) * (layout.num_plates - first.dim()) + first.shape
     if layout.datum_dim is None or first.numel() != shape[layout.datum_dim]:
         raise StructureError(
-            f"the scale has shape {tuple(first.shape)}, so parts of one datum are scaled differently: a weight per datum "
-            "has one scale. Use a number, or one number per datum"
+            f"the scale has shape {tuple(first.shape)}, so parts of one datum have different scales: all sites of a "
+            "datum need the same scale. Use a number, or one number per datum"
         )
     return first.reshape(-1)
 

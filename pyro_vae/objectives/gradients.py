@@ -1,4 +1,4 @@
-"""Gradients of a bound that is a log-mean-exp over particles: by autograd, along the path of the draws, by the score."""
+"""Gradients of a bound that is a log-mean-exp over particles: by autograd, along the draws, and by score functions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..kernel import Cut, Record
 from ..ops import log_mean_exp
 from .weighing import total
 
-UNUSED: Any = {"allow_unused": True, "materialize_grads": True}  # a zero for a leaf that nothing reads
+UNUSED: Any = {"allow_unused": True, "materialize_grads": True}  # zero for a leaf that is not used
 
 
 def normalised(log_weight: Tensor) -> Tensor:
-    """Weights that sum to one over K, detached; zero for a datum without a single usable particle."""
+    """Weights that sum to one over K, detached; zero for a datum without any usable particle."""
     weights: Tensor = log_weight.detach().softmax(0)
     return weights.nan_to_num(0.0)
 
@@ -33,9 +33,9 @@ def weighed(weights: Tensor, log_density: Tensor) -> Tensor:
 def score_surrogate(log_weight: Tensor, log_q: Tensor) -> Tensor:
     """A surrogate whose gradient is the score-function gradient of the bound, for draws with log q, (B,).
 
-    From the bound of all particles, that of the others is subtracted: it does not depend on the draw, so the mean of the
-    gradient stays and its variance falls (VIMCO with the arithmetic mean; Mnih and Rezende, 2016,
-    https://arxiv.org/abs/1602.06725). With K = 1 there are no others.
+    The bound of the other particles is subtracted as a baseline. It does not depend on the draw, so the mean of the gradient
+    is unchanged and its variance is lower (VIMCO with the arithmetic mean; Mnih and Rezende, 2016,
+    https://arxiv.org/abs/1602.06725). With K = 1 there is no baseline.
     """
     log_weight = log_weight.detach()
     learning = log_mean_exp(log_weight, 0) - bounds_of_others(log_weight)
@@ -43,7 +43,7 @@ def score_surrogate(log_weight: Tensor, log_q: Tensor) -> Tensor:
 
 
 def score_of_bound(bound: Callable[[Tensor], Tensor], log_weight: Tensor, log_q: Tensor) -> Tensor:
-    """The same for any bound from log-weights (K, B) to (B,). It is called once for each particle left out."""
+    """The same for any bound from log-weights (K, B) to (B,), which is called once for each particle left out."""
     log_weight = log_weight.detach()
     others = torch.zeros_like(log_weight)
     if len(log_weight) > 1:
@@ -72,8 +72,8 @@ def scored_sites(guide: Record, enumerated: Collection[str]) -> list[str]:
         fn = innermost(site.fns[0])
         if isinstance(fn, Rejector):
             raise StructureError(
-                f"the guide's site '{name}' ({type(fn).__name__}) is drawn by rejection, reparameterised in part: use a "
-                "distribution of torch, such as pyro.distributions.Gamma without rejection"
+                f"the guide's site '{name}' ({type(fn).__name__}) is drawn by rejection sampling and only partly "
+                "reparameterised: use a distribution of torch, such as pyro.distributions.Gamma without rejection"
             )
         if not fn.has_rsample:
             found.append(name)
@@ -83,8 +83,8 @@ def scored_sites(guide: Record, enumerated: Collection[str]) -> list[str]:
 def path_surrogate(weighted: Tensor, cuts: Sequence[Sequence[Cut]]) -> Tensor | float:
     """A surrogate with the gradient of `weighted` along the draws only, as if the densities had no parameters.
 
-    `weighted`, without dimensions, depends on the leaves that took the place of the draws. Its gradient at a leaf goes on
-    through the draw: to parameters, and to the leaves drawn before, whose gradients it joins.
+    `weighted`, without dimensions, depends on the leaves that replaced the draws. Its gradient at a leaf is propagated
+    through the draw, to parameters and to the leaves drawn before, where it is added.
     """
     chains = [chain for chain in cuts if chain]
     if not chains:
@@ -103,8 +103,11 @@ def along_chain(chain: Sequence[Cut], gradients: list[Tensor]) -> Tensor:
 
 
 class GradientOf(torch.autograd.Function):
-    """Another value for a tensor, in place of `loss + (surrogate - surrogate.detach())`, NaN where both are infinite: one
-    datum without a usable particle would take the gradients of all others along."""
+    """The value of one tensor with the gradient of another.
+
+    `loss + (surrogate - surrogate.detach())` would be NaN where both are infinite, so that one datum without a usable
+    particle would make the gradients of all data NaN.
+    """
 
     @staticmethod
     def forward(ctx: Any, surrogate: Tensor, loss: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ def with_gradient_of(surrogate: Tensor, loss: Tensor) -> Tensor:
 
 
 def leaves_behind(numbers: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors that a backward pass from these would give a gradient to."""
+    """The leaf tensors that a backward pass from these would reach."""
     numbers = list(numbers)
     found = {id(number): number for number in numbers if number.is_leaf and number.requires_grad}
     seen, waiting = set(), [number.grad_fn for number in numbers]
@@ -130,7 +133,7 @@ def leaves_behind(numbers: Iterable[Tensor]) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable") and node.variable.requires_grad:  # a draw that was fixed since does not
+        if hasattr(node, "variable") and node.variable.requires_grad:  # a draw that has been fixed since does not
             found.setdefault(id(node.variable), node.variable)
         waiting += [following for following, _ in node.next_functions]
     return list(found.values())

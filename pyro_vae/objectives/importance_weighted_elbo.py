@@ -1,4 +1,4 @@
-"""The importance-weighted bound per datum, with three gradients for the guide."""
+"""The importance-weighted bound per datum, with a choice of three gradients for the guide."""
 
 from __future__ import annotations
 
@@ -21,49 +21,51 @@ Gradient = Literal["standard", "stl", "dreg"]
 
 
 class ImportanceWeightedELBO(DatumELBO, BetaObjective):
-    r"""The importance-weighted bound of each datum, as an objective (Burda, Grosse and Salakhutdinov, 2016,
-    https://arxiv.org/abs/1509.00519)::
+    r"""The importance-weighted bound (IWAE) of each datum, as an objective.
+
+    For K particles (Burda, Grosse and Salakhutdinov, 2016, https://arxiv.org/abs/1509.00519)::
 
         loss = -sum over data of E[ log 1/K sum_k w_k ],    w_k = p(x, z_k) / q(z_k|x),    z_k ~ q(z|x)       (nats)
 
-    A lower bound on log p(x): the ELBO at K = 1, never looser with more particles, tight as K grows. One weight per datum
-    and particle, (K, B), never one for the whole batch; the scale of a subsampled plate (N/B) or of `poutine.scale` stands
-    outside of the logarithm.
+    Minus the loss is a lower bound on log p(x): the ELBO at K = 1, never looser with more particles, and tight as K grows.
+    There is one weight per datum and particle, (K, B), not one for the whole batch. The scale of a subsampled plate (N/B) or
+    of `poutine.scale` is applied outside the logarithm.
 
-    What the guide learns from depends on `gradient`. With v_k the normalised weights:
+    `gradient` chooses the gradient for the guide. With v_k the normalised weights:
 
     - ``"standard"``: autograd of the bound, ``sum_k v_k d log w_k``. Its signal-to-noise ratio falls like 1/sqrt(K)
-      (Rainforth et al., 2018, https://arxiv.org/abs/1802.04537). Draws that are not reparameterised get their
-      score-function term, with the bound of the other particles as baseline (Mnih and Rezende, 2016,
-      https://arxiv.org/abs/1602.06725).
+      (Rainforth et al., 2018, https://arxiv.org/abs/1802.04537). Draws that are not reparameterised get a score-function
+      term, with the bound of the other particles as baseline (Mnih and Rezende, 2016, https://arxiv.org/abs/1602.06725).
     - ``"dreg"``: ``sum_k v_k^2 d log w_k`` along the draws, doubly reparameterised (Tucker et al., 2019,
-      https://arxiv.org/abs/1810.04152). The same mean, less noise, and no loss of signal as K grows. With a beta, v_k^2 is
-      ``v_k (1 - beta + beta v_k)``.
+      https://arxiv.org/abs/1810.04152). It has the same mean as "standard" with less noise, and its signal-to-noise ratio
+      does not fall with K. With a beta, v_k^2 is ``v_k (1 - beta + beta v_k)``.
     - ``"stl"``: ``sum_k v_k d log w_k`` along the draws, "sticking the landing" (Roeder, Wu and Duvenaud, 2017,
-      https://arxiv.org/abs/1703.09194). Zero for every draw where the guide is the posterior. At K = 1 it has the mean of
-      the others; **at K > 1 it is not the gradient of this bound**: its mean is another one.
+      https://arxiv.org/abs/1703.09194). It is zero for every draw where the guide equals the posterior. At K = 1 its mean is
+      that of the others; **at K > 1 it is not the gradient of this bound**: its mean differs.
 
-    The model learns from ``sum_k v_k d log p(x, z_k)`` in all three.
+    The gradient for the model is ``sum_k v_k d log p(x, z_k)`` in all three.
 
     :param beta: a weight on the KL in the exponent of the weights, ``w_k = p(x|z_k) (p(z_k) / q(z_k|x))^beta``: a number, a
-        tensor without dimensions, a schedule, or a dict of these by latent site, as in `BetaTrace_ELBO`. The bound is one on
-        log p(x) at beta >= 1 only.
-    :param num_particles: K.
+        tensor without dimensions, a schedule, or a dict of these by latent site, as in `BetaTrace_ELBO`. Minus the loss is a
+        lower bound on log p(x) at beta >= 1 only.
+    :param num_particles: K, particles per datum.
     :param gradient: "standard", "dreg" or "stl".
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
-        whole call one datum, and so allows latents that all data share.
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites. `None` makes the
+        whole call one datum, which allows latents that all data share.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
     :param compile: as in `BetaTrace_ELBO`.
 
     :ivar terms: `Terms` of the last call; their `elbo` is the ELBO, not the bound, which is ``-loss``.
-    :ivar num_updates: the number handed to a schedule, as in `BetaTrace_ELBO`.
-    :raises OptionError: for another gradient, and for what `BetaTrace_ELBO` refuses; for a beta by site with "dreg".
-    :raises GlobalLatentError: for a latent outside of the datum plate: there is then no weight per datum.
-    :raises StructureError: (and its kinds) for "dreg" and "stl" with draws that are not reparameterised; for sites that are
-        scaled differently; for whatever the kernel has not checked.
+    :ivar num_updates: the number passed to a schedule, as in `BetaTrace_ELBO`.
+    :raises OptionError: for another gradient; for the options for which `BetaTrace_ELBO` raises; for a beta by site with
+        "dreg".
+    :raises GlobalLatentError: for a latent outside the datum plate: there is then no weight per datum.
+    :raises StructureError: (or a subclass) for "dreg" and "stl" with draws that are not reparameterised; for sites with
+        different scales; for any program structure that the kernel cannot check.
 
-    Model and guide are rehearsed at the first call with arguments of new shapes: K particles at once where that gives the
-    numbers of one at a time, else by `torch.vmap` or a loop. Networks need no particle axis.
+    At the first call with arguments of new shapes, model and guide are run to find how to compute K particles. They run at
+    once where this gives the same numbers as one at a time, otherwise by `torch.vmap` or in a loop. Networks need no
+    particle axis.
 
     Example::
 
@@ -109,7 +111,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
         loss = -(log_mean_exp(log_weight.detach(), 0) * scale).sum()
         if not log_weight.requires_grad:
             return loss, loss
-        # What the model draws itself cancels in a weight, but how likely it was to be drawn has a gradient.
+        # Sites drawn from the prior cancel in a weight, but their score function has a gradient.
         by_the_model = score_surrogate(log_weight, weights.log_drawn(self.prior_sites)) if self.prior_sites else 0.0
         if cuts is None:
             bound = log_mean_exp(log_weight, 0)
@@ -117,7 +119,7 @@ class ImportanceWeightedELBO(DatumELBO, BetaObjective):
                 bound = bound + score_surrogate(log_weight, total(weights.log_guide_by_site[n] for n in scored))
             return loss, -((bound + by_the_model) * scale).sum()
         share = normalised(log_weight)
-        # E[v d log q] = E[v (1 - v) d log w], the second d along the draw, and log q has the weight beta.
+        # E[v d log q] = E[v (1 - v) d log w], with the second d along the draw; log q has the weight beta.
         along = share if self.gradient == "stl" or isinstance(betas, Mapping) else share * (1 - betas + betas * share)
         model_part = ((weighed(share, log_joint).sum(0) + by_the_model) * scale).sum()
         return loss, -model_part - path_surrogate((weighed(along, log_weight) * scale).sum(), cuts)

@@ -1,4 +1,4 @@
-"""KL(p to q) for the guide and the importance-weighted bound for the model, with weights per datum; sleep phases."""
+"""Reweighted wake-sleep: KL(p to q) for the guide, the importance-weighted bound for the model."""
 
 from __future__ import annotations
 
@@ -27,31 +27,35 @@ class InclusiveKL(DatumELBO):
         gradient of the model    -sum_k v_k d log p(x, z_k)
         v_k = w_k / sum_l w_l,   w_k = p(x, z_k) / r(z_k|x),   z_k ~ r(z|x),   k = 1, ..., K
 
-    log p(x) by ``log 1/K sum_k w_k``, the KL by ``sum_k v_k log p(x, z_k) / q(z_k|x)`` minus that. Reweighted wake-sleep
-    (Bornschein and Bengio, 2015, https://arxiv.org/abs/1406.2751; Le et al., 2019, https://arxiv.org/abs/1805.10469): each
-    side learns from its own term, and the model not from the KL. Where the ELBO's KL(q to p) ends on one mode of a
-    posterior, this one covers all that r finds. The weights are normalised for each datum apart, (K, B), where Pyro's
-    `ReweightedWakeSleep` has one weight for the whole batch. Nothing is differentiated through a draw, so any latent will
-    do. Normalised weights are biased by O(1/K); a proposal that misses a mode leaves it out here too.
+    log p(x) is estimated by ``log 1/K sum_k w_k``, and the KL by ``sum_k v_k log p(x, z_k) / q(z_k|x)`` minus that. This is
+    reweighted wake-sleep (Bornschein and Bengio, 2015, https://arxiv.org/abs/1406.2751; Le et al., 2019,
+    https://arxiv.org/abs/1805.10469). The guide learns from the KL only, the model from log p(x) only.
 
-    **Sleep.** Data simulated from the model come with exact draws of their posterior. With ``sleep=s`` the guide learns from
-    ``(1 - s) KL(p to q) + s E[-log q(z|x)]``, the second on as many simulated data as the call has; ``sleep=1`` is the
-    wake-sleep algorithm (Hinton et al., 1995, https://doi.org/10.1126/science.7761831).
+    With the ELBO's KL(q to p) a guide often fits one mode of a posterior; with KL(p to q) it covers all modes that r finds.
+    The weights are normalised for each datum, (K, B), where Pyro's `ReweightedWakeSleep` has one weight for the whole batch.
+    There is no derivative through a draw, so latents may be discrete. Normalised weights are biased by O(1/K). A mode that
+    the proposal misses is missed here too.
 
-    :param num_particles: K.
-    :param proposal: r, a guide of its own, called with the same arguments; not trained here. The guide unless given.
+    **Sleep.** For data simulated from the model, the simulated latents are exact draws of the posterior. With ``sleep=s``
+    the guide learns from ``(1 - s) KL(p to q) + s E[-log q(z|x)]``. The second term uses as many simulated data as the call
+    has. ``sleep=1`` is the wake-sleep algorithm (Hinton et al., 1995, https://doi.org/10.1126/science.7761831).
+
+    :param num_particles: K, particles per datum.
+    :param proposal: r, another guide, called with the same arguments; it is not trained here. By default the guide.
     :param sleep: s, between 0 and 1.
-    :param sleep_args: maps simulated observations by site to the positional arguments of model and guide. Not needed where
-        the model observes one site and that is one of its arguments.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes the
+    :param sleep_args: function from simulated observations by site to the positional arguments of model and guide. Not
+        needed where the model observes one site whose value is one of the arguments.
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites; `None` makes the
         whole call one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
     :param compile: as in `BetaTrace_ELBO`.
 
-    :ivar terms: `Terms` of the last call, of the guide's own draws.
+    :ivar terms: `Terms` of the last call, from draws of the guide.
     :raises OptionError: for `sleep` out of range, or if it is not known which argument holds the data.
-    :raises AuxiliarySiteError: for an autoguide with `proposal` or `sleep`: it has no density at given latents.
-    :raises StructureError: (and its kinds) for whatever has no weight per datum, as in `ImportanceWeightedELBO`.
+    :raises AuxiliarySiteError: for an autoguide with `proposal` or `sleep`: it cannot give log q at latents that it did not
+        draw.
+    :raises StructureError: (or a subclass) for programs that define no importance weight per datum, as in
+        `ImportanceWeightedELBO`.
 
     Example::
 
@@ -92,7 +96,7 @@ class InclusiveKL(DatumELBO):
         bound = log_mean_exp(log_weight, 0)
         wake = weighed(share, log_guide).sum(0)
         cross = weighed(share, weights.log_joint.detach()).sum(0) - bound
-        # What a site drawn from the prior adds to log p(x, z) cancels in the weight, not in the gradient.
+        # The log-density of a site drawn from the prior cancels in the weight, but not in the gradient.
         log_model = weights.log_joint + weights.log_drawn(self.prior_sites)
         loss, surrogate = -bound * scale, -weighed(share, log_model).sum(0) * scale
         if self.sleep < 1:
@@ -106,14 +110,14 @@ class InclusiveKL(DatumELBO):
     def _weigh_proposal(
         self, call: Call, model: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> tuple[LogDensities, Tensor, float | Tensor]:
-        """Weights of the proposal's draws, log q of them, and the scale; `terms` are of one draw of the guide."""
+        """Weights of draws of the proposal, log q at them, and the scale; `terms` are from one draw of the guide."""
         assert self.proposal is not None
         check_has_density(call, "proposal")
         with torch.no_grad():
             self._weigh(call, call.draw(1), 1)
             own_draws = self._pass
         proposal = self._call(model, self.proposal, args, kwargs, role="proposal", indices=call.guide.indices)
-        with torch.no_grad(), poutine.block(hide_types=["param"]):  # SVI steps every parameter that it sees
+        with torch.no_grad(), poutine.block(hide_types=["param"]):  # SVI would train every parameter that it sees
             drawn = proposal.draw(self.num_particles)
         weights, scale = self._weigh(proposal, drawn, scores_draws=True)
         self._pass, self._num_drawn = own_draws, 1
@@ -156,12 +160,12 @@ def fixed_draws(call: Call, num_particles: int) -> Record:
 
 
 def check_has_density(call: Call, option: str) -> None:
-    """Refuse autoguides, which know log q at their own draws only."""
+    """Raise for autoguides, which give log q at their own draws only."""
     hidden = [n for n in call.structure.guide_sites if n not in call.structure.latents]
     if hidden:
         raise AuxiliarySiteError(
-            f"{option}= needs log q at latents that the guide did not draw, but the guide has the sites {quoted(hidden)} "
-            "beside the latents: use a guide that samples the latents directly"
+            f"{option}= needs log q at latents that the guide did not draw, but the guide has the sites "
+            f"{quoted(hidden)} besides the latents: use a guide that samples the latents directly"
         )
 
 
@@ -171,8 +175,8 @@ def replaced_data(data: Mapping[str, Tensor], simulated: Mapping[str, Tensor], a
     if len(places) != 1:
         raise OptionError(
             f"sleep= gives the guide simulated data, but what the model observes ({quoted(data)}) is not one of its "
-            f"{len(args)} positional arguments as it came: pass sleep_args=, a function from simulated observations by site "
-            "to these arguments, e.g. sleep_args=lambda observed: (observed['obs'],)"
+            f"{len(args)} positional arguments unchanged: pass sleep_args=, a function from simulated observations by "
+            "site to these arguments, e.g. sleep_args=lambda observed: (observed['obs'],)"
         )
     (value,) = simulated.values()
     return tuple(value if i == places[0] else arg for i, arg in enumerate(args))

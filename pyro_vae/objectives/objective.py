@@ -1,4 +1,4 @@
-"""Base of all objectives: counts updates, evaluates schedules, keeps the terms of the last call, gives a module."""
+"""Base class of all objectives: counts updates, evaluates schedules, keeps the terms of the last call, makes a module."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .traces.matching import Beta, Betas
 from .untrained import UntrainedWatch
 from .weights import Schedule, Weight, checked_weights, value_of
 
-CALLS_BEFORE_WARNING = 500  # more micro-batches or closure calls than one update has
+CALLS_BEFORE_WARNING = 500  # calls without an update, more than micro-batches or closures make
 
 
 class Objective(ELBO):
-    """Mix-in before a class of Pyro, or a base of its own where the kernel runs the pair."""
+    """A mix-in before a class of Pyro; also the base class where the kernel runs the pair."""
 
     _complete: bool
     _terms: Terms | None
@@ -94,11 +94,11 @@ class Objective(ELBO):
     def _value_and_surrogate(
         self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """The loss, detached, and what it is the gradient of: tensors, none of which is read, so that it can be traced."""
+        """The loss, detached, and the surrogate whose gradient is used. No tensor is read, so that it can be traced."""
         raise NotImplementedError
 
     def _arrays(self) -> tuple[Tensor, ...]:
-        """What the last call computed beside its terms."""
+        """Other tensors that the last call computed, besides its terms."""
         return ()
 
     def _set_arrays(self, arrays: tuple[Tensor, ...]) -> None:
@@ -108,8 +108,8 @@ class Objective(ELBO):
         for program in (model, guide):
             if isinstance(getattr(program, "__self__", None), nn.Module):
                 raise OptionError(
-                    f"{program} is a method, so the parameters of its module would not be seen: pass nn.Modules "
-                    "whose forward is the program (as vae.model and vae.guide of pv.VAE), or train with SVI"
+                    f"{program} is a method, so the parameters of its module would not be found: pass nn.Modules whose "
+                    "forward is the program (as vae.model and vae.guide of pv.VAE), or train with SVI"
                 )
         return ObjectiveModule(model, guide, self)
 
@@ -139,7 +139,7 @@ class Objective(ELBO):
         return {}
 
     def _value(self, name: str) -> Beta:
-        """The weight of this name at this update."""
+        """The weight with this name at this update."""
         if self._given is not None:
             return self._given[name]
         return value_of(self._weights()[name], self.num_updates, "beta" if name.startswith("beta of ") else name)
@@ -154,8 +154,8 @@ class Objective(ELBO):
         if self._calls_since_update == CALLS_BEFORE_WARNING:
             warnings.warn(
                 f"{', '.join(self.schedules)} follows a schedule, but num_updates has been {self.num_updates} for "
-                f"{CALLS_BEFORE_WARNING} calls: only SVI advances it by itself. Set objective.num_updates = step after each "
-                "optimiser step",
+                f"{CALLS_BEFORE_WARNING} calls: only SVI advances it automatically. Set objective.num_updates = step "
+                "after each optimiser step",
                 ScheduleWarning,
                 stacklevel=4,
             )
@@ -213,12 +213,12 @@ class ObjectiveModule(ELBOModule):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         missing_keys, own = args[2], f"{prefix}_extra_state"
-        if own in missing_keys:  # the state of a module of Pyro, which has no count
+        if own in missing_keys:  # the state of a module of Pyro, which has no num_updates
             missing_keys.remove(own)
 
 
 def check_options_of_pyro(vectorize_particles: bool = False, max_plate_nesting: float = math.inf, **others: Any) -> None:
-    """Those that Pyro takes as they come, and trips over in a step."""
+    """Check options that Pyro accepts unchecked and that would fail in a later step."""
     flag("vectorize_particles", vectorize_particles)
-    if not (isinstance(max_plate_nesting, float) and max_plate_nesting == math.inf):  # for Pyro to find out
+    if not (isinstance(max_plate_nesting, float) and max_plate_nesting == math.inf):  # Pyro raises for it
         whole_number("max_plate_nesting", max_plate_nesting, lowest=0, highest=MOST_DIMS)

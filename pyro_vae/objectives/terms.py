@@ -1,4 +1,4 @@
-"""The terms of one call of an objective: reconstruction, KL per site, the true ELBO, the loss and beta."""
+"""The terms of one call of an objective: reconstruction, KL per site, the ELBO without beta, the loss and beta."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ from .traces.beta_messenger import beta_at
 from .traces.matching import Beta, Betas
 
 Place = tuple[tuple[Any, ...], torch.Size]
-PARTICLES = "num_particles_vectorized"  # what Pyro calls the plate of vectorised particles
+PARTICLES = "num_particles_vectorized"  # Pyro's name of the plate of vectorised particles
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Terms(Result):
     r"""The parts of one loss, detached tensors without dimensions, in nats.
 
-    ``loss = -reconstruction + sum over sites of beta * kl``, ``elbo = reconstruction - kl_sum``: the true ELBO,
-    whatever beta is; a factor of the guide that is no log q enters the loss alone, and so does what free bits or capacity
-    add. Sums over the data with the scale of their plate (N/B under subsampling), averaged over particles.
+    ``loss = -reconstruction + sum over sites of beta * kl`` and ``elbo = reconstruction - kl_sum``, the ELBO without beta. A
+    factor of the guide that is not a log q enters the loss only, and so do the additions of free bits and capacity. All are
+    sums over the data, with the scale of their plate (N/B under subsampling), averaged over particles.
 
-    :ivar reconstruction: ``E_q log p(x|z)``; minus the distortion D.
-    :ivar kl: ``E_q[log q(z|x) - log p(z)]`` by latent site, the rate R of each; analytic in the mean-field objective where a
-        formula is right. Latents that an autoguide draws jointly stand under one name, joined by ``+``.
+    :ivar reconstruction: ``E_q log p(x|z)``, minus the distortion D.
+    :ivar kl: ``E_q[log q(z|x) - log p(z)]`` by latent site. Analytic in the mean-field objective, where there is a formula
+        that is right. Latents that an autoguide draws jointly have one KL, under their names joined by ``+``.
     :ivar kl_sum: the sum of `kl`, the rate R.
     :ivar elbo: ``-(D + R)``.
-    :ivar loss: what the objective returned.
-    :ivar beta: the weight of the KL in this call, or the weights by site.
+    :ivar loss: the loss that the objective returned.
+    :ivar beta: the weight of the KL in this call, or a dict of weights by site.
+
+    Example::
+
+        objective.loss(model, guide, x)
+        objective.terms.reconstruction, objective.terms.kl["latent"], objective.terms.per_datum().elbo
     """
 
     _hidden = ("plates",)
@@ -51,7 +56,7 @@ class Terms(Result):
     def per_datum(self, plate: str | None = None) -> Terms:
         """The same terms divided by the number of data: the full size N of the plate that all sites share.
 
-        :param plate: its name; needed where the sites share several plates.
+        :param plate: name of the plate; needed where the sites share several plates.
         :raises DatumPlateError: if the sites share no plate, or several and none is named.
         """
         if plate is None and len(self.plates) != 1:
@@ -94,9 +99,9 @@ class Density(NamedTuple):
 class Pass:
     """The densities of one run of guide and model.
 
-    :ivar observed: of the observed sites of the model.
-    :ivar kl: by KL, the densities that enter it with plus (log q) and with minus (log p).
-    :ivar others: factors of the guide that are no part of log q; they enter the loss alone.
+    :ivar observed: densities of the observed sites of the model.
+    :ivar kl: by KL, the densities that enter it with a plus sign (log q) and with a minus sign (log p).
+    :ivar others: factors of the guide that are not part of log q; they enter the loss only.
     :ivar places: the plates and the batch shapes of the model's sites.
     """
 
@@ -117,7 +122,7 @@ def terms_of(passes: Sequence[Pass], num_particles: int, betas: Betas) -> Terms:
             for name, pairs in sides.items()
         }
         zero = torch.zeros_like(reconstruction)
-        # Latents that share one KL, joined by "+", have one beta.
+        # Latents with one joint KL, joined by "+", have one beta.
         weighed = [value * like(value, beta_at(betas, name.split("+")[0])) for name, value in kl.items()]
         kl_sum = reduce(operator.add, kl.values(), zero)
         others = total(d for one in passes for d in one.others) / num_particles
@@ -133,7 +138,7 @@ def terms_of(passes: Sequence[Pass], num_particles: int, betas: Betas) -> Terms:
 
 
 def like(value: Tensor, beta: Beta) -> Beta:
-    """beta in the precision of a KL: with two tensors without dimensions torch would take the higher one."""
+    """beta in the precision of a KL: with two tensors without dimensions, torch would use the higher precision."""
     return beta.to(value.dtype) if isinstance(beta, Tensor) else beta
 
 
@@ -143,7 +148,7 @@ def total(densities: Iterable[Summable]) -> Tensor:
 
 
 def common_plates(places: Sequence[Place]) -> dict[str, int]:
-    """Full sizes of the plates that all sites lie in; of an unsized plate, the size its sites have."""
+    """Full sizes of the plates common to all sites; for a plate without a size, that of its sites."""
     if not places:
         return {}
     shared = set.intersection(*({frame.name for frame in frames} for frames, _ in places)) - {PARTICLES}

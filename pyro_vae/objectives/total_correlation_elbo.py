@@ -1,4 +1,4 @@
-"""The KL in three parts with a weight each: index-code mutual information, total correlation, dimension-wise KL."""
+"""beta-TCVAE: the KL in three weighted parts, mutual information, total correlation and dimension-wise KL."""
 
 from __future__ import annotations
 
@@ -29,11 +29,18 @@ from .weights import Weight, checked_weight
 class Decomposition(Result):
     """The parts of the mean KL(q(z|x) || p(z)) of a batch: detached tensors without dimensions, in nats per datum.
 
-    Means over the data of the batch, from one draw each, without the scale of their plate; their sum is the sampled KL.
+    Means over the data of the batch, from one draw each, without the scale of their plate. The sum of the parts is the
+    sampled KL.
 
     :ivar mutual_information: ``E[log q(z|x) - log q(z)]``, at most log N.
     :ivar total_correlation: ``E[log q(z) - sum_j log q(z_j)]``.
     :ivar dimension_wise: ``E[sum_j log q(z_j) - log p(z)]``.
+
+    Example::
+
+        objective = pv.TotalCorrelationELBO(dataset_size=len(data), beta=6.0)
+        objective.loss(model, guide, x)
+        objective.decomposition.mutual_information, objective.decomposition.total_correlation
     """
 
     mutual_information: Tensor
@@ -42,52 +49,56 @@ class Decomposition(Result):
 
 
 class TotalCorrelationELBO(DatumELBO, BetaObjective):
-    r"""The ELBO with its KL split in three, each part with its weight: beta-TCVAE (Chen, Li, Grosse and Duvenaud, 2018,
-    https://arxiv.org/abs/1802.04942)::
+    r"""The ELBO with its KL split in three weighted parts: beta-TCVAE.
+
+    The parts are (Chen, Li, Grosse and Duvenaud, 2018, https://arxiv.org/abs/1802.04942)::
 
         loss = sum over data of  - E log p(x|z)
                                  + mutual_information * E[ log q(z|x) - log q(z) ]               index-code information
                                  + beta               * E[ log q(z) - sum_j log q(z_j) ]         total correlation
                                  + dimension_wise     * E[ sum_j log q(z_j) - log p(z) ]         dimension-wise KL
 
-    in nats, with the aggregated posterior ``q(z) = 1/N sum_n q(z|x_n)`` of N data, and z drawn once from q(z|x) for each of
-    the B data of a batch. The j-th of the D dimensions of z is one element of a latent site. The scale of a subsampled
-    plate (N/B) or of `poutine.scale` stands outside of the logarithms. With all three weights 1 it is minus the ELBO, draw
-    for draw.
+    in nats. q(z) is the aggregated posterior ``q(z) = 1/N sum_n q(z|x_n)`` of N data. z is drawn once from q(z|x) for each
+    of the B data of a batch. Each of the D dimensions of z is one element of a latent site. The scale of a subsampled plate
+    (N/B) or of `poutine.scale` is applied outside the logarithms. With all three weights 1 the loss is minus the ELBO, for
+    every draw.
 
     log q(z) and log q(z_j) are estimated from the batch (`pyro_vae.ops.index_code_information`), stratified::
 
         q(z_i) ~ 1/N q(z_i|x_i) + (N - 1) / (N (B - 1)) sum over j != i of q(z_i|x_j)
 
-    The right-hand side has the right mean if a batch is a uniform sample without replacement, and is exact at B = N. The
-    logarithm makes it too small in the mean (Jensen), the more so the larger N/B and the more separate the q(z|x_n): at
-    B < N the **mutual information is overestimated** (never above log N), the **dimension-wise KL underestimated**, and the
-    total correlation off in either direction: too low as a rule, as the joint density suffers more than those of single
-    dimensions, too high once the mutual information stands at log N and cannot grow. Compare runs of one batch size. (The
-    weights that the authors' code puts on a batch are not these.)
+    The right-hand side is unbiased if a batch is a uniform sample without replacement, and exact at B = N. Its logarithm is
+    too small on average (Jensen), the more so the larger N/B is and the less the q(z|x_n) overlap. At B < N:
 
-    log p(z) enters as a whole. Under a prior with independent dimensions, the last part is
-    ``sum_j KL(q(z_j) || p(z_j))``. Under any other, it also holds what such a prior couples: it may be negative, and the
-    total correlation is that of q(z), which pulls away from the prior.
+    - the **mutual information is overestimated**, but never above log N;
+    - the **dimension-wise KL is underestimated**;
+    - the total correlation may be wrong in either direction. It is usually too low, because the joint density is more biased
+      than those of single dimensions. It is too high once the mutual information has reached log N.
 
-    :param dataset_size: N, the number of data that batches are drawn from.
+    Compare only runs with the same batch size. (The weights in the authors' code differ from these.)
+
+    Under a prior with independent dimensions, the last part is ``sum_j KL(q(z_j) || p(z_j))``. Under any other prior, it
+    includes the dependence of the prior and may be negative. The total correlation is always that of q(z), so its weight
+    then pulls q(z) away from the prior.
+
+    :param dataset_size: N, the number of data from which batches are drawn.
     :param beta: the weight of the total correlation: a number, a tensor without dimensions, or a schedule.
     :param mutual_information: the weight of the index-code mutual information, likewise.
     :param dimension_wise: the weight of the dimension-wise KL, likewise.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites.
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites.
     :param compile: as in `BetaTrace_ELBO`.
 
     :ivar decomposition: the `Decomposition` of the KL in the last call; `None` before the first.
-    :ivar terms: `Terms` of the last call; their `elbo` is the ELBO, not ``-loss``, and their `beta` the weight of the total
-        correlation.
-    :ivar num_updates: the number handed to a schedule, as in `BetaTrace_ELBO`.
-    :raises OptionError: for a dataset_size that is no whole number, smaller than the batch, or other than the size of a
-        subsampled plate; for a weight that is negative or not finite.
-    :raises StructureError: (and its kinds) for a batch of one; for a guide whose dimensions have no densities of their own
-        that are known: a joint distribution, a flow, an autoguide, one latent drawn given another; for draws that are not
-        reparameterised, where gradients are recorded (`loss` takes them); for data with different scales.
+    :ivar terms: `Terms` of the last call; their `elbo` is the ELBO, not ``-loss``, and their `beta` is the weight of the
+        total correlation.
+    :ivar num_updates: the number passed to a schedule, as in `BetaTrace_ELBO`.
+    :raises OptionError: for a dataset_size that is not a whole number, is smaller than the batch, or differs from the size
+        of a subsampled plate; for a weight that is negative or not finite.
+    :raises StructureError: (or a subclass) for a batch of one; for a guide without known densities of single dimensions (a
+        joint distribution, a flow, an autoguide, one latent drawn given another); for draws that are not reparameterised,
+        where gradients are recorded; for data with different scales.
     :raises MaskError: for masked latents. Masked observations are left out as usual.
-    :raises EnumerationError: for a site that the guide enumerates. What the model enumerates is summed out.
+    :raises EnumerationError: for a site that the guide enumerates. Sites that the model enumerates are summed out.
 
     Example::
 
@@ -115,7 +126,7 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         super().__init__(beta=beta, num_particles=1, datum_plate=datum_plate, compile=compile)
         self.dataset_size = dataset_size
         self.mutual_information, self.dimension_wise = mutual_information, dimension_wise
-        self._separate: list[Structure] = []  # in which no latent of the guide depends on another
+        self._separate: list[Structure] = []  # calls in which no latent of the guide depends on another
         self._check_beta()
 
     @property
@@ -159,8 +170,8 @@ class TotalCorrelationELBO(DatumELBO, BetaObjective):
         check_unmasked(densities)
         if isinstance(scale, Tensor) and scale.dim():
             raise StructureError(
-                "the data are scaled differently (poutine.scale), but all count alike in the aggregated posterior: scale "
-                "model and guide by one number"
+                "the data have different scales (poutine.scale), but all data have the same weight in the aggregated "
+                "posterior: scale model and guide by one number"
             )
         reconstruction, kl = rate_distortion(densities)
         parts = split(log_q_by_dimension(drawn, call.structure.latents, call.layout), kl, self.dataset_size)
@@ -193,7 +204,7 @@ def split(log_q: Tensor, kl: Tensor, num_data: int) -> tuple[Tensor, Tensor, Ten
 
 
 def rate_distortion(densities: LogDensities) -> tuple[Tensor, Tensor]:
-    """log p(x|z) and log q(z|x) - log p(z), (B,) each; what the model enumerates is summed out of both."""
+    """log p(x|z) and log q(z|x) - log p(z), (B,) each; sites that the model enumerates are summed out of both."""
     if densities.structure.model_enumerated:
         log_prior = densities.log_marginal_prior
         return (densities.log_joint - log_prior)[0], (densities.log_guide - log_prior)[0]
@@ -207,7 +218,7 @@ def check_batch(call: Call, dataset_size: int) -> None:
         )
     if call.batch_size < 2:
         raise StructureError(
-            "the call is about one datum, so there are no others to estimate the aggregated posterior from: pass batches "
+            "the call has one datum, so there are no others to estimate the aggregated posterior from: pass batches "
             "of at least 2 in a pyro.plate (drop_last=True in a DataLoader), and leave datum_plate at its default"
         )
 
@@ -224,11 +235,11 @@ def check_gradients(drawn: Record, structure: Structure) -> None:
     if scored := scored_sites(drawn, structure.layout.enumerated):
         raise StructureError(
             f"the guide's draws {quoted(scored)} are not reparameterised, so the gradient would be missing: use a "
-            "reparameterised distribution; without gradients, objective.loss(model, guide, ...) takes them"
+            "reparameterised distribution; without gradients, objective.loss(model, guide, ...) accepts them"
         )
     for name in structure.latents:
         if any(bound.requires_grad for bound in bounds_of(getattr(innermost(drawn[name].fns[0]), "support", None))):
             raise StructureError(
-                f"the support of the guide's site '{name}' moves with parameters, so the aggregated posterior jumps where "
-                "it ends and its gradient would lack that: use a family with a fixed support"
+                f"the support of the guide's site '{name}' depends on parameters, so the aggregated posterior has a "
+                "jump at its ends, which the gradient would not include: use a family with a fixed support"
             )

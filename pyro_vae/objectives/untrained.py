@@ -1,4 +1,4 @@
-"""Parameters that a loss depends on and that an optimiser was not given, since they did not exist when it was made."""
+"""Detects parameters that a loss depends on but that were created after the optimiser and so are not trained."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .gradients import leaves_behind
 
 
 class UntrainedWatch:
-    """Look for them until an optimiser has moved the other parameters.
+    """Checks for such parameters until an optimiser has changed the other parameters.
 
-    They are made in the first call: the parameters of autoguides and lazy layers, which join the module, and those of
-    `pyro.param` in programs that are no `PyroModule`, which lie in Pyro's store alone.
+    They are created in the first call: parameters of autoguides and lazy layers, which are added to the module, and those of
+    `pyro.param` in programs that are not a `PyroModule`, which are in Pyro's store only.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.done = False
-        self._first = list(module.parameters())  # not their identities: a copy has others
+        self._first = list(module.parameters())  # not their identities: those of a copy differ
         self._late: dict[str, tuple[Tensor, int]] = {}  # parameters by name, and how often each had been changed in place
         self._others: list[tuple[Tensor, int]] = []
 
     def look(self, module: nn.Module, loss: Tensor) -> None:
-        """Compare what a loss depends on with what it was at the first call."""
+        """Compare the parameters that a loss depends on with those at the first call."""
         if not self._late:
             self._find(module, loss)
             self.done = not self._late
@@ -43,16 +43,16 @@ class UntrainedWatch:
             name = own.get(id(param), names.get(id(param)))
             if id(param) in first:
                 self._others.append((param, param._version))
-            elif name is not None:  # else a tensor of the user's, such as an argument
+            elif name is not None:  # otherwise a tensor of the user, such as an argument
                 self._late[name] = param, param._version
 
 
 def warn(names: list[str]) -> None:
     warnings.warn(
-        f"the loss depends on {quoted(names)}, which the optimiser leaves as they are: they were made in the first call, "
-        "after loss.parameters() was read. Call the loss once under torch.no_grad() before you make the optimiser, and "
-        "before DistributedDataParallel. Parameters of pyro.param join loss.parameters() where the program is a "
-        "PyroModule; give others to the optimiser yourself, or train with SVI",
+        f"the loss depends on {quoted(names)}, which the optimiser does not change: they were created in the first "
+        "call, after loss.parameters() was read. Call the loss once under torch.no_grad() before you create the "
+        "optimiser, and before DistributedDataParallel. Parameters of pyro.param are in loss.parameters() where the "
+        "program is a PyroModule; pass others to the optimiser yourself, or train with SVI",
         UntrainedParameterWarning,
         stacklevel=5,
     )

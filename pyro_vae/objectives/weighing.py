@@ -17,14 +17,14 @@ from .traces.matching import Betas, check_names
 
 
 class Sides(NamedTuple):
-    """The sites whose densities make up one KL, those of the guide and those of the prior."""
+    """The sites whose densities enter one KL, those of the guide and those of the prior."""
 
     guide: tuple[str, ...]
     prior: tuple[str, ...]
 
 
 def kl_sites(weights: LogDensities) -> dict[str, Sides]:
-    """By the name a KL is reported under; all latents in one where an autoguide draws them jointly."""
+    """The sites of each KL, by the name under which it is reported; one for all latents that an autoguide draws jointly."""
     latents = weights.structure.latents
     left = [n for n in weights.log_guide_by_site if n.removesuffix("_unconstrained") not in latents]
     factors = {n: Sides((n,), ()) for n in left if weights.is_factor(n)}
@@ -41,13 +41,14 @@ def check_enumeration(weights: LogDensities, betas: Betas = 1.0) -> None:
     structure = weights.structure
     if structure.guide_enumerated:
         raise EnumerationError(
-            f"the guide enumerates {quoted(structure.guide_enumerated)}, but a weight sums it out of the model alone, so "
-            "its log q would never be trained: enumerate it in the model only, or let the guide draw it"
+            f"the guide enumerates {quoted(structure.guide_enumerated)}, but importance weights sum it out of the "
+            "model only, so its log q would never be trained: enumerate it in the model only, or let the guide draw "
+            "it"
         )
     if structure.model_enumerated and (isinstance(betas, Mapping | Tensor) or betas != 1.0):
         raise EnumerationError(
-            f"the model sums out {quoted(structure.model_enumerated)}, and inside the logarithm of a sum no term has a "
-            "weight of its own: use beta=1, or draw the site in the guide"
+            f"the model sums out {quoted(structure.model_enumerated)}, and inside the logarithm of a sum single terms "
+            "cannot be weighted: use beta=1, or draw the site in the guide"
         )
 
 
@@ -82,7 +83,7 @@ def pass_of(weights: LogDensities, scale: float | Tensor) -> Pass:
         return Density(weights.per_particle(log_prob.detach()), scale)
 
     if weights.structure.model_enumerated:
-        # What is summed out belongs to the likelihood, but for its part in the prior of the latents.
+        # A summed-out site belongs to the likelihood, except for its part in the prior of the latents.
         prior = density(weights.log_marginal_prior)
         observed = density(weights.log_joint - weights.log_marginal_prior)
         return Pass([observed], {"+".join(weights.structure.latents): ([density(weights.log_guide)], [prior])}, [], [])

@@ -1,4 +1,4 @@
-"""The values that beta may take: numbers, tensors without dimensions, schedules."""
+"""The values of beta: numbers, tensors without dimensions, schedules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kept(beta: Beta) -> Beta:
 
 
 def value_of(weight: Weight, num_updates: int, name: str = "beta") -> Beta:
-    """The weight at this update; `name` is what errors call it."""
+    """The weight at this update; `name` is its name in errors."""
     if isinstance(weight, Tensor) or not callable(weight):
         return weight
     value: Beta = weight(num_updates)
@@ -37,7 +37,7 @@ def value_of(weight: Weight, num_updates: int, name: str = "beta") -> Beta:
 
 
 def checked_weights(weights: Weight | Mapping[str, Weight], name: str = "beta") -> Weight | dict[str, Weight]:
-    """The weight, or the weights by site, with plain numbers for those of NumPy."""
+    """The weight, or the weights by site, with NumPy numbers converted to plain ones."""
     if isinstance(weights, Mapping):
         by_site = name if name == "beta" else f"{name} of '{{}}'"
         return {site: checked_weight(weight, by_site.format(site)) for site, weight in weights.items()}

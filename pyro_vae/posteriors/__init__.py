@@ -1,4 +1,4 @@
-"""What the posterior says, rather than the guide: expectations with their errors, draws, what is missing from data."""
+"""Estimates under the posterior rather than the guide: expectations with errors, draws, imputation of missing data."""
 
 from .expectation import Expectation
 from .imputation import Imputation

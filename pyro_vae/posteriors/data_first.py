@@ -1,4 +1,4 @@
-"""The numbers of observed sites with the data first, whatever plates the model has."""
+"""The numbers of observed sites, with the data axis first, for any plates of the model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ..kernel import Layout, SiteRecord
 
 
 class DataFirst:
-    """Where the numbers of an observed site lie: from canonical tensors (K, *plates, *event) to (K, B, *rest)."""
+    """The layout of the numbers of an observed site: from canonical tensors (K, *plates, *event) to (K, B, *rest)."""
 
     def __init__(self, site: SiteRecord, layout: Layout) -> None:
         self.width = layout.num_plates + site.event_dim
         value = last_dims(site.value, self.width)
         if value.numel() < site.value.numel():
             raise StructureError(
-                f"what '{site.name}' observes differs between draws of the latents, so it is no data: observe what does not "
-                "depend on them"
+                f"the values that '{site.name}' observes differ between draws of the latents, so they are not data: "
+                "observe values that do not depend on latents"
             )
         self.shape = [1] * (self.width - value.ndim) + list(value.shape)
-        for frame in site.frames:  # one value may stand for a whole plate
+        for frame in site.frames:  # one value may be common to a whole plate
             if frame.dim is not None:
                 size = layout.batch_size if frame.name == layout.datum_plate else frame.size
                 self.shape[layout.num_plates + frame.dim] = max(size, self.shape[layout.num_plates + frame.dim])
@@ -34,7 +34,7 @@ class DataFirst:
         self.order = [1 + d for d in [*(layout.num_plates + d for d in order if d is not None), *events]]
 
     def __call__(self, tensor: Tensor, num_particles: int) -> Tensor:
-        """Of a tensor that broadcasts to (K, *plates, *event)."""
+        """(K, B, *rest) of a tensor that broadcasts to (K, *plates, *event)."""
         tensor = tensor.reshape(len(tensor), *[1] * (self.width + 1 - tensor.ndim), *tensor.shape[1:])
         tensor = tensor.expand(num_particles, *self.shape).permute(0, *self.order).flatten(0, self.num_dropped)
         return tensor if self.has_data_axis else tensor.unsqueeze(1)

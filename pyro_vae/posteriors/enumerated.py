@@ -1,4 +1,4 @@
-"""Sites that the guide enumerates: their values, and their shares given the latents that are drawn."""
+"""Sites that the guide enumerates: their values, and the probabilities of these given the drawn latents."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MASKS = 1  # noise block
 
 
 class Labels:
-    """Called with draws of the latents: all values e of the enumerated sites with p(e given z, x), (K, B)."""
+    """All values e of the enumerated sites with p(e given z, x), (K, B), at draws of the latents."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
         call.set_noise(Noise.POSTERIOR, MASKS)
-        self._guide = call.draw(1)  # for its masks
+        self._guide = call.draw(1)  # used for its masks
         self._supports = supports(call)
 
     def __call__(self, values: Mapping[str, Tensor], num_particles: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """The values by site are canonical, (K, *plates, *event)."""
+        """`values` by site are canonical, (K, *plates, *event)."""
         call, names = self._call, self._call.structure.guide_enumerated
         model = call.score(values, num_particles)
         log_joint = call.weigh(self._guide, model, num_particles).log_joint_of_values.double()
@@ -31,7 +31,8 @@ class Labels:
         shares = log_joint.flatten(0, -3).softmax(0).nan_to_num(nan=0.0).reshape(log_joint.shape)
         for chosen in itertools.product(*(range(len(self._supports[name])) for name in names)):
             share = shares
-            for axis, index in sorted(zip(axes, chosen, strict=True)):  # from the left: an axis that is gone moves no other
+            # from the left, so that removing an axis does not change the positions of the others
+            for axis, index in sorted(zip(axes, chosen, strict=True)):
                 share = share.select(axis, index)
             labels = {name: self._supports[name][i] for name, i in zip(names, chosen, strict=True)}
             yield share, {name: self._expanded(name, label, num_particles) for name, label in labels.items()}
@@ -45,7 +46,7 @@ class Labels:
 
 
 def supports(call: Call) -> dict[str, Tensor]:
-    """The values of each site that the guide enumerates, (E, *event), from a plain run, where it is known how they lie."""
+    """The values of each site that the guide enumerates, (E, *event), from a plain run, where their layout is known."""
     found = {}
     sites = call.guide.run()
     for name in call.structure.guide_enumerated:

@@ -19,38 +19,44 @@ from ..records import (
     concatenated,
     mean_cost,
     normal_quantile,
+    page,
     places,
     student_quantile,
     to_plain,
 )
 from ..records import doubts as table
 
-JUDGED = 100  # draws from which on tails are judged
+JUDGED = 100  # fewest draws with which tails are judged
 PER_DATUM = ("value", "std_error", "ess", "pareto_k", "guide_value", "guide_std_error", "bias_std_error", "in_doubt")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Expectation(Result):
-    """E[f(z) given x] per datum, as `PosteriorExpectation` returned it. B data, F the shape of f for a datum, in units of f.
+    """E[f(z) given x] per datum, as returned by `PosteriorExpectation`. B data, F the shape of f for a datum, in units of f.
 
-    Intervals of probabilities are Wilson's, see Brown, Cai and DasGupta (2001), "Interval Estimation for a Binomial
+    Intervals of probabilities include Wilson's, see Brown, Cai and DasGupta (2001), "Interval Estimation for a Binomial
     Proportion", https://doi.org/10.1214/ss/1009213286.
 
     :ivar value: (B, F), E[f(z) given x] by weighted draws.
-    :ivar std_error: (B, F), its Monte Carlo error; not to be trusted where the datum is not `reliable`. Of a probability at
-        least one over the effective sample size of the weights: what one draw more would change.
-    :ivar ess: (B, F), effective sample size for f: as many exact draws from the posterior would have the same error. That
-        of the weights where the error rests on fewer than five draws.
+    :ivar std_error: (B, F), its Monte Carlo error; not reliable where the datum is not `reliable`. For a probability it is
+        at least one over the effective sample size of the weights, which is the change by one further draw.
+    :ivar ess: (B, F), effective sample size for f: as many exact draws from the posterior would have the same error. Where
+        fewer than five draws determine the error, it is the effective sample size of the weights.
     :ivar pareto_k: (B, F), the larger of the tail indices of the weights and of weight times f; nan below 100 draws.
     :ivar guide_value: (B, F), E_q[f(z)] under the guide.
     :ivar guide_std_error: (B, F), its Monte Carlo error.
     :ivar bias_std_error: (B, F), Monte Carlo error of `bias`.
-    :ivar in_doubt: (B, F), where tails or too few draws speak against the error of a number.
-    :ivar evidence: the `Evidence` behind it: log p(x) from the same weights.
-    :ivar is_probability: whether f says true or false.
-    :ivar num_particles: K, the draws behind each value.
+    :ivar in_doubt: (B, F), where the error of a number is in doubt because of tails or too few draws.
+    :ivar evidence: the `Evidence` with log p(x) from the same weights.
+    :ivar is_probability: whether f returns truth values.
+    :ivar num_particles: K, draws for each value.
     :ivar cost: decoder evaluations per datum, without those of f itself.
-    :ivar checks: (B,) bool by reason: what was found about f.
+    :ivar checks: (B,) bool by reason: the results of the checks of f.
+
+    Example::
+
+        result = pv.PosteriorExpectation(model, guide, lambda z: z["latent"])(x)
+        result.value, result.std_error, result.confidence_interval()
     """
 
     _derived = ("bias", "doubts", "reliable", "loader_index")
@@ -103,20 +109,20 @@ class Expectation(Result):
 
     @property
     def bias(self) -> Tensor:
-        """(B, F), what the guide says minus what the posterior says; its error is `bias_std_error`."""
+        """(B, F), the value under the guide minus the value under the posterior; its error is `bias_std_error`."""
         return self.guide_value - self.value
 
     def mean(self) -> Estimate:
-        """The mean over the data, of an f with one number per datum.
+        """The mean over the data, for an f with one number per datum.
 
-        :raises OptionError: for an f of another shape; `value.mean(0)` has a mean for each of its numbers.
+        :raises OptionError: for an f with more numbers per datum; `value.mean(0)` has a mean for each of its numbers.
         """
         return self._over_data(self.value, self.std_error)
 
     def mean_bias(self) -> Estimate:
-        """The mean of `bias` over the data, of an f with one number per datum.
+        """The mean of `bias` over the data, for an f with one number per datum.
 
-        :raises OptionError: for an f of another shape.
+        :raises OptionError: for an f with more numbers per datum.
         """
         return self._over_data(self.bias, self.bias_std_error)
 
@@ -131,8 +137,8 @@ class Expectation(Result):
     def confidence_interval(self, level: float = LEVEL) -> tuple[Tensor, Tensor]:
         """Monte Carlo interval per datum, two tensors (B, F): value +- z std_error, below 100 draws by Student's t.
 
-        Of a probability it is the union of that interval and Wilson's, inside of [0, 1]. So it has a length where no draw,
-        or every one, says true; alone, each of the two ends too early on one side.
+        For a probability it is the union of that interval and Wilson's, within [0, 1]. It then has a positive length also
+        where f is true at no draw, or at every draw. Each of the two intervals alone is too short on one side.
         """
         few = 1 < self.num_particles < JUDGED
         z = student_quantile(level, self.num_particles - 1) if few else normal_quantile(level)
@@ -147,18 +153,18 @@ class Expectation(Result):
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where a datum is in doubt: those of `evidence`, and two of f.
+        """(B,) bool by reason, true where a datum is in doubt: the doubts of `evidence`, and two about f.
 
-        They stand for more than 5% of the numbers of f, so for f itself where it is one number; `in_doubt` has each.
-        "function tails": Pareto k of weight times f is above min(1 - 1/log10 K, 0.7). "few draws": the error rests on fewer
-        than five draws, or f is the same at all draws of this datum and not at those of others; a probability is not judged
-        by it, as its interval knows.
+        The latter are true where more than 5% of the numbers of f are in doubt; `in_doubt` has each. "function tails":
+        Pareto k of weight times f is above min(1 - 1/log10 K, 0.7). "few draws": fewer than five draws determine the error,
+        or f is constant over the draws of this datum but not over those of others. It does not apply to probabilities, whose
+        intervals allow for it.
         """
         return {**self.evidence.doubts, **self.checks}
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why a reason was not judged, by its name."""
+        """Why a reason was not checked, by reason."""
         judged = "function tails" in self.checks or not self.checks
         return {**self.evidence.unchecked, **({} if judged else {"function tails": f"K < {JUDGED}"})}
 
@@ -168,8 +174,8 @@ class Expectation(Result):
         return table.without_doubt(self.doubts, like=self.evidence.log_evidence)
 
     def warnings(self) -> list[Warning]:
-        """What is in doubt about these numbers; the estimator raises it, `evaluate` once for all batches."""
-        of_weights = [type(w)(f"E[f(z) given x] goes by the weights of log p(x): {w}") for w in self.evidence.warnings()]
+        """Warnings about these numbers. The estimator issues them at each call, `evaluate` once for all batches."""
+        of_weights = [type(w)(f"E[f(z) given x] uses the weights of log p(x): {w}") for w in self.evidence.warnings()]
         threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
         return [*of_weights, *table.warnings_about(self.checks, self.evidence.method, threshold=threshold)]
 
@@ -197,4 +203,4 @@ class Expectation(Result):
             lines.append(f"  {float(seen):.0%} of the numbers have a bias of the guide beyond three errors")
         lines.append(f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}")
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.evidence.method)]
-        return "\n".join(lines)
+        return page(lines)

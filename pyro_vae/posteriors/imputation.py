@@ -1,4 +1,4 @@
-"""The record of what is missing, given what was seen."""
+"""The record of missing values given the observed ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,29 +9,37 @@ from torch import Tensor
 
 from ..evidence import Evidence
 from ..ops import pareto_k_threshold
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 from ..records import doubts as table
 from .expectation import JUDGED
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Imputation(Result):
-    """What is missing given what was seen, per datum, as `impute` returned it. B data, X the shape of a site for a datum.
+    """Missing values given the observed ones, per datum, as returned by `impute`. B data, X the shape of a site for a datum.
 
     Mappings are by observed site, as its name in the model, with numbers (B, X) in the units of x.
 
-    :ivar mean: E[x given what was seen]: x filled in. What was seen stays as it is. NaN where the likelihood has no mean,
-        and for what lies behind a masked latent, as after the end of a sequence. In that case alone draws are NaN too.
-    :ivar stddev: standard deviation of what is missing, given what was seen; zero for what was seen. It has no error of its
-        own. NaN where the likelihood has none, as with heavy tails.
-    :ivar std_error: Monte Carlo error of `mean`; zero for what was seen.
-    :ivar missing: bool, what is missing.
-    :ivar in_doubt: bool, where tails or too few draws speak against mean or error.
-    :ivar draws: (S, B, X), multiple imputation: S data sets with draws of what is missing; empty unless asked for.
-    :ivar evidence: the `Evidence` behind it: log p of what was seen, from the same weights.
-    :ivar num_particles: K, the draws behind each number.
+    :ivar mean: x with E[x given the observed values] in place of missing values; observed values are unchanged. NaN where
+        the likelihood has no mean, and where a masked latent determines the value, as after the end of a sequence. In the
+        latter case draws are NaN too.
+    :ivar stddev: standard deviation of missing values given the observed ones; zero for observed values. Its error is not
+        estimated. NaN where the likelihood has none, as with heavy tails.
+    :ivar std_error: Monte Carlo error of `mean`; zero for observed values.
+    :ivar missing: bool, true where a value is missing.
+    :ivar in_doubt: bool, where mean or error are in doubt because of tails or too few draws.
+    :ivar draws: (S, B, X), multiple imputation: S data sets with draws of the missing values; empty without `num_draws`.
+    :ivar evidence: the `Evidence` with log p of the observed values, from the same weights.
+    :ivar num_particles: K, draws for each number.
     :ivar cost: decoder evaluations per datum.
-    :ivar checks: (B,) bool by reason: what was found about the numbers that are missing.
+    :ivar checks: (B,) bool by reason: the results of the checks of the missing values.
+
+    Example::
+
+        vae = pv.mlp_missing_vae(2, latent_dim=1, likelihood=pv.nn.Normal(0.5))
+        table = torch.tensor([[0.3, -0.2], [0.9, torch.nan]])
+        result = pv.impute(vae.model, vae.guide, table, seed=0)
+        result.mean["obs"], result.stddev["obs"]        # (B, X) each
     """
 
     _derived = ("num_missing", "doubts", "reliable")
@@ -53,21 +61,21 @@ class Imputation(Result):
 
     @property
     def num_missing(self) -> Tensor:
-        """(B,), how many numbers of a datum are missing."""
+        """(B,), the number of missing values of a datum."""
         return torch.stack([holes.reshape(len(holes), -1).sum(1) for holes in self.missing.values()]).sum(0)
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where a datum is in doubt: those of `evidence`, and two of what is missing from it.
+        """(B,) bool by reason, true where a datum is in doubt: the doubts of `evidence`, and two about its missing values.
 
-        They stand for more than 5% of the missing numbers of a datum; `in_doubt` has each. "function tails": Pareto k of
-        weight times x. "few draws": the error rests on fewer than five.
+        The latter are true where more than 5% of the missing values of a datum are in doubt; `in_doubt` has each. "function
+        tails": by Pareto k of weight times x. "few draws": fewer than five draws determine the error.
         """
         return {**self.evidence.doubts, **self.checks}
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why a reason was not judged, by its name."""
+        """Why a reason was not checked, by reason."""
         judged = "function tails" in self.checks or not self.checks
         return {**self.evidence.unchecked, **({} if judged else {"function tails": f"K < {JUDGED}"})}
 
@@ -77,9 +85,9 @@ class Imputation(Result):
         return table.without_doubt(self.doubts, like=self.evidence.log_evidence)
 
     def warnings(self) -> list[Warning]:
-        """What is in doubt about these numbers; `impute` raises it."""
+        """Warnings about these numbers; `impute` issues them."""
         threshold = f"{pareto_k_threshold(self.num_particles):.2f}"
-        said = [type(w)(f"the imputation goes by the weights of log p(x): {w}") for w in self.evidence.warnings()]
+        said = [type(w)(f"the imputation uses the weights of log p(x): {w}") for w in self.evidence.warnings()]
         of_means = table.warnings_about(self.checks, self.evidence.method, threshold=threshold)
         return [*said, *(type(w)(f"the mean of the likelihood is averaged, f: {w}") for w in of_means)]
 
@@ -107,9 +115,10 @@ class Imputation(Result):
             lines.append(line)
             if without := int((self.mean[name].isnan() & holes).sum()):
                 lines.append(
-                    f"    {without} of them have no mean: classes (take draws, num_draws=), or behind masked latents"
+                    f"    {without} of them have no mean: they are classes (use draws, num_draws=), or depend on "
+                    "masked latents"
                 )
         if self.draws:
             lines.append(f"  {len(next(iter(self.draws.values())))} draws")
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.evidence.method)]
-        return "\n".join(lines)
+        return page(lines)

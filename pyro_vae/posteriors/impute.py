@@ -1,4 +1,4 @@
-"""What is missing from the data, given what was seen."""
+"""Imputation: missing values given the observed ones."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -38,39 +38,39 @@ def impute(
     check_support: bool = True,
     **kwargs: Any,
 ) -> Imputation:
-    r"""Mean and standard deviation of what is missing from each datum, given what was seen of it, o::
+    r"""Impute missing values: their mean and standard deviation for each datum, given its observed part o::
 
         E[x given o] ~ sum_k w_k E[x given z_k]
         Var[x given o] ~ sum_k w_k (Var[x given z_k] + (E[x given z_k] - E[x given o])^2)
 
-    z_k and w_k are the draws and weights of `PosteriorExpectation`: of proposals fitted to p(z given o), Pareto-smoothed. A
-    mean over them has a Monte Carlo error, which knows nothing of how wrong the model may be. For the smallest squared error
-    fill in the mean. For anything else (a regression on the table, a correlation, classes) take draws, which keep the spread
-    of what is missing: multiple imputation.
+    z_k and w_k are the draws and Pareto-smoothed weights of `PosteriorExpectation`, from proposals fitted to p(z given o).
+    The stated error of a mean is its Monte Carlo error; it does not include errors of the model. Fill in the mean for the
+    smallest squared error. For other uses (a regression on the table, a correlation, classes) use draws, which keep the
+    spread of missing values: multiple imputation.
 
-    A number is missing where it is NaN (`MissingDataVAE`, `NanMaskedNormal`), and where a mask hides it (`fn.mask`,
-    `poutine.mask`, `obs_mask`), whatever stands there; `docs/missing_data.md` has the ways. Any likelihood will do. One
-    without a mean, such as a categorical one, has NaN there and needs draws.
+    A number is missing where it is NaN (`MissingDataVAE`, `NanMaskedNormal`), and where it is masked (`fn.mask`,
+    `poutine.mask`, `obs_mask`), whatever its value. `docs/missing_data.md` explains these ways. The likelihood may be of any
+    kind. For one without a mean, such as a categorical one, the mean is NaN and draws are needed.
 
     :param model: any Pyro model whose data lie in one plate.
-    :param guide: its guide, with the same latent sites; the start of the fits.
+    :param guide: its guide, with the same latent sites. The fits start at it.
     :param args: the model's arguments.
-    :param num_particles: K, weighted draws for each datum; where latents cannot be fitted at least 1,000.
-    :param num_draws: S, how many imputed data sets to draw, for S more decoder evaluations.
-    :param seed: fixes the noise and leaves the caller's random state alone.
-    :param datum_plate: as everywhere; needed where two plates are common to all sites.
+    :param num_particles: K, weighted draws for each datum; at least 1,000 where latents cannot be fitted.
+    :param num_draws: S, the number of imputed data sets to draw, for S more decoder evaluations.
+    :param seed: fixes the noise; the caller's random state is unchanged.
+    :param datum_plate: the plate of the data; needed where two plates are common to all sites.
     :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior.
     :param check_support: raise on observations outside the support of their likelihood.
     :param kwargs: the model's keyword arguments.
 
-    :returns: an `Imputation`, by observed site: `.mean`, which is x filled in, `.stddev`, `.std_error`, `.draws`. The data
-        come first, (B, X), also where the model has them behind another plate.
+    :returns: an `Imputation`, by observed site: `.mean`, which is x with missing values filled in, `.stddev`, `.std_error`,
+        `.draws`. The data axis is first, (B, X), also where it is not in the model.
     :raises OptionError: for a number of particles below one, or of draws below zero.
-    :raises MaskError: where draws of the latents decide what is masked.
+    :raises MaskError: where masks depend on draws of the latents.
     :raises EnumerationError: where data depend on a site that only the model enumerates or draws.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, and without
-        draws for a likelihood that has no mean.
-    :raises InvalidDataError: for NaN that nothing masks, values outside the support, an empty batch.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        and, with `num_draws=0`, for a likelihood without a mean.
+    :raises InvalidDataError: for NaN that is not masked, values outside the support, an empty batch.
 
     Reference: Mattei and Frellsen (2019), "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets",
     https://arxiv.org/abs/1812.02633.
@@ -103,21 +103,21 @@ def impute(
 
 
 def check_depends(call: Call) -> None:
-    """A likelihood needs a value of all that it depends on."""
+    """Raise if a likelihood depends on a site without a value."""
     lacking = (*call.structure.model_enumerated, *call.structure.read_prior_sites)
     if lacking:
         raise EnumerationError(
-            f"what is missing depends on {quoted(lacking)}, which only the model has: let the guide enumerate or draw them"
+            f"missing values depend on {quoted(lacking)}, which only the model has: let the guide enumerate or draw them"
         )
 
 
 def check_means(likelihoods: Likelihoods) -> None:
-    """Without draws, likelihoods without a mean would leave nothing but NaN."""
+    """Raise for likelihoods without a mean if no draws are requested: all results would be NaN."""
     holes = [likelihoods.has_mean[name][missing] for name, missing in likelihoods.missing.items() if bool(missing.any())]
     if holes and not bool(torch.cat(holes).any()):
         raise StructureError(
-            f"the likelihood of {quoted(likelihoods.missing)} has no mean to fill in, as classes have none: pass "
-            "num_draws=1 or more and take the draws"
+            f"the likelihood of {quoted(likelihoods.missing)} has no mean to fill in, like that of classes: pass "
+            "num_draws=1 or more and use the draws"
         )
 
 
@@ -169,7 +169,7 @@ def fill(numbers: Tensor, seen: Tensor | float, *, holes: Tensor, unknown: Tenso
 
 
 def many(flags: Moments, missing: Mapping[str, Tensor]) -> Tensor:
-    """(B,), whether more than a few of the numbers that are missing from a datum are flagged."""
+    """(B,), whether more than a few of the missing values of a datum are flagged."""
     counts = [[n.reshape(len(n), -1).sum(1) for n in (flags[name][0] & holes, holes)] for name, holes in missing.items()]
     flagged, number = (torch.stack(each).sum(0) for each in zip(*counts, strict=True))
     return flagged > FEW * number

@@ -1,4 +1,4 @@
-"""The likelihoods of a model at draws of its latents: which of their numbers are missing, their moments, draws of them."""
+"""The likelihoods of a model at draws of its latents: which numbers are missing, their moments, draws of them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..noise import Noise
 from .data_first import DataFirst, last_dims
 from .function import Values, drawn_values
 
-LOOKED_AT, HOLES = 3, 6  # draws by which holes are found, and their noise block
+LOOKED_AT, HOLES = 3, 6  # draws with which missing values are found, and their noise block
 Moments = dict[str, tuple[Tensor, Tensor]]
 
 
 class Likelihoods:
-    """Of a call, by observed site: numbers (B, *rest), with draws in front (K, B, *rest).
+    """The likelihoods of a call, by observed site: numbers (B, *rest), or (K, B, *rest) at draws.
 
     :ivar observed: the data.
-    :ivar missing: bool, true in the holes: NaN, and what a mask hides.
-    :ivar has_mean: bool, whether the likelihood has a mean there.
+    :ivar missing: bool, true for missing values: NaN, and masked values.
+    :ivar has_mean: bool, whether the likelihood of the value has a mean.
     """
 
     def __init__(self, call: Call) -> None:
@@ -35,7 +35,7 @@ class Likelihoods:
         record = call.run_at(self._looked_at, LOOKED_AT)
         sites = [site for site in record.values() if site.is_observed and site.value.numel()]  # a factor has no value
         if not sites:
-            raise StructureError("the model observes nothing, so nothing of it is missing: pass the data with obs=")
+            raise StructureError("the model has no observed site, so no value can be missing: pass the data with obs=")
         self._data_first = {site.name: DataFirst(site, call.layout) for site in sites}
         self.observed = {site.name: self._observed(site, site.value)[0] for site in sites}
         self.missing = {site.name: self._holes(site) for site in sites}
@@ -55,16 +55,18 @@ class Likelihoods:
                 missing = missing | ~self._data_first[site.name](mask, len(mask))
         if not bool((missing == missing[:1]).all()):
             raise MaskError(
-                f"draws of the latents decide what is masked in '{site.name}', so it is not known what is missing: mask by "
-                "the data alone, fn.mask(~x.isnan())"
+                f"the mask of '{site.name}' depends on draws of the latents, so it is not known which values are "
+                "missing: use a mask that depends on the data only, fn.mask(~x.isnan())"
             )
         check_independent(site, missing[0])
         return missing[0]
 
     def unknown(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Bool, what is missing behind a masked latent, as after the end of a sequence: the model does not say what it is.
+        """Bool, missing values that depend on a masked latent, for which the model has no distribution.
 
-        :param kept: where latents count, by site that has a mask.
+        An example is a value after the end of a sequence.
+
+        :param kept: where latents are not masked, by site that has a mask.
         """
         moved = {n: torch.where(kept[n], v, v.roll(1, 0)) if n in kept else v for n, v in self._looked_at.items()}
         pairs = [self._moments(self._run_at(values, LOOKED_AT), LOOKED_AT) for values in (self._looked_at, moved)]
@@ -76,10 +78,10 @@ class Likelihoods:
         return found
 
     def moments(self, values: Values) -> Tensor:
-        """Mean and second moment of what is missing, (K, B, F), site by site; zeros for what was seen. float64.
+        """Mean and second moment of missing values, (K, B, F), site by site, float64; zeros for observed values.
 
-        A function of the latents, in the shapes of the program. The second moment is that about a centre close to the mean,
-        so that nothing cancels.
+        A function of the latents, in the shapes of the program. The second moment is about a centre close to the mean, to
+        avoid cancellation.
         """
         num_particles = len(next(iter(values.values()))) if values else 1
         canonical = {name: self._canonical(name, value) for name, value in values.items()}
@@ -109,24 +111,24 @@ class Likelihoods:
         return {name: (each(name, mean_of), each(name, variance_of)) for name in self.observed}
 
     def _of_fns(self, name: str, record: Record, num_particles: int, get: Callable[[Any], Tensor]) -> Tensor:
-        """What `get` says of the distributions of a site, (K, B, *rest)."""
+        """The results of `get` for the distributions of a site, (K, B, *rest)."""
         fns, data_first = record[name].fns, self._data_first[name]
-        if len(fns) == 1:  # with a leading particle axis, if the site depends on latents
+        if len(fns) == 1:  # with a leading particle axis if the site depends on latents
             tensor = get(fns[0]).to(self._call.device)
             return data_first(tensor if tensor.ndim > data_first.width else tensor.unsqueeze(0), num_particles)
         return data_first(torch.stack([get(fn).to(self._call.device) for fn in fns]), num_particles)
 
     def split(self, columns: Tensor) -> Moments:
-        """Numbers (B, F) about `moments` by site: those about the mean, and those about the second moment."""
+        """Split numbers (B, F) about `moments` by site: those about the mean, and those about the second moment."""
         parts = iter(columns.split([holes[0].numel() for holes in self.missing.values() for _ in range(2)], 1))
         return {n: (next(parts).reshape(m.shape), next(parts).reshape(m.shape)) for n, m in self.missing.items()}
 
     def stddev(self, name: str, mean: Tensor, second: Tensor) -> Tensor:
-        """From the expectations of `moments`, by the law of total variance."""
+        """The standard deviation from the expectations of `moments`, by the law of total variance."""
         return (second - (mean - self._centres[name]).square()).clamp(min=0.0).sqrt()
 
     def _draw(self, fn: Any, num_samples: int) -> Tensor:
-        """With a leading axis of draws, also where the distribution has none because it does not depend on latents."""
+        """A draw with a leading axis of draws, also where the distribution does not depend on latents."""
         num_plates = self._call.layout.num_plates
         if fn.batch_shape[: max(len(fn.batch_shape) - num_plates, 0)] == (num_samples,):
             return fn.sample()
@@ -135,7 +137,7 @@ class Likelihoods:
         return drawn.reshape(num_samples, *[1] * (width - len(shape)), *shape)
 
     def drawn(self, values: Mapping[str, Tensor], num_samples: int) -> dict[str, Tensor]:
-        """A draw of all that is missing at each canonical draw of the latents, beside what was seen, (S, B, *rest)."""
+        """A draw of all missing values at each canonical draw of the latents, with the observed values, (S, B, *rest)."""
         record, draws = self._run_at(values, num_samples), {}
         for name in self.observed:
             one_by_one = len(record[name].fns) == num_samples > 1
@@ -145,13 +147,13 @@ class Likelihoods:
 
 
 def check_independent(site: SiteRecord, missing: Tensor) -> None:
-    """What depends on the numbers that were seen beside it, given the latents too, has another mean than the likelihood."""
+    """Raise if missing values depend on observed ones given the latents: their mean is then not that of the likelihood."""
     if own := site.event_dim - site.to_event_dim:
         of_draws = missing.flatten(-own)
         if bool((of_draws.any(-1) != of_draws.all(-1)).any()):
             raise StructureError(
-                f"parts of single draws of '{site.name}' are missing, and what is missing depends on the rest, given the "
-                "latents too: use a likelihood of independent numbers, such as NanMaskedNormal"
+                f"single draws of '{site.name}' are partly missing, and the missing part depends on the observed part "
+                "even given the latents: use a likelihood of independent numbers, such as NanMaskedNormal"
             )
 
 

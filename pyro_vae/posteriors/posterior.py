@@ -31,33 +31,33 @@ def posterior(
     check_support: bool = True,
     **kwargs: Any,
 ) -> PosteriorSample:
-    r"""Draw latents from p(z given x) rather than from the guide, for each datum.
+    r"""Draw latents from the posterior p(z given x) of each datum, rather than from the guide.
 
-    K draws of the proposals that `AdaptiveImportanceSampling` fits to each datum (of the guide itself, where latents cannot
-    be fitted) are resampled by their Pareto-smoothed weights. Resampling is systematic: a draw of weight w is taken S w
-    times, rounded down or up. A draw may repeat: S draws are worth no more than the effective sample size of the weights,
-    and `num_distinct` says how many differ. The bias falls as 1/K. For a mean, `PosteriorExpectation` is more precise than
-    a mean over these draws, and has an error.
+    K draws of the proposals that `AdaptiveImportanceSampling` fits to each datum are resampled by their Pareto-smoothed
+    weights. Where latents cannot be fitted, the draws come from the guide. Resampling is systematic: a draw of weight w is
+    used S w times, rounded down or up. Draws may repeat, so S draws are worth no more than the effective sample size of the
+    weights. `num_distinct` says how many are different. The bias falls as 1/K. For the mean of a function,
+    `PosteriorExpectation` is more precise than a mean over these draws, and has an error.
 
     :param model: any Pyro model whose data lie in one plate.
-    :param guide: its guide, with the same latent sites; the start of the fits.
+    :param guide: its guide, with the same latent sites. The fits start at it.
     :param args: the model's arguments.
     :param num_samples: S, draws for each datum.
-    :param num_particles: K, weighted draws that they are taken from; where latents cannot be fitted at least 1,000.
-    :param means: also give the mean of the likelihood at each draw, by observed site: reconstructions under the posterior,
-        for S more decoder evaluations and memory for (S, B, X) numbers.
-    :param seed: fixes the noise and leaves the caller's random state alone.
-    :param datum_plate: as everywhere; needed where two plates are common to all sites.
+    :param num_particles: K, weighted draws from which they are resampled; at least 1,000 where latents cannot be fitted.
+    :param means: also return the mean of the likelihood at each draw, by observed site: reconstructions under the posterior.
+        This costs S more decoder evaluations and memory for (S, B, X) numbers.
+    :param seed: fixes the noise; the caller's random state is unchanged.
+    :param datum_plate: the plate of the data; needed where two plates are common to all sites.
     :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior.
     :param check_support: raise on observations outside the support of their likelihood.
     :param kwargs: the model's keyword arguments.
 
-    :returns: a `PosteriorSample` with `.latents` by site, (S, B, D), and the `Evidence` behind it. Sites that the guide
-        enumerates are drawn too. The draws of different data are independent and in random order, so that the first ten of
-        a hundred are ten draws.
+    :returns: a `PosteriorSample` with `.latents` by site, (S, B, D), and the `Evidence` of the same weights. Sites that the
+        guide enumerates are drawn too. The draws of different data are independent and in random order, so the first ten of
+        a hundred are a sample too.
     :raises OptionError: for fewer than one draw or particle.
     :raises EnumerationError: for `means=True` where data depend on a site that only the model enumerates or draws.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
 
     Reference: Rubin (1987), "A Noniterative Sampling/Importance Resampling Alternative to the Data Augmentation Algorithm",
@@ -96,7 +96,7 @@ def posterior(
 
 
 def check_means(call: Call) -> None:
-    """A likelihood needs a value of all that it depends on."""
+    """Raise if a likelihood depends on a site without a value."""
     missing = (*call.structure.model_enumerated, *call.structure.read_prior_sites)
     if missing:
         raise EnumerationError(

@@ -1,4 +1,4 @@
-"""E[f(z) given x] for any function of the latents, beside what the guide says."""
+"""E[f(z) given x] for any function of the latents, with the value under the guide."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -18,8 +18,8 @@ from .function import Function, check_results, drawn_values
 from .weighted_draws import WeightedDraws, weighted_draws
 from .weighted_mean import WeightedMean
 
-GUIDE_BLOCKS = 100  # the first noise block of the guide's own draws
-FEWEST_BEHIND = 5.0  # draws that an error must rest on
+GUIDE_BLOCKS = 100  # the first noise block of draws of the guide
+FEWEST_BEHIND = 5.0  # draws that must determine an error
 
 
 @dataclass(repr=False, eq=False)
@@ -28,36 +28,36 @@ class PosteriorExpectation(Estimator):
 
         E[f(z) given x] ~ sum_k w_k f(z_k) / sum_k w_k,    w_k = p(x, z_k) / r(z_k),  z_k ~ r
 
-    r are the proposals that `AdaptiveImportanceSampling` fits to each datum, after a search for modes; for latents that
-    cannot be fitted (discrete ones, masks that depend on draws) it is the guide itself. The weights are those of log p(x),
+    r are the proposals that `AdaptiveImportanceSampling` fits to each datum, after a search for modes. For latents that
+    cannot be fitted (discrete latents, masks that depend on draws) r is the guide. The weights are those of log p(x),
     Pareto-smoothed (Vehtari et al. 2024). The ratio is consistent: its bias falls as 1/K and is a small part of the error.
-    What the guide itself says, E_q[f(z)], stands beside it with its error, and so does the guide's bias.
+    The record also has E_q[f(z)] under the guide, the bias of the guide, and their errors.
 
-    The error is the delta method's for a ratio of means, and knows that the components of a proposal get fixed shares of
-    the draws. It is honest where weight times f has a finite variance, which no sample can prove: `doubts` names the data
-    whose tails or draws speak against it. A mode that was missed moves the value by its share of p(x) times how far f is
-    there; for a precise f that may be many errors where it is none of log p(x).
+    The error is that of the delta method for a ratio of means. It takes into account that the components of a proposal have
+    fixed shares of the draws. It is right if weight times f has a finite variance, which no sample can prove: `doubts` names
+    the data for which tails or too few draws are evidence against it. A missed mode changes the value by its share of p(x)
+    times the difference of f there. For a precise f this may be many errors, even where log p(x) changes by less than one.
 
     :param model: any Pyro model whose data lie in one plate.
-    :param guide: its guide, with the same latent sites; the start of the fits.
-    :param f: maps a dict of latents by site to a tensor. Each value has the shape that it has in the program with an axis of
-        K particles in front: (K, B, D) for a vector in the plate of the data, (K, P, B) for a number in a plate of P inside
-        a datum. The result has the shape (K, B, F); with `datum_plate=None`, (K, F). Truth values, as of
-        `lambda z: z["z"] > 0`, give a probability; whole numbers are converted. It may call networks in eval
-        mode, and runs without gradients: `lambda z: vae.decode(z["latent"]).mean` gives reconstructions under the posterior.
-        Sites that the guide enumerates are among the latents, and summed out exactly. What a mask hides is NaN.
-    :param num_particles: K, weighted draws per datum, and as many of the guide; where latents cannot be fitted at least
-        1,000.
+    :param guide: its guide, with the same latent sites. The fits start at it.
+    :param f: function from a dict of latents by site to a tensor. Each value has its shape in the program with an axis of K
+        particles in front: (K, B, D) for a vector in the plate of the data, (K, P, B) for a number in a plate of P inside a
+        datum. The result has the shape (K, B, F); with `datum_plate=None`, (K, F). Truth values, as of `lambda z: z["z"] >
+        0`, give a probability; whole numbers are converted. f runs without gradients and may call networks in eval mode:
+        `lambda z: vae.decode(z["latent"]).mean` gives reconstructions under the posterior. Sites that the guide enumerates
+        are among the latents, and are summed out exactly. Masked values are NaN.
+    :param num_particles: K, weighted draws per datum, and as many of the guide; at least 1,000 where latents cannot be
+        fitted.
 
-    Called with the model's own arguments; returns `Expectation` for the B data of the call, values (B, F). Memory does not
-    grow with K, but for (K, B) numbers: draws are weighed first, made again from the same noise, and f is called on pieces
-    of them. For (B,) numbers log p(x) and its doubts see `.evidence`.
+    Call it with the model's arguments. It returns `Expectation` for the B data of the call, with values (B, F). Memory does
+    not grow with K, apart from (K, B) weights: these are computed first, then the draws are made again from the same noise,
+    and f is called on pieces of them. `.evidence` has log p(x), (B,), and its doubts.
 
-    :raises OptionError: for an f that returns no tensor, another shape than (K, B, F), or mixes particles.
+    :raises OptionError: for an f that does not return a tensor (K, B, F), or mixes particles.
     :raises BatchCouplingError: for an f that mixes data.
     :raises HiddenRandomnessError: for an f that draws random numbers.
-    :raises NonFiniteError: for an f that is NaN or infinite at a draw that counts.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum.
+    :raises NonFiniteError: for an f that is NaN or infinite at a draw of positive weight.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch.
 
     Reference: Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto Smoothed Importance Sampling",
@@ -88,7 +88,7 @@ class PosteriorExpectation(Estimator):
         posterior = WeightedMean(centre, len(draws), draws.num_origins)
         guide = WeightedMean(centre, len(draws) if draws.of_guide else self.num_particles)
         average(function, draws, posterior, guide if draws.of_guide else None)
-        shared = posterior.variance_of_f / len(draws)  # of the guide's mean and the weighted one, on the same draws
+        shared = posterior.variance_of_f / len(draws)  # of the mean under the guide and the weighted mean, on the same draws
         if not draws.of_guide:
             shared = torch.zeros_like(shared)
             average_of_guide(call, function, guide)
@@ -99,7 +99,7 @@ class PosteriorExpectation(Estimator):
 
 
 def centre_of(function: Function, draws: WeightedDraws) -> Tensor:
-    """(B, F), the weighted mean over the first block, whatever its pieces: f itself where it is constant."""
+    """(B, F), the weighted mean over the first block, independent of its pieces; equal to f where f is constant."""
     block = next(draws.blocks())
     some = moved = total = torch.zeros((), dtype=torch.float64)
     for first, length in function.chunks(len(block)):
@@ -122,9 +122,9 @@ def average(
     *,
     may_be_nan: bool = False,
 ) -> None:
-    """Show the weighted mean all draws, and the guide's mean too where the draws are its own.
+    """Add all draws to the weighted mean, and also to the mean under the guide if they are draws of the guide.
 
-    :param may_be_nan: f may have numbers that are NaN at all draws.
+    :param may_be_nan: whether f may have numbers that are NaN at all draws.
     """
     may_hide = may_be_nan or bool(function.kept)
     for block in draws.blocks():
@@ -141,7 +141,7 @@ def average(
 
 
 def average_of_guide(call: Call, function: Function, guide: WeightedMean) -> None:
-    """Show the guide's mean its own draws. What it enumerates is drawn."""
+    """Add draws of the guide to the mean under the guide. Sites that it enumerates are drawn."""
     for block, start in enumerate(range(0, guide.num_particles, NOISE_BLOCK)):
         size = min(NOISE_BLOCK, guide.num_particles - start)
         call.set_noise(Noise.POSTERIOR, GUIDE_BLOCKS + block)

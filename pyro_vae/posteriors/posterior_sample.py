@@ -6,21 +6,26 @@ from typing import Any
 from torch import Tensor
 
 from ..evidence import Evidence
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 from ..records import doubts as table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PosteriorSample(Result):
-    """S draws from p(z given x) for each of B data, as `posterior` returned them.
+    """S draws from p(z given x) for each of B data, as returned by `posterior`.
 
     :ivar latents: the draws by site, in the shapes of the program with an axis of S draws in front: (S, B, D).
-    :ivar means: the mean of the likelihood at each draw by observed site, (S, B, X), where it has one; empty unless asked
-        for.
-    :ivar num_distinct: (B,), how many of the S draws are different: the others repeat one of them. What the guide
-        enumerates is drawn anew in each, and alone it never repeats a draw.
-    :ivar num_particles: K, the weighted draws behind them.
-    :ivar evidence: the `Evidence` of the same weights: its `ess` is what limits the number of distinct draws.
+    :ivar means: the mean of the likelihood at each draw by observed site, (S, B, X), where it has one; empty without
+        `means=True`.
+    :ivar num_distinct: (B,), the number of different draws among the S. Sites that the guide enumerates are drawn anew in
+        each and do not count.
+    :ivar num_particles: K, the weighted draws from which they were resampled.
+    :ivar evidence: the `Evidence` of the same weights; its `ess` limits the number of distinct draws.
+
+    Example::
+
+        sample = pv.posterior(model, guide, x, num_samples=100)
+        sample.latents["latent"], sample.num_distinct       # (100, B, D), (B,)
     """
 
     _derived = ("doubts", "reliable")
@@ -42,12 +47,12 @@ class PosteriorSample(Result):
 
     @property
     def doubts(self) -> dict[str, Tensor]:
-        """(B,) bool by reason, true where the weights are in doubt: those of `evidence`."""
+        """(B,) bool by reason, true where the weights are in doubt: the doubts of `evidence`."""
         return self.evidence.doubts
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why a reason was not judged, by its name."""
+        """Why a reason was not checked, by reason."""
         return dict(self.evidence.unchecked)
 
     @property
@@ -56,8 +61,8 @@ class PosteriorSample(Result):
         return self.evidence.reliable
 
     def warnings(self) -> list[Warning]:
-        """What is in doubt about the weights; `posterior` raises it."""
-        return [type(w)(f"the draws go by the weights of log p(x): {w}") for w in self.evidence.warnings()]
+        """Warnings about the weights; `posterior` issues them."""
+        return [type(w)(f"the draws use the weights of log p(x): {w}") for w in self.evidence.warnings()]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python, for JSON."""
@@ -72,4 +77,4 @@ class PosteriorSample(Result):
             f"  ESS of the weights median {float(self.evidence.ess.median()):.0f}, lowest {self.evidence.ess.min():.1f}",
         ]
         lines += [f"  {line}" for line in table.printed(self.doubts, self.evidence.unchecked, self.evidence.method)]
-        return "\n".join(lines)
+        return page(lines)

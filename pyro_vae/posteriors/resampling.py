@@ -1,4 +1,4 @@
-"""Draws taken from weighted ones."""
+"""Resampling of weighted draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESAMPLING, LABELS = 2, 3  # noise blocks
 
 
 def resampled(call: Call, weights: Tensor, num_samples: int) -> Tensor:
-    """(S, B), which of the K draws to take, in random order."""
+    """(S, B), the indices of the resampled draws among K, in random order."""
     call.set_noise(Noise.POSTERIOR, RESAMPLING)
     num_data = weights.shape[1]
     order = torch.arange(num_samples, dtype=weights.dtype, device=weights.device).unsqueeze(-1)
@@ -52,7 +52,7 @@ def drawn_labels(call: Call, values: dict[str, Tensor], num_samples: int) -> dic
         for share, given in labels(some, length):
             taken = (total <= level[first : first + length]) & (
                 share > 0
-            )  # so the last one at which the sum is not above it
+            )  # the last value at which the cumulative sum is not above it
             for name, value in given.items():
                 by_datum = data_first(call, name, value)
                 chosen[name] = where(taken, by_datum, chosen[name]) if name in chosen else by_datum
@@ -63,7 +63,7 @@ def drawn_labels(call: Call, values: dict[str, Tensor], num_samples: int) -> dic
 
 
 def where(flags: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """By (K, B) flags, values (K, B, ...)."""
+    """Select by (K, B) flags between values (K, B, ...)."""
     return torch.where(flags.reshape(*flags.shape, *[1] * (first.ndim - 2)), first, second)
 
 
@@ -80,6 +80,6 @@ def data_back(call: Call, name: str, value: Tensor) -> Tensor:
 
 
 def data_axis(call: Call, name: str) -> int | None:
-    """Where the data lie in the values of a site, counted from the right; `None` where a call is one datum."""
+    """The axis of the data in the values of a site, counted from the right; `None` where a call is one datum."""
     layout = call.layout
     return None if layout.datum_dim is None else layout.datum_dim - layout.event_dims[name]

@@ -1,4 +1,4 @@
-"""Draws for each datum whose weights make them draws from the posterior, block by block."""
+"""Weighted draws from the posterior of each datum, in blocks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..records import FITTED_PROPOSALS
 
 MASKS = 4  # noise block
 LOOKED_AT = 3  # draws for the masks
-FEWEST = 1000  # draws of the guide itself: its check from the posterior's side is made from here on
+FEWEST = 1000  # draws of the guide: the fewest for which the check by a second estimate is made
 
 
 @dataclass(frozen=True)
 class Block:
     """Some of the K draws.
 
-    :ivar first: the number of the first one.
+    :ivar first: the index of the first one.
     :ivar values: by latent site, (K, *plates, *event).
     :ivar origin: (K, B), the component of the proposal that each comes from.
     """
@@ -46,10 +46,10 @@ class WeightedDraws:
 
     :ivar evidence: the record of log p(x) from the same draws.
     :ivar weights: (K, B), Pareto-smoothed, float64, summing to one; zeros for a datum without a positive weight.
-    :ivar blocks: gives all draws, the same ones whenever it is called.
-    :ivar num_origins: how many components the draws come from.
-    :ivar of_guide: whether the draws are the guide's own.
-    :ivar kept: where latents count, by site that has a mask, broadcastable to (K, *plates, *event).
+    :ivar blocks: function that yields all draws, the same at every call.
+    :ivar num_origins: the number of components from which the draws come.
+    :ivar of_guide: whether the draws come from the guide.
+    :ivar kept: where latents are not masked, by site that has a mask, broadcastable to (K, *plates, *event).
     """
 
     evidence: Evidence
@@ -64,9 +64,11 @@ class WeightedDraws:
 
 
 def weighted_draws(call: Call, num_particles: int) -> WeightedDraws:
-    """From fitted proposals, and from the guide where the latents cannot be fitted (discrete ones, masks by draws).
+    """Weighted draws from fitted proposals, or from the guide where latents cannot be fitted.
 
-    No more than numbers (K, B) are kept: draws are made again from the same noise, which needs no decoder.
+    These are discrete latents, and latents with masks that depend on draws.
+
+    Only weights (K, B) are kept: draws are made again from the same noise, which needs no decoder.
     """
     before = call.cost
     try:
@@ -75,7 +77,7 @@ def weighted_draws(call: Call, num_particles: int) -> WeightedDraws:
         return draws_of_guide(call, num_particles)
     evidence = summarise(call, log_weight, elbo, call.cost - before, FITTED_PROPOSALS)
     evidence = with_search(evidence, fitted, of_mean=True)
-    if fitted is None:  # all latents are summed out: one draw of nothing
+    if fitted is None:  # all latents are summed out: one draw without latents
         origin = torch.zeros(1, call.batch_size, dtype=torch.long, device=call.device)
         return WeightedDraws(evidence, torch.ones_like(origin, dtype=torch.float64), lambda: iter([Block(0, {}, origin)]))
     num_origins = len(fitted.proposal.components) + 1
@@ -103,7 +105,7 @@ def draws_of_guide(call: Call, num_particles: int) -> WeightedDraws:
 
 
 def kept_places(call: Call) -> dict[str, Tensor]:
-    """Where latents count, by site that has a mask. A mask that depends on draws is left to f, which sees the draws."""
+    """Where latents are not masked, by site that has a mask. Masks that depend on draws are left to f."""
     call.set_noise(Noise.POSTERIOR, MASKS)
     guide = call.draw(LOOKED_AT)
     weights = call.weigh(guide, call.score(call.latent_values(guide), LOOKED_AT), LOOKED_AT)
@@ -112,7 +114,7 @@ def kept_places(call: Call) -> dict[str, Tensor]:
 
 
 def hide(values: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values of latents, canonical, NaN where a mask hides them; discrete ones stay."""
+    """The values of latents, canonical, NaN where they are masked; discrete ones are unchanged."""
     hidden = dict(values)
     for name, flags in kept.items():
         if values[name].is_floating_point():
@@ -143,7 +145,7 @@ def guide_blocks(call: Call, num_particles: int) -> Iterator[Block]:
 
 
 def check_no_axis(call: Call, values: dict[str, Tensor]) -> None:
-    """A particle of a latent that the guide draws given what it enumerates has one value for each of these."""
+    """Raise for latents that the guide draws given an enumerated site: a particle then has one value per class."""
     layout = call.layout
     several = [n for n, v in values.items() if v.ndim > 1 + layout.num_plates + layout.event_dims[n]]
     if several:

@@ -1,4 +1,4 @@
-"""A self-normalised weighted mean and its Monte Carlo error, from blocks that are seen once."""
+"""A self-normalised weighted mean and its Monte Carlo error, in one pass over blocks."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch import Tensor
 
 from ..ops import MIN_PARTICLES_FOR_K, pareto_k_of_tail, size_of_tail
 
-FIT_NUMBERS = 2**22  # intermediate results of a tail fit that are held together
-GRID = 60  # at least as many points as the fit lays out
+FIT_NUMBERS = 2**22  # intermediate results of a tail fit that are in memory at once
+GRID = 60  # at least as many points as the fit uses
 
 
 class WeightedMean:
     """Collects K results of f, (K, B, F), with weights (K, B) that sum to one over all blocks. float64.
 
-    The mean is sum_k w_k f_k. Its error is the delta method's for a ratio of two means, by origin of the draws. Each origin
-    gets its fixed share of them, so only the spread inside of an origin counts::
+    The mean is sum_k w_k f_k. Its error is that of the delta method for a ratio of two means, stratified by the origin of
+    the draws. Each origin has a fixed share of the draws, so only the spread within an origin counts::
 
         t_k = w_k (f_k - mean),   error^2 = sum_s n_s/(n_s - 1) sum_{k in s} (t_k - mean of t in s)^2
 
-    Results are taken relative to a centre close to the mean, so that nothing cancels and a constant f has no error at all.
+    Results are taken relative to a centre close to the mean. This avoids cancellation, and a constant f has an error of
+    zero.
     """
 
     _some: Tensor  # (B, F), as all below: f at one draw
     _defined: Tensor  # whether any result was a number
-    _lowest: Tensor  # of the results that differ from that one
+    _lowest: Tensor  # number of results that differ from that one
     _highest: Tensor
     _count: Tensor  # of draws by origin, (S, B, F), as the sums of w, w^2, w d, w^2 d and w^2 d^2, where d = f - centre
     _w: Tensor
@@ -39,14 +40,14 @@ class WeightedMean:
     _tail: Tensor | None = None  # the largest log(w |d|), (n + 1, B, F)
 
     def __init__(self, centre: Tensor, num_particles: int, num_origins: int = 1) -> None:
-        """`centre`, (B, F), is any number close to the mean; f itself where it is constant."""
+        """`centre`, (B, F), is a number close to the mean, and equal to f where f is constant."""
         self._centre = centre
         self.num_particles, self.num_origins = num_particles, num_origins
         self._num_blocks = 0
         self._started = False
 
     def add(self, result: Tensor, weight: Tensor, origin: Tensor, *, new_block: bool = True) -> None:
-        """`origin`, (K, B); a result at a draw of weight zero may be anything."""
+        """Add a block; `origin` is (K, B). Results at draws of weight zero are ignored."""
         used = (weight > 0).unsqueeze(-1) & result.isfinite()
         if not self._started:
             self._start(result, weight)
@@ -108,7 +109,7 @@ class WeightedMean:
         total = self._wd - delta * self._w  # of t, by origin
         squares = self._wdwd - 2 * delta * self._wwd + delta.square() * self._ww
         spread = torch.where(n > 1, n / (n - 1).clamp(min=1.0) * (squares - total.square() / n.clamp(min=1.0)), squares)
-        # A boundary between two components falls inside of a draw, at random, once in each block: a variance of 1/4 at most.
+        # In each block, the number of draws of a component is rounded at random, which adds a variance of at most 1/4.
         means = (total / n.clamp(min=1.0))[:-1]
         steps = torch.where((n[:-1] > 0).roll(-1, 0) & (n[:-1] > 0), means.roll(-1, 0) - means, 0.0)[:-1]
         variance = spread.sum(0) + 0.25 * self._num_blocks * steps.square().sum(0)
@@ -116,7 +117,7 @@ class WeightedMean:
 
     @property
     def num_behind_error(self) -> Tensor:
-        """(B, F), how many draws the error rests on: (sum t^2)^2 / sum t^4; NaN where f is the same at all draws."""
+        """(B, F), the effective number of draws in the error: (sum t^2)^2 / sum t^4; NaN where f is constant."""
         return self._wdwd.sum(0).square() / self._fourth
 
     @property

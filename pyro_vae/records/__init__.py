@@ -1,4 +1,4 @@
-"""What all results share: a mean with its errors, joining batches, and the one table of doubts."""
+"""Common parts of all results: a mean with its errors, joining of batches, files, and the table of doubts."""
 
 from .doubts import (
     ANNEALED_CHAINS,
@@ -26,6 +26,7 @@ from .joining import (
     with_loader_index,
     without_warnings,
 )
+from .printing import page
 from .result import Result
 from .storing import from_arrays, load_value, save_value, to_arrays
 
@@ -50,6 +51,7 @@ __all__ = [
     "load_value",
     "mean_cost",
     "normal_quantile",
+    "page",
     "places",
     "remedy_for",
     "save_value",

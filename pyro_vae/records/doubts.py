@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import ConvergenceWarning, PrecisionWarning, UnreliableEvidenceWarning
 
 ONE_IN_A_HUNDRED = 2.33  # standard deviations of a Poisson count
-FEW = 0.05  # share of data in doubt up to which the mean over them, and its error, are still believed
-# What estimates log p(x), as `Evidence.method` says.
+FEW = 0.05  # largest share of data in doubt for which the mean over them, and its error, count as reliable
+# The methods that estimate log p(x), as in `Evidence.method`.
 GUIDE_ITSELF = "importance sampling"
 FITTED_PROPOSALS = "fitted proposals"
 ANNEALED_CHAINS, REVERSE_CHAINS = "annealed chains", "reverse chains"
@@ -41,10 +41,10 @@ class Doubt:
     """A reason to doubt the numbers of some data.
 
     :ivar meaning: a sentence with {data}, such as "12 of 60 data", {off}, "low" or "high", and {threshold} of Pareto k.
-    :ivar remedies: what to do, by the method that ran.
-    :ivar otherwise: what to do after any other method.
+    :ivar remedies: remedies, by the method that ran.
+    :ivar otherwise: the remedy for any other method.
     :ivar category: of the warning.
-    :ivar chance: share of data without a fault that has this doubt all the same.
+    :ivar chance: share of faultless data that have this doubt by chance.
     """
 
     meaning: str
@@ -71,7 +71,7 @@ TABLE = {
         REMEDIES,
     ),
     "posterior side": Doubt(
-        "a second proposal, fitted on the side of the posterior, gives another log p(x) for {data}: the first one is likely "
+        "a second proposal, fitted to the posterior, gives a different log p(x) for {data}: the first one is likely "
         "too {off}, by more than the stated error",
         REMEDIES,
         chance=0.03,
@@ -88,20 +88,20 @@ TABLE = {
         "Raise num_particles, or take a function that grows more slowly: the error of a mean needs a finite variance",
     ),
     "few draws": Doubt(
-        "the expectation of f rests on fewer than five draws for {data}: it is likely off by more than the stated error",
+        "fewer than five draws determine the expectation of f for {data}: it is likely off by more than the stated error",
         {},
         "Raise num_particles; a function that says whether something happens should return truth values",
     ),
     "precision": Doubt(
-        "log p(x) of {data} moves by more than a tenth of its error when a few particles are scored in float64: the error "
-        "does not contain this rounding",
+        "log p(x) of {data} changes by more than a tenth of its error when a few particles are scored in float64: the "
+        "error does not include this rounding",
         {},
         "Use float64: model.double(), guide.double(), and the data in double",
         PrecisionWarning,
     ),
     "end of support": Doubt(
-        "the latents of {data} lie where floats no longer tell them from one another or from the end of their support, or "
-        "the joint density still rises or bends there: their log p(x) may be off by more than the stated error",
+        "for {data}, floats are too coarse to distinguish latents from one another or from the end of their support, "
+        "or the joint density still changes where floats end: their log p(x) may be off by more than the stated error",
         {GUIDE_ITSELF: "Use float64: model.double(), guide.double(), and the data in double"},
         "Use float64 (model.double(), guide.double(), data in double), or ImportanceSampling with a guide that draws there",
     ),
@@ -113,7 +113,7 @@ TABLE = {
         ConvergenceWarning,
     ),
     "below the ELBO": Doubt(
-        "log p(x) of {data} lies below their ELBO by more than chance, so it is too low: a mode of the posterior is missed",
+        "log p(x) of {data} is significantly below their ELBO, so it is too low: a mode of the posterior is missed",
         MORE_MODES,
     ),
 }
@@ -121,13 +121,13 @@ CATEGORIES = tuple(dict.fromkeys(doubt.category for doubt in TABLE.values()))
 
 
 def remedy_for(reason: str, method: str, steps: str = "") -> str:
-    """The remedy of a doubt for the method that ran; `steps` says to how many annealing steps, " to 400"."""
+    """The remedy of a doubt for the method that ran; `steps` is the end of a sentence about annealing steps, " to 400"."""
     doubt = TABLE[reason]
     return doubt.remedies.get(method, doubt.otherwise).replace("{steps}", steps)
 
 
 def warnings_about(doubts: Mapping[str, Tensor], method: str, steps: str = "", **words: Any) -> list[Warning]:
-    """One warning for each reason with more data in doubt than chance explains."""
+    """One warning for each reason with more data in doubt than by chance."""
     return [
         TABLE[reason].category(
             f"{TABLE[reason].meaning.format(data=count(flags), **words)}. {remedy_for(reason, method, steps)}"
@@ -138,7 +138,7 @@ def warnings_about(doubts: Mapping[str, Tensor], method: str, steps: str = "", *
 
 
 def more_than_chance(flags: Tensor, chance: float) -> bool:
-    """Whether chance explains so many doubted data of (B,) in less than one of a hundred calls."""
+    """Whether as many data in doubt, of (B,), occur by chance in less than one of a hundred calls."""
     expected = chance * len(flags)
     return int(flags.count_nonzero()) > expected + ONE_IN_A_HUNDRED * math.sqrt(expected)
 
@@ -157,7 +157,7 @@ def either(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[st
 
 
 def concatenated_flags(records: Sequence[Any]) -> dict[str, Tensor]:
-    """The `checks` of several batches. A batch without a check has no doubt of it, and says why in `unchecked`."""
+    """The `checks` of several batches, joined. A batch without a check has no doubt by it, and a reason in `unchecked`."""
     reasons = dict.fromkeys(reason for record in records for reason in record.checks)
 
     def flags(reason: str) -> list[Tensor]:
@@ -168,12 +168,12 @@ def concatenated_flags(records: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def are_many(doubted: Tensor) -> bool:
-    """Whether so many of the data are in doubt that their mean is not to be trusted."""
+    """Whether so many of the data are in doubt that their mean is not reliable."""
     return int(doubted.count_nonzero()) > FEW * len(doubted)
 
 
 def said_of_mean(doubted: Tensor) -> str:
-    """What a mean over (B,) data says beside its error, "12 of 60 data in doubt"; empty where few or none are."""
+    """The text after the error of a mean over (B,) data, "12 of 60 data in doubt"; empty where few or none are."""
     return f"{count(doubted)} in doubt" if are_many(doubted) else ""
 
 
@@ -182,17 +182,23 @@ def count(flags: Tensor) -> str:
 
 
 def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
-    """All reasons in one line: "tails 3 of 60, precision not checked (why)"."""
-    parts = []
-    for reason in dict.fromkeys([*TABLE, *unchecked]):
-        verb = "judged" if reason == "tails" else "checked"
-        if reason in doubts:
-            number = f"{int(doubts[reason].count_nonzero())} of {len(doubts[reason])}"
-            rest = f" (not all {verb}: {unchecked[reason]})" if reason in unchecked else ""
-            parts.append(f"{reason} {number}{rest}")
-        elif reason in unchecked:
-            parts.append(f"{reason} not {verb} ({unchecked[reason]})")
-    return ", ".join(parts)
+    """All reasons, those with data in doubt first: "tails 3 of 60; none: search; precision not checked (why)"."""
+
+    def named(reason: str) -> str:
+        return f"{reason} (not all {verb(reason)}: {unchecked[reason]})" if reason in unchecked else reason
+
+    known = [reason for reason in TABLE if reason in doubts]
+    found = [reason for reason in known if bool(doubts[reason].any())]
+    clear = ", ".join(named(reason) for reason in known if reason not in found)
+    parts = [", ".join(f"{named(r)} {int(doubts[r].count_nonzero())} of {len(doubts[r])}" for r in found)] if found else []
+    if clear:
+        parts.append(f"none: {clear}" if found else f"none of {len(doubts[known[0]])} data ({clear})")
+    missing = [reason for reason in dict.fromkeys([*TABLE, *unchecked]) if reason in unchecked and reason not in doubts]
+    return "; ".join([*parts, *(f"{reason} not {verb(reason)} ({unchecked[reason]})" for reason in missing)])
+
+
+def verb(reason: str) -> str:
+    return "judged" if reason == "tails" else "checked"
 
 
 def remedies_for(doubts: Mapping[str, Tensor], method: str, steps: str) -> list[str]:

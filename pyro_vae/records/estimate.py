@@ -1,4 +1,4 @@
-"""A mean over data with its two errors, and the quantiles behind intervals."""
+"""A mean over data with its two errors, and the quantiles of intervals."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,20 +11,25 @@ from ..options import flag, real_number, whole_number
 from .result import Result
 
 LEVEL = 0.95
-MOST_DIGITS = 17  # of a number in double precision
-MANY = 100_000  # degrees of freedom, from which on Student's t is normal to five digits
+MOST_DIGITS = 17  # smallest relative error of a number in double precision
+MANY = 100_000  # degrees of freedom above which Student's t is normal to five digits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Estimate(Result):
-    """A mean over data with its two errors, which answer different questions.
+    """A mean over data with its Monte Carlo error and its sampling error.
 
     :ivar value: the mean, 0-d tensor.
-    :ivar std_error: **Monte Carlo** error: how far another seed would move the value *for these data*.
-    :ivar sampling_error: error of the mean as a draw of data from a population; contains the Monte Carlo noise. NaN for
-        one datum.
-    :ivar doubt: why neither error is to be trusted, such as "12 of 60 data in doubt"; empty where both are.
-    :ivar unit: of the value, "nats", or empty.
+    :ivar std_error: **Monte Carlo** error: the variation of the value with the seed, *for these data*.
+    :ivar sampling_error: **sampling** error: the variation of the mean over data drawn from a population. It includes the
+        Monte Carlo noise. NaN for one datum.
+    :ivar doubt: why the errors are not reliable, such as "12 of 60 data in doubt"; empty where they are.
+    :ivar unit: unit of the value, "nats", or empty.
+
+    Example::
+
+        mean = pv.AdaptiveImportanceSampling(model, guide)(x).mean()
+        mean.value, mean.std_error, mean.sampling_error, mean.confidence_interval()
     """
 
     value: Tensor
@@ -35,7 +40,7 @@ class Estimate(Result):
 
     @classmethod
     def over_data(cls, values: Tensor, std_errors: Tensor, *, doubt: str = "", unit: str = "nats") -> "Estimate":
-        """From values and Monte Carlo errors per datum, shape (B,), independent between data."""
+        """The mean of values with Monte Carlo errors, (B,) each, independent between data."""
         for name, value in (("values", values), ("std_errors", std_errors)):
             if not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point() or not len(value):
                 raise ArgumentError(f"expected {name} as floating-point numbers (B,), got {described(value)}: one per datum")
@@ -52,7 +57,7 @@ class Estimate(Result):
         return float(self.value) - half, float(self.value) + half
 
     def with_error(self, digits: int = 3, *, sampling: bool = False, unit: str = "") -> str:
-        """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003 nats"; in doubt, no error."""
+        """The value with its Monte Carlo or its sampling error: "1.250 +- 0.003 nats"; without an error if in doubt."""
         check_unit(unit)
         digits, sampling = whole_number("digits", digits, lowest=0, highest=MOST_DIGITS), flag("sampling", sampling)
         if self.doubt:
@@ -76,14 +81,14 @@ def check_unit(unit: str) -> None:
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
-    """The difference of means over two independent sets of data; their errors add in squares."""
+    """The difference of means over two independent sets of data; the squares of their errors add."""
     errors = zip((one.std_error, one.sampling_error), (other.std_error, other.sampling_error), strict=True)
     doubt = " and ".join(dict.fromkeys(side.doubt for side in (one, other) if side.doubt))
     return Estimate(one.value - other.value, *((a.square() + b.square()).sqrt() for a, b in errors), doubt=doubt)
 
 
 def normal_quantile(level: float) -> float:
-    """Two-sided: 1.96 for 0.95.
+    """Two-sided quantile of the normal distribution: 1.96 for 0.95.
 
     :raises OptionError: for a level outside (0, 1), whose quantile would be infinite or NaN.
     """

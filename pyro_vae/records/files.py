@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place and renamed, read only where their digest agrees."""
+"""Files that are complete or absent: written under a temporary name and renamed, read only if their digest is right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import RecordFileError
 
-# The comment at the end of the zip archive: what the file is, and the SHA-256 of all bytes before this digest.
+# The comment at the end of the zip archive: the type of file, and the SHA-256 of all bytes before this digest.
 MARK = b"pyro_vae sha256 "
 DIGEST = 64  # hexadecimal digits
 PIECE = 2**20  # bytes that are hashed at a time
@@ -29,14 +29,14 @@ WIDTHS = {1: torch.uint8, 2: torch.int16}
 
 
 def check_path(path: Any) -> None:
-    """A number would be the handle of a file that is open already, such as that of what is printed."""
+    """Raise for a number, which would be the handle of an open file, such as standard output."""
     if not isinstance(path, (str, PathLike)):
         raise RecordFileError(f"expected the path of a file, got {path!r:.60}: pass a string or a pathlib.Path")
 
 
 @contextmanager
 def text_file(path: str | PathLike[str]) -> Iterator[TextIO]:
-    """A file to write text into, line ends as they are.
+    """Open a file for writing text, without conversion of line ends.
 
     :raises RecordFileError: if it cannot be opened or written.
     """
@@ -52,10 +52,10 @@ def text_file(path: str | PathLike[str]) -> Iterator[TextIO]:
 
 
 def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], None]) -> None:
-    """Write a file that is either whole or, after any failure, what it was before.
+    """Write a file that is either complete or, after a failure, unchanged.
 
-    `write` gets a temporary file in the same folder, open for reading too, under a name that nobody can guess. It is forced
-    to the disk, renamed, and the folder is forced to the disk. Links are followed.
+    `write` gets a temporary file in the same folder, open for reading and writing, with a random name. It is flushed to the
+    disk and renamed, and the folder is flushed to the disk. Links are followed.
 
     :raises RecordFileError: if the file cannot be written, as on a full disk or in a folder that is read-only.
     """
@@ -66,7 +66,7 @@ def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], None]) ->
         target = Path(os.path.realpath(path))
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(16)}.tmp")
         try:
-            with open(temporary, "x+b") as file:  # "x" refuses to open what exists
+            with open(temporary, "x+b") as file:  # "x" does not open an existing file
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -76,10 +76,10 @@ def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], None]) ->
             raise
     except OSError as error:
         raise RecordFileError(
-            f"cannot write '{path}': {error.strerror or error}. What was there before is as it was. Pass a path in a folder "
+            f"cannot write '{path}': {error.strerror or error}. The old file is unchanged. Pass a path in a folder "
             "that exists, may be written and has room"
         ) from error
-    with suppress(OSError):  # not every file system can; the file is whole and on the disk already
+    with suppress(OSError):  # not every file system supports this; the file is complete and on the disk already
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -88,9 +88,10 @@ def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], None]) ->
 
 
 def write_arrays(path: str | PathLike[str], header: Any, arrays: Mapping[str, Tensor]) -> None:
-    """Write named tensors and a header that JSON can hold into one npz file, by `write_whole`.
+    """Write named tensors and a JSON header into one npz file, by `write_whole`.
 
-    `numpy.load(path)` reads the tensors too. The file ends in a SHA-256 of itself. The same content makes the same bytes.
+    `numpy.load(path)` can read the tensors too. The file ends in a SHA-256 of its content. The same content gives the same
+    bytes.
 
     :raises RecordFileError: if the file cannot be written.
     """
@@ -99,7 +100,7 @@ def write_arrays(path: str | PathLike[str], header: Any, arrays: Mapping[str, Te
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(zipfile.ZipInfo(HEADER), text)  # a ZipInfo carries no time of day
+            archive.writestr(zipfile.ZipInfo(HEADER), text)  # a ZipInfo has a fixed date
             for name, value in arrays.items():
                 with archive.open(zipfile.ZipInfo(name + ARRAY), "w", force_zip64=True) as member:
                     numpy.lib.format.write_array(member, as_numpy(value), allow_pickle=False)
@@ -114,13 +115,13 @@ def write_arrays(path: str | PathLike[str], header: Any, arrays: Mapping[str, Te
 
 
 def read_arrays(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
-    """The header and the tensors that `write_arrays` wrote, on the CPU.
+    """Read the header and the tensors written by `write_arrays`, on the CPU.
 
-    :raises RecordFileError: if the file cannot be opened, was not written by `write_arrays`, or one bit of it has changed.
+    :raises RecordFileError: if the file cannot be opened, was not written by `write_arrays`, or has changed in any bit.
     """
     check_path(path)
     try:
-        with open(path, "rb") as file:  # checked and read through one handle: a file put in its place cannot slip in
+        with open(path, "rb") as file:  # checked and read through one handle, so that the file cannot be replaced in between
             check_whole(path, file)
             with zipfile.ZipFile(file) as archive:
                 header = json.loads(archive.read(HEADER))
@@ -132,12 +133,12 @@ def read_arrays(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
         raise RecordFileError(
             f"cannot read '{path}': {error.strerror or error}. Pass the path of a file that save() wrote"
         ) from error
-    except Exception as error:  # the digest agrees, yet the content is not what write_arrays writes
-        raise RecordFileError(f"'{path}' holds no records: {error}. Pass a file that save() wrote") from error
+    except Exception as error:  # the digest is right, but the content is not that of write_arrays
+        raise RecordFileError(f"'{path}' has no records: {error}. Pass a file that save() wrote") from error
 
 
 def check_whole(path: str | PathLike[str], file: BinaryIO) -> None:
-    """Refuse a file whose digest, at its end, is not that of its content; leaves the file at its start."""
+    """Raise for a file whose digest, at its end, is not that of its content; leaves the file at its start."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - DIGEST - len(MARK), 0))
     end = file.read()

@@ -17,7 +17,7 @@ from .doubts import CATEGORIES
 def concatenated(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     """Join the per-datum fields of records of several batches, in their order.
 
-    NaN where only some batches have a field; whole numbers, which know no NaN, are then `None` for all.
+    NaN where only some batches have a field; integers, which have no NaN, are then `None` for all.
     """
     joined: dict[str, Any] = {}
     for name in names:
@@ -32,7 +32,7 @@ def concatenated(records: Sequence[Any], names: Sequence[str]) -> dict[str, Any]
 
 
 def with_loader_index(record: Any, index: Tensor | None) -> Any:
-    """The record with the place of each of its data in the loader, where it has a field for that, or records in it have."""
+    """The record with the positions of its data in the loader, if it or its inner records have a field for them."""
     changed: dict[str, Any] = {}
     for field in fields(record) if is_dataclass(record) else ():
         value = getattr(record, field.name)
@@ -44,7 +44,7 @@ def with_loader_index(record: Any, index: Tensor | None) -> Any:
 
 
 def to_plain(record: Any) -> dict[str, Any]:
-    """The fields of a record for JSON: tensors as lists, also inside mappings and inside records that it holds."""
+    """The fields of a record for JSON: tensors as lists, also inside mappings and inner records."""
     return {field.name: plain_value(getattr(record, field.name)) for field in fields(record)}
 
 
@@ -57,7 +57,7 @@ def plain_value(value: Any) -> Any:
 
 
 def check_records(kind: type, records: Any) -> None:
-    """Refuse what is no list of records of one class."""
+    """Raise unless `records` is a list of records of one class."""
     listed = isinstance(records, Sequence) and not isinstance(records, str)
     strange = [type(record).__name__ for record in records if not isinstance(record, kind)] if listed else []
     if not listed or strange:
@@ -71,9 +71,9 @@ def check_records(kind: type, records: Any) -> None:
 
 
 def places(kept: Any, num_data: int) -> Tensor:
-    """Which data of a record are meant: a mask (B,) or indices, of torch, NumPy or a list.
+    """Check a mask (B,) or indices of data, of torch, NumPy or a list.
 
-    A number, or None, would index too, and leave a record whose fields have other shapes.
+    A number, or None, would index too, but give a record whose fields have other shapes.
     """
     if isinstance(kept, (list, tuple, numpy.ndarray)) and all(isinstance(one, (int, numpy.generic)) for one in kept):
         kept = torch.as_tensor(kept) if len(kept) else torch.zeros(0, dtype=torch.long)
@@ -103,7 +103,7 @@ def mean_cost(records: Sequence[Any]) -> float:
 
 @contextmanager
 def without_warnings(*others: type[Warning]) -> Iterator[None]:
-    """Silence the warnings about doubts, and others, where something else states the doubts."""
+    """Silence the warnings about doubts, and others, where the doubts are reported in another way."""
     with warnings.catch_warnings():
         for category in (*CATEGORIES, *others):
             warnings.simplefilter("ignore", category)
@@ -112,5 +112,5 @@ def without_warnings(*others: type[Warning]) -> Iterator[None]:
 
 def warn_about(record: Any, stacklevel: int) -> None:
     """Issue the warnings of a record; `stacklevel` counts from the caller, as in `warnings.warn`."""
-    for warning in getattr(record, "warnings", tuple)():  # a record of one's own may have none
+    for warning in getattr(record, "warnings", tuple)():  # a user's record may have no warnings()
         warnings.warn(warning, stacklevel=stacklevel + 1)

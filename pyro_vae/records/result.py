@@ -1,4 +1,4 @@
-"""What every public record has: its rows as a DataFrame, one line of text, a small table in a notebook."""
+"""Base class of all records: files, rows as a DataFrame, one line of text, a table in a notebook."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ STYLE = "max-width: 100%; overflow-x: auto"
 
 
 class Result:
-    """The base of all public records, which are dataclasses with `frozen=True, eq=False, repr=False`.
+    """Base class of all public records, which are dataclasses with `frozen=True, eq=False, repr=False`.
 
-    A row is a datum where a record has numbers per datum; otherwise a unit, a beta, a step, or the record itself. The
-    columns are the fields with a number per row, and the properties named in `_derived`, without the fields in `_hidden`.
+    A row is a datum if the record has numbers per datum, otherwise a unit, a beta, a step, or the whole record. The columns
+    are the fields with a number per row, and the properties named in `_derived`, without the fields in `_hidden`.
     """
 
-    _rows_are: ClassVar[str] = "data"  # what rows are called
+    _rows_are: ClassVar[str] = "data"  # the name of rows
     _derived: ClassVar[tuple[str, ...]] = ()
     _hidden: ClassVar[tuple[str, ...]] = ()
-    _headline: ClassVar[str] = ""  # the number per datum whose mean is watched while a loader is gone through
-    # Whether `cat` of parts that were joined before is `cat` of all of them, and takes each tensor once, by `torch.cat`.
+    _headline: ClassVar[str] = ""  # the number per datum whose mean is shown while a loader is iterated
+    # Whether `cat` of joined parts equals `cat` of all of them, and uses each tensor once, by `torch.cat`.
     _joins_in_steps: ClassVar[bool] = False
-    _not_stored: ClassVar[Mapping[str, Any]] = {}  # fields that no file holds, and what a loaded record has in their place
+    # fields that are not written to files, with their values in a loaded record
+    _not_stored: ClassVar[Mapping[str, Any]] = {}
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the record into one file, an npz without pickle. `load` gives it back bit for bit.
+        """Write the record into one file, an npz without pickle. `load` restores it exactly.
 
-        The file is written beside its place and renamed: after a crash, or on a full disk, it is what it was before.
+        The file is written under a temporary name and renamed: after a crash, or on a full disk, an old file is unchanged.
 
-        :param path: of the file; one that exists is replaced. The name is taken as it is: no ending is added.
-        :raises RecordFileError: if the file cannot be written, or the record holds what no file can, such as a function.
+        :param path: path of the file; an existing file is replaced. No ending is added to the name.
+        :raises RecordFileError: if the file cannot be written, or the record contains a value that cannot be stored, such as
+            a function.
 
         Example::
 
@@ -56,13 +58,13 @@ class Result:
 
     @classmethod
     def load(cls: type[R], path: str | PathLike[str]) -> R:
-        """The record that `save` wrote, with tensors on the CPU; a subclass loads records of its own kind only.
+        """Load a record written by `save`, with tensors on the CPU; a subclass loads only records of its type.
 
         Classes are looked up by name among the record classes. Nothing in the file is imported, unpickled or run.
 
-        :param path: of the file.
-        :raises RecordFileError: if the file is missing, of another kind of record or a newer version, or damaged: its
-            SHA-256 is checked before anything is read.
+        :param path: path of the file.
+        :raises RecordFileError: if the file is missing, of another type of record or a newer version, or damaged; its
+            SHA-256 is checked first.
 
         Example::
 
@@ -79,12 +81,12 @@ class Result:
         return record
 
     def to_dataframe(self) -> DataFrame:
-        """One row per datum (or unit, beta, step: whatever the record has numbers of) as a pandas `DataFrame`.
+        """The rows as a pandas `DataFrame`: one per datum, or per unit, beta or step.
 
-        A mapping by name becomes columns `std_errors[elbo]`, a record within this one `evidence.ess`, and numbers with
-        further axes `draws[z[0]]`, or `observed[x][0]`, `observed[x][1]` and so on in the order of memory.
+        A mapping by name gives columns `std_errors[elbo]`, and an inner record `evidence.ess`. Numbers with further axes
+        give `draws[z[0]]`, or `observed[x][0]`, `observed[x][1]` and so on, in the order of memory.
 
-        :raises MissingPackageError: without pandas, which is not installed along.
+        :raises MissingPackageError: without pandas, which is an optional dependency.
         """
         try:
             import pandas
@@ -101,7 +103,7 @@ class Result:
         return dict(c for name in (*names, *self._derived) for c in columns_of(name, getattr(self, name), *about))
 
     def _in_short(self) -> str:
-        """What stands in the brackets of the line."""
+        """The text in the brackets of the one-line form."""
         if self._num_rows() != 1 or hasattr(self, "__len__"):
             return f"{self._num_rows()} {self._rows_are}"
         return ", ".join(f"{name}={shown(column[0])}" for name, column in self._columns().items())
@@ -110,7 +112,7 @@ class Result:
         return f"{type(self).__name__}({self._in_short()})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the printed record, and its first rows behind a click. Needs nothing from outside."""
+        """HTML for notebooks: the printed record, and its first rows behind a click."""
         columns, size = self._columns(), self._num_rows()
         text = f"<pre>{escape(str(self))}</pre>"
         if not columns or not size:
@@ -125,10 +127,10 @@ class Result:
 
 
 def columns_of(name: str, value: Any, size: int, names: Sequence[str], single: bool) -> Iterator[tuple[str, list[Any]]]:
-    """The columns that a value has for `size` rows, none where it is not about them.
+    """The columns of a value for `size` rows; none where it has no number per row.
 
-    :param names: of the last axis of numbers with two of them, where it is as long.
-    :param single: whether the record is one row by itself, so that plain numbers are columns.
+    :param names: names of the last axis of numbers with two axes, where the lengths agree.
+    :param single: whether the record is a single row, so that plain numbers are columns.
     """
     if isinstance(value, Tensor):
         if value.ndim == 0 and single:

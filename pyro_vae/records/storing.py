@@ -1,4 +1,4 @@
-"""Records as numbers in a file: a plain description that JSON can hold, beside named tensors. Nothing in it is ever run."""
+"""Records in a file: a plain JSON description and named tensors. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..errors import RecordFileError
 from .files import read_arrays, write_arrays
 from .result import Result
 
-FORMAT = 1  # of the description; raised when older versions of the package would misread it
+FORMAT = 1  # version of the description; raised when older versions of the package would misread it
 NAME_LENGTH = 200
-AGAIN = "make the record again with the classes as they are now"
+AGAIN = "create the record again with the current classes"
 
 
 def save_value(path: str | PathLike[str], value: Any) -> None:
@@ -32,13 +32,13 @@ def save_value(path: str | PathLike[str], value: Any) -> None:
 
 
 def load_value(path: str | PathLike[str]) -> Any:
-    """What `save_value` wrote, bit for bit; tensors on the CPU.
+    """Read a value written by `save_value`, exactly; tensors on the CPU.
 
     :raises RecordFileError: if the file is missing, damaged, or of a newer version.
     """
     header, arrays = read_arrays(path)
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
-        raise RecordFileError(f"'{path}' says no format, expected one up to {FORMAT}: load a file that save() wrote")
+        raise RecordFileError(f"'{path}' has no format number, expected one up to {FORMAT}: load a file that save() wrote")
     if header["format"] > FORMAT:
         raise RecordFileError(
             f"'{path}' has format {header['format']}, expected one up to {FORMAT}: it was written by a newer pyro_vae; "
@@ -51,7 +51,7 @@ def load_value(path: str | PathLike[str]) -> Any:
 
 
 def known_records() -> dict[str, type[Result]]:
-    """Every record class by its name; of two with one name that of this package, otherwise the later one."""
+    """Every record class by its name; of two with the same name, that of this package, otherwise the later one."""
     found, queue = [], [Result]
     while queue:
         below = queue.pop(0).__subclasses__()
@@ -62,12 +62,11 @@ def known_records() -> dict[str, type[Result]]:
 
 
 def to_arrays(value: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A description that JSON can hold, and the tensors that it names, on the CPU.
+    """A JSON description, and the tensors that it names, on the CPU.
 
-    Tensors are named for their place, as the columns of a DataFrame are: `log_evidence`, `std_errors[elbo]`,
-    `evidence.ess`.
+    Tensors are named like the columns of a DataFrame: `log_evidence`, `std_errors[elbo]`, `evidence.ess`.
 
-    :raises RecordFileError: for a value that is no record, tensor, number, string, list, tuple or mapping.
+    :raises RecordFileError: for a value that is not a record, tensor, number, string, list, tuple or mapping.
     """
     arrays: dict[str, Tensor] = {}
     return _described(value, "", arrays, known_records()), arrays
@@ -129,11 +128,11 @@ def _added(value: Tensor, place: str, arrays: dict[str, Tensor]) -> str:
 
 
 def from_arrays(plain: Any, arrays: Mapping[str, Tensor]) -> Any:
-    """What `to_arrays` described.
+    """The value described by `to_arrays`.
 
     Classes are looked up by name among the record classes; nothing is imported or evaluated.
 
-    :raises RecordFileError: for a class, a field or a kind of value that this version does not know, or what is missing.
+    :raises RecordFileError: for an unknown class, field or type of value, or a missing one.
     """
     return _restored(plain, arrays, known_records())
 
@@ -160,8 +159,8 @@ def _restored(plain: Any, arrays: Mapping[str, Tensor], known: Mapping[str, type
 def _record(name: str, values: dict[str, Any], known: Mapping[str, type[Result]]) -> Result:
     if name not in known:
         raise RecordFileError(
-            f"holds a {name}, which is no record class that is known here ({', '.join(sorted(known))}): define or import "
-            "the class before loading, or update pyro_vae"
+            f"has a {name}, which is not a known record class ({', '.join(sorted(known))}): define or import the class "
+            "before loading, or update pyro_vae"
         )
     kind = known[name]
     names = {f.name: f for f in fields(kind) if f.init}  # type: ignore[arg-type]

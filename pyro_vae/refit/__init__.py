@@ -1,4 +1,4 @@
-"""Train the guide of a frozen model further, and measure what that repairs of its gap."""
+"""Train the guide of a frozen model further, and measure how much of its gap that closes."""
 
 from .refit import Refit
 from .refit_guide import refit_guide

@@ -1,4 +1,4 @@
-"""What belongs to the model and what to the guide, and how the model is held still while the guide is trained."""
+"""Which parameters belong to the model and which to the guide, and how the model is frozen in training."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from ..errors import OptionError, StructureError, quoted
 from ..isolation import eval_mode, modules_of, unseen
 from ..objectives import leaves_behind
 
-NOT_REGISTERED = "was not registered in the param store because requires_grad=False"  # Pyro, of what is frozen on purpose
+# Pyro's warning about parameters that are frozen on purpose
+NOT_REGISTERED = "was not registered in the param store because requires_grad=False"
 
 
 class FrozenModel:
-    """The parameters and modules of a model and of a guide, told apart by what their log-densities depend on.
+    """The parameters and modules of a model and of a guide, found from the dependences of their log-densities.
 
-    Not by what they register: `pyro.module("vae", self)` in both programs is common, and right. A parameter that the model
-    depends on stays frozen, also where the guide depends on it too.
+    Registration does not decide: `pyro.module("vae", self)` in both programs is common, and right. A parameter that the
+    model depends on stays frozen, also if the guide depends on it too.
 
-    :ivar of_model: parameters behind log p(x, z).
-    :ivar of_guide: parameters behind q and its draws, without those of the model.
-    :ivar shared: names of what both depend on.
+    :ivar of_model: parameters on which log p(x, z) depends.
+    :ivar of_guide: parameters on which q and its draws depend, without those of the model.
+    :ivar shared: names of parameters on which both depend.
     """
 
     def __init__(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -43,18 +44,18 @@ class FrozenModel:
         self._in_model: set[nn.Module] = set()
         self._in_guide: set[nn.Module] = set()
         self._look = args, kwargs
-        self._taken: list[Tensor] | None = None  # whose gradient was taken away, while the model is held
+        self._taken: list[Tensor] | None = None  # parameters whose gradient is switched off while the model is frozen
         self._values = self.learn(args, kwargs)
         first, again = self._densities(), self._densities()
-        self._before = first if same(first, again) else None  # a device may add up in another order each time
+        self._before = first if same(first, again) else None  # a device may add in a different order each time
 
     def learn(self, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        """Run both programs once and add what they depend on; returns the trace of the guide."""
+        """Run both programs once and add the parameters on which they depend; returns the trace of the guide."""
         with self._running(args, kwargs):
             with met_modules(self._in_guide):
                 trace = poutine.trace(self._guide).get_trace(*args, **kwargs)
                 core = unwrap(self._guide)
-                if isinstance(core, GuideMessenger):  # it runs the model as well
+                if isinstance(core, GuideMessenger):  # an autoguide runs the model as well
                     trace = core.get_traces()[1]
             of_guide = set(leaves_behind(numbers_of(trace)))
             trace.detach_()
@@ -68,9 +69,9 @@ class FrozenModel:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Parameters of the model take no gradient and its modules are in eval mode; those of the guide are in train mode.
+        """Parameters of the model have no gradient and its modules are in eval mode; those of the guide are in train mode.
 
-        All as before on exit. A module that nobody knew runs in eval mode.
+        Everything is restored on exit. Unknown modules run in eval mode.
         """
         self._taken = []
         modes = {module: module.training for module in self._modules()}
@@ -104,9 +105,9 @@ class FrozenModel:
                 param.requires_grad_(False)
 
     def check_unchanged(self) -> None:
-        """log p(x, z) of the first batch at the same latents is what it was, to the last bit.
+        """Check that log p(x, z) of the first batch at the same latents has not changed in any bit.
 
-        :raises StructureError: where it is not, as for a model that reads a parameter of the guide without a gradient.
+        :raises StructureError: where it has changed, as for a model that reads a parameter of the guide without a gradient.
         """
         if self._before is None:
             return
@@ -114,15 +115,15 @@ class FrozenModel:
         if not same(self._before, now):
             moved = [name for name in now if not same({"": self._before[name]}, {"": now[name]})]
             raise StructureError(
-                f"training the guide has changed the model: the log-densities of its sites {quoted(moved)} are others than "
-                "before, so the model reads something of the guide past autograd (detach, .data, a buffer). The guide has "
-                "been put back. Give model and guide modules of their own"
+                f"training the guide has changed the model: the log-densities of its sites {quoted(moved)} are "
+                "different now, so the model reads a value of the guide without autograd (detach, .data, a buffer). "
+                "The guide has been restored. Give model and guide separate modules"
             )
 
     def _densities(self) -> dict[str, Tensor]:
         args, kwargs = self._look
         with self._running(args, kwargs):
-            torch.manual_seed(0)  # for what only the model draws
+            torch.manual_seed(0)  # for sites that only the model draws
             trace = self._replayed(self._values, args, kwargs)
             trace.compute_log_prob()
             return {n: site["log_prob"].detach() for n, site in trace.nodes.items() if site["type"] == "sample"}
@@ -141,7 +142,7 @@ class FrozenModel:
         return {*parts_of(self._model), *parts_of(self._guide), *self._in_model, *self._in_guide}
 
     def _trained_modules(self) -> set[nn.Module]:
-        """What runs in the guide and not in the model, and the guide itself where it is a module."""
+        """The modules that run in the guide and not in the model, and the guide where it is a module."""
         own = parts_of(self._guide) - parts_of(self._model)
         return (self._in_guide | own) - self._in_model
 
@@ -172,7 +173,7 @@ def name_of(param: Tensor) -> str:
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Bit by bit, NaN being equal to NaN."""
+    """Equality bit by bit, with NaN equal to NaN."""
     return one.keys() == other.keys() and all(
         one[n].shape == other[n].shape and bool(((one[n] == other[n]) | (one[n].isnan() & other[n].isnan())).all())
         for n in one
@@ -183,6 +184,6 @@ def check_trainable(frozen: FrozenModel) -> None:
     if not frozen.of_guide:
         kept = f": {quoted(sorted(frozen.shared))} belong to the model too, and stay frozen" if frozen.shared else ""
         raise OptionError(
-            f"the guide has no parameter of its own to train{kept}. Give it a network, or parameters, that the model does "
-            "not read"
+            f"the guide has no parameter to train that the model does not use{kept}. Give it a network, or parameters, "
+            "that the model does not use"
         )

@@ -34,9 +34,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass
 class GuideTraining:
-    """The loop. After it the guide is the best of the looks at held-out data, or the last one where there are none.
+    """The training loop. Afterwards the guide is that of the best look, or the last one without held-out data.
 
-    :ivar simulate: makes arguments that hold data simulated from the model out of those of a batch.
+    :ivar simulate: function from the arguments of a batch to arguments with data simulated from the model.
     :ivar num_simulated: updates on such data after each update on a batch.
     """
 
@@ -53,7 +53,7 @@ class GuideTraining:
     trained: dict[str, None] = field(default_factory=dict)
 
     def run(self, loader: Iterable[Any], args: ToArguments, num_epochs: int, bar: Any) -> Stopped:
-        self.looks_say_stop()  # the guide as it is, to be compared with: a first look never says stop
+        self.looks_say_stop()  # the current guide as the reference; the first look never stops
         for _ in range(num_epochs):
             self.num_epochs += 1
             losses = []
@@ -71,7 +71,7 @@ class GuideTraining:
         return self.looking(self.stopping)
 
     def last_look(self) -> None:
-        """Where the loop ends between two looks: its end may be the best."""
+        """A look at the end of the loop, which may be the best state."""
         self.looking(None if self.stopping is None else self.stopping.look)
 
     def looking(self, look: Callable[[int], Any] | None) -> bool:
@@ -81,14 +81,14 @@ class GuideTraining:
             raise self.diverged("the held-out ELBO is not finite") from error
 
     def update(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        """As `SVI.step`, for the parameters of the guide alone: no others reach the optimiser."""
+        """Like `SVI.step`, but only the parameters of the guide are passed to the optimiser."""
         with poutine.trace(param_only=True) as seen:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         sites: dict[str, Any] = seen.trace.nodes
         params = {site["value"].unconstrained() for site in sites.values()}
         known = self.frozen.of_guide | self.frozen.of_model
         if any(param.grad is not None and bool(param.grad.any()) for param in params - known):
-            self.frozen.learn(args, kwargs)  # a branch that the first batch did not take
+            self.frozen.learn(args, kwargs)  # parameters of a branch that the first batch did not use
         moving = params & self.frozen.of_guide
         if not moving and not self.num_updates:
             zero_grads(params)
@@ -105,8 +105,8 @@ class GuideTraining:
 
     def diverged(self, what: str) -> NonFiniteError:
         return NonFiniteError(
-            f"{what} in epoch {self.num_epochs} of the refit: lower the learning rate of the optimiser, or look for scales "
-            "that underflow to 0 in the guide, which has been put back to the best kept"
+            f"{what} in epoch {self.num_epochs} of the refit: lower the learning rate of the optimiser, or look for "
+            "scales that underflow to 0 in the guide, which has been restored to the best kept state"
         )
 
     def none_registered(self, params: Collection[Tensor]) -> str:
@@ -117,7 +117,7 @@ class GuideTraining:
         )
 
     def step_schedulers(self, losses: list[float]) -> None:
-        """Once per epoch; those that go by a loss get its mean."""
+        """Step the schedulers once per epoch; those that need a loss get its mean."""
         optim: Any = self.optim
         if isinstance(optim, PyroLRScheduler):
             scheduler = optim.pt_scheduler_constructor
@@ -132,7 +132,7 @@ class GuideTraining:
 
 
 def default_loss(call: Call, prior_sites: Collection[str], datum_plate: str | None) -> Any:
-    """The ELBO in the form that has the least noise for what the pair draws."""
+    """The form of the ELBO with the least noise for the draws of the pair."""
     structure = call.structure
     if prior_sites:
         return ImportanceWeightedELBO(num_particles=1, prior_sites=prior_sites, datum_plate=datum_plate)

@@ -1,4 +1,4 @@
-"""The record of a refit: the gaps before and after, and what the difference was made of."""
+"""The record of a refit: the gaps before and after, and the parts of the amortization gap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gaps import GAPS, Gaps
 from ..plots import plot_gaps_side_by_side
-from ..records import Estimate, Result, counted, difference
+from ..records import Estimate, Result, counted, difference, page
 from ..training import HeldOutHistory
 
 if TYPE_CHECKING:
@@ -27,36 +27,40 @@ ENDED = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Refit(Result):
-    r"""What `refit_guide` did to the gaps of a guide while the model stood still; nats per datum.
+    r"""The result of `refit_guide`: the gaps of a guide before and after training with a frozen model; nats per datum.
 
     With A the mean amortization gap L[q*] - L[q], on training or on test data, before or after::
 
         A_test before = optimisation + capacity + generalisation before
         A_test after  =                capacity + generalisation after
 
-        optimisation    A_train before - A_train after    what more training repaired on training data
-        capacity        A_train after                     what this encoder leaves on data that it was trained on
-        generalisation  A_test - A_train                  what it loses on new data
+        optimisation    A_train before - A_train after    closed by further training, on training data
+        capacity        A_train after                     lost by this encoder on its training data
+        generalisation  A_test - A_train                  lost in addition on new data
 
-    Each has its Monte Carlo and its sampling error (`parts`). What they cannot say: *optimisation* is what this training
-    found, at least that much; more may be left. *Capacity* is an upper bound for the same reason: training that has not
-    converged leaves its rest there, and so does an optimiser with too large a step. A guide that learns training data by
-    heart moves nats from capacity to generalisation. *Generalisation* is a difference of two sets of data, so that it is
-    known by its sampling error alone, and data that are harder by themselves count in it. Where another guide took over, the
-    first part is what the old one lost through its capacity as well, and each gap is one to the optimum of its own family.
+    Each part has a Monte Carlo and a sampling error (`parts`). Their limits:
 
-    :ivar test_before: the `Gaps` of test data with the guide as it was.
-    :ivar test_after: those of the same data with the trained guide.
-    :ivar train_before: those of training data.
-    :ivar train_after: those of the same training data.
+    - *Optimisation* is a lower bound: better training may gain more.
+    - *Capacity* is an upper bound for the same reason. It includes what training that has not converged, or an optimiser
+      with too large a step, has left. A guide that overfits training data moves nats from capacity to generalisation.
+    - *Generalisation* is a difference between two sets of data, so only its sampling error matters. It also includes a
+      difference in how hard the data are.
+
+    If another guide was trained (`took_over`), the first part includes the loss of the old guide by its capacity, and each
+    gap is relative to the optimum of the family of its guide.
+
+    :ivar test_before: the `Gaps` of test data with the guide before training.
+    :ivar test_after: the `Gaps` of the same data with the trained guide.
+    :ivar train_before: the `Gaps` of training data before training.
+    :ivar train_after: the `Gaps` of the same training data after training.
     :ivar history: the looks at held-out data, or None.
     :ivar stopped: why training ended: "held-out", "epochs" or "interrupted".
-    :ivar num_updates: of the guide, those on simulated data included.
-    :ivar num_epochs: passes over the loader that were begun.
+    :ivar num_updates: updates of the guide, including those on simulated data.
+    :ivar num_epochs: number of passes over the loader, including a last unfinished one.
     :ivar trained: names of the parameters that were trained.
     :ivar shared: names of parameters of the guide that stayed frozen, because the model depends on them too.
-    :ivar took_over: whether another guide was trained than the one of before.
-    :ivar seconds: the time that training took.
+    :ivar took_over: whether another guide was trained (option `other`).
+    :ivar seconds: the time of training, in seconds.
 
     References: Cremer, Li and Duvenaud (2018), "Inference Suboptimality in Variational Autoencoders",
     https://arxiv.org/abs/1801.03558; Zhang, Hayes and Barber (2022), "Generalization Gap in Amortized Inference",
@@ -64,6 +68,12 @@ class Refit(Result):
     https://arxiv.org/abs/2307.11018, on when a guide that is a function of x can have no amortization gap at all: where the
     optimal parameters of a datum are a function of that datum alone, as in every model whose data are independent given
     the model.
+
+    Example::
+
+        optim = pyro.optim.Adam({"lr": 1e-3})
+        refit = pv.refit_guide(vae.model, vae.guide, train_loader, optim, test=test_loader, num_epochs=200)
+        refit.parts, refit.changes, refit.verdict()
     """
 
     test_before: Gaps
@@ -96,13 +106,13 @@ class Refit(Result):
     def changes(self) -> dict[str, Estimate]:
         """After minus before on the same test data, by the names of `Gaps.summary`; paired by datum.
 
-        That of log p(x) is zero but for the errors of its two estimates: the model is the same to the last bit.
+        The change of log p(x) is zero up to the errors of its two estimates, because the model has not changed.
         """
         known = self.test_before.summary().keys() & self.test_after.summary().keys()
         return {name: change(self.test_before, self.test_after, name) for name in SHOWN if name in known}
 
     def verdict(self) -> str:
-        """What was repaired, what is left, and the call to try next."""
+        """Sentences about what was gained, what is left, and the call to try next."""
         test = self.changes
         if not self.parts:
             why = self.test_before.unsplit or self.test_after.unsplit
@@ -116,7 +126,7 @@ class Refit(Result):
         return f"{repaired} {self._next()}"
 
     def warnings(self) -> list[Warning]:
-        """What is in doubt about the gaps after training."""
+        """Warnings about the gaps after training."""
         return [*self.test_after.warnings(), *self.train_after.warnings()]
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -169,7 +179,7 @@ class Refit(Result):
             f"Training {ENDED[self.stopped]}: {self.num_updates} updates in {self.num_epochs} epochs, "
             f"{self.seconds:.0f} s{kept}"
         )
-        return "\n".join([*lines, self.verdict()])
+        return page([*lines, self.verdict()])
 
     @property
     def _records(self) -> Mapping[str, Gaps]:
@@ -191,7 +201,7 @@ class Refit(Result):
         return lines
 
     def _next(self) -> str:
-        """The call that goes for the largest part that is left."""
+        """The call for the largest part that is left."""
         parts, family = self.parts, self.test_after.summary()["approximation"]
         left = {n: float(e.value) for n, e in (("capacity", parts["capacity"]), ("family", family))}
         left["generalisation"] = float(parts["generalisation after"].value)
@@ -204,7 +214,7 @@ class Refit(Result):
         return f"Most of what is left, {left[largest]:.2f} nats, is {NEXT[largest]}."
 
 
-SMALL = 0.1  # nats: nothing to mend
+SMALL = 0.1  # nats below which no call is proposed
 NEXT = {
     "capacity": (
         "on training data: train longer (num_epochs=, a learning rate that falls), or hand over to a larger encoder "

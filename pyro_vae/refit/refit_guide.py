@@ -53,61 +53,63 @@ def refit_guide(
     check_support: bool = True,
     progress: bool = True,
 ) -> Refit:
-    r"""Train a guide further while its model stands still, and say what that repairs of its gap::
+    r"""Train a guide further with a frozen model, and measure how much of its amortization gap that closes::
 
         A_test = optimisation + capacity + generalisation        A = L[q*] - L[q], the amortization gap
 
-    The gaps of training and test data are measured before and after (`InferenceGaps`, the same data and seed both times),
-    and `Refit` tells the three parts: what more training repairs on training data, what the encoder leaves there, and what
-    it loses on new data (Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558; Zhang, Hayes and Barber, 2022,
-    https://arxiv.org/abs/2205.11640).
+    The gaps of training and test data are measured before and after, by `InferenceGaps` with the same data and seed. `Refit`
+    has the three parts: what further training closes on training data, what the encoder loses there nevertheless, and what
+    it loses in addition on new data (Cremer, Li and Duvenaud, 2018, https://arxiv.org/abs/1801.03558; Zhang, Hayes and
+    Barber, 2022, https://arxiv.org/abs/2205.11640).
 
-    **The guide is trained in place**, as by `SVI`: afterwards it is the better guide, in the mode that it had before. **The
-    model stays what it is, to the last bit**: parameters that log p(x, z) depends on take no gradient and never reach the
-    optimiser, registered by whichever program; a parameter that the guide depends on as well stays frozen too
-    (`Refit.shared` names it). The model runs in eval mode, so that the statistics of batch norm stand still and dropout is
-    off, and the guide in train mode. At the end log p(x, z) is compared with what it was, bit by bit.
+    **The guide is trained in place**, as by `SVI`; its mode is restored afterwards. **The model does not change**:
+    parameters on which log p(x, z) depends have no gradient and are not passed to the optimiser, whichever program registers
+    them. If the guide depends on such a parameter too, it stays frozen (`Refit.shared` names it). The model runs in eval
+    mode, so that batch norm and dropout are off, and the guide in train mode. At the end log p(x, z) is compared with its
+    value before, bit by bit.
 
-    An interrupt from the keyboard ends the training, not the call: the best guide so far is kept and measured. Where an
-    error ends it, the guide is put back to the best that was kept, or to where it started.
+    A keyboard interrupt ends the training, not the call: the best guide so far is kept and measured. After an error, the
+    guide is restored to the best kept state, or to its initial state.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites: a function, a module, an autoguide.
-    :param loader: the data to train on, an iterable of batches that can be gone through again and again; gaps on training
-        data are taken of these, too.
-    :param optim: an optimiser of Pyro, as for `SVI`, `FusedOptim` and those with learning-rate schedulers included, which
-        step once per epoch. That of an earlier training goes on with its momenta; a new one starts afresh.
-    :param test: data for the gaps alone, that neither training nor stopping sees.
+    :param loader: the training data, an iterable of batches that can be iterated repeatedly. Gaps on training data are
+        measured on these.
+    :param optim: an optimiser of Pyro, as for `SVI`, or `FusedOptim`; learning-rate schedulers step once per epoch. The
+        optimiser of an earlier training continues with its momenta; a new one starts without.
+    :param test: data for the gaps only, which neither training nor stopping uses.
     :param num_epochs: passes over the loader, at most.
-    :param other: another guide of the same latents, which is trained in the place of `guide` from where it is: a larger
-        network, a richer family. The gaps before are those of `guide`, which stays as it is.
-    :param held_out: further data, for `EarlyStopping`: training ends when their ELBO no longer rises by more than its own
-        error, and the guide of the best look is kept. Without, the guide after the last epoch is kept.
+    :param other: another guide of the same latents to train in place of `guide`, such as a larger network or a richer
+        family. Training starts from its current parameters. The gaps before are those of `guide`, which is not changed.
+    :param held_out: further data for `EarlyStopping`: training ends when their ELBO no longer rises by more than its error,
+        and the guide of the best look is kept. Without them, the guide after the last epoch is kept.
     :param every: updates from one look at `held_out` to the next.
-    :param patience: looks in a row without improvement.
-    :param simulated: updates on data simulated from the model after each update on a batch. Such data never repeat
-        themselves, so that an encoder cannot learn them by heart: against loss on new data.
-    :param loss: the objective, of `pyro_vae` or Pyro; by default the ELBO, with formulas for the KL
-        (`BetaTraceMeanField_ELBO`), sums over enumerated sites (`BetaTraceEnum_ELBO`) or baselines (`BetaTraceGraph_ELBO`)
-        as the pair needs.
-    :param args: maps a batch to the tuple of the model's arguments, or to a dict of keywords; by default its first element.
+    :param patience: looks in a row without improvement after which to stop.
+    :param simulated: updates on data simulated from the model after each update on a batch. Simulated data are always new,
+        so the encoder cannot overfit them; this reduces the loss on new data.
+    :param loss: the objective, of `pyro_vae` or Pyro. By default the ELBO in the form that the pair needs: with an analytic
+        KL (`BetaTraceMeanField_ELBO`), sums over enumerated sites (`BetaTraceEnum_ELBO`) or baselines
+        (`BetaTraceGraph_ELBO`).
+    :param args: function from a batch to the tuple of the model's arguments, or to a dict of keywords; by default it takes
+        the batch's first element.
     :param evidence: as in `InferenceGaps`.
-    :param num_data: gaps are taken over whole batches, spread evenly over a loader, until they hold so many data.
+    :param num_data: gaps are measured on about this many data, in whole batches spread evenly over a loader.
     :param num_particles: as in `InferenceGaps`.
-    :param seed: fixes all noise, that of loaders which draw from torch included; the caller's random state stays as it is.
-        `None` draws from that state.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+    :param seed: fixes all noise, including that of loaders that shuffle; the caller's random state is unchanged. `None`
+        draws from that state.
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites; `None` makes every
         batch one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, to be drawn from the prior.
     :param check_support: raise on observations outside the support of their likelihood.
     :param progress: show a progress bar.
 
     :returns: a `Refit`, nats per datum.
-    :raises OptionError: for options out of range, an optimiser that is none of Pyro's, or a guide without parameters of its
-        own that are registered with Pyro.
-    :raises ArgumentError: if a loader is a tensor or can be gone through once only, or if `args` returns no tuple.
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a pair without known weights per datum, before it is
-        trained; after it, where the guide is found to be part of the model past autograd.
+    :raises OptionError: for options out of range, an optimiser that is not one of Pyro's, or a guide without parameters
+        registered with Pyro that the model does not use.
+    :raises ArgumentError: if a loader is a tensor or can be iterated only once, or if `args` does not return a tuple or a
+        dict.
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        before it is trained; after training, if the model has changed with the guide.
     :raises NonFiniteError: if the loss becomes NaN or infinite.
     :raises InvalidDataError: for NaN, values outside the support, an empty loader.
 
@@ -134,7 +136,7 @@ def refit_guide(
         nullcontext() if seed is None else kept_random_state(),
         tqdm(total=num_epochs, unit="epoch", disable=not progress) as bar,
         without_warnings(),
-        single_process(),  # what is trained is this process's own
+        single_process(),  # each process trains separately
     ):
         if seed is not None:
             pyro.set_rng_seed(seed % 2**32)
@@ -185,7 +187,7 @@ def prepared(
     args: ToArguments,
     shared: dict[str, Any],
 ) -> tuple[GuideTraining, KeptState]:
-    """The training, checked on the first batch, and the state from which it starts."""
+    """The training, checked on the first batch, and its initial state."""
     with kept_random_state():
         batch = next(iter(loader), None)
     if batch is None:
@@ -193,13 +195,13 @@ def prepared(
     positional, named = arguments_of(batch, args)
     kept = KeptState(model, guide)
     with kept.finding():
-        frozen = FrozenModel(model, guide, positional, named)  # runs an autoguide for its first time, too
+        frozen = FrozenModel(model, guide, positional, named)  # also runs an autoguide for the first time
     with eval_mode(model, guide), Pair(model, guide, **shared).open(positional, named, 0) as call:
         loss = default_loss(call, shared["prior_sites"], shared["datum_plate"]) if loss is None else check_loss(loss)
         simulate = partial(simulated_arguments, model, datum_plate=shared["datum_plate"], fixed=call.fixed)
     check_trainable(frozen)
     if simulated:
-        simulate(positional, named)  # refuses what cannot be simulated before anything is trained
+        simulate(positional, named)  # raises for models that cannot be simulated, before training
     kept.keep()
     return GuideTraining(model, guide, loss, optim, frozen, simulate, simulated, stopping), kept
 
@@ -212,7 +214,7 @@ def simulated_arguments(model: Callable, args: tuple, kwargs: dict[str, Any], **
 def train(
     training: GuideTraining, kept: KeptState, loader: Iterable[Any], args: ToArguments, num_epochs: int, bar: Any
 ) -> Stopped:
-    """Run it, and leave the best guide, or the old one where the model has not stood still."""
+    """Run the training and keep the best guide, or restore the old one if the model has changed."""
     stopping = training.stopping
     try:
         with training.frozen.held(), poutine.block(), torch.enable_grad():  # whatever the call stands in

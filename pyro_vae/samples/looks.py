@@ -26,7 +26,7 @@ class Looks:
     sample_means: Tensor
     sample_draws: Tensor
     shapes: list[torch.Size]  # of a datum, by observed site
-    index: Tensor | None  # into a subsampled plate
+    index: Tensor | None  # indices into a subsampled plate
 
     @classmethod
     def cat(cls, batches: Sequence["Looks"]) -> "Looks":
@@ -49,27 +49,28 @@ def reconstruction(call: Call) -> Record:
     """All sites of the model at one draw of the guide."""
     if call.structure.model_enumerated:
         raise EnumerationError(
-            f"the model sums out {quoted(call.structure.model_enumerated)}, which the guide lacks, so that there is no "
-            "draw to reconstruct data from: add it to the guide"
+            f"the model sums out {quoted(call.structure.model_enumerated)}, which the guide lacks, so there is no draw "
+            "from which to reconstruct data: add it to the guide"
         )
     call.set_noise(Noise.GUIDE, 0)
     return call.reconstruct()
 
 
 def numbers_observed(record: Record) -> dict[str, SiteRecord]:
-    """The observed sites; refused where distances between their values mean nothing (classes)."""
+    """The observed sites; raises where distances between values have no meaning (classes)."""
     observed = {name: site for name, site in record.items() if site.is_observed}
     for name, site in observed.items():
         fn = innermost(site.fns[0])
         if type(fn).__name__ == "Unit":
             raise StructureError(
-                f"the model has the factor '{name}', which samples know nothing of: they would not be the model's. Write "
-                "it as a distribution, or leave it out here"
+                f"the model has the factor '{name}', which cannot be simulated, so samples would not follow the model: "
+                "write it as a distribution, or remove it for this check"
             )
         if isinstance(fn, CLASSES):
             raise StructureError(
-                f"the observed site '{name}' is a class ({type(fn).__name__}), and a squared difference of classes means "
-                "nothing: pass a model whose observations are numbers (block the site, or give the class as an argument)"
+                f"the observed site '{name}' is a class ({type(fn).__name__}), and a squared difference of classes has "
+                "no meaning: pass a model whose observations are numbers (block the site, or give the class as an "
+                "argument)"
             )
         if any(mask is not None and not bool(mask.all()) for mask in (site.mask, site.event_mask)):
             raise MaskError(
@@ -77,12 +78,12 @@ def numbers_observed(record: Record) -> dict[str, SiteRecord]:
                 "data without missing parts, and no mask"
             )
     if not observed:
-        raise StructureError("the model observes nothing, so there are no data to look at: pass the data with obs=")
+        raise StructureError("the model has no observed site, so there are no data to compare: pass the data with obs=")
     return observed
 
 
 def values_in(record: Record, layout: Layout) -> list[Tensor]:
-    """What each site observed, or drew in its place, (B, ...)."""
+    """The values that each site observed or drew, (B, ...)."""
     values = {name: data_first(site.value, site, layout) for name, site in numbers_observed(record).items()}
     for name, value in values.items():
         check_finite(value, f"a draw of '{name}'")
@@ -100,8 +101,8 @@ def means_in(record: Record, layout: Layout) -> list[Tensor]:
             mean = None
         if mean is None:
             raise StructureError(
-                f"the likelihood of the observed site '{name}' ({type(innermost(fn)).__name__}) has no mean, so there is "
-                "nothing to compare the data with: choose one that has, for this check"
+                f"the likelihood of the observed site '{name}' ({type(innermost(fn)).__name__}) has no mean to compare "
+                "the data with: use a likelihood with a mean for this check"
             )
         means.append(data_first(mean, site, layout))
         check_finite(means[-1], f"the mean of the likelihood of '{name}'")

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from ..evaluation import exchanged
 
-BATCH = 2**32  # a place is the number of the batch times this, and the number within the batch
+BATCH = 2**32  # a position is the index of the batch times this, plus the index within the batch
 CHUNK = 2048  # rows on either side of a block of distances
 
 
 class Neighbours:
-    """The nearest training datum of each of Q rows, (Q, X), and its distance, from training data seen once.
+    """The nearest training datum of each of Q rows, (Q, X), and its distance, in one pass over the training data.
 
-    Candidates are found by inner products in double precision, about the middle of the rows; what counts is the distance
-    to the candidate, taken from the difference, so that a copy is at zero and equal distances are equal.
+    Candidates are found by inner products in double precision, relative to the centre of the rows. The distance to the
+    candidate is then computed from the difference, so that a copy has distance zero and equal distances are equal.
     """
 
     def __init__(self, queries: Tensor) -> None:
@@ -33,7 +33,7 @@ class Neighbours:
                 self._compare(slice(first, first + CHUNK), part, number * BATCH + first_train)
 
     def merge(self) -> None:
-        """Take in what the other ranks of a process group found in their batches. Of equal distances the first counts."""
+        """Merge the results of the other processes of a group. Of equal distances the first is used."""
         for distance, place, rows in exchanged("the nearest data", (self.distance, self.place, self.rows)):
             nearer = (distance < self.distance) | ((distance == self.distance) & (place < self.place))
             self.distance = torch.where(nearer, distance, self.distance)
@@ -41,7 +41,7 @@ class Neighbours:
             self.rows = torch.where(nearer.unsqueeze(1), rows, self.rows)
 
     def index(self, batches: Sequence[tuple[int, int]]) -> Tensor:
-        """The numbers of the nearest data among all that were looked at, from the numbers and sizes of all batches."""
+        """The indices of the nearest data among all training data, from the indices and sizes of all batches."""
         numbers, sizes = (self.place.new_tensor(column) for column in zip(*batches, strict=True))
         firsts = sizes.cumsum(0) - sizes
         return firsts[torch.searchsorted(numbers, self.place // BATCH)] + self.place % BATCH

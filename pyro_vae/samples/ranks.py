@@ -1,4 +1,4 @@
-"""Statistics of ranks, with errors that hold for any continuous distribution; ties count half."""
+"""Rank statistics with errors that are valid for any continuous distribution; ties count half."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from ..records import LEVEL, normal_quantile
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A number about a population of data, with its error.
+    """An estimate about a population of data, with its error.
 
     :ivar value: 0-d tensor.
-    :ivar sampling_error: its error as a draw of data, and of noise, from a population, 0-d.
+    :ivar sampling_error: its error over draws of data, and of noise, from a population, 0-d.
     """
 
     value: Tensor
@@ -52,9 +52,9 @@ def probability_below(first: Tensor, second: Tensor) -> Statistic:
 
         var(w + v) / N - s / N^2,   s = sum_ij (h_ij - w_i - v_j + U / N^2)^2 / (N - 1)^2,   h_ij = 1, 1/2 or 0
 
-    It holds where values i of both share something (a label), which their covariance is for. At complete separation it is
-    zero, which N values cannot know: the error is at least 1 / (2 N), about what the score interval of Newcombe (2006,
-    https://doi.org/10.1002/sim.2324) has there at one standard error.
+    It is valid also where values i of both are dependent (by a common label), by their covariance. At complete separation it
+    would be zero, which N values cannot show, so the error is at least 1 / (2 N), about what the score interval of Newcombe
+    (2006, https://doi.org/10.1002/sim.2324) has there at one standard error.
     """
     size = len(first)
     first, second = first.contiguous(), second.contiguous()
@@ -75,9 +75,9 @@ def probability_below(first: Tensor, second: Tensor) -> Statistic:
 def rank_correlation(first: Tensor, second: Tensor) -> Statistic:
     r"""Spearman's rank correlation of N pairs, midranks at ties.
 
-    Its error is the spread of the influence of each pair on it, for which no joint distribution is assumed, times
-    sqrt((N - 1) / (N - 3)) for small samples and at least that of 1 / (2 N). In simulations it is right from some 50 pairs
-    on and too small below 20. NaN for N < 4, and where one side is constant or has NaN.
+    Its error is the spread of the influence of each pair, without assumptions about the joint distribution. It is multiplied
+    by sqrt((N - 1) / (N - 3)) for small samples, and is at least that of 1 / (2 N). In simulations it is right with 50 pairs
+    or more and too small below 20. NaN for N < 4, and where one side is constant or has NaN.
     """
     size = len(first)
     if size < 4 or bool((first.isnan() | second.isnan()).any()):

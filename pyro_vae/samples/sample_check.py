@@ -1,4 +1,4 @@
-"""Compare reconstructions and samples with the data, beside log p(x)."""
+"""Comparison of reconstructions and samples with the data."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from .looks import Looks, check_shapes, joined, means_in, reconstruction, shapes
 from .neighbours import Neighbours
 from .sample_check_result import SampleCheckResult
 
-KEPT = 20  # samples that are kept, with their nearest training data, to be looked at
+KEPT = 20  # samples that are kept, with their nearest training data, for plots
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class SampleCheck(OfPair):
-    r"""Reconstruction error, sharpness and distance to the training data, beside log p(x): likelihood is not looks.
+    r"""Reconstruction error, sharpness and distance to the training data, which log p(x) does not measure.
 
     **Reconstruction error** of datum x: ``mean over its X numbers of (x - E[x | z])^2`` at one draw z of the guide, in the
     square of the data's units. It is not log p(x) and need not rank data as log p(x) does (`rank_correlation`)::
@@ -30,53 +30,60 @@ class SampleCheck(OfPair):
         ELBO       = E_q log p(x|z) - KL(q(z|x) to p(z))
         log p(x|z) = -X (error / (2 s^2) + log s + log(2 pi) / 2)         for a Normal of scale s
 
-    The error leaves out the scale s (log p(x|z) is largest where s^2 is the mean error, and falls without limit as s moves
-    away from that while the error stays; with a scale per pixel, pixels do not even count alike), the rate (what the
-    encoder pays in nats for a good reconstruction), and the volume of images that are as plausible: the error is about one
-    z, log p(x) about all. Nor does log p(x) say how samples look: a mixture of 1 % of a model and 99 % noise loses at most
-    log 100 = 4.6 nats of it (Theis, van den Oord and Bethge, 2016, https://arxiv.org/abs/1511.01844).
+    The error does not include:
 
-    **Sharpness** of an image: the variance of its Laplacian (the sum of the four neighbours of a pixel less four times
-    itself; inner pixels only, colours averaged first), in the square of the data's units; a blurred image has less
-    (Pech-Pacheco, Cristobal, Chamorro-Martinez and Fernandez-Valdivia, 2000, https://doi.org/10.1109/ICPR.2000.903548;
-    Tolstikhin, Bousquet, Gelly and Schoelkopf, 2018, https://arxiv.org/abs/1711.01558). Noise has much: compare each row
-    with that of the data. Means of a likelihood leave its noise out and are smoother than data.
+    - the scale s: log p(x|z) is largest where s^2 is the mean error, and falls without limit for other s at the same error.
+      With a scale per pixel, pixels have different weights;
+    - the rate, which the encoder pays in nats for a good reconstruction;
+    - the volume of plausible images: the error is about one z, log p(x) about all z.
 
-    **Nearest neighbours**: the Euclidean distance to the nearest training datum, of one sample per held-out datum (drawn
-    from the model with the arguments of that datum, so with its label in a conditional model) and of the held-out data
-    themselves. If samples are distributed like data, P(sample nearer) is 1/2; above, the model copies (Meehan, Chaudhuri
-    and Dasgupta, 2020, https://arxiv.org/abs/2004.05675, whose Z_U has the other sign). Samples are draws of x, not the
-    means that people look at: those are smoother than any datum, and so nearer to all training data whatever the model
-    remembers. Three limits: draws from the densest parts of the data alone are nearer too, without copying; a model that
-    copies here and misses there can have 1/2 (Meehan et al. look at parts of the space one by one); the black and white
-    draws of a Bernoulli are far from grey data.
+    Conversely, log p(x) does not measure how samples look: a mixture of 1 % of a model and 99 % noise loses at most log 100
+    = 4.6 nats (Theis, van den Oord and Bethge, 2016, https://arxiv.org/abs/1511.01844).
+
+    **Sharpness** of an image is the variance of its Laplacian, in the square of the data's units. The Laplacian is the sum
+    of the four neighbours of a pixel minus four times the pixel, for inner pixels, with colours averaged first. A blurred
+    image has less (Pech-Pacheco, Cristobal, Chamorro-Martinez and Fernandez-Valdivia, 2000,
+    https://doi.org/10.1109/ICPR.2000.903548; Tolstikhin, Bousquet, Gelly and Schoelkopf, 2018,
+    https://arxiv.org/abs/1711.01558). Noise has a large sharpness, so compare each row with that of the data. Means of a
+    likelihood have no noise and are smoother than data.
+
+    **Nearest neighbours**: the Euclidean distance to the nearest training datum, for the held-out data and for one sample
+    per held-out datum. A sample is drawn from the model with the arguments of its datum, so with its label in a conditional
+    model. If samples are distributed like data, P(sample nearer) is 1/2; above 1/2 the model copies (Meehan, Chaudhuri and
+    Dasgupta, 2020, https://arxiv.org/abs/2004.05675, whose Z_U has the other sign). Samples are draws of x, not means of the
+    likelihood: means are smoother than any datum, and so nearer to all training data, also without copying. Three limits:
+
+    - draws from only the densest parts of the data are nearer too, without copying;
+    - a model that copies in one region and misses another can have 1/2 (Meehan et al. test regions separately);
+    - the black and white draws of a Bernoulli are far from grey data.
 
     :param model: any Pyro model whose data lie in one plate. Its observed sites are flattened and joined per datum, in the
         order in which it has them.
     :param guide: its guide, with the same latent sites.
-    :param image_shape: (H, W) or (C, H, W) of a datum. Found by itself where one site is observed and a datum has such a
-        shape, or is a flat square; other data are no images and have no sharpness. Images are at least 4 x 4.
-    :param datum_plate: the plate of the data; found by itself where only one is common to all sites; `None` makes every
+    :param image_shape: (H, W) or (C, H, W) of a datum. Found automatically where one site is observed and a datum has such a
+        shape, or is a flat square. Other data are not images and have no sharpness. Images are at least 4 x 4.
+    :param datum_plate: the plate of the data; found automatically where only one is common to all sites; `None` makes every
         batch one datum.
     :param prior_sites: latent sites of the model without a counterpart in the guide, drawn from the prior, for
         reconstructions too.
 
-    Called with a loader of N held-out data, any iterable of batches; `train`, the M training data, another one, gone through
-    once, in any order; `args`, which maps a batch of either to the tuple of the model's arguments (by default its first
-    element); `evidence`, the `Evidence` of the held-out data **in the order of the loader** (`gaps.evidence` will do);
-    `progress`; and `on_error` as in `evaluate`; returns `SampleCheckResult`. There is no checkpoint: what takes the time,
-    the search for neighbours, needs all held-out data at once. Time goes with N M X; kept in memory are eight numbers for
-    each of the N X.
+    Call it with a loader (any iterable of batches) of N held-out data, and `train`, a loader of M training data, which is
+    iterated once, in any order. `evidence` is the `Evidence` of the held-out data **in the order of the loader**, such as
+    `gaps.evidence`. `args` maps a batch of either loader to the tuple of the model's arguments; by default it takes the
+    batch's first element. `progress` and `on_error` are as in `evaluate`. It returns `SampleCheckResult`.
 
-    :raises StructureError: (and its kinds, see `pyro_vae.errors`) for a program without known weights per datum, classes as
-        observations (a squared difference of class numbers means nothing), a likelihood without a mean, a factor in the
-        model (samples know nothing of it), data of several shapes.
+    There is no checkpoint, because the search for neighbours needs all held-out data at once. The time is proportional to N
+    M X, the memory to eight numbers for each of the N X.
+
+    :raises StructureError: (or a subclass, see `pyro_vae.errors`) for a program that defines no importance weight per datum,
+        classes as observations (a squared difference of class numbers has no meaning), a likelihood without a mean, a factor
+        in the model (it cannot be simulated), data of several shapes.
     :raises EnumerationError: for a latent that the model enumerates and the guide lacks: no draw to reconstruct from.
     :raises MaskError: for masked observations, between which there is no distance.
     :raises InvalidDataError: for NaN, values outside the support, an empty batch or loader.
     :raises NonFiniteError: if a draw or a mean is NaN or infinite.
     :raises ArgumentError: if a tensor is passed as a loader, or `evidence` is not of N data.
-    :raises OptionError: if `image_shape` is no shape, or not that of the data.
+    :raises OptionError: if `image_shape` is not a shape, or not that of the data.
 
     Example::
 
@@ -166,6 +173,6 @@ def check_evidence(evidence: Evidence | None, looks: Looks) -> None:
         )
     if evidence.index is not None and looks.index is not None and not torch.equal(evidence.index, looks.index):
         raise ArgumentError(
-            "the plate of the data chose other data for the evidence than it does here: pass the batches to the model "
-            "whole, or with subsample="
+            "the plate of the data has other data in the evidence than here: pass whole batches to the model, or use "
+            "subsample="
         )

@@ -1,4 +1,4 @@
-"""The record of how a model's reconstructions and samples look, beside how likely the data are."""
+"""The record of reconstruction error, sharpness and nearest neighbours."""
 
 import math
 from collections.abc import Mapping
@@ -7,30 +7,36 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 from .ranks import Statistic, probability_below, rank_correlation
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SampleCheckResult(Result):
-    """Looks and likelihood of N held-out data and N samples, as `SampleCheck` returned them. X numbers per datum.
+    """Reconstruction error, sharpness and neighbours of N held-out data and N samples, as returned by `SampleCheck`.
+
+    X numbers per datum.
 
     :ivar reconstruction_error: (N,) mean squared difference between a datum and the mean of the likelihood at one draw of
         the guide, per number of the datum, in the square of the data's own units.
     :ivar log_evidence: (N,) log p(x) of the same data, nats; `None` where none was passed.
     :ivar sharpness: variance of the Laplacian of N images each, (N,), in the square of the data's units: of the held-out
         `"data"`, of `"reconstruction_means"`, of `"sample_means"` (the likelihood's mean at a draw of the prior) and of
-        `"sample_draws"`; `None` where the data are no images.
+        `"sample_draws"`; `None` where the data are not images.
     :ivar sample_distance: (N,) Euclidean distance of each sample draw to its nearest training datum, in units of the data.
     :ivar data_distance: (N,) the same of each held-out datum.
-    :ivar nearest: (N,) which training datum is nearest to each sample, counted in the order of `train`.
+    :ivar nearest: (N,) the index of the training datum nearest to each sample, in the order of `train`.
     :ivar closest: (n,) the samples with the smallest distances, smallest first, n at most 20.
     :ivar closest_samples: (n, X) those samples.
     :ivar closest_train: (n, X) the training datum nearest to each of them.
-    :ivar image_shape: (H, W) or (C, H, W) of the X numbers, or `None` where they are no image.
+    :ivar image_shape: (H, W) or (C, H, W) of the X numbers, or `None` where they are not an image.
     :ivar num_train: M, the training data.
-    :ivar support_checked: `False` when values outside the likelihood's support were let through: `log_evidence` is then a
-        score.
+    :ivar support_checked: `False` when values outside the likelihood's support were allowed: `log_evidence` is then a score.
+
+    Example::
+
+        looks = pv.SampleCheck(vae.model, vae.guide)(test_loader, train=train_loader)
+        looks.probability_nearer, looks.verdict()
     """
 
     _hidden = ("closest", "closest_samples", "closest_train", "image_shape")
@@ -54,9 +60,9 @@ class SampleCheckResult(Result):
     def rank_correlation(self) -> Statistic:
         """Spearman's correlation of log p(x) and minus the reconstruction error over the N data, with its sampling error.
 
-        1 if the data that are reconstructed best are the likeliest, in the same order. The error is the spread of the
-        influence of single data (no distribution is assumed), right from some 50 data on. Noise, of one draw of the guide
-        and of log p(x), pulls the value towards zero. NaN without log p(x) or below 4 data.
+        It is 1 if data with smaller errors always have larger log p(x). The error is the spread of the influence of single
+        data, without assumptions about the distribution; it is right with about 50 data or more. Noise of the draws and of
+        log p(x) makes the value smaller. NaN without log p(x), and with fewer than 4 data.
         """
         error = -self.reconstruction_error.double()
         missing = error * math.nan
@@ -71,13 +77,13 @@ class SampleCheckResult(Result):
 
     @property
     def z_score(self) -> float:
-        """How many sampling errors `probability_nearer` is above 1/2; NaN for one datum."""
+        """`probability_nearer` minus 1/2, in sampling errors; NaN for one datum."""
         nearer = self.probability_nearer()
         return float((nearer.value - 0.5) / nearer.sampling_error)
 
     @property
     def num_known(self) -> int:
-        """How many held-out data are themselves among the training data, number by number."""
+        """The number of held-out data that are exactly equal to a training datum."""
         return int((self.data_distance == 0).sum())
 
     @property
@@ -89,7 +95,7 @@ class SampleCheckResult(Result):
 
     @property
     def unchecked(self) -> dict[str, str]:
-        """Why this was not judged."""
+        """Why a reason was not checked, by reason."""
         if len(self) < 2:
             return {"memorised": "one datum"}
         if self.num_known > len(self) / 2:
@@ -106,7 +112,7 @@ class SampleCheckResult(Result):
         return {name: Statistic.mean_of(values.double()) for name, values in (self.sharpness or {}).items()}
 
     def verdict(self) -> str:
-        """One sentence about memorising, which claims no more than the 95% interval of `probability_nearer` allows."""
+        """One sentence about memorising, from the 95% interval of `probability_nearer`."""
         nearer, size = self.probability_nearer(), len(self)
         if size < 2:
             return "No verdict from one datum."
@@ -154,7 +160,7 @@ class SampleCheckResult(Result):
             lines.append(row(f"{name}, nats", Statistic.mean_of(self.log_evidence)))
             lines.append(row("rank correlation of log p(x) and minus the error", self.rank_correlation()))
         if self.sharpness is None:
-            lines.append("sharpness: the data are no images (see image_shape=)")
+            lines.append("sharpness: the data are not images (see image_shape=)")
         else:
             lines.append("sharpness, variance of the Laplacian")
             names = {"data": "held-out data"}
@@ -166,7 +172,7 @@ class SampleCheckResult(Result):
         lines.append(row(f"P(sample nearer), z = {self.z_score:.1f} against 1/2", self.probability_nearer()))
         if self.num_known:
             lines.append(f"{self.num_known} held-out data are themselves in the training data.")
-        return "\n".join([*lines, self.verdict()])
+        return page([*lines, self.verdict()])
 
 
 def row(name: str, number: Statistic) -> str:

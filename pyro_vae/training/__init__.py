@@ -1,4 +1,4 @@
-"""Parts of a training run: schedules, a monitor, early stopping, aggressive training of the guide, an optimiser."""
+"""Tools for training: schedules, a monitor, early stopping, aggressive training of the guide, an optimiser."""
 
 from .aggressive_training import AggressiveTraining
 from .early_stopping import EarlyStopping

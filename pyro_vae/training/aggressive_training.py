@@ -1,4 +1,4 @@
-"""Training that keeps the guide ahead of the model, against posterior collapse."""
+"""Aggressive training of the guide, against posterior collapse."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from ..options import whole_number
 
 
 class AggressiveTraining:
-    """Many steps of the guide for each step of the model, while the guide lags behind (He et al., 2019,
-    https://arxiv.org/abs/1901.05534).
+    """Many steps of the guide for each step of the model, early in training, against posterior collapse.
 
-    Early in training the model may learn to ignore latents that the guide cannot place yet, and the guide then has nothing
-    to learn: the posterior collapses. Here the guide alone is updated, on one batch after the other, until its loss no
-    longer falls; then the model alone, once. After some tens to hundreds of such steps, when `CollapseMonitor` and the rate
-    say that the latents are in use, go on with ``svi.step``.
+    Early in training the guide is far from the posterior. The model may then learn to ignore the latents, after which the
+    guide has nothing to learn: the posterior has collapsed. Here only the guide is updated, on one batch after the other,
+    until its loss no longer falls. Then only the model is updated, once (He et al., 2019, https://arxiv.org/abs/1901.05534).
+    Continue with ``svi.step`` once `CollapseMonitor` and the rate show that the latents are in use, after some tens to
+    hundreds of such steps.
 
-    :param svi: a `pyro.infer.SVI`; its optimiser, parameters and objective stay what they are.
-    :param batches: a `DataLoader` or any other iterable that can be gone through again and again.
-    :param args: maps a batch to the positional arguments of model and guide, or to a dict of keywords; its first element
-        unless given.
-    :param max_inner_steps: of the guide, for each step of the model.
-    :param window: the loss is compared between means over so many steps. The paper's 10 are too few where the loss of a
-        batch is noisy: the guide then counts as done too early (`tutorials/experiments/collapse.md`).
+    :param svi: a `pyro.infer.SVI`, whose optimiser, parameters and objective are used.
+    :param batches: a `DataLoader` or any other iterable that can be iterated repeatedly.
+    :param args: function from a batch to the positional arguments of model and guide, or to a dict of keywords; by default
+        it takes the batch's first element.
+    :param max_inner_steps: most steps of the guide for each step of the model.
+    :param window: number of steps in the means of the loss that are compared. The paper's 10 are too few where the loss of a
+        batch is noisy: the guide then stops too early (`tutorials/experiments/collapse.md`).
 
-    :ivar num_inner_steps: steps of the guide in the last call of `step`; it falls as the guide catches up.
-    :raises OptionError: for counts below 1, an iterator that cannot be gone through twice, or a guide that uses all
-        parameters. Those that both sides use count as the guide's.
-    :raises EmptyBatchError: for a loader that yields nothing.
+    :ivar num_inner_steps: steps of the guide in the last call of `step`; it falls as the guide approaches the posterior.
+    :raises OptionError: for counts below 1, an iterator that can be iterated only once, or a guide that uses all parameters.
+        Parameters that both sides use count as the guide's.
+    :raises EmptyBatchError: for a loader without batches.
 
-    Every update advances `num_updates` of the objective, those of the guide too: a schedule over it then runs faster. So
-    does a decay inside the optimiser (`lrd` of Pyro's ClippedAdam).
+    Every update, also of the guide, adds one to `num_updates` of the objective, so schedules advance faster. So does a decay
+    inside the optimiser (`lrd` of Pyro's ClippedAdam).
 
     Example::
 
@@ -67,7 +67,7 @@ class AggressiveTraining:
             raise OptionError(f"expected an SVI of pyro.infer, got {described(svi)}: pass SVI(model, guide, optim, loss)")
         check_loader(batches)
         if iter(batches) is batches:
-            raise OptionError("batches must be gone through again and again: pass a DataLoader or a list, not an iterator")
+            raise OptionError("batches must be iterable repeatedly: pass a DataLoader or a list, not an iterator")
         self.svi = svi
         self.max_inner_steps = whole_number("max_inner_steps", max_inner_steps)
         self.window = whole_number("window", window)
@@ -89,13 +89,13 @@ class AggressiveTraining:
             self.num_inner_steps += 1
             if len(losses) == self.window:
                 mean = sum(losses) / self.window
-                if not mean < before:  # NaN stops it, too
+                if not mean < before:  # NaN stops it too
                     break
                 before, losses = mean, []
         return self._update(self._next_args(), of_guide=False)
 
     def _update(self, arguments: tuple[tuple, dict[str, Any]], of_guide: bool) -> float:
-        """As `SVI.step`, but for the parameters of one side alone."""
+        """Like `SVI.step`, but only for the parameters of one side."""
         svi = self.svi
         with poutine.trace(param_only=True) as seen:
             args, kwargs = arguments
@@ -108,17 +108,21 @@ class AggressiveTraining:
                 self._of_guide = None
                 zero_grads(set(params.values()))
                 raise OptionError(
-                    "the guide uses all parameters, so there are none of the model to hold back: register with pyro.module "
-                    "in the guide only what the guide uses"
+                    "the guide uses all parameters, so no parameters of the model are left to train separately: with "
+                    "pyro.module, register in the guide only modules that the guide uses"
                 )
         svi.optim({param for name, param in params.items() if (name in self._of_guide) == of_guide})
-        zero_grads(set(params.values()))  # of the other side too: its next step is not to have them
+        # gradients of the other side are cleared too, so that its next step does not use them
+        zero_grads(set(params.values()))
         return sum(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
 
     def _find_side(self, args: tuple, kwargs: dict[str, Any], params: Mapping[str, Tensor]) -> frozenset[str]:
-        """The names of the parameters that the guide uses, other names of the same tensors too; the rest is the model's."""
+        """The names of the parameters that the guide uses; all others belong to the model.
+
+        Other names of the same tensors are included.
+        """
         used = parameters_of(self.svi.guide, args, kwargs)
-        if isinstance(unwrap(self.svi.guide), GuideMessenger):  # it runs the model as well
+        if isinstance(unwrap(self.svi.guide), GuideMessenger):  # an autoguide runs the model as well
             used -= parameters_of(self.svi.model, args, kwargs)
         return frozenset(name for name, param in params.items() if param in used)
 
@@ -131,7 +135,7 @@ class AggressiveTraining:
 
 
 def parameters_of(program: Callable, args: tuple, kwargs: dict[str, Any]) -> set[Tensor]:
-    """The parameters that a run of the program reads. Batch norm is frozen meanwhile, and the random state restored."""
+    """The parameters that a run of the program uses. Batch norm is frozen in it, and the random state is restored."""
     with (
         torch.no_grad(),
         kept_random_state(),

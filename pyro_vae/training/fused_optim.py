@@ -1,4 +1,4 @@
-"""One torch optimiser over all parameters, for Pyro's SVI, which otherwise keeps one for each."""
+"""One torch optimiser over all parameters for Pyro's SVI, in place of one for each parameter."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ from .param_groups import ParamGroup, check_names, checked_name
 
 
 class FusedOptim(PyroOptim):
-    """Pyro's optimiser for `SVI`, with one torch optimiser over all parameters in place of one for each.
+    """An optimiser for `SVI` with one torch optimiser over all parameters, which is faster than one for each.
 
-    The parameters move as under `pyro.optim`, but what an optimiser costs at every step is paid once, not once for each
-    parameter. Parameters with the same options are one param group. ``fused=True`` is added to the options where the torch
-    optimiser has it and it works on tensors of this device, dtype and layout in memory: it is tried out on two numbers.
-    Options that name ``fused`` or ``foreach`` are left as they are; sparse gradients need ``fused=False``.
+    Updates are the same as with `pyro.optim`, but the overhead of an optimiser step is paid once, not once for each
+    parameter. Parameters with the same options form one param group. ``fused=True`` is added to the options if the torch
+    optimiser supports it for tensors of this device, dtype and memory layout; this is tested on two numbers. Options that
+    contain ``fused`` or ``foreach`` are not changed. Sparse gradients need ``fused=False``.
 
     :param optim_constructor: a class of `torch.optim`, or `pyro.optim.clipped_adam.ClippedAdam`; or a learning-rate
-        scheduler of `torch.optim.lr_scheduler`, see below. LBFGS is refused: it asks for a closure, which SVI has not.
+        scheduler of `torch.optim.lr_scheduler`, see below. LBFGS raises: it needs a closure, which SVI does not have.
     :param optim_args: the options of the torch optimiser as a dict, or a function from the name of a parameter to such a
         dict, for learning rates by parameter.
     :param clip_args: a dict with `clip_norm`, `clip_value` or both, or a function (module name, parameter name) to such a
-        dict. As in Pyro, each parameter is clipped on its own.
+        dict. As in Pyro, each parameter is clipped separately.
     :ivar optimizer: the torch optimiser, with the param groups of the last step; None before the first step.
-    :ivar optim_objs: by the first parameter of each group, an object whose `param_groups[0]` are the options of all of the
-        group. Writing them works, as in ``for one in optim.optim_objs.values(): one.param_groups[0]["lr"] *= 0.5``.
-    :raises OptionError: for a class, options or a state that do not fit each other; for a closure.
+    :ivar optim_objs: by the first parameter of each group, an object whose `param_groups[0]` are the options of the whole
+        group. They can be changed, as in ``for one in optim.optim_objs.values(): one.param_groups[0]["lr"] *= 0.5``.
+    :raises OptionError: for a class, options or a state that do not fit together; for a closure.
 
     **Schedulers** as in Pyro: `optim_args` has "optimizer", "optim_args", and the scheduler's own options. Call `step()`
-    after each epoch. The schedule of a parameter that comes later starts when it comes.
+    after each epoch. The schedule of a parameter that is added later starts then.
 
     **State** is by name of the parameter and in Pyro's format: `get_state`, `set_state`, `save` and `load` read and write
-    what `pyro.optim` does. Unlike there it is a copy, and it reaches parameters that have already moved. Copies and pickles
-    carry it. Parameters outside of Pyro's store (`module_local_params`) have no name, so their state cannot be saved.
+    the same as those of `pyro.optim`. Unlike there, the state is a copy, and it is applied also to parameters that have
+    already been updated. Copies and pickles contain it. Parameters outside Pyro's store (`module_local_params`) have no
+    name, so their state cannot be saved.
 
-    **Unlike pyro.optim**: gradients are None after a step, not zero. A parameter without a gradient in the next step is
-    skipped then, as torch does, where Pyro's zeros would let Adam's momentum move it on. And `lrd` of `ClippedAdam` counts
-    the steps of a param group, not those of each parameter.
+    **Unlike pyro.optim**, gradients are None after a step, not zero. A parameter without a gradient in the next step is then
+    skipped, as in torch; with Pyro's zeros, Adam's momentum would still change it. And `lrd` of `ClippedAdam` counts the
+    steps of a param group, not those of each parameter.
 
     Example::
 
@@ -89,13 +90,13 @@ class FusedOptim(PyroOptim):
             checked_clips(clip_args)
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Move each parameter by its gradient; the gradients are None afterwards."""
+        """Update each parameter by its gradient; the gradients are None afterwards."""
         if args or kwargs:
-            raise OptionError("FusedOptim takes the parameters alone: a closure has no meaning under SVI")
+            raise OptionError("FusedOptim takes parameters only, because SVI has no closure: call it without one")
         params = params if isinstance(params, set) else set(params)
         if not params:
             return
-        if params != self._chosen:  # told by identity, without a call per parameter
+        if params != self._chosen:  # compared by identity, without a call per parameter
             self._choose(set(params))
         for clips, clipped in self._clips:
             clip_gradients(clipped, **clips)
@@ -105,21 +106,22 @@ class FusedOptim(PyroOptim):
 
     @property
     def scheduler(self) -> Any:
-        """The class of the learning-rate schedulers; None where there are none."""
+        """The class of the learning-rate schedulers, or None."""
         return None if self._make_scheduler is None else self._make_scheduler.func
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the schedulers, after an epoch; the arguments are the scheduler's, as the loss for `ReduceLROnPlateau`."""
+        """Step the schedulers after an epoch; arguments, such as the loss for `ReduceLROnPlateau`, are passed on to them."""
         if self._make_scheduler is None:
             raise OptionError(
-                "step() moves learning-rate schedulers, and there is none: SVI.step moves the parameters. One is given "
-                "by FusedOptim(torch.optim.lr_scheduler.StepLR, {'optimizer': ..., 'optim_args': ..., 'step_size': 10})"
+                "step() advances learning-rate schedulers, and there is none: SVI.step updates the parameters. For a "
+                "scheduler write FusedOptim(torch.optim.lr_scheduler.StepLR, "
+                "{'optimizer': ..., 'optim_args': ..., 'step_size': 10})"
             )
         for group in self._groups:
             group.scheduler.step(*args, **kwargs)  # type: ignore[union-attr]
 
     def get_state(self) -> dict[str, Any]:
-        """A copy of the state by name of the parameter, in Pyro's format; also of loaded ones that have not moved yet."""
+        """A copy of the state by name of the parameter, in Pyro's format, with loaded states that are not yet in use."""
         states = dict(self._state_waiting_to_be_consumed)
         for param, group in self._group_of.items():
             name = checked_name(self._names[param], param)
@@ -127,9 +129,9 @@ class FusedOptim(PyroOptim):
         return copy.deepcopy(states)
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Take a state of `get_state()`, or of `pyro.optim`: each parameter does at the next step that moves it."""
+        """Load a state of `get_state()` or of `pyro.optim`; it is applied at the next step that updates a parameter."""
         if not isinstance(state_dict, dict):
-            raise OptionError(f"the state of an optimiser is a dict by name of the parameter, got {state_dict!r}")
+            raise OptionError(f"the state of an optimiser must be a dict by name of the parameter, got {state_dict!r}")
         self._state_waiting_to_be_consumed = {**self.get_state(), **copy.deepcopy(state_dict)}
         self._forget()
 
@@ -137,11 +139,11 @@ class FusedOptim(PyroOptim):
         return {**vars(self), **nothing_met(), "_state_waiting_to_be_consumed": self.get_state()}
 
     def _forget(self) -> None:
-        """Meet all parameters anew at the next step."""
+        """Add all parameters again at the next step."""
         vars(self).update(nothing_met())
 
     def _choose(self, params: set[Tensor]) -> None:
-        """Have the next steps move these parameters: a program may use some of them only, and Pyro moves those alone."""
+        """Select the parameters that the next steps update: a program may use only some, and Pyro updates only these."""
         new = [param for param in params if param not in self._group_of]
         if not self._group_of:
             check_names(map(pyro.get_param_store().param_name, new), self._state_waiting_to_be_consumed)
@@ -163,11 +165,11 @@ class FusedOptim(PyroOptim):
         self._chosen = params
 
     def _meet(self, param: Tensor) -> None:
-        """Put a new parameter into a group, with the state that waits for it."""
+        """Add a new parameter to a group, with its loaded state."""
         name = pyro.get_param_store().param_name(param)
         label = f"a parameter of shape {tuple(param.shape)}" if name is None else f"the parameter '{name}'"
         if name is None and (callable(self.pt_optim_args) or callable(self.pt_clip_args)):
-            raise OptionError(f"{label} has no name in Pyro's store, which a function of the name needs: pass a dict")
+            raise OptionError(f"{label} has no name in Pyro's store, so options by name are not possible: pass a dict")
         group = self._make_group(param, label)
         if name in self._state_waiting_to_be_consumed:
             group.load(self._state_waiting_to_be_consumed[name], param, label)
@@ -175,7 +177,7 @@ class FusedOptim(PyroOptim):
         if self.optimizer is None:
             self.optimizer = self._make_host(param, label)
             self.optimizer.state.clear()
-        if param in group.host.state:  # loaded, or begun by the constructor, as Adagrad does
+        if param in group.host.state:  # loaded, or created by the constructor, as in Adagrad
             self.optimizer.state[param] = group.host.state.pop(param)
         alike = next((known for known in self._groups if known.is_like(group)), None)
         if alike is None:
@@ -183,7 +185,7 @@ class FusedOptim(PyroOptim):
         group = alike or group
         group.members.append(param)
         self._group_of[param], self._names[param] = group, name
-        if alike is None:  # once for a group: who writes to all of them would otherwise write several times
+        if alike is None:  # once for a group: code that writes to all of them would otherwise write several times
             self.optim_objs[param] = group.scheduler or group.host
 
     def _make_group(self, param: Tensor, label: str) -> ParamGroup:
@@ -194,16 +196,16 @@ class FusedOptim(PyroOptim):
             return ParamGroup(host, self._make_scheduler(host))
 
     def _make_host(self, param: Tensor, label: str) -> Optimizer:
-        """The torch optimiser that Pyro would keep for this parameter."""
+        """The torch optimiser that Pyro would create for this parameter."""
         with refused(self.pt_optim_constructor, label):
             options = with_fused(self.pt_optim_constructor, self._get_optim_args(param), param)  # type: ignore[arg-type]
             host = self.pt_optim_constructor([param], **options)  # type: ignore[operator]
             if not isinstance(host, Optimizer):
-                raise TypeError(f"{host!r} is no torch optimiser")
+                raise TypeError(f"{host!r} is not a torch optimiser")
             return host
 
 
 def nothing_met() -> dict[str, Any]:
-    """The attributes of a `FusedOptim` that has moved no parameter."""
+    """The attributes of a `FusedOptim` that has not updated any parameter."""
     empty: dict[str, Any] = {name: {} for name in ("optim_objs", "_group_of", "_names")}
     return {**empty, "optimizer": None, "_groups": [], "_clips": [], "_chosen": set()}

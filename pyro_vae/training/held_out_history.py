@@ -1,4 +1,4 @@
-"""The record of an early stopping: the held-out ELBO, look by look."""
+"""The record of early stopping: the held-out ELBO at each look."""
 
 from __future__ import annotations
 
@@ -8,26 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import FEW, Result, to_plain
+from ..records import FEW, Result, page, to_plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeldOutHistory(Result):
-    """What an `EarlyStopping` saw: T looks at the same held-out data; float64, on the CPU, nats per datum.
+    """The measurements of an `EarlyStopping`: T looks at the same held-out data; float64, on the CPU, nats per datum.
 
-    :ivar step: (T,) the number of the update at each look, as it was told.
-    :ivar elbo: (T,) the mean held-out ELBO, its KL weighted by `beta`; minus infinity where that of any datum is.
-    :ivar sampling_error: (T,) of that mean over the data. Those of two looks are nearly the same noise: `gain_error` is the
-        error of their difference.
-    :ivar gain: (T,) the rise above the look that was compared with; NaN where there was none, infinite where more data, or
-        fewer, have an ELBO of minus infinity; data that have it at both looks are left out.
+    :ivar step: (T,) the number of the update at each look, as passed by the caller.
+    :ivar elbo: (T,) the mean held-out ELBO, with its KL weighted by `beta`; minus infinity if that of any datum is.
+    :ivar sampling_error: (T,) the sampling error of that mean. The errors of two looks are strongly dependent: use
+        `gain_error` for their difference.
+    :ivar gain: (T,) the rise above the reference look; NaN where there was none. Plus or minus infinity where fewer, or
+        more, data have an ELBO of minus infinity. Data that have it at both looks are left out.
     :ivar gain_error: (T,) the sampling error of `gain`, from paired differences.
-    :ivar improved: (T,) bool, whether the interval of `gain` lies above zero; also true for the first look that counts.
-    :ivar at_rest: (T,) bool, whether beta had reached its end. Other looks do not count.
+    :ivar improved: (T,) bool, whether the interval of `gain` is above zero; also true for the first look that counts.
+    :ivar at_rest: (T,) bool, whether beta had its final value. Other looks do not count.
     :ivar beta: (T,) the weight of the KL.
-    :ivar num_data: held-out data.
-    :ivar num_coarse: data for which floats are too coarse, at the worst look: draws that they do not tell apart, or an ELBO
-        that float64 moves by more than a tenth of its Monte Carlo error.
+    :ivar num_data: number of held-out data.
+    :ivar num_coarse: number of data for which floats are too coarse, at the worst look: they do not distinguish draws, or
+        float64 changes the ELBO by more than a tenth of its Monte Carlo error.
+
+    Example::
+
+        stopping = pv.EarlyStopping(model, guide, loader)
+        stopping(0)
+        stopping.history().elbo, stopping.history().gain        # (T,) each
     """
 
     _rows_are = "looks"
@@ -46,14 +52,17 @@ class HeldOutHistory(Result):
 
     @property
     def best(self) -> int | None:
-        """The look with the highest held-out ELBO, finite, of those that count; `None` where none does."""
+        """The index of the look with the highest finite held-out ELBO, of those that count; `None` if none counts."""
         counts = self.at_rest & self.elbo.isfinite()
         return int(self.elbo.where(counts, -torch.inf).argmax()) if bool(counts.any()) else None
 
     @property
     def reliable(self) -> Tensor:
-        """(T,) bool: false where the ELBO is minus infinity, since draws for some datum have no density under the model;
-        at all looks where floats are too coarse for the draws of more than 5% of the data."""
+        """(T,) bool, whether the ELBO is reliable.
+
+        False where the ELBO is minus infinity, because draws for some datum have no density under the model. False at all
+        looks if floats are too coarse for the draws of more than 5% of the data.
+        """
         return self.elbo.isfinite() & (self.num_coarse <= FEW * self.num_data)
 
     def __len__(self) -> int:
@@ -76,4 +85,4 @@ class HeldOutHistory(Result):
             marks += [] if bool(self.reliable[number]) else ["in doubt"]
             marks += ["best"] if number == self.best else []
             lines.append(f"{step:>10}{float(self.elbo[number]):>12.3f}{change}  {', '.join(marks)}".rstrip())
-        return "\n".join(lines)
+        return page(lines)

@@ -1,4 +1,4 @@
-"""Keep a copy of all that training changes in a pair, and write it back."""
+"""A copy of everything that training changes in a pair, which can be written back."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ..errors import OptionError, quoted
 from ..isolation import modules_of
 
-STORE, MODULE = "param", "module"  # how the names of the two kinds of tensors begin
+STORE, MODULE = "param", "module"  # prefixes of the names of the two kinds of tensors
 
 
 class KeptState:
     """Parameters and buffers of a pair: those in Pyro's store, and those of its modules.
 
-    Modules in closures are known once they have run inside `finding()`. Values are copied, and written back in place, so
-    that whoever holds a parameter, an optimiser say, goes on with the same tensor.
+    Modules in closures are found when they run inside `finding()`. Values are copied, and written back in place, so that an
+    optimiser keeps the same tensors.
     """
 
     def __init__(self, *programs: Callable) -> None:
@@ -29,7 +29,7 @@ class KeptState:
 
     @contextmanager
     def finding(self) -> Iterator[None]:
-        """Take down every module that runs inside."""
+        """Register every module that runs inside."""
         known = set(self._modules)
 
         def meet(module: torch.nn.Module, args: object) -> None:
@@ -44,7 +44,7 @@ class KeptState:
             hook.remove()
 
     def keep(self) -> None:
-        """Copy the present values; each tensor once, however many names it has."""
+        """Copy the current values; each tensor once, also if it has several names."""
         seen: set[int] = set()
         self.values = {}
         for name, tensor in self._tensors().items():
@@ -56,7 +56,7 @@ class KeptState:
     def put_back(self) -> None:
         """Write the kept values into the tensors of the same names.
 
-        :raises OptionError: where there is no such tensor, or one of another shape; then nothing is written.
+        :raises OptionError: if there is no such tensor, or its shape differs; then nothing is written.
         """
         tensors = self._tensors()
         wrong = [n for n, value in self.values.items() if n not in tensors or tensors[n].shape != value.shape]

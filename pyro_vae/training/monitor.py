@@ -1,4 +1,4 @@
-"""Records the terms of an objective during training, without a device sync per step."""
+"""A monitor of the terms of an objective during training, without synchronising the device at every step."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .training_history import TrainingHistory
 
 __all__ = ["Monitor"]
 
-FLUSH_STEPS = 1000  # so many steps stay on the device, then go to the host in one transfer
-REFRESH_SECONDS = 0.5  # between two refreshes of the progress line, each of which is a transfer too
-# The numbers fit into 80 columns beside the count and the time; the bar gets what is left.
+FLUSH_STEPS = 1000  # number of steps kept on the device, then copied to the host in one transfer
+REFRESH_SECONDS = 0.5  # seconds between two refreshes of the progress line, each of which is a transfer too
+# The numbers fit into 80 columns with the count and the time; the bar has the remaining width.
 BAR = "{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 COUNT = "{n_fmt} steps [{elapsed}]{postfix}"
 LINE_STEPS = 100  # the progress line shows means over so many steps
-PATIENCE = 100  # bodies of a loop without a call of the objective, until this is taken for a mistake
+PATIENCE = 100  # iterations of a loop without a call of the objective, after which this raises
 
 Batch = TypeVar("Batch")
 Key = tuple[str, ...]  # ("elbo",), ("kl", site), ("beta",) or ("beta", site)
@@ -46,37 +46,45 @@ class Monitor:
         print(monitor.history())
         pv.plots.plot_training(monitor.history())
 
-    A step keeps one small tensor on the device; they go to the host 1000 at a time, or when somebody looks. Values are in
-    nats per datum. Where no plate tells what a datum is, totals over the batch are recorded and labelled as such; the first
-    step decides.
+    A step keeps one small tensor on the device. They are copied to the host 1000 at a time, or when the history is read.
+    Values are in nats per datum. Where no plate defines a datum, totals over the batch are recorded and labelled as such;
+    the first step decides.
 
-    What is recorded is the last call of the objective. Where a step makes several calls (gradient accumulation), `record()`
-    after each of them records each; where a call is an evaluation on test data, it must not be the last one of a step.
-    A call is never recorded twice, and calls from before the monitor was built are not recorded.
+    The last call of the objective in a step is recorded. If a step makes several calls (gradient accumulation), call
+    `record()` after each of them to record each. An evaluation on test data must not be the last call of a step. A call is
+    never recorded twice, and calls from before the monitor was built are not recorded.
 
-    A monitor can be pickled, for a checkpoint: it takes its numbers along and leaves the objective behind. Set `objective`
-    after loading, and recording goes on where it stopped.
+    A monitor can be pickled for a checkpoint, with its numbers but without the objective. Set `objective` after loading, and
+    recording continues.
 
-    :param objective: an objective of `pyro_vae`, or anything with their attribute `terms`. The objective itself, not the
-        module that `objective(model, guide)` returns.
-    :param num_updates: planned number of updates, all epochs together; warns at once if one of `objective.schedules` will
-        not be finished by then (see `warn_if_unfinished`), and makes one progress bar of all loops.
+    :param objective: an objective of `pyro_vae`, or any object with their attribute `terms`; not the module that
+        `objective(model, guide)` returns.
+    :param num_updates: planned number of updates in all epochs. With it, the monitor warns at once if one of
+        `objective.schedules` will not be finished by then (see `warn_if_unfinished`), and shows one progress bar for all
+        loops.
     :param progress: show a progress bar in `watch`.
     :raises OptionError: if the objective has no `terms`, or if `num_updates` is out of range.
+
+    Example::
+
+        monitor = pv.Monitor(objective)
+        for (x,) in monitor.watch(train_loader):
+            svi.step(x)
+        print(monitor.history())
     """
 
     def __init__(self, objective: Any, *, num_updates: int | None = None, progress: bool = True) -> None:
         self.objective = objective
         self.num_updates = None if num_updates is None else whole_number("num_updates", num_updates)
         self.progress = flag("progress", progress)
-        self._per_datum: bool | None = None  # not known before the first step
+        self._per_datum: bool | None = None  # set by the first step
         self._pending: list[_Row] = []
         self._columns: dict[Key, array[float]] = {}
         self._num_flushed = 0
         self._num_bodies = 0
         self._line = ""
-        self._due = 0.0  # when the line is to be renewed
-        self._start: tuple[int, float] | None = None  # of the progress bar: bodies and time
+        self._due = 0.0  # time of the next refresh of the line
+        self._start: tuple[int, float] | None = None  # of the progress bar: iterations and time
         if num_updates is not None:
             _warn_about_schedules(getattr(objective, "schedules", {}), num_updates)
 
@@ -88,7 +96,7 @@ class Monitor:
     @objective.setter
     def objective(self, objective: Any) -> None:
         if not hasattr(objective, "terms"):
-            hint = "; pass the objective, not the module made from it" if hasattr(objective, "elbo") else ""
+            hint = ": pass the objective, not the module that it returns" if hasattr(objective, "elbo") else ""
             raise OptionError(
                 f"a Monitor records the `terms` of an objective of pyro_vae, such as pv.BetaTrace_ELBO(), but "
                 f"{type(objective).__name__} has none{hint}"
@@ -99,7 +107,7 @@ class Monitor:
     def record(self) -> None:
         """Record the last call of the objective, unless it was recorded before.
 
-        `watch` does this by itself. In a loop of one's own, call it after each step.
+        `watch` does this automatically. In a loop without `watch`, call it after each step.
 
         :raises OptionError: if the objective was never called, or if an unpickled monitor has none.
         """
@@ -115,16 +123,17 @@ class Monitor:
             self._flush()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and record after every body of the loop, the one that ends in `break` or an error included.
+        """Yield the batches, and record after every iteration of the loop, also after one that ends in `break` or an error.
 
-        A body that did not call the objective, such as a `continue`, is passed over. The progress line shows distortion,
-        rate, ELBO (means over the last 100 steps, as in `history`) and the present beta. With `num_updates` it is one line
-        for the whole training, which counts the bodies of all loops; without, one line per loop.
+        An iteration that does not call the objective, for instance because of a `continue`, is skipped. The progress line
+        shows distortion, rate, ELBO (means over the last 100 steps, as in `history`) and the current beta. With
+        `num_updates` there is one line for the whole training, which counts the iterations of all loops; without it, there
+        is one line per loop.
 
         :param batches: a `DataLoader` or any other iterable.
         :returns: an iterator over the same batches.
-        :raises OptionError: if none of the first 100 bodies called the objective, or none at all in a shorter loop: then it
-            is not the one that is trained.
+        :raises OptionError: if none of the first 100 iterations called the objective, or none at all in a shorter loop: then
+            it is not the objective that is trained.
         """
         self._check_objective()
         check_batches(batches)
@@ -134,7 +143,7 @@ class Monitor:
                 self._seen = self.objective.terms
                 try:
                     yield batch
-                finally:  # of a body that breaks, too
+                finally:  # also after an iteration that breaks
                     self._record_if_called()
                 bodies += 1
                 if bodies == PATIENCE and self._num_steps == first:
@@ -167,7 +176,8 @@ class Monitor:
 
     def __getstate__(self) -> dict[str, Any]:
         self._flush()
-        return {**self.__dict__, "_objective": None, "_seen": None, "_due": 0.0, "_start": None}  # clocks differ
+        # the clocks of two processes differ
+        return {**self.__dict__, "_objective": None, "_seen": None, "_due": 0.0, "_start": None}
 
     @property
     def _num_steps(self) -> int:
@@ -175,7 +185,7 @@ class Monitor:
 
     def _check_objective(self) -> None:
         if self.objective is None:
-            raise OptionError("an unpickled Monitor does not bring its objective along: set monitor.objective first")
+            raise OptionError("an unpickled Monitor has no objective: set monitor.objective first")
 
     def _not_called(self, by_whom: str) -> str:
         return (
@@ -203,7 +213,7 @@ class Monitor:
         return numbers | {("beta",): terms.beta}
 
     def _flush(self) -> None:
-        """Move the pending steps to the host, in one transfer per device."""
+        """Copy the pending steps to the host, in one transfer per device."""
         steps = _unpacked(self._pending)
         for key in {key: None for step in steps for key in step}:
             column = self._columns.setdefault(key, array("d", [float("nan")]) * self._num_flushed)
@@ -214,11 +224,11 @@ class Monitor:
         self._pending = []
 
     def _new_bar(self, batches: Iterable[Any]) -> Any:
-        """A bar for one loop. With a plan it continues the bar of the last loop, its clock included."""
+        """A bar for one loop. With `num_updates` it continues the bar and the clock of the last loop."""
         total, done = self.num_updates, self._num_bodies
         if self.num_updates is None:
             done = 0
-            with suppress(TypeError):  # no length; a DataLoader of an IterableDataset has one and does not know it
+            with suppress(TypeError):  # no length; for a DataLoader of an IterableDataset, len() raises
                 total = len(batches)  # type: ignore[arg-type]
         bar = tqdm(
             total=total,
@@ -227,7 +237,7 @@ class Monitor:
             disable=not self.progress,
             mininterval=REFRESH_SECONDS,
             bar_format=BAR if total is not None else COUNT,
-            delay=1e-9 if self._start else 0.0,  # nothing is shown before the clock is set
+            delay=1e-9 if self._start else 0.0,  # nothing is shown before the time is set
         )
         if self.num_updates is not None and self.progress:
             self._start = self._start or (done, bar.start_t)
@@ -246,7 +256,9 @@ class Monitor:
 def check_batches(batches: Any) -> None:
     walkable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
     if not walkable or isinstance(batches, type) or isinstance(batches, Tensor) and not batches.ndim:
-        raise OptionError(f"watch goes through batches, got {described(batches)}: pass a DataLoader, or a list of batches")
+        raise OptionError(
+            f"watch expects an iterable of batches, got {described(batches)}: pass a DataLoader, or a list of batches"
+        )
 
 
 def _line(columns: Mapping[Key, array[float]]) -> str:
@@ -276,12 +288,12 @@ def _packed(numbers: dict[Key, float | Tensor]) -> _Row:
             by_device.setdefault(value.device, {})[key] = value
         else:
             floats[key] = value
-    with torch.no_grad():  # stack copies: whoever changes a tensor in place afterwards changes no record
+    with torch.no_grad():  # stack copies, so later changes of a tensor in place do not change the record
         return _Row(floats, {d: (tuple(named), torch.stack([*named.values()])) for d, named in by_device.items()})
 
 
 def _unpacked(rows: list[_Row]) -> list[dict[Key, float]]:
-    """The numbers of every step as Python floats, by one transfer per device."""
+    """The numbers of every step as Python floats, with one transfer per device."""
     steps = [dict(row.floats) for row in rows]
     for device in {device: None for row in rows for device in row.tensors}:
         places = [(step, *row.tensors[device]) for step, row in zip(steps, rows, strict=True) if device in row.tensors]

@@ -1,4 +1,4 @@
-"""The options of an optimiser for Pyro's SVI: fused where that works, gradients clipped, errors with a remedy."""
+"""The options of an optimiser for Pyro's SVI: fused where possible, clipping of gradients, errors with a remedy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..errors import OptionError
 from ..options import is_real, plain_float
 
 Options = dict[str, Any]
-HOW = ("fused", "foreach")  # options that choose an implementation and change no number
+HOW = ("fused", "foreach")  # options that choose an implementation and do not change the numbers
 
 
 def split_scheduler(constructor: Any, arguments: Any) -> tuple[Any, Any, partial[LRScheduler] | None]:
-    """A class of optimisers, its options, and what puts a scheduler on one: from a scheduler's class, written as in Pyro."""
+    """From a class of schedulers as in Pyro: the optimiser's class, its options, and a function that adds the scheduler."""
     if not (isinstance(constructor, type) and issubclass(constructor, LRScheduler)):
         return constructor, arguments, None
     if not isinstance(arguments, dict) or not {"optimizer", "optim_args"} <= arguments.keys():
@@ -36,7 +36,7 @@ def split_scheduler(constructor: Any, arguments: Any) -> tuple[Any, Any, partial
 
 def check_kinds(constructor: Any, optim_args: Any, clip_args: Any) -> None:
     if isinstance(constructor, type) and issubclass(constructor, LBFGS):
-        raise OptionError("LBFGS asks for a closure, which SVI has not: use a first-order class such as torch.optim.Adam")
+        raise OptionError("LBFGS needs a closure, which SVI does not have: use a first-order class such as torch.optim.Adam")
     if not callable(constructor):
         raise OptionError(f"optim_constructor must be a class such as torch.optim.Adam, got {constructor!r}")
     for name, value in (("optim_args", optim_args), ("clip_args", clip_args)):
@@ -45,11 +45,11 @@ def check_kinds(constructor: Any, optim_args: Any, clip_args: Any) -> None:
 
 
 def with_fused(constructor: Callable[..., Optimizer], options: Options, param: Tensor) -> Options:
-    """The options with `fused=True` where the optimiser has it and it works on tensors like this one.
+    """The options with `fused=True` where the optimiser supports it for tensors like this one.
 
-    Two numbers are tried, of which the second has its first gradient later: fused SGD with momentum fails at that. Fused
-    code takes memory as it lies and torch does not check that a gradient lies in the same way, so only contiguous
-    parameters have it.
+    It is tested on two numbers, of which the second has its first gradient later, since fused SGD with momentum fails for
+    that. Fused code ignores strides, and torch does not check that a gradient has the same layout, so only contiguous
+    parameters use it.
     """
     if not options.keys().isdisjoint(HOW) or not param.is_contiguous():
         return options
@@ -78,11 +78,11 @@ def checked_clips(clips: Any) -> Options:
 
 
 def clip_gradients(params: list[Tensor], clip_norm: float | None = None, clip_value: float | None = None) -> None:
-    """Clip each gradient on its own, as Pyro's loop over `clip_grad_norm_` and `clip_grad_value_`, in a few calls."""
+    """Clip each gradient separately, like Pyro's loop over `clip_grad_norm_` and `clip_grad_value_`, but in a few calls."""
     grads = [param.grad for param in params if param.grad is not None]
     if clip_norm is not None and grads:
         factors = torch._foreach_norm(grads)
-        torch._foreach_add_(factors, 1e-6)  # torch's own guard against a norm of zero
+        torch._foreach_add_(factors, 1e-6)  # the constant that torch adds against a norm of zero
         torch._foreach_reciprocal_(factors)
         torch._foreach_mul_(factors, plain_float(clip_norm))
         torch._foreach_clamp_max_(factors, 1.0)
@@ -93,13 +93,13 @@ def clip_gradients(params: list[Tensor], clip_norm: float | None = None, clip_va
 
 @contextmanager
 def refused(constructor: Any, label: str) -> Iterator[None]:
-    """Errors of torch and Pyro about options, with a remedy."""
+    """Turn errors of torch and Pyro about options into named errors with a remedy."""
     try:
         yield
     except OptionError:
         raise
     except (AssertionError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        made = getattr(constructor, "func", constructor)  # of a scheduler with its options
+        made = getattr(constructor, "func", constructor)  # the class of a scheduler with its options
         raise OptionError(
             f"cannot make {getattr(made, '__name__', made)} for {label}: {error}. Pass a class of torch.optim, not its "
             "wrapper in pyro.optim, and a dict of options that it has, or a function that returns one"

@@ -1,4 +1,4 @@
-"""Parameters that one torch optimiser moves with the same options, and their state by parameter as Pyro writes it."""
+"""Groups of parameters with the same options in one torch optimiser, and their state by parameter in Pyro's format."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .optimiser_options import HOW, Options
 
 
 class ParamGroup:
-    """The options of some parameters, in a dict that the optimiser over all parameters has among its `param_groups`.
+    """The options of some parameters, in a dict that is one of the `param_groups` of the optimiser over all parameters.
 
-    :ivar host: the torch optimiser that Pyro would keep for the first of them. It fills in the defaults and holds the
-        options for a scheduler, and never steps.
-    :ivar scheduler: on the host, or None.
+    :ivar host: the torch optimiser that Pyro would create for the first of them. It fills in the defaults and has the
+        options for a scheduler. It never steps.
+    :ivar scheduler: the learning-rate scheduler on the host, or None.
     :ivar members: the parameters.
     """
 
@@ -33,32 +33,33 @@ class ParamGroup:
         return options
 
     def is_like(self, other: ParamGroup) -> bool:
-        """Whether both move parameters in the same way from now on; a group whose learning rate has changed is another."""
+        """Whether both groups will update parameters in the same way; different current learning rates differ."""
         sides = [{k: v for k, v in group.options.items() if k != "params"} for group in (self, other)]
         schedulers = [group.scheduler and group.scheduler.state_dict() for group in (self, other)]
         return same(*sides) and same(*schedulers)
 
     def state_of(self, state: Options | None) -> Options:
-        """What Pyro saves of one parameter, given the torch optimiser's state of it."""
+        """The state of one parameter as Pyro saves it, from the state of the torch optimiser."""
         options = {**self.options, "params": [0]}
         saved: Options = {"state": {0: state} if state else {}, "param_groups": [options]}
         return {"scheduler": self.scheduler.state_dict(), "optimizer": saved} if self.scheduler else saved
 
     def load(self, saved: Any, param: Tensor, label: str) -> None:
-        """Take the options from what Pyro saved of one parameter; its state is in `host.state` then."""
+        """Load the options from the state of one parameter as saved by Pyro; its tensors are then in `host.state`."""
         outer = {"scheduler", "optimizer"} if self.scheduler else {"state", "param_groups"}
         if not isinstance(saved, dict) or saved.keys() != outer:
             got = sorted(saved) if isinstance(saved, dict) else saved
             raise OptionError(
-                f"the state of {label} must have {sorted(outer)}, got {got!r}: load it into an optimiser of the kind that "
-                "saved it, with a scheduler or without"
+                f"the state of {label} must have {sorted(outer)}, got {got!r}: load it into an optimiser of the same "
+                "kind as saved it, with or without a scheduler"
             )
         inner = saved["optimizer"] if self.scheduler else saved
         (group,) = inner["param_groups"]
         unknown = group.keys() - self.options.keys() - {"initial_lr"}
         if unknown:
             raise OptionError(
-                f"the state of {label} has the options {sorted(unknown)}, so another class of optimiser saved it: use that"
+                f"the state of {label} has the options {sorted(unknown)}, so another class of optimiser saved it: use "
+                "that class"
             )
         for state in inner["state"].values():
             for key, value in state.items():
@@ -67,7 +68,7 @@ class ParamGroup:
                         f"the state of {label} has '{key}' of shape {tuple(value.shape)}, but the parameter is of shape "
                         f"{tuple(param.shape)}: load the state of the same program"
                     )
-                if isinstance(value, Tensor):  # in memory as the parameter: see `with_fused`
+                if isinstance(value, Tensor):  # with the memory layout of the parameter: see `with_fused`
                     state[key] = value.contiguous()
         group |= {key: self.options[key] for key in HOW if key in self.options}
         self.host.load_state_dict(inner)
@@ -76,32 +77,32 @@ class ParamGroup:
 
 
 def check_names(names: Iterable[str | None], saved: Mapping[str, Any]) -> None:
-    """Refuse a state of other parameters, which would wait for ever while training starts afresh."""
+    """Raise for a state of other parameters, which would never be used, so that training would start anew."""
     known = [str(name) for name in names]
     if saved and saved.keys().isdisjoint(known):
         raise OptionError(
             f"no parameter of this step is in the loaded state: it has {quoted(list(saved)[:3])}, the step has "
-            f"{quoted(known[:3])}. Give the parameters the names that they had when it was saved (VAEs of pyro_vae count "
-            "theirs up: build them in the same order), or start with a new optimiser"
+            f"{quoted(known[:3])}. Give the parameters the names that they had when it was saved (VAEs of pyro_vae "
+            "number theirs: build them in the same order), or start with a new optimiser"
         )
 
 
 def checked_name(name: str | None, param: Tensor) -> str:
     if name is None:
         raise OptionError(
-            f"a parameter of shape {tuple(param.shape)} has no name in Pyro's store, so its state cannot be saved by name: "
-            "train with pyro.settings.set(module_local_params=False), or under a torch optimiser"
+            f"a parameter of shape {tuple(param.shape)} has no name in Pyro's store, so its state cannot be saved by "
+            "name: train with pyro.settings.set(module_local_params=False), or train with a torch optimiser"
         )
     return name
 
 
 def fits(value: Tensor, param: Tensor) -> bool:
-    """Whether a tensor of the state can be one of this parameter; some are counts, some have axes of size one."""
+    """Whether a tensor of the state fits this parameter; some are counts, some have axes of size one."""
     return value.dim() != param.dim() or all(a in (1, b) for a, b in zip(value.shape, param.shape, strict=True))
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality of options; a tensor, such as a learning rate, is the same only if it is the same tensor."""
+    """Equality of options; a tensor, such as a learning rate, is equal only to the same tensor object."""
     if one is other:
         return True
     if isinstance(one, Tensor) or isinstance(other, Tensor) or type(one) is not type(other):

@@ -1,7 +1,7 @@
 """Schedules of beta over training steps: callables `step -> float`, values finite and at least 0.
 
-`schedule(step)` is the beta of update number `step`, counted from 0. Any callable of this kind is a schedule, so schedules
-are put together by plain functions::
+`schedule(step)` is the beta of update number `step`, counted from 0. Any such callable is a schedule, so schedules can be
+combined by plain functions::
 
     warmup = LinearAnnealing(1000)
     lambda step: 4 * warmup(step)                    # up to 4
@@ -25,15 +25,15 @@ __all__ = ["CosineAnnealing", "CyclicalAnnealing", "LinearAnnealing", "SigmoidAn
 Schedule = Callable[[int], float]
 
 WEIGHS = "beta weighs a KL divergence"
-TOLERANCE = 0.02  # of the largest value: closer than that, a schedule counts as constant
-MOVES = 1e-6  # of the larger of two values: closer than that, they are the same
+TOLERANCE = 0.02  # relative to the largest value: a schedule that changes less counts as constant
+MOVES = 1e-6  # relative to the larger of two values: closer values count as equal
 FAR = 10**9  # updates after the last one at which a schedule must be constant
-STRIDE = 1.02  # ratio of the distances at which it is looked at on the way there
+STRIDE = 1.02  # ratio of successive distances at which it is evaluated on the way there
 
 
 @dataclass(frozen=True)
 class _Annealing:
-    """From `start` to `end` in `num_steps` updates; subclasses say on what curve."""
+    """From `start` to `end` in `num_steps` updates; subclasses define the curve."""
 
     num_steps: int
     _: KW_ONLY
@@ -56,20 +56,20 @@ class _Annealing:
         return _between(self.start, self.end, self._curve(done))
 
     def _curve(self, done: float) -> float:
-        """From 0 to 1, both exactly, as `done` goes from 0 to 1."""
+        """The curve: 0 at `done` = 0 and 1 at `done` = 1, both exactly."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class LinearAnnealing(_Annealing):
-    """A straight line: beta(t) = start + (end - start) t, with t = (step - delay) / num_steps clipped to [0, 1].
+    """Linear schedule: beta(t) = start + (end - start) t, with t = (step - delay) / num_steps clipped to [0, 1].
 
     Exactly `start` up to update number `delay`, exactly `end` from update number `delay + num_steps` on.
 
-    :param num_steps: updates that the way takes, at least 1.
-    :param start: beta at first, finite and at least 0.
-    :param end: beta at last, finite and at least 0; it may be less than `start`.
-    :param delay: updates before beta moves, at least 0.
+    :param num_steps: updates from `start` to `end`, at least 1.
+    :param start: initial beta, finite and at least 0.
+    :param end: final beta, finite and at least 0; it may be less than `start`.
+    :param delay: updates before beta changes, at least 0.
     :raises OptionError: if one of them is out of range.
 
     Warm-up of the KL term: Bowman et al. (2016), "Generating Sentences from a Continuous Space",
@@ -89,16 +89,16 @@ class LinearAnnealing(_Annealing):
 
 @dataclass(frozen=True)
 class SigmoidAnnealing(_Annealing):
-    """The logistic curve, rescaled so that its ends are `start` and `end` exactly.
+    """Sigmoid schedule: the logistic curve, rescaled so that its ends are exactly `start` and `end`.
 
     beta(t) = start + (end - start) (s(t) - s(0)) / (s(1) - s(0)) with s(t) = 1 / (1 + exp(-steepness (t - 1/2))) and
     t = (step - delay) / num_steps clipped to [0, 1].
 
-    :param num_steps: updates that the way takes, at least 1.
-    :param start: beta at first, finite and at least 0.
-    :param end: beta at last, finite and at least 0; it may be less than `start`.
-    :param delay: updates before beta moves, at least 0.
-    :param steepness: above 0; towards 0 the curve is a straight line, at 100 nearly a step in the middle.
+    :param num_steps: updates from `start` to `end`, at least 1.
+    :param start: initial beta, finite and at least 0.
+    :param end: final beta, finite and at least 0; it may be less than `start`.
+    :param delay: updates before beta changes, at least 0.
+    :param steepness: above 0. Near 0 the curve is a straight line, at 100 it is nearly a step in the middle.
     :raises OptionError: if one of them is out of range.
 
     Bowman et al. (2016), "Generating Sentences from a Continuous Space", https://arxiv.org/abs/1511.06349.
@@ -114,7 +114,7 @@ class SigmoidAnnealing(_Annealing):
     def __post_init__(self) -> None:
         super().__post_init__()
         steepness = real_number("steepness", self.steepness, ends="(]", why="10 is the usual one")
-        if not steepness / 4 > 0:  # it underflows
+        if not steepness / 4 > 0:  # a tiny steepness underflows
             raise OptionError(f"steepness must be a finite number above 0, got {self.steepness!r}: 10 is the usual one")
         _keep(self, steepness=steepness)
 
@@ -125,14 +125,14 @@ class SigmoidAnnealing(_Annealing):
 
 @dataclass(frozen=True)
 class CosineAnnealing(_Annealing):
-    """Half a cosine: beta(t) = start + (end - start) (1 - cos(pi t)) / 2, t = (step - delay) / num_steps clipped to [0, 1].
+    """Cosine schedule: beta(t) = start + (end - start) (1 - cos(pi t)) / 2, with t = (step - delay) / num_steps.
 
-    Flat at both ends.
+    t is clipped to [0, 1]. The curve is flat at both ends.
 
-    :param num_steps: updates that the way takes, at least 1.
-    :param start: beta at first, finite and at least 0.
-    :param end: beta at last, finite and at least 0; it may be less than `start`.
-    :param delay: updates before beta moves, at least 0.
+    :param num_steps: updates from `start` to `end`, at least 1.
+    :param start: initial beta, finite and at least 0.
+    :param end: final beta, finite and at least 0; it may be less than `start`.
+    :param delay: updates before beta changes, at least 0.
     :raises OptionError: if one of them is out of range.
 
     The curve is that of Loshchilov & Hutter (2017), "SGDR: Stochastic Gradient Descent with Warm Restarts",
@@ -149,14 +149,14 @@ class CosineAnnealing(_Annealing):
 
 @dataclass(frozen=True)
 class CyclicalAnnealing:
-    """Cycles of a straight ramp and a plateau: beta(t) = start + (end - start) min(t / ramp, 1).
+    """Cyclical schedule of a linear ramp and a plateau: beta(t) = start + (end - start) min(t / ramp, 1).
 
-    t = (step mod period) / period is the place within the cycle. Every cycle begins at `start`; from update number
+    t = (step mod period) / period is the position within the cycle. Every cycle begins at `start`. From update number
     `period * num_cycles` on, beta is `end`.
 
     :param period: updates of one cycle, at least 2.
     :param num_cycles: how many, at least 1.
-    :param ramp: the share of a cycle in which beta moves, in (0, 1]; with 1 there is no plateau.
+    :param ramp: the share of a cycle in which beta changes, in (0, 1]; with 1 there is no plateau.
     :param start: beta at the beginning of a cycle, finite and at least 0.
     :param end: beta on the plateau and after the last cycle, finite and at least 0.
     :raises OptionError: if one of them is out of range.
@@ -182,7 +182,7 @@ class CyclicalAnnealing:
             self,
             period=whole_number("period", self.period, lowest=2),
             num_cycles=whole_number("num_cycles", self.num_cycles),
-            ramp=real_number("ramp", self.ramp, highest=1.0, ends="(]", why="it is a share of the cycle, as a rule 0.5"),
+            ramp=real_number("ramp", self.ramp, highest=1.0, ends="(]", why="it is a share of the cycle, usually 0.5"),
             start=real_number("start", self.start, why=WEIGHS),
             end=real_number("end", self.end, why=WEIGHS),
         )
@@ -195,18 +195,17 @@ class CyclicalAnnealing:
 
 
 def warn_if_unfinished(schedule: Schedule, num_updates: int) -> None:
-    """Warn when a schedule would go on moving after the last planned update.
+    """Warn if a schedule would still change after the last planned update.
 
-    It is unfinished if its value at update number `num_updates - 1`, the last one, and its value at some later update differ
-    by more than 2 % of the largest value seen. Later updates are looked at up to a billion updates away, at distances that
-    grow by 2 %: so a warm-up that is cut short is found, and so is a cycle that has not begun. Calling the schedule is all
-    that is done with it, so this works for any callable. A schedule that is a table and ends there (`LookupError`) is taken
-    as far as it goes.
+    It is unfinished if its value at the last update, number `num_updates - 1`, and its value at some later update differ by
+    more than 2 % of the largest value. Later updates are tested up to a billion updates away, at distances that grow by 2 %.
+    This finds a warm-up that is cut short, and a cycle that has not begun. The schedule is only called, so any callable will
+    do. A table that ends (`LookupError`) is tested up to its end.
 
     :param schedule: a callable `step -> float`.
     :param num_updates: planned number of updates, counted from the first one of the schedule; at least 1.
-    :raises OptionError: if the schedule is no callable, gives anything but finite numbers of at least 0, or if `num_updates`
-        is out of range.
+    :raises OptionError: if the schedule is not callable, returns anything but finite numbers of at least 0, or if
+        `num_updates` is out of range.
 
     Example::
 
@@ -217,7 +216,7 @@ def warn_if_unfinished(schedule: Schedule, num_updates: int) -> None:
 
 
 def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule") -> str | None:
-    """What `warn_if_unfinished` says, or `None` where it has nothing to say."""
+    """The message of `warn_if_unfinished`, or `None` for a schedule that is finished."""
     if not callable(schedule):
         raise OptionError(f"a schedule is a callable step -> float, got {schedule!r}: a constant beta needs no schedule")
     num_updates = whole_number("num_updates", num_updates)
@@ -229,12 +228,12 @@ def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule")
     if all(abs(value - last_value) <= tolerance for value in values):
         return None
     final = values[-1]
-    course = f"goes on between {min(values):.3g} and {max(values):.3g} without an end"
+    course = f"continues between {min(values):.3g} and {max(values):.3g} without an end"
     remedy = "Let it become constant, or plan without num_updates if that is meant"
     moving = [last, *(step for step, value in later if abs(value - final) > tolerance)][-1]
     if moving < last + FAR / 2:
         end = _first_constant(schedule, moving, next(step for step, _ in later if step > moving), final, tolerance)
-        course = f"comes to stay near {final:.3g} only from update {end} on"
+        course = f"stays near {final:.3g} only from update {end} on"
         remedy = f"Shorten the schedule or plan at least {end + 1} updates"
         if min(values) < min(last_value, final) - tolerance or max(values) > max(last_value, final) + tolerance:
             course = f"moves between {min(values):.3g} and {max(values):.3g} and {course}"
@@ -247,7 +246,8 @@ def unfinished(schedule: Schedule, num_updates: int, name: str = "the schedule")
 def still_moves(schedule: Schedule, step: int) -> bool:
     """Whether a later value differs from that of update number `step` by more than a millionth of the larger one.
 
-    Looked at as far and as densely as by `warn_if_unfinished`, and much more strictly: a warm-up moves to its last update.
+    It tests the same updates as `warn_if_unfinished`, but with a much smaller tolerance: a warm-up changes until its last
+    update.
     """
     value = _value(schedule, step)
     return any(abs(later - value) > MOVES * max(later, value) for _, later in _later_values(schedule, step))
@@ -269,7 +269,7 @@ def _later_values(schedule: Schedule, last: int) -> Iterator[tuple[int, float]]:
     while distance <= FAR:
         try:
             yield last + distance, _value(schedule, last + distance)
-        except (LookupError, ArithmeticError):  # a table that ends; 1.01**step
+        except (LookupError, ArithmeticError):  # a table that ends; an overflow as in 1.01**step
             return
         distance = max(distance + 1, math.ceil(distance * STRIDE))
 
@@ -294,4 +294,6 @@ def _keep(schedule: Any, **values: float) -> None:
 
 def _check_step(step: Any) -> None:
     if not (is_real(step) and plain_float(step) >= 0):
-        raise OptionError(f"a schedule is asked for steps >= 0, the number of the update counted from 0; got {step!r}")
+        raise OptionError(
+            f"a schedule must be called with a step >= 0, the number of the update counted from 0; got {step!r}"
+        )

@@ -1,4 +1,4 @@
-"""The record of a training run: the terms of the objective, call by call."""
+"""The record of a training run: the terms of the objective at each call."""
 
 import csv
 from collections.abc import Mapping
@@ -9,26 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Result, text_file, to_plain
+from ..records import Result, page, text_file, to_plain
 
 WINDOW = 100  # steps of the mean at the end
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingHistory(Result):
-    """What a `Monitor` recorded: one value per recorded call of the objective. S calls; tensors in float64 on the CPU.
+    """The terms recorded by a `Monitor`, one value per call of the objective. S calls; float64, on the CPU.
 
-    In nats per datum; where no plate says what a datum is, totals over the batch in nats, and `per_datum` is `False`.
-    A NaN or an infinite value of a step stays in the record.
+    Values are in nats per datum. Where no plate defines a datum, they are totals over the batch in nats, and `per_datum` is
+    `False`. A NaN or infinite value of a step is recorded as it is.
 
     :ivar step: (S,) number of the recorded call, from 0.
-    :ivar loss: (S,) what was minimised.
-    :ivar elbo: (S,) the true ELBO, whatever beta was; equal to -(distortion + rate).
+    :ivar loss: (S,) the loss that was minimised.
+    :ivar elbo: (S,) the ELBO without beta, equal to -(distortion + rate).
     :ivar distortion: (S,) -E_q log p(x given z).
-    :ivar rate: (S,) KL(q(z given x) to p(z)), all latent sites together.
+    :ivar rate: (S,) KL(q(z given x) to p(z)) of all latent sites.
     :ivar kl: the rate (S,) by latent site; NaN where a step did not have the site.
     :ivar beta: (S,) weight of the rate in the loss, or such weights by site.
     :ivar per_datum: whether the values are per datum.
+
+    Example::
+
+        monitor = pv.Monitor(objective)
+        for (x,) in monitor.watch(train_loader):
+            svi.step(x)
+        monitor.history().elbo, monitor.history().rate      # (S,) each
     """
 
     _rows_are = "steps"
@@ -44,7 +51,7 @@ class TrainingHistory(Result):
 
     @property
     def unit(self) -> str:
-        """Of all values but beta and step: nats per datum, or nats for totals."""
+        """The unit of all values except beta and step: nats per datum, or nats for totals."""
         return "nats per datum" if self.per_datum else "nats, totals"
 
     @property
@@ -63,7 +70,7 @@ class TrainingHistory(Result):
         """Write one row per step.
 
         The columns are `step`, `loss`, `elbo`, `distortion`, `rate`, `kl[site]` for every site, and `beta` or `beta[site]`,
-        in nats per datum. Totals are told apart by their names: `loss_total`, `kl_total[site]` and so on.
+        in nats per datum. Totals have other names: `loss_total`, `kl_total[site]` and so on.
         """
         columns = self._columns()
         with text_file(path) as file:
@@ -94,7 +101,7 @@ class TrainingHistory(Result):
         if count := int(self.not_finite.sum()):
             first = int(self.step[self.not_finite][0])
             lines.append(f"{count} of {len(self)} steps have values that are not finite; the first is step {first}")
-        return "\n".join(lines)
+        return page(lines)
 
     def _rows(self) -> dict[str, Tensor]:
         rows = {"ELBO": self.elbo, "  distortion": self.distortion, "  rate": self.rate}

@@ -1,4 +1,4 @@
-"""Compiled steps of an objective: the graphs that it has, and its two ways to train by them."""
+"""Compiled steps of an objective: its graphs, and the two ways to train with them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compiled_or_none(compile: bool | Mapping[str, Any]) -> Compiled | None:
 
 
 class Compiled:
-    """The graphs of one objective, that of the last call first. A copy has none."""
+    """The graphs of one objective, the most recently used first. A copy has none."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -94,19 +94,20 @@ class Compiled:
         return None
 
     def _make_room(self) -> None:
-        """Forget graphs of tensors that are no more; refuse one more than there may be."""
+        """Drop graphs of tensors that no longer exist; raise if there would be more than `max_graphs`."""
         self._graphs = [graph for graph in self._graphs if not graph.surroundings.replaced()]
         if len(self._graphs) >= self.options.max_graphs:
             shapes = [[tuple(shape) for shape, *_ in graph.key[4][0]] for graph in self._graphs]
             raise CompileError(
-                f"the objective has {len(shapes)} compiled steps already, for arguments of the shapes {shapes}. Each call "
-                "with other shapes, plain arguments or attributes of the programs compiles one more: pad batches to a few "
-                "sizes, pass numbers that change as tensors, or raise compile={'max_graphs': ...}. " + OTHERWISE
+                f"max_graphs is reached: the objective has {len(shapes)} compiled steps, for arguments of the shapes "
+                f"{shapes}. Each call with other shapes, plain arguments or attributes of the programs compiles one "
+                "more: pad batches to a few sizes, pass numbers that change as tensors, or raise "
+                f"compile={{'max_graphs': ...}}. " + OTHERWISE
             )
 
 
 class WithGradients(torch.autograd.Function):
-    """A loss whose gradients are known already."""
+    """A loss whose gradients have been computed with it."""
 
     @staticmethod
     def forward(ctx: Any, known: list[Any], *leaves: Tensor) -> Tensor:
@@ -117,12 +118,12 @@ class WithGradients(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        # Let go of the gradients, so that autograd takes them instead of copying them.
+        # Drop the references to the gradients, so that autograd uses them without a copy.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise CompileError(
-                "compile= gives the gradients of a loss once, but backward() was called again: call the objective again. "
-                + OTHERWISE
+                "backward() was called twice on a loss of an objective with compile=, which has its gradients only "
+                "once: call the objective again. " + OTHERWISE
             )
         if grad.device.type != "cpu" or grad.item() != 1.0:
             gradients = torch._foreach_mul(gradients, grad)
@@ -130,7 +131,7 @@ class WithGradients(torch.autograd.Function):
 
 
 def add_gradients(leaves: list[Tensor], gradients: list[Tensor]) -> None:
-    """What backward() does: a gradient that is there already grows in place."""
+    """Add gradients as backward() does: existing gradients are changed in place."""
     there, more = [], []
     for leaf, gradient in zip(leaves, gradients, strict=True):
         if leaf.grad is None:
@@ -144,7 +145,7 @@ def add_gradients(leaves: list[Tensor], gradients: list[Tensor]) -> None:
 
 
 def send_parameters(params: Mapping[str, tuple[Tensor, bool]]) -> None:
-    """Tell handlers, SVI's above all, which parameters the programs have."""
+    """Send the parameters of the programs to Pyro's handlers, such as that of SVI."""
     store = pyro.get_param_store()
     for name, (tensor, is_value) in params.items():
         if is_value:
@@ -157,7 +158,7 @@ def send_parameters(params: Mapping[str, tuple[Tensor, bool]]) -> None:
 
 
 def message(name: str, value: Tensor) -> Any:
-    """What `pyro.param` sends to handlers, already answered."""
+    """The message that `pyro.param` sends to handlers, with its value set."""
     return {
         "type": "param",
         "name": name,

@@ -1,4 +1,4 @@
-"""The arguments of a call: the tensors in them, and what they are beside these."""
+"""The arguments of a call: the tensors in them, and everything else."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Arguments(NamedTuple):
         return args, kwargs
 
     def signature(self) -> tuple:
-        """What a graph is only right for: shapes and kinds of tensors, everything else as it is."""
+        """The arguments that a graph is valid for: shapes and kinds of tensors, and the values of everything else."""
         tensors = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in self.tensors]
         return tensors, self.leaves, self.spec
 
 
 class Other:
-    """An argument that is no tensor; equal to others of its type and value, or only to itself where it is an object."""
+    """An argument that is not a tensor: equal to others of its type and value, or only to itself where it is an object."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -58,10 +58,10 @@ def arguments_of(args: tuple, kwargs: Mapping[str, Any]) -> Arguments:
 
 
 def settings_now() -> tuple:
-    """Settings of torch that change what a step computes."""
+    """The settings of torch that change the result of a step."""
     return autocast_around(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def is_rough() -> bool:
-    """Whether torch may compute in fewer digits than its tensors have."""
+    """Whether torch may compute in lower precision than that of the tensors."""
     return bool(autocast_around()) or torch.get_float32_matmul_precision() != "highest"

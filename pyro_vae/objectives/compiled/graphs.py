@@ -25,14 +25,14 @@ from .tracing import Traced, as_input, traced_step
 if TYPE_CHECKING:
     from ..objective import Objective
 
-CHECKED_CALLS, CHECKED_EVERY = (2, 10), 100  # of each graph, beside the first
+CHECKED_CALLS, CHECKED_EVERY = (2, 10), 100  # calls of each graph that are checked, besides the first
 
 
 class Graph:
     """A step for arguments of one shape, in one state of the programs.
 
-    :ivar params: by name, what the programs have in Pyro's store, see `runs.Eager`.
-    :ivar leaves: what the loss may have a gradient of; `trained` are those of which it has one.
+    :ivar params: the parameters of the programs in Pyro's store, by name, see `runs.Eager`.
+    :ivar leaves: the tensors that the loss may have a gradient for; `trained` are those for which it has one.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Graph:
         self._traced, self._slots = traced, slots
         self._of_weights = [list(slots.values())[i] for i in traced.given if i < len(slots)]
         self._of_arguments = [i - len(slots) for i in traced.given if i >= len(slots)]
-        self._last: dict[str, Any] = {}  # the numbers that stand in the slots
+        self._last: dict[str, Any] = {}  # the numbers that are in the slots
         self._function: Callable = traced.module.forward
-        self._lent: list[int] = []  # outputs in memory that is not theirs alone
+        self._lent: list[int] = []  # outputs whose memory is shared with other tensors
 
     def compile(self, weights: Mapping[str, Beta], arguments: Arguments, options: Options) -> list[Tensor]:
         """Compile, and run once."""
@@ -91,7 +91,7 @@ class Graph:
         kwargs: Mapping[str, Any],
         weights: Mapping[str, Beta],
     ) -> list[Tensor]:
-        """Run, at some calls beside the programs."""
+        """Run the graph; at some calls, run the programs too and compare."""
         self.num_calls += 1
         step = None
         if self.num_calls in CHECKED_CALLS or self.num_calls % CHECKED_EVERY == 0:
@@ -108,12 +108,12 @@ class Graph:
         return outputs[self._traced.num_parts :]
 
     def outputs_of(self, step: Step) -> list[Tensor]:
-        """What the graph would return for it; empty where the step has other gradients."""
+        """The outputs that the graph should have for this step; empty where the step has other gradients."""
         gradients = [g for g in step.gradients if g is not None]
         return [*step.parts, *gradients] if len(gradients) == len(self.trained) else []
 
     def tell(self, objective: Objective, weights: Mapping[str, Beta], outputs: list[Tensor]) -> None:
-        """Give the objective what it would have after a run of its own."""
+        """Set the state of the objective as after an uncompiled run."""
         objective._forget()
         _, reconstruction, kl_sum, elbo, loss, *rest = self.parts(outputs)
         names = self._traced.names
@@ -133,15 +133,15 @@ class Graph:
         objective._complete = True
 
     def check(self, step: Step, outputs: list[Tensor]) -> None:
-        """Refuse a graph that gives other numbers than the programs on the same noise."""
+        """Raise if the graph gives other numbers than the programs on the same noise."""
         wanted, parts = self.outputs_of(step), self.parts(outputs)
         if agree(outputs, wanted, self._traced.num_parts):
             return
         raise CompileError(
-            f"at call {self.num_calls} of a compiled step its loss is {float(parts[0]):.8g}, but that of the programs is "
-            f"{float(step.parts[0]):.8g} on the same noise, or their gradients differ: a program uses what the graph cannot "
-            "see, such as random numbers of Python or NumPy, a clock, or variables that changed. Draw by torch or Pyro, and "
-            f"pass what changes as an argument, as a tensor. {OTHERWISE}"
+            f"at call {self.num_calls} of a compiled step its loss is {float(parts[0]):.8g}, but that of the programs "
+            f"is {float(step.parts[0]):.8g} on the same noise, or their gradients differ: a program uses something "
+            "that is not in the graph, such as random numbers of Python or NumPy, a clock, or variables that changed. "
+            f"Draw by torch or Pyro, and pass values that change as tensor arguments. {OTHERWISE}"
         )
 
 
@@ -157,9 +157,9 @@ def build(
     key: tuple,
     options: Options,
 ) -> tuple[Graph, list[Tensor]]:
-    """Run the pair as without compiling, which is this call; trace and compile it for the next ones.
+    """Run the pair uncompiled, for this call; then trace and compile it for the next ones.
 
-    Parameters and guides may come into being in that run. The graph is held against another one, on other noise. Returns
+    Parameters and guides may be created in the first run. The graph is compared with another run, on other noise. Returns
     the graph and the outputs of this call.
     """
     refuse_arguments([*arguments.tensors, *(leaf.value for leaf in arguments.leaves if leaf is not None), *weights.values()])
@@ -175,6 +175,6 @@ def build(
     graph = Graph(key, traced, slots, eager.params, modules, leaves, surroundings)
     with kept_noise(modules), kept_buffers(modules), refuse_moved(traced.held, modules):
         graph.check(eager.step, graph.compile(weights, arguments, options))
-    # Beside parameters, the first run may have had gradients at draws that were leaves.
+    # Besides parameters, the first run may have had gradients of draws that were leaves.
     gradients: dict[int, Any] = {id(leaf): gradient for leaf, gradient in zip(leaves, first.gradients, strict=True)}
     return graph, [*first.parts, *(torch.empty_like(leaf).copy_(gradients[id(leaf)]) for leaf in graph.trained)]

@@ -1,4 +1,4 @@
-"""From a graph to a function, by torch's inductor."""
+"""Compile a graph to a function, by torch's inductor."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def compiled_function(module: fx.GraphModule, inputs: Sequence[Tensor], options:
         return module.forward
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
-        from torch import _inductor  # takes a second, so only where it is used
+        from torch import _inductor  # the import takes a second, so it is done only where it is needed
 
     settings: dict[str, Any] = {}
     if all(t.device.type == "cpu" for t in inputs):
-        settings["layout_optimization"] = False  # channels last made small convolutions slower on processors
+        settings["layout_optimization"] = False  # the channels-last layout made small convolutions slower on CPUs
     if options.settings.get("mode") is not None:
         settings |= _inductor.list_mode_options(options.settings["mode"])
-    # The draws of torch's own random state, so that the numbers are those without compiling.
+    # Draw from torch's random state, so that the numbers are the same as uncompiled.
     settings |= {**options.settings.get("options", {}), "fallback_random": True}
-    # Without gradients, or torch would differentiate the gradients again.
+    # Without recording gradients, or torch would differentiate the gradients again.
     with torch.no_grad(), named_compiling(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
         function: Callable[..., Any] = _inductor.compile(module, list(inputs), options=settings)

@@ -1,4 +1,4 @@
-"""What `compile=` of an objective may be."""
+"""The values of the option `compile=` of an objective."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Options:
 
 
 def options_of(compile: bool | Mapping[str, Any]) -> Options | None:
-    """The options that `compile=` names; None where nothing is compiled."""
+    """The options given by `compile=`; None where nothing is compiled."""
     if isinstance(compile, bool):
         return Options() if compile else None
     if not isinstance(compile, Mapping):

@@ -1,4 +1,4 @@
-"""What comes out of a graph: whether it is right, and whose memory it lies in."""
+"""The outputs of a graph: whether they are right, and which share memory with other tensors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from torch import Tensor
 
 from .calls import is_rough
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of terms, relative to the largest; ten times that for gradients
+# tolerance of terms, relative to the largest; ten times that for gradients
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 ROUGH = 1e-2  # of half precision
 
 
 def agree(found: list[Tensor], wanted: list[Tensor], num_parts: int) -> bool:
-    """Whether two steps have the same numbers, up to rounding: terms among terms, gradients among gradients."""
+    """Whether two steps have the same numbers up to rounding; terms and gradients are compared separately."""
     if [f.shape for f in found] != [w.shape for w in wanted]:
         return False
     tolerance = ROUGH if is_rough() or any(t.dtype not in TOLERANCE for t in wanted) else TOLERANCE[found[0].dtype]
@@ -21,7 +22,7 @@ def agree(found: list[Tensor], wanted: list[Tensor], num_parts: int) -> bool:
 
 
 def alike(pairs: list[tuple[Tensor, Tensor]], tolerance: float) -> bool:
-    """Whether all numbers agree: in units of the largest of their tensor, or of a hundredth of the tolerance of them all."""
+    """Whether all numbers agree, relative to the largest of their tensor, or to 1/100 of the tolerance of all."""
     sizes = [float(wanted.abs().nan_to_num(0.0, 0.0, 0.0).max()) if wanted.numel() else 0.0 for _, wanted in pairs]
     least = 0.01 * tolerance * max(sizes, default=0.0)  # rounding of sums in which large numbers cancel
     return all(
@@ -31,9 +32,9 @@ def alike(pairs: list[tuple[Tensor, Tensor]], tolerance: float) -> bool:
 
 
 def lent(inputs: list[Tensor], outputs: list[Tensor], num_parts: int, leaves: list[Tensor]) -> list[int]:
-    """The outputs that lie in the memory of an input or of an earlier gradient, or otherwise than their leaf.
+    """The outputs that share memory with an input or an earlier gradient, or have another layout than their leaf.
 
-    A gradient of a linear loss may be the data themselves, which an optimiser must not change.
+    For instance, a gradient of a linear loss may be the data tensor, which an optimiser must not change.
     """
     taken = {t.untyped_storage().data_ptr() for t in inputs}
     found = []

@@ -1,4 +1,4 @@
-"""Why a step cannot be compiled, in words of ours."""
+"""Errors for steps that cannot be compiled, with the reason and a remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHERWISE = "Or train with compile=False"
 
 
 def refuse_handlers() -> None:
-    """Refuse handlers around the call: the graph would not have what they do at later calls."""
+    """Raise for Pyro handlers around the call: the graph would not apply them at later calls."""
     for messenger in _PYRO_STACK:
         if isinstance(messenger, BlockMessenger) or (isinstance(messenger, TraceMessenger) and messenger.param_only):
             continue
@@ -49,22 +49,22 @@ def refuse_arguments(leaves: list[Any]) -> None:
             )
         if type(leaf).__module__ == "numpy":
             raise CompileError(
-                f"compile= expects data as tensors, but an argument is a {type(leaf).__name__} of NumPy, whose numbers the "
-                f"graph would keep for ever: pass torch.as_tensor(x). {OTHERWISE}"
+                f"compile= expects data as tensors, but an argument is a {type(leaf).__name__} of NumPy, whose numbers "
+                f"would become constants of the graph: pass torch.as_tensor(x). {OTHERWISE}"
             )
 
 
 def refuse_hooks(leaves: list[Tensor]) -> None:
     if any(has_hooks(leaf) for leaf in leaves):
         raise CompileError(
-            "compile= writes gradients of parameters directly, so that hooks on them would not run, or twice, but a "
-            f"parameter has one: remove it (handle.remove()), and clip gradients in the optimiser. {OTHERWISE}"
+            "compile= writes gradients of parameters directly, so that hooks on them would not run, or run twice, but "
+            f"a parameter has a hook: remove it (handle.remove()), and clip gradients in the optimiser. {OTHERWISE}"
         )
 
 
 @contextmanager
 def refuse_moved(held: list[Tensor], modules: list[nn.Module]) -> Iterator[None]:
-    """Refuse programs that change tensors in place which are no buffers: a check runs them once more than training does."""
+    """Raise for programs that change tensors in place other than buffers: a check runs them once more than training does."""
     buffers = {id(buffer) for module in modules for buffer in module._buffers.values()}
     others = [(tensor, tensor._version) for tensor in held if id(tensor) not in buffers and not tensor.is_inference()]
     try:
@@ -72,8 +72,8 @@ def refuse_moved(held: list[Tensor], modules: list[nn.Module]) -> Iterator[None]
     finally:
         if any(tensor._version != version for tensor, version in others):
             raise CompileError(
-                "compile= expects that programs change no tensors but buffers of modules, and that in place, but one of "
-                f"another kind changes in a run: register it as a buffer (module.register_buffer). {OTHERWISE}"
+                "compile= expects programs that change only buffers of modules, and these in place, but another "
+                f"tensor changes in a run: register it as a buffer (module.register_buffer). {OTHERWISE}"
             )
 
 
@@ -81,7 +81,7 @@ READERS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__ind
 
 
 class RefuseReads(TorchFunctionMode):
-    """Refuses reading the value of a parameter or buffer while a step is traced: the graph would keep it for ever."""
+    """Raises where the value of a parameter or buffer is read in tracing: it would become a constant of the graph."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -91,15 +91,15 @@ class RefuseReads(TorchFunctionMode):
             if args[0].numel() and read_by_program(frame):
                 where = f"`{inside[-1].line}` ({inside[-1].filename}, line {inside[-1].lineno})" if inside else "a program"
                 raise CompileError(
-                    "compile= expects programs whose course does not depend on the values of tensors, but "
-                    f"{where}, or what it calls, reads one: keep it a tensor (torch.where for an `if`; no .item(), "
-                    f".numpy(), float()). {OTHERWISE}"
+                    "compile= expects programs whose control flow does not depend on the values of tensors, but "
+                    f"{where}, or a function that it calls, reads one: keep it a tensor (torch.where for an `if`; no "
+                    f".item(), .numpy(), float()). {OTHERWISE}"
                 )
         return func(*args, **(kwargs or {}))
 
 
 def read_by_program(frames: list[traceback.FrameSummary]) -> bool:
-    """Whether the last caller outside of torch's internals is a program or a layer, and not Pyro or this package."""
+    """Whether the last caller outside torch's internals is a program or a layer, not Pyro or this package."""
     ours = (*(f"{folder}{os.sep}" for folder in pyro.__path__), f"{OURS}{os.sep}")
     for frame in reversed(frames):
         if frame.filename.startswith(ours):
@@ -111,7 +111,7 @@ def read_by_program(frames: list[traceback.FrameSummary]) -> bool:
 
 @contextmanager
 def named_tracing() -> Iterator[None]:
-    """The programs ran a moment ago: what fails now fails because it is traced."""
+    """The programs have just run without error, so an error here is caused by tracing."""
     try:
         yield
     except CompileError:
@@ -120,18 +120,17 @@ def named_tracing() -> Iterator[None]:
         kind, text = type(error).__name__, first_line(error)
         if kind in READS or "numpy()" in text or "data dependent" in text.lower() or "data-dependent" in text.lower():
             raise CompileError(
-                f"compile= expects programs whose course does not depend on the values of tensors, but {place(error)}, or "
-                "what it calls, reads one: keep it a tensor (torch.where for an `if`; no .item(), .numpy(), boolean index). "
-                f"{OTHERWISE}"
+                "compile= expects programs whose control flow does not depend on the values of tensors, but "
+                f"{place(error)}, or a function that it calls, reads one: keep it a tensor (torch.where for an `if`; "
+                f"no .item(), .numpy(), boolean index). {OTHERWISE}"
             ) from error
         if "ProvenanceTensor" in text:
             raise CompileError(
-                "compile= cannot trace how draws that are not reparameterised are followed through the model, which is how "
-                "BetaTraceGraph_ELBO finds what each of them costs: use BetaTrace_ELBO or ImportanceWeightedELBO. "
-                f"{OTHERWISE}"
+                "compile= cannot trace BetaTraceGraph_ELBO, which follows draws that are not reparameterised through "
+                f"the model to find the terms of each: use BetaTrace_ELBO or ImportanceWeightedELBO. {OTHERWISE}"
             ) from error
         raise CompileError(
-            f"compile= could not trace {place(error)}: {kind}: {text}. Take that out of the program. {OTHERWISE}"
+            f"compile= could not trace {place(error)}: {kind}: {text}. Remove that from the program. {OTHERWISE}"
         ) from error
 
 
@@ -159,7 +158,7 @@ def first_line(error: BaseException) -> str:
 
 
 def place(error: BaseException) -> str:
-    """The last frame of the user's, outside of torch, Pyro and this package: its file, line and text."""
+    """The last frame outside torch, Pyro and this package: its file, line and text."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
         known = file.startswith(LIBRARIES) or os.path.dirname(file) == STANDARD

@@ -1,4 +1,4 @@
-"""Runs of the pair that leave nothing behind: the eager step that a graph is held against, and the run that is traced."""
+"""Runs of the pair without side effects: the eager step that a graph is compared with, and the run that is traced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Step(NamedTuple):
     """The numbers of one step.
 
-    :ivar parts: the loss, the tensors of `terms` and whatever else the objective keeps.
+    :ivar parts: the loss, the tensors of `terms` and others that the objective keeps.
     :ivar gradients: by leaf; None where the loss does not depend on one.
     """
 
@@ -68,9 +68,9 @@ def eager_step(
     leaves: list[Tensor],
     modules: list[nn.Module],
 ) -> Eager:
-    """A step without compiling, on the noise that comes next, which is put back: parameters and buffers stay as they were.
+    """An uncompiled step on the next noise of torch; random state, parameters and buffers are restored.
 
-    Random numbers of Python and NumPy are not put back, so that a program which uses them is found out.
+    The random state of Python and NumPy is not restored, so that a program which uses it is detected.
     """
     store = pyro.get_param_store()
     with unseen_run(objective, model, guide, modules), kept_noise(modules):
@@ -79,23 +79,23 @@ def eager_step(
             step = step_of(objective, model, guide, args, kwargs, leaves)
         if moved := [n for n, tensor in before.items() if store._params.get(n, tensor) is not tensor]:
             raise CompileError(
-                f"compile= expects parameters that only the optimiser changes, but the programs replace '{moved[0]}' in "
-                "Pyro's store, as a baseline with use_decaying_avg_baseline does: take that out of the programs. "
+                f"compile= expects parameters that only the optimiser changes, but the programs replace '{moved[0]}' "
+                "in Pyro's store, as a baseline with use_decaying_avg_baseline does: remove that from the programs. "
                 f"{OTHERWISE}"
             )
         values: dict[str, Any] = {name: site["value"] for name, site in seen.trace.nodes.items()}
         params = {name: (value.unconstrained(), value.unconstrained() is value) for name, value in values.items()}
         if local := [name for name, (_, is_value) in params.items() if not is_value and name not in store]:
             raise CompileError(
-                f"compile= finds constrained parameters in Pyro's store, but '{local[0]}' belongs to its module alone: "
-                f"train with pyro.settings.set(module_local_params=False). {OTHERWISE}"
+                f"compile= looks for constrained parameters in Pyro's store, but '{local[0]}' is stored in its module "
+                f"only: train with pyro.settings.set(module_local_params=False). {OTHERWISE}"
             )
     return Eager(step, params)
 
 
 @contextmanager
 def kept_noise(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put the random state of torch back."""
+    """Restore the random state of torch."""
     tensors = [p for m in modules for p in m._parameters.values() if p is not None]
     with torch.random.fork_rng(devices={p.device.index for p in tensors if p.device.type == "cuda"}):
         yield
@@ -103,7 +103,7 @@ def kept_noise(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def unseen_run(objective: Objective, model: Callable, guide: Callable, modules: list[nn.Module]) -> Iterator[None]:
-    """Hide a run from handlers around it, and put back what it changes: attributes, buffers, store, settings."""
+    """Hide a run from handlers around it, and restore what it changes: attributes, buffers, store, settings."""
     objects = [getattr(p, "__self__", p) for p in (model, guide)]
     programs = [p for p in objects if hasattr(p, "__dict__") and not isinstance(p, nn.Module)]
     checks = torch.distributions.Distribution._validate_args  # Pyro's own switch would overwrite it
@@ -137,17 +137,17 @@ def kept_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
                     buffer.copy_(old)
     if replaced:
         raise CompileError(
-            "compile= expects programs that change buffers in place, but one gives a buffer other memory (buffer.data = "
+            "compile= expects programs that change buffers in place, but one gives a buffer new memory (buffer.data = "
             f"...), which a graph would not do: write buffer.copy_(...). {OTHERWISE}"
         )
 
 
 @contextmanager
 def kept_attributes(owners: Iterable[Any], ignored: Any = None) -> Iterator[None]:
-    """Put back the attributes of objects: tensors of a trace that a program keeps are of no use afterwards.
+    """Restore the attributes of objects: tensors of a trace that a program keeps are unusable afterwards.
 
-    :raises CompileError: where a program changes a plain attribute, as a counter, or puts another tensor in the place of a
-        buffer or parameter, which a graph would not do.
+    :raises CompileError: where a program changes a plain attribute, such as a counter, or replaces a buffer or parameter by
+        another tensor, which a graph would not do.
     """
     saved = []
     for owner in owners:
@@ -169,7 +169,7 @@ def kept_attributes(owners: Iterable[Any], ignored: Any = None) -> Iterator[None
                 table.update(content)
     for owner, name in changed:
         raise CompileError(
-            f"compile= expects programs that leave their attributes alone, but {type(owner).__name__}.{name} changes in a "
-            "run, and the code of a program is not run again once it is traced: pass it as an argument, change it outside "
-            f"of the program, or change a buffer in place (buffer.copy_). {OTHERWISE}"
+            f"compile= expects programs that do not change their attributes, but {type(owner).__name__}.{name} changes "
+            "in a run, and the code of a program does not run again once it is traced: pass it as an argument, change "
+            f"it outside of the program, or change a buffer in place (buffer.copy_). {OTHERWISE}"
         )

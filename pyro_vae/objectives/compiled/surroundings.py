@@ -1,4 +1,4 @@
-"""What a graph was traced with beside its inputs: modes, plain attributes, which tensors are parameters of what."""
+"""The state in which a graph was traced, besides its inputs: modes, plain attributes, the identity of parameters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ...isolation import modules_of
 PLAIN = (bool, int, float, str, type(None))
 OF_EVERY_MODULE = set(vars(nn.Module())) - {"training"}
 
-# What an objective has of its last call, and its weights, which are inputs.
+# Attributes of an objective that change with each call, and its weights, which are inputs.
 OF_A_CALL = {"_num_updates", "_calls_since_update", "_complete", "_terms", "_pass", "_given", "_betas", "_recorded", "_beta"}
 
 
 @contextmanager
 def modules_inside(*programs: Callable) -> Iterator[list[nn.Module]]:
-    """Yields the modules of the programs, and those that ran inside, from a closure: all of them are there at the end."""
+    """Yields a list of the modules of the programs and of those that ran inside them; it is complete on exit."""
     found: dict[int, nn.Module] = {}
 
     def add(module: nn.Module, inputs: Any = ()) -> None:
@@ -36,16 +36,16 @@ def modules_inside(*programs: Callable) -> Iterator[list[nn.Module]]:
         yield listed
     finally:
         hook.remove()
-        for owner in modules_of(*programs):  # lazy ones are what they are by now
+        for owner in modules_of(*programs):  # lazy modules have their final class by now
             for module in owner.modules():
                 add(module)
         listed.extend(found.values())
 
 
 class Surroundings:
-    """Remembers plain attributes, parameters and buffers of the modules, entries of Pyro's store and the kinds of tensors.
+    """Stores plain attributes, parameters and buffers of the modules, entries of Pyro's store and the kinds of tensors.
 
-    `hold` is asked at every call, so it compares prepared tuples.
+    `hold` is called at every step, so it compares prepared tuples.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Surroundings:
         self._values += [taken(scope, set(), names) for program in programs for scope, names in scopes(program)]
         self._values.append(taken(vars(objective), {*OF_A_CALL, *objective._weights()}))
         self._values = [known for known in self._values if known is not None]
-        self._sizes = [(vars(m), len(vars(m))) for m in modules]  # an attribute that comes later
+        self._sizes = [(vars(m), len(vars(m))) for m in modules]  # an attribute that is added later
         tables = [table for m in modules for table in (m._parameters, m._buffers, m._modules)]
         self._owned = [(table, [*map(id, table.values())]) for table in tables]
         store: dict[str, Tensor] = pyro.get_param_store()._params
@@ -72,14 +72,14 @@ class Surroundings:
     def hold(self) -> bool:
         try:
             same_values = all(get(scope) == values for scope, get, values in self._values)
-        except KeyError:  # an attribute is gone
+        except KeyError:  # an attribute was removed
             return False
         if any(len(attributes) != size for attributes, size in self._sizes):
             return False
         return same_values and not self.replaced() and [*map(kind, self._tensors)] == self._kinds
 
     def replaced(self) -> bool:
-        """Whether a module or the store holds other tensors: then this graph will never be right again."""
+        """Whether a module or the store has other tensors now: then this graph is never valid again."""
         store = pyro.get_param_store()._params
         if any(store.get(name) is not tensor for name, tensor in self._entries):
             return True
@@ -95,7 +95,7 @@ def has_hooks(tensor: Tensor) -> bool:
 
 
 def taken(scope: dict[str, Any], without: set[str], names: Iterable[str] | None = None) -> Any:
-    """The plain values in a scope, and how to get them again; None where there are none."""
+    """The plain values in a scope, and how to read them again; None where there are none."""
     asked = scope if names is None else names
     plain = tuple(n for n in asked if n in scope and n not in without and type(scope[n]) in PLAIN)
     if not plain:
@@ -124,7 +124,7 @@ class Cells(Mapping[str, Any]):
 
 
 def scopes(program: Callable) -> Iterator[tuple[Any, Iterable[str] | None]]:
-    """Where a program of Python finds its variables: globals and closure of its function, attributes of its object."""
+    """The scopes of a Python program: globals and closure of its function, attributes of its object."""
     core, bound = unwrapped(program)
     owner = getattr(core, "__self__", bound[0] if bound else None)
     if owner is not None and not isinstance(owner, nn.Module) and hasattr(owner, "__dict__"):

@@ -1,4 +1,4 @@
-"""One graph of loss, terms and gradients of a step, whose inputs are all tensors that it knows."""
+"""One graph of loss, terms and gradients of a step, with all tensors that it uses as inputs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 class Traced(NamedTuple):
     """
+    A traced step.
+
     :ivar module: from the inputs to a list, the parts of the step and then its gradients.
-    :ivar given: of the inputs that come with a call, weights and then arguments, the places of those that the graph reads.
-    :ivar held: the other inputs: parameters, buffers, whatever else the programs know.
-    :ivar names: of the KLs; `plates` are those of the terms.
-    :ivar num_parts: how many of the outputs are no gradients.
-    :ivar trained: the leaves whose gradients come next.
+    :ivar given: the positions of the inputs that the graph uses, among those of a call: weights, then arguments.
+    :ivar held: the other inputs: parameters, buffers and other tensors of the programs.
+    :ivar names: names of the KLs; `plates` are the plates of the terms.
+    :ivar num_parts: the number of outputs that are not gradients.
+    :ivar trained: the leaves whose gradients follow.
     """
 
     module: fx.GraphModule
@@ -69,7 +71,7 @@ def traced_step(
 
 @contextmanager
 def without_mkldnn() -> Iterator[None]:
-    """Its kernels for recurrent layers cannot be traced: without them such a layer becomes its steps."""
+    """Disable mkldnn, whose kernels for recurrent layers cannot be traced: without it, the steps are traced."""
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
@@ -79,7 +81,7 @@ def without_mkldnn() -> Iterator[None]:
 
 
 def lift(module: fx.GraphModule, num_given: int) -> tuple[list[int], list[Tensor]]:
-    """Make inputs of the tensors that a graph holds, one for each tensor; drop given inputs that nothing reads."""
+    """Turn the tensors that a graph holds into inputs, one for each tensor; drop given inputs that are not used."""
     graph = module.graph
     graph.set_codegen(fx.graph.CodeGen())
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -111,7 +113,7 @@ def lift(module: fx.GraphModule, num_given: int) -> tuple[list[int], list[Tensor
 def weights_of(objective: Objective) -> tuple[dict[str, Beta], list[str]]:
     """The weights of this call by name, and the names of those that are inputs of a graph.
 
-    The numbers one and zero are none: by them objectives decide what they compute.
+    The numbers one and zero are not inputs: objectives decide by them what to compute.
     """
     given = objective._weights()
     inputs = [name for name, weight in given.items() if not (type(weight) in (int, float) and weight in (0, 1))]

@@ -1,1 +1,1 @@
-"""Parts of the objectives on Pyro's traces: beta in the scales, matching of sites, KLs by formula."""
+"""Parts of the objectives on Pyro's traces: beta in the scales, matching of sites, analytic KLs."""

@@ -1,4 +1,4 @@
-"""Base of the beta-ELBOs on Pyro's traces: beta in the scales of the latents, the densities of each run."""
+"""Base class of the beta-ELBOs on Pyro's traces: beta in the scales of the latents, the densities of each run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .matching import Beta, Betas, check_imputed
 
 
 class BetaELBO(BetaObjective):
-    """What the beta-ELBOs share; comes before a class of Pyro, whose `_get_trace` it wraps."""
+    """Base class of the beta-ELBOs; it is listed before a class of Pyro, whose `_get_trace` it wraps."""
 
     _betas: Betas  # of this call
-    _recorded: Betas  # the same, but whoever changes a tensor in place changes no record
+    _recorded: Betas  # the same, in memory that later changes in place do not affect
     _passes: list[Pass]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,12 +73,12 @@ class BetaELBO(BetaObjective):
 
 
 def densities_of(traces: WeighedTraces, analytic: Mapping[str, Tensor] | None = None) -> Pass:
-    """The densities of one run, their scales without beta; a KL with a formula takes the place of its densities."""
+    """The densities of one run, with scales without beta; an analytic KL replaces its densities."""
 
     def density(site: Any, scale: Beta) -> Density:
         log_prob = detach_provenance(site["unscaled_log_prob"].detach())
         if isinstance(site["fn"], dist.Unit):
-            log_prob = log_prob.clone()  # it may be a parameter itself, which the optimiser changes in place
+            log_prob = log_prob.clone()  # it may be a parameter, which the optimiser changes in place
         return Density(log_prob, scale, detach_provenance(site["mask"]))
 
     def side(sites: Mapping[str, Any], names: tuple[str, ...]) -> list[Density]:

@@ -40,12 +40,12 @@ def beta_at(betas: Betas, name: str) -> Beta:
 
 
 class BetaMessenger(Messenger):
-    """Multiply the scale of every unobserved site by its beta, zero included, and keep the scale without it.
+    """Multiplies the scale of every unobserved site by its beta, also by zero, and stores the scale without it.
 
-    Also checks that the plates of the model hold the same data as those of the guide.
+    Also checks that the plates of the model have the same data as those of the guide.
 
     :param has_jacobians: whether factors with `has_rsample=True` are log-Jacobians, as in a guide.
-    :param guide: for a model, the messenger that saw the guide run.
+    :param guide: for a model, the messenger that ran with the guide.
     """
 
     def __init__(self, betas: Betas, has_jacobians: bool, guide: BetaMessenger | None = None) -> None:
@@ -57,14 +57,14 @@ class BetaMessenger(Messenger):
         self._weighed: dict[tuple[float, int], Beta] = {}
 
     def __enter__(self) -> BetaMessenger:
-        # Scales around the whole call come after ours, so that the messages do not have them yet.
+        # Scales around the whole call are applied after ours, so the messages do not have them yet.
         self.outside = math.prod(m.scale for m in _PYRO_STACK if isinstance(m, ScaleMessenger))
         super().__enter__()
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
-            # Replay, which stands further out, would answer with the guide's indices, whatever the model asks for.
+            # Replay, an outer handler, would replace the model's indices by those of the guide.
             name = msg["name"]
             if self.guide is not None and name in self.guide.indices:
                 known, size = self.guide.indices[name], self.guide.full_sizes[name]
@@ -78,7 +78,7 @@ class BetaMessenger(Messenger):
         msg["scale"] = self._weigh(msg["scale"], beta_at(self.betas, latent))
 
     def _weigh(self, scale: Beta, beta: Beta) -> Beta:
-        """The product; one tensor for all sites of one scale, so that they are seen to be alike without reading it."""
+        """The product; one tensor for all sites with the same scale, so that equality can be tested without reading it."""
         if isinstance(scale, Tensor):
             return scale * beta
         return self._weighed.setdefault((scale, id(beta)), scale * beta)
@@ -100,8 +100,8 @@ class WeighedTraces:
 
     :ivar model_sites: the model's sites, `guide_sites` the guide's, as Pyro's messages.
     :ivar scales: the scale of each latent without beta.
-    :ivar groups: the sites that make up each KL, by the name it is reported under.
-    :ivar imputed: latents that `obs_mask` leaves to the model to draw; they carry no weight.
+    :ivar groups: the sites of each KL, by the name under which it is reported.
+    :ivar imputed: latents that the model draws because of `obs_mask`; they have no weight.
     """
 
     model: Trace
@@ -121,9 +121,9 @@ def weigh_traces(
     kwargs: Mapping[str, Any],
     betas: Betas,
 ) -> WeighedTraces:
-    """Trace the pair by an ELBO's own `_get_trace` with beta in the scales. Refuse what beta has no meaning for.
+    """Trace the pair by the `_get_trace` of an ELBO with beta in the scales; raise where beta has no meaning.
 
-    Masks may have been carried from one side to the other: have the traces compute their log-densities again.
+    Masks may have been copied from one side to the other, so the traces must compute their log-densities again.
     """
     interleaved = isinstance(unwrap(guide), GuideMessenger)  # the guide runs the model: one messenger sees both
     on_guide = BetaMessenger(betas, not interleaved)

@@ -1,4 +1,4 @@
-"""Expectations under enumerated draws as Pyro's Dice takes them, but that no value is read: they can be traced."""
+"""Expectations under enumerated draws as in Pyro's Dice, but without reading values, so that they can be traced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class WholeDice(Dice):
-    """Pyro's Dice. Costs of probability zero are replaced by zero, where Pyro looks whether there are any and drops them."""
+    """Pyro's Dice, with costs of probability zero replaced by zero; Pyro tests whether there are any and drops them."""
 
     def compute_expectation(self, costs: Mapping[frozenset[str], list[Any]]) -> Any:
         with shared_intermediates() as cache:
@@ -37,7 +37,7 @@ class WholeDice(Dice):
 def marginals(
     ring: MarginalRing, log_factors: list[Any], ordinal: frozenset[str], costs: list[Any]
 ) -> dict[frozenset[str], Tensor]:
-    """The probabilities of what each cost depends on, by its axes."""
+    """The probabilities of the draws that each cost depends on, by its axes."""
     queries: dict[frozenset[str], Any] = {frozenset(cost._pyro_dims): None for cost in costs}
     for factor in log_factors:
         key = frozenset(factor._pyro_dims)

@@ -1,7 +1,7 @@
-"""Which latents have a KL by formula: those whose prior depends on nothing that depends on their own draw.
+"""Find the latents with an analytic KL: those whose prior does not depend on the draw of the latent through later draws.
 
-KL(q(z given a) to p(z given b)), averaged over draws of the guide, is E[log q - log p] of the guide only if b says no more
-about z than a does. What the guide draws before z depends on z in no way. What it draws later may.
+KL(q(z given a) to p(z given b)), averaged over draws of the guide, equals E[log q - log p] only if b has no more information
+about z than a has. Draws that the guide makes before z do not depend on z. Later draws may.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from .tape import Tape
 
 
 def out_of_order(guide_sites: Iterable[str], model_sites: Iterable[str]) -> list[str]:
-    """The latents that the guide draws before another one that stands before them in the model; sites in the order they ran.
+    """The latents that the guide draws before another latent that precedes them in the model.
 
-    Only their priors can depend on their own draws. An autoguide draws a latent under another name before it is set.
+    The sites are in the order in which they ran.
+
+    Only the priors of these latents can depend on their draws. An autoguide draws a latent under another name before it is
+    set.
     """
     place = {name: i for i, name in enumerate(guide_sites)}
     found, last = [], -1
@@ -38,10 +41,10 @@ def out_of_order(guide_sites: Iterable[str], model_sites: Iterable[str]) -> list
 def depends_on_own_draw(
     names: Collection[str], guide: Callable, model: Callable, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> frozenset[str]:
-    """The latents among `names` whose prior depends on their own draw, through later draws of the guide.
+    """The latents among `names` whose prior depends on the draw of the same latent, through later draws of the guide.
 
-    Each draw is followed through guide and model by its provenance. A scripted function or `torch.vmap` loses that, so the
-    draw is also replaced by another one, and the prior must stay as it was. In doubt a latent is named.
+    Each draw is tracked through guide and model by its provenance. A scripted function or `torch.vmap` loses the provenance,
+    so the draw is also replaced by another one, and the prior must not change. In doubt a latent is included.
     """
     with rehearsed(guide, model, args, kwargs):
         try:
@@ -53,7 +56,7 @@ def depends_on_own_draw(
                 if scored.read[name] & {name, draw} or not same_density(scored.nodes[name], other.nodes[name]):
                     found.add(name)
             return frozenset(found)
-        except Exception:  # whatever a program may raise when its tensors are followed
+        except Exception:  # a program may raise any error when its tensors are tracked
             return frozenset(names)
 
 
@@ -71,7 +74,7 @@ def run_followed(
 
 
 class FollowedTape(Tape):
-    """A tape with provenance: a draw carries its name, and so does whatever is computed from it.
+    """A tape with provenance: a draw is marked with its name, and so is everything computed from it.
 
     :ivar read: by latent, the names of the draws that its distribution and its mask depend on.
     """
@@ -87,7 +90,7 @@ class FollowedTape(Tape):
             replayed = self.guide is not None and name in self.guide.nodes
             log_prob = msg["fn"].log_prob(detach_provenance(value) if replayed else value)
             read = get_provenance(log_prob) | get_provenance(msg["mask"]) | self.lost.names
-            other = None if replayed else msg["fn"]()  # in every run, so that all later noise is the same
+            other = None if replayed else msg["fn"]()  # drawn in every run, so that all later noise is the same
             self.read[name] = read
             if not replayed:
                 msg["value"] = track_provenance(other if name == self.moved else value, read | {name})

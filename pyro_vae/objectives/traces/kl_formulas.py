@@ -1,4 +1,4 @@
-"""The KL of a latent given those drawn before it: by formula where torch knows one, whole or dimension by dimension."""
+"""The KL of a latent given those drawn before it: by formula where torch has one, for the site or for each dimension."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .draw_order import depends_on_own_draw, out_of_order
 
 
 class OwnDraws:
-    """Find the latents whose prior depends on their own draw, through later draws of the guide: they have no formula.
+    """Find the latents whose prior depends on the draw of the same latent, through later draws of the guide.
 
-    Nothing is run where both sides draw in the same order. The last answer is kept for the steps that follow.
+    Their KL has no formula. Nothing is run where both sides draw in the same order. The last result is kept for later steps.
     """
 
-    _last: tuple[Any, frozenset[str]] = ((), frozenset())  # what was asked, and the answer
+    _last: tuple[Any, frozenset[str]] = ((), frozenset())  # the last question and its result
 
     def find(
         self,
@@ -49,7 +49,7 @@ class OwnDraws:
 
 
 def analytic_kl(traces: WeighedTraces, sites: tuple[str, ...]) -> Tensor | None:
-    """KL(q(z|x) || p(z)) of one latent, of the shape of its plates; None where torch knows no formula or q is a point."""
+    """KL(q(z|x) || p(z)) of one latent, of the shape of its plates; None where torch has no formula or q is a Delta."""
     sides = [side[sites[0]]["fn"] for side in (traces.guide_sites, traces.model_sites) if sites[0] in side]
     if len(sides) < 2 or len(sites) > 1 or isinstance(innermost(sides[0]), dist.Delta):
         return None
@@ -67,14 +67,14 @@ def kl_by_dimension(traces: WeighedTraces, name: str, by_formula: bool) -> Tenso
     for side, fn in (("guide", q), ("model", p)):
         if fn.event_dim:
             raise StructureError(
-                f"the {side}'s site '{name}' ({type(fn).__name__}) does not fall into independent dimensions, so it has no "
-                "KL for each of them: use free_bits_per='site', which takes the site as a whole"
+                f"the {side}'s site '{name}' ({type(fn).__name__}) does not factorise over dimensions, so it has no KL "
+                "for each of them: use free_bits_per='site', which takes the site as a whole"
             )
     shapes = (torch.Size(side[name]["fn"].shape()) for side in (traces.guide_sites, traces.model_sites))
-    shape = torch.broadcast_shapes(*shapes)  # a prior that reads one element of a plate has an axis of size one more
+    shape = torch.broadcast_shapes(*shapes)  # a prior that depends on one element of a plate has an extra axis of size one
     if by_formula:  # of all dimensions together, then of each
         kl = known_kl(q, p)
-        assert kl is not None  # asked before, of the site as a whole
+        assert kl is not None  # tested before, for the site as a whole
         return kl.expand(shape)
     log_q = q.log_prob(drawn["value"])
     if drawn["name"] != name:
@@ -89,13 +89,13 @@ def log_jacobian(site: Any, unconstrained: Tensor, prior: Any) -> Tensor:
         log_density: Tensor = point.log_density
         return log_density
     jacobian: Tensor = biject_to(prior.support).inv.log_abs_det_jacobian(site["value"], unconstrained)
-    # An autoguide says its sum alone. Another guide may have another transform: look, as Pyro does while it validates.
+    # An autoguide gives the sum only. Another guide may have another transform: test it, as Pyro does in its validation.
     whole = sum_rightmost(jacobian, point.event_dim)
     if is_validation_enabled() and not torch.allclose(
         whole, torch.as_tensor(point.log_density).to(whole), rtol=1e-4, atol=1e-4
     ):
         raise StructureError(
-            f"the guide transforms the draw of '{site['name']}' in a way of its own, so its KL has no parts by "
-            "dimension: use free_bits_per='site', which takes the site as a whole"
+            f"the guide transforms the draw of '{site['name']}' by another transform than biject_to, so its KL has no "
+            "parts by dimension: use free_bits_per='site', which takes the site as a whole"
         )
     return jacobian

@@ -26,7 +26,7 @@ Per = Literal["dimension", "site"]
 class FreeBits:
     """cost = sum over groups j of beta max(nats * num_data, KL_j): below the floor a KL costs the floor and has no gradient.
 
-    :ivar nats: per datum and group, of each latent site or of all alike.
+    :ivar nats: the floor per datum and group, by latent site or one for all.
     :ivar by_dimension: whether a group is a dimension of a site, or the whole site.
     """
 
@@ -54,7 +54,9 @@ class FreeBits:
             check_one_latent(traces, name)
         sites = [s for n, s in traces.model_sites.items() if s["is_observed"] or n in floored]
         plate = (
-            datum_plate(sites, "free bits", "Or name the latents that are in it: free_bits={'z': ...}") if floored else ""
+            datum_plate(sites, "free bits", ("Or name the latents that are in the plate: free_bits={'z': ...}"))
+            if floored
+            else ""
         )
         return {n: self._rate(traces, analytic, n, plate if n in floored else None) for n in traces.groups}
 
@@ -69,12 +71,12 @@ class FreeBits:
         return Rate(kl, weight_of_data(traces, name, kl, dims).sum())
 
     def cost(self, rates: Rates, nats: Betas, betas: Betas) -> tuple[Tensor, Tensor]:
-        """The cost, and what the KL would cost without a floor."""
+        """The cost, and the KL term without a floor."""
         costs, plain = [], []
         for name, (kl, num_data) in rates.items():
             beta = like(kl, beta_at(betas, name.split("+")[0]))
             floor = num_data * like(kl, nats.get(name, 0.0) if isinstance(nats, Mapping) else nats)
-            # At the floor itself the gradient is that of the KL. No floor of zero: sampled, a KL may be negative.
+            # At the floor the gradient is that of the KL. There is no floor at zero, because a sampled KL may be negative.
             kept = torch.where((kl < floor) & (floor > 0), floor, kl)
             costs.append(beta * kept.sum())
             plain.append(beta * kl.sum())
@@ -100,14 +102,14 @@ class Capacity:
 
     def measure(self, traces: WeighedTraces, analytic: Mapping[str, Tensor]) -> Rates:
         check_latents(traces)
-        plate = datum_plate(traces.model_sites.values(), "capacity", "A latent shared by all data has no KL per datum")
+        plate = datum_plate(traces.model_sites.values(), "capacity", "A latent common to all data has no KL per datum")
         latents = [n for names in traces.groups.values() for n in names if n in traces.model_sites]
         kl = reduce(operator.add, [kl_of_site(traces, analytic, name) for name in traces.groups])
         weights = [weight_of_data(traces, n, kl, data_dims(traces.model_sites[n], plate)) for n in latents]
         return {"all": Rate(kl, reduce(torch.maximum, weights).sum())}
 
     def cost(self, rates: Rates, now: tuple[Beta, Beta], betas: Betas) -> tuple[Tensor, Tensor]:
-        """The cost, and what the KL would cost in an ELBO."""
+        """The cost, and the KL term of an ELBO."""
         kl, num_data = rates["all"]
         nats, weight = (like(kl, value) for value in now)
         return weight * (kl - num_data * nats).abs(), kl
@@ -116,24 +118,28 @@ class Capacity:
 def target_of(
     free_bits: Weight | Mapping[str, Weight], free_bits_per: Per, capacity: Weight | None, capacity_weight: Weight
 ) -> FreeBits | Capacity | None:
-    """The target that the options name; None for the plain sum of the KLs."""
+    """The target given by the options; None for the plain sum of the KLs."""
     one_of("free_bits_per", free_bits_per, Per)
     bits = FreeBits(checked_weights(free_bits, "free_bits"), free_bits_per == "dimension")
     capacity_weight = checked_weight(capacity_weight, "capacity_weight")
     capacity = None if capacity is None else checked_weight(capacity, "capacity")
     wanted = bool(bits.weights) and not is_zero(bits.nats)
     if wanted and capacity is not None:
-        raise OptionError("free_bits says what the KL is at least and capacity what it shall be: give one of the two")
+        raise OptionError(
+            "free_bits is a floor of the KL and capacity a target for it, and the two cannot be combined: give one of them"
+        )
     return bits if wanted else None if capacity is None else Capacity(capacity, capacity_weight)
 
 
 def check_beta(target: FreeBits | Capacity | None, beta: Any) -> None:
     if isinstance(target, Capacity) and not (isinstance(beta, (int, float)) and beta == 1):
-        raise OptionError(f"capacity has a weight of its own: leave beta at 1.0 and set capacity_weight, got beta={beta!r}")
+        raise OptionError(
+            f"capacity has a separate weight, so beta must stay at 1.0: set capacity_weight, got beta={beta!r}"
+        )
 
 
 def is_zero(value: Any) -> bool:
-    """Whether it is the plain number zero; a tensor is not read, because that would synchronise the device."""
+    """Whether a value is the plain number zero; a tensor is not read, because that would synchronise the device."""
     return isinstance(value, (int, float)) and value == 0
 
 
@@ -148,6 +154,6 @@ def check_one_latent(traces: WeighedTraces, name: str) -> None:
     sites = traces.groups[name]
     if name not in traces.model_sites or any(s not in (name, f"{name}_unconstrained") for s in sites):
         raise StructureError(
-            f"the guide's '{name}' ({quoted(sites)}) is a joint or an auxiliary draw, so its KL is not that of one latent "
-            "and cannot have free bits: use AutoNormal, draw each latent by itself, or use capacity"
+            f"the guide's '{name}' ({quoted(sites)}) is a joint or an auxiliary draw, so its KL is not that of one "
+            "latent and cannot have free bits: use AutoNormal, draw each latent separately, or use capacity"
         )

@@ -1,4 +1,4 @@
-"""Match guide and model sites into KL terms, share their scales and masks, and refuse the rest."""
+"""Match guide and model sites into KL terms, share their masks, check their scales; raise for other sites."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ...kernel import is_imputed
 
 Beta = float | Tensor
 Betas = Beta | Mapping[str, Beta]
-UNCONSTRAINED = "_unconstrained"  # what AutoNormal calls the draw behind a latent
+UNCONSTRAINED = "_unconstrained"  # the suffix of the site from which AutoNormal computes a latent
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
@@ -36,7 +36,7 @@ def is_jacobian(site: Mapping[str, Any]) -> bool:
 
 
 def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: list[str]) -> frozenset[str]:
-    """Remove what `obs_mask` draws from the prior from the loss. Refuse any other latent that the guide lacks."""
+    """Remove values drawn because of `obs_mask` from the loss. Raise for any other latent that the guide lacks."""
     imputed = []
     for name in latents[:]:
         site: Any = model_trace.nodes[name]
@@ -58,13 +58,13 @@ def drop_imputed(model_trace: Trace, guide_sites: Mapping[str, Any], latents: li
 
 
 def check_imputed(model_sites: Mapping[str, Any], imputed: frozenset[str]) -> None:
-    """Refuse log-densities that depend on a draw of the model whose score is missing in the gradient."""
+    """Raise for log-densities that depend on a draw of the model whose score-function term is missing in the gradient."""
     for name, site in model_sites.items():
         read = get_provenance(site.get("unscaled_log_prob")) & imputed - {name}
         if read and not site["infer"].get("_deterministic"):
             raise StructureError(
-                f"site '{name}' depends on {quoted(sorted(read))}, which obs_mask leaves to the model to draw and which is "
-                "not reparameterised, so the gradient would lack a term: add it to the guide"
+                f"site '{name}' depends on {quoted(sorted(read))}, which the model draws because of obs_mask and which "
+                "is not reparameterised, so the gradient would lack a term: add it to the guide"
             )
 
 
@@ -78,8 +78,8 @@ def check_guide(guide_sites: Mapping[str, Any], latents: list[str]) -> None:
                 )
         elif name not in latents and not site["infer"].get("is_auxiliary"):
             raise AuxiliarySiteError(
-                f"the guide's site '{name}' has no latent counterpart in the model (latents: {quoted(latents)}). Rename it "
-                "to the latent it stands for, or mark it infer={'is_auxiliary': True} where that is meant"
+                f"the guide's site '{name}' has no latent counterpart in the model (latents: {quoted(latents)}). Give "
+                f"it the name of its latent, or mark it infer={{'is_auxiliary': True}} where that is meant"
             )
         elif not site["fn"].has_rsample and mask_hides_score(site["fn"]):
             raise MaskError(
@@ -89,7 +89,7 @@ def check_guide(guide_sites: Mapping[str, Any], latents: list[str]) -> None:
 
 
 def make_losses_direct(guide_sites: Mapping[str, Any]) -> None:
-    """Mark factors of the guide that are no log q as losses: Pyro would take them for scores of discrete draws."""
+    """Mark factors of the guide that are not a log q as losses: Pyro would take them for scores of discrete draws."""
     for site in guide_sites.values():
         if isinstance(site["fn"], dist.Unit) and site["is_observed"] and "score_parts" in site:
             log_prob = site["score_parts"].log_prob
@@ -98,7 +98,7 @@ def make_losses_direct(guide_sites: Mapping[str, Any]) -> None:
 
 
 def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Beta]) -> None:
-    """Refuse different scales of log p(z) and log q(z): their difference would be no KL."""
+    """Raise for different scales of log p(z) and log q(z): their difference would not be a KL."""
     for name, theirs in guide_scales.items():
         ours = model_scales.get(name, theirs)
         if not same_scales(ours, theirs):
@@ -109,20 +109,20 @@ def check_scales(model_scales: Mapping[str, Beta], guide_scales: Mapping[str, Be
 
 
 def check_joint_scales(scales: Mapping[str, Beta], groups: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse subsampled plates under a joint autoguide: its draw lies outside all plates and misses their scale."""
+    """Raise for subsampled plates with a joint autoguide: its draw is outside all plates and lacks their scale."""
     for sites in (s for s in groups.values() if is_joint(s)):
         first = scales[sites[-1]]
         for name in sites[:-1]:
             if not same_scales(scales[name], first):
                 raise StructureError(
-                    f"site '{name}' has scale {scales[name]}, but the guide draws it jointly in '{sites[-1]}', whose log q "
-                    f"has scale {first}: a joint draw knows no subsampled plates. Use AutoNormal, with create_plates= where "
-                    "the model is given its subsample"
+                    f"site '{name}' has scale {scales[name]}, but the guide draws it jointly in '{sites[-1]}', whose "
+                    f"log q has scale {first}: a joint draw does not have the scale of subsampled plates. Use "
+                    "AutoNormal, with create_plates= where the model is given its subsample"
                 )
 
 
 def same_scales(one: Beta, other: Beta) -> bool:
-    """Plain numbers, the usual case, are compared without tensors: that is a tenth of what a step adds to plain torch."""
+    """Whether two scales are equal; plain numbers are compared without tensors, which saves time in every step."""
     if one is other or not (isinstance(one, Tensor) or isinstance(other, Tensor)) and one == other:
         return True
     as_double = partial(torch.as_tensor, dtype=torch.double)
@@ -130,7 +130,7 @@ def same_scales(one: Beta, other: Beta) -> bool:
 
 
 def kl_groups(guide_sites: Mapping[str, Any], latents: list[str]) -> dict[str, tuple[str, ...]]:
-    """The sites of each KL: a latent with the draw behind it, or all latents that one joint draw of an autoguide sets."""
+    """The sites of each KL: a latent with the draw that gives it, or all latents of a joint draw of an autoguide."""
     shared = [n for n in latents if n in guide_sites]
     auxiliary = [n for n, s in guide_sites.items() if n not in shared and (not s["is_observed"] or is_jacobian(s))]
     groups = {n: (n, *(a for a in auxiliary if a == n + UNCONSTRAINED)) for n in shared}
@@ -157,24 +157,24 @@ def check_names(
     summed_out = [n for n in betas if n not in guide_sites]
     if summed_out:
         raise OptionError(
-            f"beta names {quoted(summed_out)}, which the model sums out: it has no KL to weigh. Take it out of the dict, or "
+            f"beta names {quoted(summed_out)}, which the model sums out, so it has no KL: remove it from the dict, or "
             "enumerate it in the guide"
         )
     for name, sites in groups.items():
         if is_joint(sites):
             raise AuxiliarySiteError(
-                f"the guide draws '{name}' jointly ({quoted(s for s in sites if s not in latents)}), so its KL cannot be "
-                "weighed by site: pass one beta for all, or use AutoNormal"
+                f"the guide draws '{name}' jointly ({quoted(s for s in sites if s not in latents)}), so the KL cannot "
+                "be weighted by site: pass one beta for all, or use AutoNormal"
             )
 
 
 def is_joint(sites: tuple[str, ...]) -> bool:
-    """Whether a KL belongs to a joint draw of an autoguide, which has no part per latent."""
+    """Whether a KL belongs to a joint draw of an autoguide, and so has no part per latent."""
     return len(sites) > 1 and sites[1] != sites[0] + UNCONSTRAINED
 
 
 def share_masks(model_trace: Trace, guide_trace: Trace, groups: Mapping[str, tuple[str, ...]]) -> None:
-    """Mask a latent on both sides where it is masked on one: otherwise one density alone would enter the loss."""
+    """Mask a latent on both sides where it is masked on one: otherwise only one of its densities would enter the loss."""
     for name, names in groups.items():
         sites: list[Any] = [trace.nodes[n] for trace in (model_trace, guide_trace) for n in names if n in trace.nodes]
         masks = [site["mask"] for site in sites]
@@ -189,8 +189,8 @@ def share_masks(model_trace: Trace, guide_trace: Trace, groups: Mapping[str, tup
             if same_masks(masks):
                 continue
             raise MaskError(
-                f"the guide draws '{name}' jointly, so a mask on some of it cannot be carried over to its log q: mask model "
-                "and guide alike, or use AutoNormal"
+                f"the guide draws '{name}' jointly, so a mask on a part of it cannot be applied to its log q: mask "
+                "model and guide alike, or use AutoNormal"
             )
         mask: Tensor | bool | None = None
         for other in masks:

@@ -10,21 +10,21 @@ from pyro import poutine
 from ...errors import EnumerationError
 from ...noise import kept_random_state
 
-MOVED = "a site does not fit its plates, as where a program moves the axis of an enumerated site"
-KEEP_DIMS = "Keep the dims of the plates where they are, z[..., :1, :] for z[..., 0, :]"
+MOVED = "the shape of a site does not fit its plates, for instance because a program moves the axis of an enumerated site"
+KEEP_DIMS = "Keep the positions of the plate dimensions, as in z[..., :1, :] in place of z[..., 0, :]"
 
 # A part of Pyro's or torch's message, what it means, what to do.
 KNOWN = {
     "cartesian product": (
         "an enumerated site has events of several numbers",
-        "Write a site for each number, or take out infer={'enumerate': ...}",
+        "Write a site for each number, or remove infer={'enumerate': ...}",
     ),
     "Enumeration dim conflict": (
         "the guide draws a latent that depends on an enumerated site, and the model draws the two in the other order",
-        "Draw them in the order of the model, or take out infer={'enumerate': ...} in the guide",
+        "Draw them in the order of the model, or remove infer={'enumerate': ...} in the guide",
     ),
     "_pyro_backward": (
-        "there are two discrete latents, one of them enumerated, and another latent lies in a plate inside the datum",
+        "there are two discrete latents, one of them enumerated, and another latent is in a plate inside the datum",
         "Write that plate as an event (to_event)",
     ),
     "no more global than guide enumeration": (
@@ -32,8 +32,8 @@ KNOWN = {
         "Enumerate both in the guide",
     ),
     "tree-structured plate nesting": (
-        "summed-out sites of two plates, none of which lies inside the other, meet in one site",
-        "Go through one of the plates in a loop, `for i in pyro.plate(...)`, with names of their own for its sites",
+        "one site depends on summed-out sites of two plates, neither of which is inside the other",
+        "Iterate over one of the plates, `for i in pyro.plate(...)`, with a separate name for each of its sites",
     ),
     "shapes disagree at site": (MOVED, KEEP_DIMS),
     "Shape mismatch inside plate": (MOVED, KEEP_DIMS),
@@ -45,7 +45,7 @@ KNOWN = {
 }
 
 
-# Texts of torch and Pyro that say the same of a fault that has nothing to do with enumeration.
+# Messages of torch and Pyro that also occur for faults unrelated to enumeration.
 GENERAL = ("shapes disagree at site", "Shape mismatch inside plate", "must match the size of tensor", "same dtype")
 
 

@@ -19,7 +19,7 @@ from .kl_formulas import kl_by_dimension
 
 
 class Rate(NamedTuple):
-    """A KL summed over data and particles, and the number of data it is a sum of; both scaled, masked data left out.
+    """A KL summed over data and particles, and the number of data in the sum; both scaled, without masked data.
 
     :ivar kl: in nats, by group where there are several.
     :ivar num_data: of the shape of `kl`; zero where no floor applies.
@@ -33,32 +33,32 @@ Rates = Mapping[str, Rate]
 
 
 def mean_rates(runs: Sequence[Rates], num_particles: int) -> Rates:
-    """The mean over particles, which came together or in several runs."""
+    """The mean over particles, which were computed together or in several runs."""
     names = dict.fromkeys(name for run in runs for name in run)  # a program may have a site in some particles only
     sides = {name: zip(*(run[name] for run in runs if name in run), strict=True) for name in names}
     return {name: Rate(*(reduce(operator.add, side) / num_particles for side in both)) for name, both in sides.items()}
 
 
 def datum_plate(sites: Any, what: str, remedy: str) -> str:
-    """The one plate that all sites lie in."""
+    """The one plate common to all sites."""
     sites = list(sites)
     shared = common_plates(places_of(sites))
     vectorized = {f.name for s in sites for f in s["cond_indep_stack"] if f.vectorized}
     if len(shared) != 1 or not vectorized.issuperset(shared):
         raise DatumPlateError(
-            f"{what} asks for the KL per datum, in the one vectorised plate common to all sites, but they share "
-            f"{quoted(shared)}: put latents and observations into one pyro.plate('data', B), and what else is independent "
-            f"in all of them into events by to_event. {remedy}"
+            f"{what} needs the KL per datum, in one vectorised plate common to all sites, but the sites share "
+            f"{quoted(shared)}: put latents and observations into one pyro.plate('data', B), and turn other common "
+            f"plates into events by to_event. {remedy}"
         )
     return next(iter(shared))
 
 
 def data_dims(site: Any, plate: str) -> tuple[int, ...]:
-    """Of the batch shape, counted from the right: the data, and particles that run together."""
+    """The dimensions of data and of vectorised particles in the batch shape, counted from the right."""
     for frame in site["cond_indep_stack"]:
         if frame.name not in (plate, PARTICLES) and frame.full_size not in (None, frame.size):
             raise SubsamplingError(
-                f"site '{site['name']}' lies in the subsampled plate '{frame.name}' inside the datum, so that its KL per "
+                f"site '{site['name']}' is in the subsampled plate '{frame.name}' inside the datum, so its KL per "
                 f"datum is not known: subsample '{plate}' alone"
             )
     return tuple(frame.dim for frame in site["cond_indep_stack"] if frame.name in (plate, PARTICLES))
@@ -77,7 +77,7 @@ def kl_of_site(traces: WeighedTraces, analytic: Mapping[str, Tensor], name: str)
 
 
 def rate_by_dimension(traces: WeighedTraces, name: str, by_formula: bool, dims: tuple[int, ...]) -> Rate:
-    """What is left of plates and events when data and particles are summed: one KL for each dimension of the latent."""
+    """The KL summed over data and particles only: one for each dimension of the latent."""
     site, scale = traces.guide_sites[name], traces.scales[name]
     event_dim = site["fn"].event_dim
     mask, event_mask = find_masks(site["fn"], site["mask"], site["value"])
@@ -90,7 +90,7 @@ def rate_by_dimension(traces: WeighedTraces, name: str, by_formula: bool, dims: 
 
 
 def weight_of_data(traces: WeighedTraces, name: str, dtype_of: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """What each datum counts for: its scale, zero where all of the latent is masked; all other dimensions are of size 1."""
+    """The weight of each datum: its scale, or zero where all of the latent is masked; all other dimensions have size 1."""
     site = traces.model_sites[name]
     mask, event_mask = find_masks(site["fn"], site["mask"], site["value"])
     if event_mask is not None:
@@ -103,5 +103,5 @@ def weight_of_data(traces: WeighedTraces, name: str, dtype_of: Tensor, dims: tup
 
 
 def beside_event(value: Any, event_dim: int) -> Any:
-    """Something of the shape of a batch, to be broadcast over events."""
+    """A tensor of batch shape, with dimensions added to broadcast it over events."""
     return value.reshape(value.shape + (1,) * event_dim) if isinstance(value, Tensor) else value

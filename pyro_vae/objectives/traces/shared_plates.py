@@ -1,4 +1,4 @@
-"""Refuse pairs that call one plate by two names, and one observation for all data of a plate."""
+"""Errors for a plate with different names in model and guide, and for one observation for all data of a plate."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def check_shared_plates(
     model_indices: Mapping[str, Tensor],
     guide_indices: Mapping[str, Tensor],
 ) -> None:
-    """Refuse a subsampled plate with two names: indices are shared by name, so each side may see other data."""
+    """Raise for a subsampled plate with two names: indices are shared by name, so each side may use other data."""
     for name, ours, theirs in renamed_plates(model_sites, guide_sites):
         if not (ours in model_indices and theirs in guide_indices):
             continue  # plates without a size
         if not same_indices(model_indices[ours], guide_indices[theirs]):
             raise SubsamplingError(
-                f"latent site '{name}' is in plate '{ours}' of the model and in plate '{theirs}' of the guide, and they "
-                "hold other data: give the plate the same name on both sides"
+                f"latent site '{name}' is in plate '{ours}' of the model and in plate '{theirs}' of the guide, and the "
+                "two have different data: give the plate the same name on both sides"
             )
 
 
 def check_plate_names(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any]) -> None:
-    """Refuse plates with two names beside enumeration: Pyro's sums know an axis by the name of its plate."""
+    """Raise for plates with two names where sites are enumerated: Pyro's sums identify an axis by the name of its plate."""
     for name, ours, theirs in renamed_plates(model_sites, guide_sites):
         raise StructureError(
             f"latent site '{name}' is in plate '{ours}' of the model and in plate '{theirs}' of the guide, so its densities "
@@ -40,7 +40,7 @@ def check_plate_names(model_sites: Mapping[str, Any], guide_sites: Mapping[str, 
 
 
 def check_not_shared(model_sites: Mapping[str, Any]) -> None:
-    """Refuse an observed event without an axis for any plate: mostly a single datum, x[0], in the place of a batch."""
+    """Raise for an observed event without an axis for any plate: usually a single datum, x[0], in place of a batch."""
     for name, site in model_sites.items():
         event_dim = site["fn"].event_dim
         if not site["is_observed"] or not event_dim or not site["value"].numel():  # a factor has an empty value
@@ -56,7 +56,7 @@ def check_not_shared(model_sites: Mapping[str, Any]) -> None:
 
 
 def renamed_plates(model_sites: Mapping[str, Any], guide_sites: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Latents whose plate at one dim has another name in the guide: the latent, the model's name, the guide's."""
+    """Latents whose plate at one dimension has another name in the guide: (latent, name in the model, name in the guide)."""
     for name in (n for n in model_sites if n in guide_sites):
         ours, theirs = (
             {f.dim: f.name for f in s[name]["cond_indep_stack"] if f.vectorized} for s in (model_sites, guide_sites)

@@ -15,7 +15,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 
 
 class Tape(Messenger):
-    """Records the sample sites of one run; given the tape of a guide, its draws are the model's.
+    """Records the sample sites of one run; given the tape of a guide, the model uses the guide's draws.
 
     :ivar nodes: the sites by name, as in Pyro's `Trace`.
     """
@@ -37,7 +37,7 @@ class Tape(Messenger):
         if msg["infer"] and msg["infer"].get("_do_not_trace"):
             return
         if msg["name"] in self.nodes:
-            raise RuntimeError(f"two sample sites of one program are named '{msg['name']}': give each its own name")
+            raise RuntimeError(f"two sample sites of one program are named '{msg['name']}': give each a different name")
         self.nodes[msg["name"]] = msg.copy()
 
     @classmethod
@@ -47,7 +47,7 @@ class Tape(Messenger):
         return tape
 
     def forget_subsampling(self) -> None:
-        """Drop subsample sites, which are replayed like latents but are no part of the loss."""
+        """Drop subsample sites, which are replayed like latents but are not part of the loss."""
         self.nodes = {name: site for name, site in self.nodes.items() if not site_is_subsample(site)}
 
 
