@@ -20,8 +20,8 @@ Prerequisites: densities and expectations, a little PyTorch; less than 1 minute 
 #
 # .. math::
 #
-#    p(z \mid x) = \frac{p(x \mid z) \, p(z)}{p(x)}, \qquad
-#    p(x) = \int p(z) \, p(x \mid z) \, dz .
+#    p(z \mid x) &= \frac{p(x \mid z) \, p(z)}{p(x)}, \\
+#    p(x) &= \int p(z) \, p(x \mid z) \, dz .
 #
 # The denominator is the *evidence*: how probable the datum is, whatever the latent was.
 # Training a model means raising :math:`\log p(x)` of the data, and the posterior needs
@@ -102,8 +102,8 @@ for num_latents in (1, 2, 5, 10, 20):
 #
 # .. math::
 #
-#    p(x) = \int q(z) \, \frac{p(x, z)}{q(z)} \, dz = \mathrm{E}_q \, w , \qquad
-#    w = \frac{p(x, z)}{q(z)} .
+#    w &= \frac{p(x, z)}{q(z)} , \\
+#    p(x) &= \int q(z) \, \frac{p(x, z)}{q(z)} \, dz = \mathrm{E}_q \, w .
 #
 # The mean of the *weights* :math:`w` is :math:`p(x)`, whatever :math:`q` is. We need
 # its logarithm. The logarithm is concave, so the logarithm of a mean is at least the
@@ -187,13 +187,13 @@ plt.show()
 #
 # .. math:: \mathrm{KL}(q \,\|\, p) = \int q(z) \log \frac{q(z)}{p(z)} \, dz ,
 #
-# and for discrete latents the sum. It is never negative. The proof takes one line: the
+# and for discrete latents the sum. It is never negative. The proof is short: the
 # logarithm lies below its tangent, :math:`\log t \le t - 1`, and so
 #
 # .. math::
 #
-#    -\mathrm{KL}(q \,\|\, p) = \int q \log \frac{p}{q} \, dz
-#    \;\le\; \int q \left( \frac{p}{q} - 1 \right) dz \;\le\; 1 - 1 = 0 .
+#    -\mathrm{KL}(q \,\|\, p) &= \int q \log \frac{p}{q} \, dz \\
+#    &\le \int q \left( \frac{p}{q} - 1 \right) dz \le 1 - 1 = 0 .
 #
 # Equality needs :math:`t = p / q = 1` wherever :math:`q > 0`. Hence the KL is zero only
 # if the two distributions are equal.
@@ -364,8 +364,8 @@ plt.show()
 #
 # .. math::
 #
-#    \mathcal{L}_K = \mathrm{E} \log \frac1K \sum_{k=1}^K w_k , \qquad
-#    \mathcal{L}[q] = \mathcal{L}_1 \le \mathcal{L}_K \le \mathcal{L}_{K+1}
+#    & \mathcal{L}_K = \mathrm{E} \log \frac1K \sum_{k=1}^K w_k , \\
+#    & \mathcal{L}[q] = \mathcal{L}_1 \le \mathcal{L}_K \le \mathcal{L}_{K+1}
 #    \le \log p(x) .
 #
 # With :math:`K` it rises to :math:`\log p(x)`, if two conditions hold: :math:`q > 0`
@@ -450,10 +450,10 @@ plt.show()
 #
 #    .. math::
 #
-#       \mathcal{L} = -\frac{(x - w m)^2 + w^2 v}{2 s^2} - \frac12 \log 2 \pi s^2
-#       - \frac12 \left( m^2 + v - \log v - 1 \right) .
+#       -2 \mathcal{L} = {} & \frac{(x - w m)^2 + w^2 v}{s^2} + \log 2 \pi s^2 \\
+#       & + m^2 + v - \log v - 1 .
 #
-#    The derivatives :math:`w (x - w m) / s^2 - m` and
+#    The derivatives of :math:`\mathcal{L}`, :math:`w (x - w m) / s^2 - m` and
 #    :math:`-w^2 / (2 s^2) - 1/2 + 1 / (2 v)` vanish at
 #
 #    .. math::

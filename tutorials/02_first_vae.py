@@ -244,8 +244,9 @@ plt.show()
 #
 # .. math::
 #
-#    \mathcal{L}[q] = \mathrm{E}_q \log p(x \mid z)
-#    - \mathrm{KL}(q(z \mid x) \,\|\, p(z)) = -(D + R) .
+#    \mathcal{L}[q] &= \mathrm{E}_q \log p(x \mid z)
+#    - \mathrm{KL}(q(z \mid x) \,\|\, p(z)) \\
+#    &= -(D + R) .
 #
 # For a Gaussian guide with means :math:`\mu_j` and standard deviations
 # :math:`\sigma_j`, and the prior :math:`\mathrm{N}(0, I)`, the rate has a formula:
@@ -254,11 +255,11 @@ plt.show()
 #
 #    R = \frac12 \sum_j \left( \mu_j^2 + \sigma_j^2 - \log \sigma_j^2 - 1 \right) .
 #
-# The first term pulls every mean to 0. The second holds down standard deviations above
-# 1. The third pushes up standard deviations below 1, without bound as they fall to 0,
-#    so
-# that the guide does not shrink to a point. The :math:`-1` makes the minimum zero, at
-# :math:`\mu_j = 0` and :math:`\sigma_j = 1`.
+# Maximising the ELBO keeps the rate low. The term :math:`\mu_j^2` pulls every mean
+# to zero. The term :math:`\sigma_j^2` holds down standard deviations above 1. The term
+# :math:`-\log \sigma_j^2` pushes up standard deviations below 1. It grows without bound
+# as :math:`\sigma_j` falls to 0, so that the guide does not shrink to a point. The
+# :math:`-1` makes the minimum zero, at :math:`\mu_j = 0` and :math:`\sigma_j = 1`.
 #
 # The second way is what the ELBO leaves out, as in :doc:`01_the_bound`:
 #
@@ -455,18 +456,17 @@ print(" (at the mean digit)")
 #
 # Answers
 # -------
-#
-# 1. :math:`\nabla \int q f \, dz = \int \nabla q \, f \, dz + \int q \, \nabla f \, dz
-#    = \mathrm{E}_q[f \, \nabla \log q + \nabla f]`. For a constant :math:`c`, the mean
-#    of :math:`c \, \nabla \log q` is :math:`c \, \nabla \int q \, dz = c \, \nabla 1 =
-#    0`.
+# 1. The product rule gives :math:`\int f \, \nabla q \, dz + \int q \, \nabla f \, dz`.
+#    The first part is :math:`\mathrm{E}_q[f \, \nabla \log q]`. For a constant
+#    :math:`c`, the mean of :math:`c \, \nabla \log q` is
+#    :math:`c \, \nabla \int q \, dz = c \, \nabla 1 = 0`.
 # 2. A draw is :math:`2 (z - 3)`, and :math:`z` has standard deviation 0.5, so it is 1.
 #    The table agrees.
 # 3. The mean of :math:`f`, here :math:`4 + 0.25`, is a good choice, though not exactly
 #    the best. The losses of a VAE have a large mean as well, which a baseline removes.
 # 4. :math:`\frac12 (0.01 + \log 100 - 1) = 1.81` and :math:`\frac12 \cdot 4 = 2` nats.
-# 5. In one dimension :math:`\log q - \log p = \frac12 \big( z^2 - (z - \mu)^2 /
-#    \sigma^2 - \log \sigma^2 \big)`. The means under :math:`q` are
+# 5. In one dimension :math:`2 \log (q / p)` is
+#    :math:`z^2 - (z - \mu)^2 / \sigma^2 - \log \sigma^2`. The means under :math:`q` are
 #    :math:`\mu^2 + \sigma^2` and 1. Sum over the dimensions.
 #
 # Next: where a gap comes from, datum by datum: :doc:`03_three_gaps`.

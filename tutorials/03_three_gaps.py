@@ -18,8 +18,8 @@ Prerequisites: :doc:`01_the_bound`, :doc:`02_first_vae`; about 1 minute to run.
 #
 # .. math::
 #
-#    \mathcal{L}[q] = \mathrm{E}_q[\log p(x, z) - \log q(z)]
-#    = \log p(x) - \mathrm{KL}(q(z) \,\|\, p(z \mid x)) .
+#    \mathcal{L}[q] &= \mathrm{E}_q[\log p(x, z) - \log q(z)] \\
+#    &= \log p(x) - \mathrm{KL}(q(z) \,\|\, p(z \mid x)) .
 #
 # The best :math:`q` of all is the posterior, and there the ELBO is :math:`\log p(x)`. A
 # VAE does not reach it, for two reasons:
@@ -34,8 +34,8 @@ Prerequisites: :doc:`01_the_bound`, :doc:`02_first_vae`; about 1 minute to run.
 #
 # .. math::
 #
-#    \underbrace{\log p(x) - \mathcal{L}[q]}_{\text{inference gap}}
-#    = \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortization gap}}
+#    & \underbrace{\log p(x) - \mathcal{L}[q]}_{\text{inference gap}} \\
+#    & \quad = \underbrace{\mathcal{L}[q^*] - \mathcal{L}[q]}_{\text{amortization gap}}
 #    + \underbrace{\log p(x) - \mathcal{L}[q^*]}_{\text{approximation gap}} .
 #
 # The amortization gap is the encoder's part, the approximation gap the family's part.
@@ -388,9 +388,8 @@ plt.show()
 #
 # .. math::
 #
-#    \mathcal{L}_K = \mathrm{E} \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k)},
-#    \qquad
-#    \mathcal{L}[q] = \mathcal{L}_1 \le \mathcal{L}_2 \le \dots \le \log p(x) .
+#    & \mathcal{L}_K = \mathrm{E} \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k)}, \\
+#    & \mathcal{L}[q] = \mathcal{L}_1 \le \mathcal{L}_2 \le \dots \le \log p(x) .
 #
 # Its quality depends on the encoder, whose mistakes it inherits.
 # ``pv.AdaptiveImportanceSampling`` first spends a part of its budget on fitting a
