@@ -328,7 +328,7 @@ def test_log_evidence_below_an_elbo_is_in_doubt():
     fine, low = make_gaps(1.0, 0.1), make_gaps(1.0, -3.0, num_data=10)
     assert bool(fine.reliable.all()) and fine.warnings() == []
     assert bool(low.doubts["below the ELBO"].all()) and low.larger_part() == "undecided"
-    assert "below their ELBO" in low.verdict() and "lies below" in str(low.warnings()[-1])
+    assert "below their ELBO" in low.verdict() and "is significantly below" in str(low.warnings()[-1])
     assert bool(make_gaps(0.0, -0.02, std_error=0.0).reliable.all())  # rounding and the skew of a mean
     assert pv.Gaps.cat([fine, make_gaps(1.0, -3.0, num_data=2)]).larger_part() == "encoder"  # 2 of 52
 
