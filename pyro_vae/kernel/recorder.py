@@ -204,7 +204,7 @@ class Recorder(Messenger):
         if self.cuts is not None:
             raise StructureError(
                 f"the guide's site '{name}' is a flow without an inverse, so the gradient of its density at a draw is not "
-                "known: use gradient='standard', or a flow with an inverse"
+                "known: use a flow with an inverse, or ImportanceWeightedELBO(gradient='standard'), which does not need it"
             )
         value = push(fn, base)
         self._one_way[name] = base, density.log_prob(value)
