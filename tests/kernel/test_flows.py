@@ -149,7 +149,7 @@ def test_the_gradient_of_the_weighted_bound():
     loss.backward()
     for ours, parameter in zip(found, flow.parameters(), strict=True):
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-5)
-    with pytest.raises(StructureError, match="use gradient='standard'"):
+    with pytest.raises(StructureError, match="gradient='standard'"):
         pv.ImportanceWeightedELBO(num_particles=2, gradient="dreg").loss(model, guide, X)
 
 
