@@ -14,14 +14,24 @@ author = "the pyro_vae authors"
 copyright = "2026, the pyro_vae authors"
 release = version = pyro_vae.__version__
 
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py and listing.py
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py, links.py and listing.py
 
+import links  # noqa: E402
 import listing  # noqa: E402
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # the site brings MathJax along, so that formulas show without a network
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
 exclude_patterns = ["_build"]
 default_role = "literal"  # single backticks in docstrings are code
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+copybutton_exclude = ".linenos, .gp, .go"
 myst_heading_anchors = 3
 
 autoclass_content = "class"
@@ -32,6 +42,8 @@ autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pyro_vae.css"]
 html_title = "pyro_vae" + (" (smoke run: no number means anything)" if "SMOKE_TEST" in os.environ else "")
 
 # A tutorial that raises fails the build, after all have run. What a page shows is what the program prints and draws.
@@ -46,6 +58,10 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "remove_config_comments": True,
     "image_srcset": ["2x"],
+    # Names in the code of a tutorial are links to the API, and the API shows the tutorials that use them.
+    "doc_module": ("pyro_vae",),
+    "reference_url": {"pyro_vae": None},
+    "backreferences_dir": "gen_modules",
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
@@ -56,3 +72,5 @@ sphinx_gallery_conf = {
 def setup(app):
     app.connect("source-read", listing.fill_in)
     app.connect("env-get-outdated", listing.pages_to_read)
+    app.add_post_transform(links.LinkNames)
+    app.connect("missing-reference", links.outside)

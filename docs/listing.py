@@ -1,5 +1,7 @@
 """What pages list by themselves: public classes on the API pages, papers of docstrings under Citing. Needs no Sphinx.
 
+The landing page, Contributing and Changes show the files of the project's root; their links lead to pages here.
+
 On an API page the line
 
     .. public:: pyro_vae.objectives
@@ -16,6 +18,7 @@ from pathlib import Path
 import pyro_vae
 
 DOCS = Path(__file__).parent
+ROOT = {"index": "README.md", "contributing": "CONTRIBUTING.md", "changes": "CHANGELOG.md"}  # page: the file that it shows
 PUBLIC = re.compile(r"^\.\. public:: (?P<module>\S+)(?: (?P<base>\w+))?\n(?P<options>(?: +:.*\n)*)", re.MULTILINE)
 ENTRY = re.compile(r"^\.\. auto\w+:: (\S+)", re.MULTILINE)
 # Authors (2016), "Title", https://link
@@ -70,8 +73,20 @@ def with_papers(text: str) -> str:
     return "\n".join([text.rstrip("\n"), *rows.values(), ""])
 
 
+def of_root(file: str) -> str:
+    """A file of the project's root whose links lead to the pages of the site."""
+    text = (DOCS.parent / file).read_text()
+    for page, source in ROOT.items():
+        text = text.replace(f"]({source})", f"]({page}.md)")
+    text = re.sub(r"\]\(tutorials/README\.md\)", "](#tutorials)", text)
+    text = re.sub(r"\]\(tutorials/(\w+)\.py\)", r"](#sphx_glr_tutorials_\1.py)", text)
+    return text.replace("](docs/", "](")
+
+
 def page(name: str, text: str) -> str:
     """The text of a page as Sphinx renders it; `name` as in `api/objectives`."""
+    if name in ROOT:
+        return f"{of_root(ROOT[name])}\n{text}"
     if name == "citing":
         return with_papers(text)
     if name.startswith("api/"):
@@ -82,7 +97,11 @@ def page(name: str, text: str) -> str:
 
 def pages_to_read(app: object, env: object, *_: set[str]) -> list[str]:
     """Handler of Sphinx's event `env-get-outdated`: these pages change when the package does, whatever their own text."""
-    return ["citing", *(f"api/{path.stem}" for path in (DOCS / "api").glob("*.md") if PUBLIC.search(path.read_text()))]
+    return [
+        *ROOT,
+        "citing",
+        *(f"api/{path.stem}" for path in (DOCS / "api").glob("*.md") if PUBLIC.search(path.read_text())),
+    ]
 
 
 def fill_in(app: object, name: str, source: list[str]) -> None:

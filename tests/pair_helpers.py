@@ -17,6 +17,12 @@ from pyro_vae.gaps import Gaps
 F64 = torch.float64
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
+
+def one_line(record):
+    """What a record prints, without the places where its sentences are wrapped."""
+    return " ".join(str(record).split())
+
+
 # Two-sided tail beyond 4.5 standard errors; a test of N independent numbers fails N times as often.
 SIGMAS, FALSE_ALARM = 4.5, 7e-6
 

@@ -45,6 +45,7 @@ FEW = {  # options that stand in the place of those printed, or of the defaults
     "AdaptiveImportanceSampling": {"num_particles": 20, "num_gradients": 5},
     "ImportanceSampling": {"num_particles": 100},
     "InferenceGaps": {"num_particles": 10},
+    "LeaveOneOut": {"num_draws": 50},
     "RateDistortion": {"num_steps": 20, "num_chains": 2},
     "SelfCheck": {"num_steps": 3, "num_chains": 2},
     "beta_sweep": {"num_epochs": 1},

@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+import importlib
 import inspect
 import io
 import re
@@ -101,6 +102,32 @@ def test_every_module_is_in_the_docs(part):
     assert any(mentions(text, part) for text in PAGES.values()), f"say in docs/ what pyro_vae.{part} is"
 
 
+def listed_on(page: str) -> set[str]:
+    """The public names that autodoc lists on an API page, without `pyro_vae.`."""
+    entries = set(re.findall(r"^\.\. auto(?:class|function):: pyro_vae\.(\S+)$", PAGES[page], re.M))
+    for name in re.findall(r"^\.\. automodule:: (\S+)\n(?!   :no-members:)", PAGES[page], re.M):
+        members = vars(importlib.import_module(name)).items()
+        own = {n for n, value in members if getattr(value, "__module__", "").startswith(name) and not n.startswith("_")}
+        exported = getattr(importlib.import_module(name), "__all__", own)
+        entries |= {f"{name}.{member}".removeprefix("pyro_vae.") for member in exported}
+    return entries
+
+
+WITHOUT_TABLES = {"api/index.md", "api/plots.md", "api/report.md"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("api/") and page not in WITHOUT_TABLES])
+def test_an_api_page_can_be_read_where_no_site_is_built(page):
+    """Plain tables have a row for each public name of the page, and for no other."""
+    rows = re.findall(r"^\| `([\w.]+)` \|", PAGES[page], re.M)
+    assert sorted(rows) == sorted(listed_on(page)), f"give each name of docs/{page} a row in a table: its name, a sentence"
+
+
+def test_every_error_has_a_row_under_what_is_refused():
+    rows = re.findall(r"^\| `(\w+(?:Error|Warning))`", PAGES["refused.md"], re.M)
+    assert sorted(rows) == sorted(pyro_vae.errors.__all__)
+
+
 def test_api_pages_name_nothing_that_does_not_exist():
     for name in re.findall(r"^\.\. auto\w+:: pyro_vae\.(\S+)", API, re.M):
         obj = pyro_vae
@@ -182,8 +209,10 @@ def test_the_numbers_of_the_readme_add_up():
 def test_every_identity_of_the_theory_is_held_by_tests_that_exist():
     for section in re.split(r"^##+ ", PAGES["theory.md"], flags=re.M):
         title = section.splitlines()[0]
-        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", section)
+        folded = re.findall(r"^<details>\n<summary>Tests</summary>\n\n(.*?)\n\n</details>$", section, re.M | re.S)
+        named = re.findall(r"^- `(tests/[\w/]+\.py)::(test_\w+)`$", "\n".join(folded), re.M)
         assert named or "*Proof.*" not in section, f"say which test holds '{title}'"
+        assert len(named) == section.count("::test_"), f"a test of '{title}' is not in the folded list"
         for file, name in named:
             assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"'{title}': {file} has no {name}"
 

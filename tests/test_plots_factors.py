@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from pair_helpers import one_line
 
 from pyro_vae.latent import FactorInformation
 from pyro_vae.plots import plot_factors
@@ -38,7 +39,7 @@ def record(num_dimensions=3, num_factors=2):
 def test_cells_carry_the_shares_of_the_entropy():
     found = record()
     assert found.gap.tolist() == pytest.approx([1.0, 0.5]) and float(found.mig.value) == pytest.approx(0.75)
-    assert float(found.mig.std_error) == 0 and "1 encoded by one dimension" in str(found)
+    assert float(found.mig.std_error) == 0 and "1 encoded by one dimension" in one_line(found)
     ax = plot_factors(found)
     shares = np.asarray(ax.images[0].get_array())
     assert shares.tolist() == [pytest.approx(row) for row in ([1.0, 0.0], [0.0, 0.5], [0.0, 0.0])]

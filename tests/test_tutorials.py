@@ -1,8 +1,10 @@
-"""The tutorials are complete, as text: the build of the docs runs them (SMOKE_TEST=1 in CI), this does not."""
+"""The tutorials are complete, as text: the build of the docs runs them (SMOKE_TEST=1 in CI), this runs the shortest."""
 
 import ast
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +64,32 @@ def test_it_has_a_row_in_the_readme_with_the_figure_and_the_output_of_a_full_run
     seconds = re.search(r"\n\[torch \S+, pyro \S+; (\d+) s, threads: \d+\]\n$", output.read_text())
     minutes = float(rows[0].split("|")[-2])
     assert minutes == pytest.approx(int(seconds[1]) / 60, abs=0.051)
+
+
+def test_a_full_run_prints_what_is_recorded():
+    """The others by hand, `python tutorials/record.py --compare`."""
+    command = [sys.executable, str(TUTORIALS / "record.py"), "--compare", "01_the_bound"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [
+        ("ELBO -93.9 +- 0.3 nats, 12 of 1,000", True),
+        ("ELBO -94.9 +- 0.3 nats, 12 of 1,000", True),  # by the stated error
+        ("ELBO -99.9 +- 0.3 nats, 12 of 1,000", False),
+        ("ELBO -93.9 +- 0.3 nats, 12 of 1,100", False),
+        ("log p(x) -93.9 +- 0.3 nats, 12 of 1,000", False),
+        ("ELBO  -93.9 +- 0.3  nats, 12 of 1,000", True),
+    ],
+)
+def test_records_are_compared_by_words_and_numbers(now, same):
+    record = runpy.run_path(str(TUTORIALS / "record.py"))
+    assert record["same_line"]("ELBO -93.9 +- 0.3 nats, 12 of 1,000", now) is same
+    assert bool(record["differences"]("ELBO -93.9 +- 0.3 nats, 12 of 1,000", now)) is not same
+    assert record["differences"](f"{now}\nmore", now) and not record["differences"]("took 3 s", "")
 
 
 def test_the_readme_shows_nothing_else():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
 from ..ops import MIN_PARTICLES_FOR_K, pareto_k, pareto_k_threshold
-from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, places, to_plain
+from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, page, places, to_plain
 from .rows import CERTAIN, LOG_DENSITY, Row, row_of
 from .uniformity import GRID, band
 
@@ -247,4 +247,4 @@ class Calibration(Result):
         if self.given:
             lines.append(f"  given: {', '.join(self.given)}")
         lines.append(f"{self.verdict()}. This is about data of the model; yours may be unlike them.")
-        return "\n".join(lines)
+        return page(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from ..evidence import Evidence
 from ..gaps import Gaps
 from ..options import flag
 from ..plots import plot_comparison
-from ..records import Result, remedy_for
+from ..records import Result, page, remedy_for
 from .paired_difference import PairedDifference
 from .sides import any_of, doubts_of, evidence_of
 from .verdicts import verdict_of
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROWS = 12  # pairs printed; with more, only those of the best model
-WIDTH, PAGE = 24, 120  # widths of a name, and of a sentence
+WIDTH = 24  # of a name
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -182,9 +181,10 @@ class Comparison(Result):
             *self._differences(f"{top}, paired", self.pairs),
             *self._differences("ELBO, paired", self.elbo_pairs),
             "",
-            *(line for sentence in (*verdict_of(self), *self.remarks) for line in textwrap.wrap(sentence, PAGE)),
+            *verdict_of(self),
+            *self.remarks,
         ]
-        return "\n".join(lines)
+        return page(lines)
 
     def _row(self, name: str) -> str:
         record = self.records[name]

@@ -19,6 +19,7 @@ from ..records import (
     concatenated,
     mean_cost,
     normal_quantile,
+    page,
     places,
     student_quantile,
     to_plain,
@@ -358,7 +359,7 @@ class Evidence(Result):
         lines += [f"  the {side} ran one particle at a time: {why}" for side, why in self.looped.items()]
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
-        return "\n".join(lines)
+        return page(lines)
 
 
 def well_known(evidence: Evidence) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import Estimate, Result, check_records
+from ..records import Estimate, Result, check_records, page
 from ..records import doubts as table
 from .evidence import Evidence
 
@@ -88,7 +88,7 @@ class Sandwich(Result):
 
     def __str__(self) -> str:
         width = self.mean_width()
-        return "\n".join(
+        return page(
             [
                 f"Sandwich of {len(self)} data, {self.lower.num_particles} chains each way; cost {self.lower.cost:g} forward"
                 f" and {self.upper.cost:g} in reverse, decoder evaluations per datum",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UnreliableEvidenceWarning
-from ..records import LEVEL, Result, check_records
+from ..records import LEVEL, Result, check_records, page
 from ..records import doubts as table
 from .evidence import Evidence
 from .sandwich import Sandwich
@@ -151,7 +151,7 @@ class SelfCheckResult(Result):
         return len(self.evidence)
 
     def __str__(self) -> str:
-        return f"{self.evidence}\n{self.sandwich}\n{self.verdict()}"
+        return page([str(self.evidence), str(self.sandwich), self.verdict()])
 
     def _above(self) -> Tensor:
         return self.evidence.log_evidence - self.sandwich.upper.log_evidence

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..evidence import Evidence, well_known
-from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, places, to_plain
+from ..records import LEVEL, Estimate, Result, check_records, check_same, concatenated, mean_cost, page, places, to_plain
 from ..records import doubts as table
 
 PER_DATUM = ("elbo", "optimal_elbo", "log_evidence", "converged")
@@ -269,4 +269,4 @@ class Gaps(Result):
             *([f"given: {', '.join(self.evidence.given)}"] if self.evidence.given else []),
             self.verdict(),
         ]
-        return "\n".join(lines)
+        return page(lines)

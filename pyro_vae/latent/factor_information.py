@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SurgeryWarning
-from ..records import Estimate, Result, to_plain
+from ..records import Estimate, Result, page, to_plain
 from .surgery import mean_and_errors
 
 ROWS = 20  # factors shown when printed
@@ -242,7 +242,7 @@ class FactorInformation(Result):
         if self.aggregate == "full":
             left_out = f"; MIG {self.leave_one_out_mig:.3f} with the posterior of the datum drawn for left out"
         lines.append(f"q(z): {AGGREGATES[self.aggregate]}, {self.num_particles} draws each{left_out}")
-        return "\n".join([*lines, self.verdict()])
+        return page([*lines, self.verdict()])
 
     def _row(self, f: int, width: int) -> str:
         leaders = ""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import quoted
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 
 ROWS = 20  # units shown when printed
 COLUMNS = ("mean", "std", "prior_mean", "prior_std", "std_of_means")
@@ -95,7 +95,7 @@ class LatentSample(Result):
         if drawn := [name for name, known in zip(self.names, self.analytic.tolist(), strict=True) if not known]:
             shown = quoted(drawn[:ROWS]) + (f" and {len(drawn) - ROWS} more" if len(drawn) > ROWS else "")
             lines.append(f"Posterior mean not known, a draw is used in its place: {shown}.")
-        return "\n".join(lines)
+        return page(lines)
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:

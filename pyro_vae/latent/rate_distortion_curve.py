@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConvergenceWarning
-from ..records import FEW, Estimate, Result, to_plain
+from ..records import FEW, Estimate, Result, page, to_plain
 
 # errors and nats by which a point may be above the guide; strict, because all P points are compared
 SIGMAS, TOLERANCE = 4.0, 0.05
@@ -105,7 +105,7 @@ class RateDistortionCurve(Result):
 
     def __str__(self) -> str:
         name = "log p(x)" if self.support_checked else "score (not log p(x): values outside the support)"
-        return "\n".join(
+        return page(
             [
                 f"Rate-distortion curve of {self.num_data} data, {self.num_chains} chains of {self.num_steps} steps, "
                 f"acceptance {self.acceptance:.2f}, cost {self.cost:g} decoder evaluations per datum",
@@ -173,7 +173,7 @@ class BetaSweep(Result):
         return {name: value for name, value in to_plain(self).items() if name not in ("pairs", "stores")}
 
     def __str__(self) -> str:
-        return "\n".join(
+        return page(
             [
                 f"{len(self)} pairs of {self.num_updates} updates each, measured on {self.num_data} data",
                 f"nats per datum (+-: Monte Carlo error); log p(x) is a bound of kind: {self.bound}",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SurgeryWarning
-from ..records import Estimate, Result, to_plain
+from ..records import Estimate, Result, page, to_plain
 
 PARTS = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
 NEAR = 0.1  # nats below log N within which the mutual information counts as limited by the number of data
@@ -231,7 +231,7 @@ class Surgery(Result):
         lines.append(
             f"q(z): {AGGREGATES[self.aggregate]}; means over {self.num_draws} data, {self.num_particles} draws each"
         )
-        return "\n".join([*lines, *self.notes, self.verdict()])
+        return page([*lines, *self.notes, self.verdict()])
 
     def _dimensions(self) -> list[str]:
         if bool(self.dimension_wise.isnan().any()):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +62,7 @@ class Traversal(Result):
         ]
         shape = tuple(self.datum.shape)
         steps = f"{len(self.levels)} quantiles of the prior each"
-        return "\n".join([f"Traversal from the {self.start} of one datum, means of '{self.site}' {shape}, {steps}", *rows])
+        return page([f"Traversal from the {self.start} of one datum, means of '{self.site}' {shape}, {steps}", *rows])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

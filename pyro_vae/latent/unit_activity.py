@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Estimate, Result, to_plain
+from ..records import Estimate, Result, page, to_plain
 
 ROWS = 20  # units shown when printed
 
@@ -131,7 +131,7 @@ class UnitActivity(Result):
             f"{1 - self.delta:.4g} of the data.",
             f"{self.verdict()}.",
         ]
-        return "\n".join(lines)
+        return page(lines)
 
     def _row(self, d: int, width: int) -> str:
         kl, variance = (

@@ -25,6 +25,7 @@ from ..records import (
     concatenated,
     mean_cost,
     normal_quantile,
+    page,
     places,
     student_quantile,
     to_plain,
@@ -395,4 +396,4 @@ class LeaveOneOutResult(Result):
         lines += [f"    {reason}: {self._remedy(reason)}" for reason, flags in self.doubts.items() if bool(flags.any())]
         if self.stripped_scales:
             lines.append(f"  scales left out: {dict(self.stripped_scales)}")
-        return "\n".join(lines)
+        return page(lines)

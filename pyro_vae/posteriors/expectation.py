@@ -19,6 +19,7 @@ from ..records import (
     concatenated,
     mean_cost,
     normal_quantile,
+    page,
     places,
     student_quantile,
     to_plain,
@@ -202,4 +203,4 @@ class Expectation(Result):
             lines.append(f"  {float(seen):.0%} of the numbers have a bias of the guide beyond three errors")
         lines.append(f"  ESS median {float(self.ess.median()):.0f}, lowest {float(self.ess.min()):.1f}")
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.evidence.method)]
-        return "\n".join(lines)
+        return page(lines)

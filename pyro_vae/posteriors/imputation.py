@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..evidence import Evidence
 from ..ops import pareto_k_threshold
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 from ..records import doubts as table
 from .expectation import JUDGED
 
@@ -121,4 +121,4 @@ class Imputation(Result):
         if self.draws:
             lines.append(f"  {len(next(iter(self.draws.values())))} draws")
         lines += [f"  {line}" for line in table.printed(self.doubts, self.unchecked, self.evidence.method)]
-        return "\n".join(lines)
+        return page(lines)

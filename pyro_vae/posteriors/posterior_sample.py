@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..evidence import Evidence
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 from ..records import doubts as table
 
 
@@ -77,4 +77,4 @@ class PosteriorSample(Result):
             f"  ESS of the weights median {float(self.evidence.ess.median()):.0f}, lowest {self.evidence.ess.min():.1f}",
         ]
         lines += [f"  {line}" for line in table.printed(self.doubts, self.evidence.unchecked, self.evidence.method)]
-        return "\n".join(lines)
+        return page(lines)

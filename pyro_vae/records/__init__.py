@@ -26,6 +26,7 @@ from .joining import (
     with_loader_index,
     without_warnings,
 )
+from .printing import page
 from .result import Result
 from .storing import from_arrays, load_value, save_value, to_arrays
 
@@ -50,6 +51,7 @@ __all__ = [
     "load_value",
     "mean_cost",
     "normal_quantile",
+    "page",
     "places",
     "remedy_for",
     "save_value",

@@ -182,17 +182,23 @@ def count(flags: Tensor) -> str:
 
 
 def counted(doubts: Mapping[str, Tensor], unchecked: Mapping[str, str]) -> str:
-    """All reasons in one line: "tails 3 of 60, precision not checked (why)"."""
-    parts = []
-    for reason in dict.fromkeys([*TABLE, *unchecked]):
-        verb = "judged" if reason == "tails" else "checked"
-        if reason in doubts:
-            number = f"{int(doubts[reason].count_nonzero())} of {len(doubts[reason])}"
-            rest = f" (not all {verb}: {unchecked[reason]})" if reason in unchecked else ""
-            parts.append(f"{reason} {number}{rest}")
-        elif reason in unchecked:
-            parts.append(f"{reason} not {verb} ({unchecked[reason]})")
-    return ", ".join(parts)
+    """All reasons, those with data in doubt first: "tails 3 of 60; none: search; precision not checked (why)"."""
+
+    def named(reason: str) -> str:
+        return f"{reason} (not all {verb(reason)}: {unchecked[reason]})" if reason in unchecked else reason
+
+    known = [reason for reason in TABLE if reason in doubts]
+    found = [reason for reason in known if bool(doubts[reason].any())]
+    clear = ", ".join(named(reason) for reason in known if reason not in found)
+    parts = [", ".join(f"{named(r)} {int(doubts[r].count_nonzero())} of {len(doubts[r])}" for r in found)] if found else []
+    if clear:
+        parts.append(f"none: {clear}" if found else f"none of {len(doubts[known[0]])} data ({clear})")
+    missing = [reason for reason in dict.fromkeys([*TABLE, *unchecked]) if reason in unchecked and reason not in doubts]
+    return "; ".join([*parts, *(f"{reason} not {verb(reason)} ({unchecked[reason]})" for reason in missing)])
+
+
+def verb(reason: str) -> str:
+    return "judged" if reason == "tails" else "checked"
 
 
 def remedies_for(doubts: Mapping[str, Tensor], method: str, steps: str) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gaps import GAPS, Gaps
 from ..plots import plot_gaps_side_by_side
-from ..records import Estimate, Result, counted, difference
+from ..records import Estimate, Result, counted, difference, page
 from ..training import HeldOutHistory
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Refit(Result):
             f"Training {ENDED[self.stopped]}: {self.num_updates} updates in {self.num_epochs} epochs, "
             f"{self.seconds:.0f} s{kept}"
         )
-        return "\n".join([*lines, self.verdict()])
+        return page([*lines, self.verdict()])
 
     @property
     def _records(self) -> Mapping[str, Gaps]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..records import Result, to_plain
+from ..records import Result, page, to_plain
 from .ranks import Statistic, probability_below, rank_correlation
 
 
@@ -172,7 +172,7 @@ class SampleCheckResult(Result):
         lines.append(row(f"P(sample nearer), z = {self.z_score:.1f} against 1/2", self.probability_nearer()))
         if self.num_known:
             lines.append(f"{self.num_known} held-out data are themselves in the training data.")
-        return "\n".join([*lines, self.verdict()])
+        return page([*lines, self.verdict()])
 
 
 def row(name: str, number: Statistic) -> str:

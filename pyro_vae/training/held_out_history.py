@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import FEW, Result, to_plain
+from ..records import FEW, Result, page, to_plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,4 +85,4 @@ class HeldOutHistory(Result):
             marks += [] if bool(self.reliable[number]) else ["in doubt"]
             marks += ["best"] if number == self.best else []
             lines.append(f"{step:>10}{float(self.elbo[number]):>12.3f}{change}  {', '.join(marks)}".rstrip())
-        return "\n".join(lines)
+        return page(lines)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..records import Result, text_file, to_plain
+from ..records import Result, page, text_file, to_plain
 
 WINDOW = 100  # steps of the mean at the end
 
@@ -101,7 +101,7 @@ class TrainingHistory(Result):
         if count := int(self.not_finite.sum()):
             first = int(self.step[self.not_finite][0])
             lines.append(f"{count} of {len(self)} steps have values that are not finite; the first is step {first}")
-        return "\n".join(lines)
+        return page(lines)
 
     def _rows(self) -> dict[str, Tensor]:
         rows = {"ELBO": self.elbo, "  distortion": self.distortion, "  rate": self.rate}

@@ -20,27 +20,32 @@ LONGEST = 200  # of a message
 
 HEAD = """# Bad input
 
-What every public entrance does with input that it should not get. This page is made by `python -m tests.bad_input` from the
-cases in `tests/bad_input`, and a test compares it with what the library does. A cell is
+This page shows what every public function and class does with input that it should not get. It is made by
+`python -m tests.bad_input` from the cases in `tests/bad_input`, and a test compares it with what the library does.
+[What is refused](refused.md) has the remedy for each error. A cell is one of these:
 
-- the name of an error in `pyro_vae.errors`, whose message says what was expected, what came, and a remedy;
-- **its own**: the error that the user's model, guide or loader raised itself, unchanged;
-- **right**: the numbers of the same data in good form, or finite numbers;
-- **in doubt**: numbers whose record says that they are not to be trusted;
-- **shown**: a loss that is not finite, and is given as such;
-- empty: does not apply.
+- The name of an error in `pyro_vae.errors`. Its message says what was expected, what came, and what to do.
+- **its own**: the error that your model, guide or loader raised itself, unchanged.
+- **right**: the numbers of the same data in good form, or finite numbers.
+- **in doubt**: numbers whose record says that they are not to be trusted.
+- **shown**: a loss that is not finite, and is returned as such.
+- An empty cell does not apply.
 
-No call here changes parameters, buffers, modes, settings or, with a seed, the random state; steps of training change what
-they train.
+No call here changes parameters, buffers, modes, settings or, with a seed, the random state. Only steps of training
+change the parameters that they train.
 """
 
-OF_OPTIONS = f"""Every option of everything above, with {len(OPTION_ROWS)} values, one at a time:
+LIST_OF_LEFT_OUT = "\n".join(f"- `{option}` {row}, which {why}" for (option, row), why in NOT_TRIED.items())
+OF_OPTIONS = f"""Every option of all these functions and classes was given {len(OPTION_ROWS)} values, one at a time:
 {", ".join(OPTION_ROWS)}.
 
-An option of several estimators is one row: what one of them takes, such as 0.5 for a tolerance, another may refuse.
-Left out: {"; ".join(f"`{option}` {row}, which {why}" for (option, row), why in NOT_TRIED.items())}."""
+An option of several estimators is one row. So a value may stand under "taken" because one estimator takes it, and another
+may refuse it: 0.5 for a tolerance, say. These cells were left out:
 
-OF_OTHERS = f"""What takes no pair, or an argument beside it, with {len(VALUES)} values, one at a time:
+{LIST_OF_LEFT_OUT}"""
+
+OF_OTHERS = f"""Functions that take no pair of model and guide, and arguments beside the pair, were given {len(VALUES)}
+values, one at a time:
 {", ".join(VALUES)}.
 
 `TypeError`, `ValueError` and `KeyError` are raised by the package, with a message of its own."""
@@ -123,5 +128,5 @@ def page_of(
         *(("an option", f"`{cell.option}`: {cell.row}", outcome) for cell, outcome in options),
         *((cell.other.group, f"`{cell.other.name}`, `{cell.argument}`: {cell.row}", outcome) for cell, outcome in others),
     ]
-    parts += ["## Messages", "", "The beginning of one message of each error.", "", *messages(everything)]
+    parts += ["## Messages", "", "The table has the beginning of one message of each error.", "", *messages(everything)]
     return "\n".join(parts) + "\n"

@@ -8,6 +8,7 @@ import re
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -61,12 +62,12 @@ class ConvVAE(nn.Module):
             pyro.sample("latent", dist.Normal(loc, scale).to_event(1))
 
 
-def readme_pair() -> tuple[nn.Module, Tensor]:
-    """The README's VAE, trained as there."""
+def readme_pair() -> tuple[SimpleNamespace, Tensor]:
+    """The README's model and guide, trained as there."""
     code = re.findall(r"^## Example\n.*?^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)[0]
     names: dict = {"__name__": "readme"}
     exec(compile(code.split("gaps = ")[0], "README.md", "exec"), names)
-    return names["vae"], names["test"]
+    return SimpleNamespace(model=names["model"], guide=names["guide"]), names["test"]
 
 
 def main() -> None:

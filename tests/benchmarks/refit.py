@@ -55,15 +55,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = readme()
-    vae, train, test = names["vae"], names["train"], names["test"]
-    decoder = {name: value.clone() for name, value in vae.decoder.state_dict().items()}
+    model, guide, train, test = (names[name] for name in ("model", "guide", "train", "test"))
+    decoder = {name: value.clone() for name, value in names["decoder"].state_dict().items()}
     loaders = [DataLoader(TensorDataset(x), 100, shuffle=shuffle) for x, shuffle in ((train, True), (test, False))]
     falling = {"optimizer": torch.optim.Adam, "optim_args": {"lr": options.lr}, "gamma": FALL ** (1 / options.epochs)}
     optim = pv.FusedOptim(torch.optim.lr_scheduler.ExponentialLR, falling)
     wall, cpu = time.perf_counter(), time.process_time()
     refit = pv.refit_guide(
-        vae.model,
-        vae.guide,
+        model,
+        guide,
         loaders[0],
         optim,
         test=loaders[1],
@@ -75,7 +75,7 @@ def main() -> None:
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(refit)
-    same = all(torch.equal(decoder[name], value) for name, value in vae.decoder.state_dict().items())
+    same = all(torch.equal(decoder[name], value) for name, value in names["decoder"].state_dict().items())
     print(f"decoder the same to the last bit: {same}; {wall:.0f} s in all, {cpu:.0f} s of one core")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from calibration_helpers import calibrated
+from pair_helpers import one_line
 
 import pyro_vae as pv
 
@@ -46,4 +47,4 @@ def test_nothing_to_draw_is_said():
     )
     with pytest.raises(ValueError, match="nothing to draw"):
         empty.plot()
-    assert empty.passed and "No fault" in str(empty)
+    assert empty.passed and "No fault" in one_line(empty)

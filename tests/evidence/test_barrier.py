@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from pair_helpers import F64, guide_of, linear_gaussian, make_evidence, model_of, scaled_family
+from pair_helpers import F64, guide_of, linear_gaussian, make_evidence, model_of, one_line, scaled_family
 
 import pyro_vae as pv
 from pyro_vae.errors import UnreliableEvidenceWarning
@@ -63,8 +63,8 @@ def test_enough_steps_are_enough():
     with pytest.warns(UnreliableEvidenceWarning, match=r"Raise num_steps to \d+ and num_chains"):
         evidence = short(x)
     number = evidence.barrier.num_enough
-    assert number > 120 and bool(evidence.doubts["steps"].any()) and f"{number} steps are enough" in str(evidence)
-    assert f"num_steps to {number}" in str(evidence)
+    assert number > 120 and bool(evidence.doubts["steps"].any()) and f"{number} steps are enough" in one_line(evidence)
+    assert f"num_steps to {number}" in one_line(evidence)
     enough = pv.AnnealedImportanceSampling(model, guide, num_steps=number, num_chains=100, seed=2, **QUIET)(x)
     assert float(enough.barrier.variance.median()) < 0.5 and "steps" not in enough.doubts  # of 100 chains tails are judged
     off = (enough.log_evidence - lm.log_evidence(x)).abs() / enough.std_error
@@ -75,7 +75,7 @@ def test_a_start_at_the_posterior_needs_one_step():
     lm, x, model, guide = pair()
     evidence = pv.AnnealedImportanceSampling(model, guide, num_steps=5, num_chains=8, seed=0, progress=False)(x)
     assert float(evidence.barrier.length.max()) < 0.1 and evidence.barrier.num_enough == 1
-    assert "barrier of 0.0 (median): 1 step is enough" in str(evidence) and not bool(evidence.doubts["steps"].any())
+    assert "barrier of 0.0 (median): 1 step is enough" in one_line(evidence) and not bool(evidence.doubts["steps"].any())
 
 
 def test_one_chain_has_no_spread():
@@ -104,7 +104,7 @@ def test_the_sandwich_says_it_too():
         model, guide, latents=simulation.latents, num_steps=50, num_chains=8, seed=0, progress=False
     )(simulation.observed["x"])
     assert len(sandwich.lower.barrier) == 6 and sandwich.upper.barrier is None
-    assert "enough for 95% of the data, 50 ran" in str(sandwich)
+    assert "enough for 95% of the data, 50 ran" in one_line(sandwich)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["single", "double"])

@@ -769,3 +769,28 @@ def test_a_second_call_under_vmap_finds_its_parameters():
 def test_a_layer_that_torch_cannot_batch_is_folded_without_a_warning():
     cell = nn.GRUCell(D, X)
     check(lambda z: cell(z), execution="folded")
+
+
+def test_particles_in_the_place_of_a_plate_where_all_data_are_masked():
+    """The guide drops an axis, so that particles take the place of a plate. Masked densities do not show it."""
+    hidden = torch.zeros(1, dtype=torch.bool)
+
+    def model(x):
+        with pyro.plate("data", 1, dim=-1):
+            with pyro.plate("two", 2, dim=-2), pyro.poutine.mask(mask=hidden):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.mask(mask=hidden):
+                k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 1, dim=-1):
+            with pyro.plate("two", 2, dim=-2), pyro.poutine.mask(mask=hidden):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.mask(mask=hidden):
+                pyro.sample("k", dist.Bernoulli(logits=z.select(-2, 0)), infer={"enumerate": "parallel"})
+
+    with pytest.raises(pv.errors.MaskError, match="change the density of what is not masked"):
+        pv.PosteriorExpectation(model, guide, lambda values: values["k"] + values["z"][..., 0, :], num_particles=10)(
+            torch.zeros(1)
+        )

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64, SIGMAS, exact_family, guide_of, linear_gaussian, model_of, quiet
+from pair_helpers import F64, SIGMAS, exact_family, guide_of, linear_gaussian, model_of, one_line, quiet
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -276,7 +276,9 @@ def test_unreliable_evidence_warns_once_for_all_batches():
     assert len(caught) == 1 and "of 8 data" in str(caught[0].message)
     count = int(result.doubts["tails"][0])
     assert count > 0 and result.to_dict()["doubts"] == {"tails": [count], "precision": [0]}
-    assert "(in doubt)" in str(result) and f"error of log p(x) not to be trusted: tails {count} of 8" in str(result)
+    assert "(in doubt)" in one_line(result) and f"error of log p(x) not to be trusted: tails {count} of 8" in one_line(
+        result
+    )
 
 
 def test_the_record_prints_and_goes_into_json():
@@ -284,7 +286,7 @@ def test_the_record_prints_and_goes_into_json():
     lines = str(result).splitlines()
     assert (
         len(lines) == 5
-        and "in doubt" not in str(result)
+        and "in doubt" not in one_line(result)
         and "Monte Carlo error" in lines[1]
         and lines[3].split()[0] == "0.5"
     )

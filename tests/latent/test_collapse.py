@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import guide_of
+from pair_helpers import guide_of, one_line
 from pyro.infer import SVI
 from torch import nn
 
@@ -136,7 +136,7 @@ def test_it_looks_at_every_nth_call_only(x):
 
     monitor = CollapseMonitor(model, pair.guide, every=4)
     monitor(x), monitor(x), monitor(x)
-    assert runs == [] and monitor.last is None and "no measurement yet" in str(monitor)
+    assert runs == [] and monitor.last is None and "no measurement yet" in one_line(monitor)
     for _ in range(6):
         monitor(x)
     assert monitor.history().step.tolist() == [4, 8] and monitor.num_calls == 9
@@ -156,7 +156,7 @@ def test_the_history_holds_what_active_units_says(x):
         assert getattr(history, name).dtype == torch.float64
     assert torch.equal(monitor.last.kl, units.kl)
     assert json.loads(json.dumps(history.to_dict()))["step"] == [1, 2, 3]
-    assert "not collapsed: 3 of 5 units" in str(monitor) and str(units) in str(monitor)
+    assert "not collapsed: 3 of 5 units" in one_line(monitor) and str(units) in one_line(monitor)
 
 
 def test_keyword_arguments_and_other_shapes(x):

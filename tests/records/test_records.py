@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 import torch
-from pair_helpers import F64, make_evidence, make_gaps
+from pair_helpers import F64, make_evidence, make_gaps, one_line
 
 import pyro_vae as pv
 from pyro_vae.evidence import evidence as evidence_module
@@ -310,7 +310,7 @@ def test_the_verdict_claims_no_more_than_the_intervals(amortization, approximati
     assert sentence in verdict
     for other in {ENCODER, FAMILY, UNDECIDED}:
         assert other in sentence or other not in verdict
-    assert verdict in str(gaps)
+    assert verdict in one_line(gaps)
     assert verdict.count("nats") >= 1
     assert "\n" not in verdict
 
@@ -336,7 +336,7 @@ def test_log_evidence_below_an_elbo_is_in_doubt():
 def test_no_winner_is_named_beside_evidence_in_doubt_without_saying_so():
     """All weights have a heavy tail: log p(x) is biased low, and the page says for how many."""
     gaps = make_gaps(1.0, 0.1, pareto_k=torch.tensor(0.9, dtype=F64).expand(50))
-    assert "doubts: tails 50 of 50, not converged 0 of 50, below the ELBO 0 of 50" in str(gaps)
+    assert "doubts: tails 50 of 50, not converged 0 of 50, below the ELBO 0 of 50" in one_line(gaps)
 
 
 def test_gaps_print_a_table_with_both_errors():
@@ -425,12 +425,12 @@ def test_a_broken_step_stays_in_csv_and_is_named_in_print(tmp_path):
     table = read_csv(tmp_path / "history.csv")
     assert math.isnan(table["elbo"][1]) and table["loss"][2] == INF
     assert history.not_finite.tolist() == [False, True, True]
-    assert "2 of 3 steps have values that are not finite; the first is step 1" in str(history)
-    assert "not finite" not in str(make_history())
+    assert "2 of 3 steps have values that are not finite; the first is step 1" in one_line(history)
+    assert "not finite" not in one_line(make_history())
 
 
 def test_a_training_history_prints_first_last_and_mean():
-    rows = {line[:44].strip(): line[44:].split() for line in str(make_history()).splitlines()}
+    rows = {line[:44].strip(): line[44:].split() for line in one_line(make_history()).splitlines()}
     assert rows.pop("Training history of 3 steps, nats per datum") == ["first", "last", "mean", "of", "last", "3"]
     assert rows == {
         "ELBO": ["-33.000", "-15.000", "-24.000"],
@@ -506,7 +506,7 @@ def test_the_low_end_of_an_upper_bound_is_widened_where_its_tail_is_heavy():
 
 def test_chains_are_reported_as_chains():
     record = upper_bound(0.9)
-    assert "acceptance of the chains 0.70, lowest 0.50" in str(record)
+    assert "acceptance of the chains 0.70, lowest 0.50" in one_line(record)
     (warning,) = record.warnings()
     assert "too high" in str(warning) and "Raise num_steps" in str(warning)
     joined = pv.Evidence.cat([record, record])

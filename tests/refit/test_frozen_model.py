@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64, linear_gaussian, model_of, quiet
+from pair_helpers import F64, linear_gaussian, model_of, one_line, quiet
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule, PyroParam
@@ -242,7 +242,7 @@ def test_tied_weights_stay_frozen_and_are_named():
     fit = refit(model, guide)
     assert torch.equal(encoder.weight, weight)
     assert not any(torch.equal(a, b) for a, b in zip(others, [encoder.bias, *head.parameters()], strict=True))
-    assert fit.shared == ("encoder$$$weight",) and "depends on them too: encoder$$$weight" in str(fit)
+    assert fit.shared == ("encoder$$$weight",) and "depends on them too: encoder$$$weight" in one_line(fit)
 
 
 def test_a_model_that_reads_the_guide_past_autograd_is_found_and_the_guide_put_back():
@@ -524,7 +524,7 @@ def test_an_interrupt_keeps_the_best_so_far():
     model, guide, of_model, of_guide = Pairs.methods()
     before = everything(of_guide)
     fit = refit(model, guide, loss=Fails(4, KeyboardInterrupt()), num_epochs=10)
-    assert fit.stopped == "interrupted" and fit.num_updates == 3 and "was interrupted" in str(fit)
+    assert fit.stopped == "interrupted" and fit.num_updates == 3 and "was interrupted" in one_line(fit)
     assert not same(before, of_guide) and all(p.requires_grad for p in model.__self__.parameters())
     bad = adam(1.0)  # every step makes it worse, so the best is the start
     before = everything(of_guide)

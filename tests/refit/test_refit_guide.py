@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pytest
 import torch
-from pair_helpers import F64, SIGMAS, linear_gaussian, make_gaps, model_of
+from pair_helpers import F64, SIGMAS, linear_gaussian, make_gaps, model_of, one_line
 from refit_helpers import FEW, Linear, Network, adam, batches_of
 from torch import nn
 
@@ -142,7 +142,7 @@ def test_held_out_data_stop_it_and_the_best_guide_is_kept():
     guide, stopped = run(held_out=batches_of(held_out), every=20, patience=10)
     assert stopped.stopped == "held-out" and stopped.num_updates < 2000 and stopped.history is not None
     best = int(stopped.history.step[stopped.history.best])
-    assert best < stopped.num_updates and f"kept: update {best}" in str(stopped)
+    assert best < stopped.num_updates and f"kept: update {best}" in one_line(stopped)
     again = pv.EarlyStopping(model, guide, batches_of(held_out), seed=0)
     again(0)
     assert float(again.history().elbo) == pytest.approx(float(stopped.history.elbo.max()), abs=1e-9)
@@ -168,7 +168,7 @@ def test_another_guide_takes_over_and_the_first_stays_as_it_is():
     assert all(torch.equal(a, b) for a, b in zip(kept, small.parameters(), strict=True))
     assert refit.took_over and all(name.startswith("large$$$") for name in refit.trained)
     assert float(refit.test_after.summary()["amortization"].value) < 0.3
-    assert "another guide took over" in str(refit) and "capacity of the old guide" in str(refit)
+    assert "another guide took over" in one_line(refit) and "capacity of the old guide" in one_line(refit)
     gaps = pv.InferenceGaps(model_of(lm), large, num_particles=100)
     again = pv.evaluate(gaps, batches_of(x[100:]), seed=0, progress=False)
     assert torch.equal(again.elbo, refit.test_after.elbo)
@@ -258,6 +258,6 @@ def test_discrete_latents_have_no_parts():
     assert refit.parts == {} and "not split" in refit.verdict()
     gained = refit.changes["elbo"]
     assert float(gained.value) > 3 * float(gained.std_error) > 0
-    assert "discrete" in str(refit) or "not reparameterised" in str(refit)
+    assert "discrete" in one_line(refit) or "not reparameterised" in one_line(refit)
     refit.plot()
     plt.close("all")

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64, linear_gaussian, model_of, quiet
+from pair_helpers import F64, linear_gaussian, model_of, one_line, quiet
 from pyro.infer import SVI
 from refit_helpers import FEW, Linear, Network, adam, batches_of
 from torch import nn
@@ -56,7 +56,7 @@ def test_the_encoder_is_at_fault_and_a_refit_repairs_it():
     page = diagnosed(model, guide, x[:400], x[400:])
     assert page.culprit == "encoder", page
     assert page.advice.startswith("pv.refit_guide(model, guide, train, optim, test=test, num_epochs=100)")
-    assert "First: pv.refit_guide(" in str(page)
+    assert "First: pv.refit_guide(" in one_line(page)
     refitted(model, guide, x[:400], x[400:], 100)
     assert diagnosed(model, guide, x[:400], x[400:]).culprit in ("family", "none")
 

@@ -12,7 +12,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pair_helpers import F64, SIGMAS, assert_near, exact_pair, linear_gaussian, make_evidence, make_gaps, posterior_moments
+from pair_helpers import (
+    F64,
+    SIGMAS,
+    assert_near,
+    exact_pair,
+    linear_gaussian,
+    make_evidence,
+    make_gaps,
+    one_line,
+    posterior_moments,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -217,7 +227,7 @@ def test_held_out_data_that_were_trained_on_give_no_verdict():
     result = look(ignoring(), standard_guide, x, torch.cat([randn(20, 3, seed=1), x]))
     assert result.num_known == 40
     assert result.verdict().startswith("No verdict: 40 of the 40 held-out data")
-    assert "40 held-out data are themselves in the training data." in str(result)
+    assert "40 held-out data are themselves in the training data." in one_line(result)
 
 
 # Statistics of ranks
@@ -370,7 +380,7 @@ def test_which_data_are_images(event, given, expected):
     assert result.image_shape == expected
     if expected is None:
         assert result.sharpness is None and result.mean_sharpness() == {}
-        assert "sharpness: the data are not images" in str(result)
+        assert "sharpness: the data are not images" in one_line(result)
         json.dumps(result.to_dict())
     else:
         assert set(result.sharpness) == {"data", "reconstruction_means", "sample_means", "sample_draws"}
@@ -578,7 +588,7 @@ def test_evidence_of_gaps_will_do_and_records_print_and_travel():
     json.dumps(plain)
     assert plain["probability_nearer"]["value"] == float(result.probability_nearer().value)
     for part in ("rank correlation", "sample draws", "held-out data", "P(sample nearer)", result.verdict()):
-        assert part in str(result)
+        assert part in one_line(result)
 
 
 def test_wrong_evidence_is_refused():
@@ -771,7 +781,7 @@ def test_support_may_be_let_through_and_the_record_says_so():
     x = randn(10, 9).sigmoid()
     result = look(model, standard_guide, x, check_support=False, evidence=make_evidence(x[:, 0]))
     assert not result.support_checked
-    assert "score (values outside the support), nats" in str(result)
+    assert "score (values outside the support), nats" in one_line(result)
     assert plot_likelihood_and_looks(result).get_ylabel() == "score, nats"
     plt.close("all")
 

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from objective_helpers import F64, numbers
-from pair_helpers import diagonal_family, exact_pair, guide_of, linear_gaussian, model_of
+from pair_helpers import diagonal_family, exact_pair, guide_of, linear_gaussian, model_of, one_line
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -203,7 +203,7 @@ def test_there_is_nothing_to_restore_before_the_end():
     stopping(0)
     with pytest.raises(OptionError, match="beta has its final value"):
         stopping.restore_best()
-    assert stopping.history().best is None and "not yet at its end" in str(stopping)
+    assert stopping.history().best is None and "not yet at its end" in one_line(stopping)
 
 
 def test_a_beta_that_never_rests_is_said_to_never_stop():
@@ -446,7 +446,7 @@ def test_parameters_that_are_not_numbers_are_said():
 def test_what_is_printed_and_kept():
     base = numbers(50)
     stopping = scripted([base, base + 1, base + 0.5], patience=2)
-    assert "no look yet" in str(stopping) and str(stopping.history()) == "Held-out history without a look"
+    assert "no look yet" in one_line(stopping) and str(stopping.history()) == "Held-out history without a look"
     for step in range(3):
         stopping(step)
     text = str(stopping)
@@ -525,4 +525,4 @@ def test_data_of_minus_infinity_are_named_once():
     stopping(1)  # says it no more: warnings are errors here
     history = stopping.history()
     assert history.elbo.tolist() == [-INF, -INF] and not bool(history.reliable.any())
-    assert "in doubt" in str(history)
+    assert "in doubt" in one_line(history)

@@ -16,7 +16,7 @@ from ...isolation import LayerWatch
 from ...noise import NOISE_BLOCK
 from ..log_densities import masked_sum
 from ..programs import Execution, Program, Values, ancestral, draw, score
-from ..records import Record, close, narrow_record
+from ..records import Record, SiteRecord, close, narrow_record, padded
 from .data import bounds_vary
 from .discrete import told_apart
 from .enumerated import axes_by_name, check_enumerated_axes
@@ -258,6 +258,8 @@ def agree(reference: Record, candidate: Record, structure: Structure, num_partic
         drawn = not ours.is_observed and name not in layout.enumerated
         if drawn and (ours.value.shape != theirs.value.shape or not close(ours.value, theirs.value)):
             return False
+        if not same_plates(ours, theirs, layout.num_plates):
+            return False
         a, b = (masked_sum(s.log_prob, s.mask, layout) for s in (ours, theirs))
         if a.ndim < 2 or b.shape[-2:-1] not in ((num_particles,), (1,)):
             return False
@@ -268,6 +270,12 @@ def agree(reference: Record, candidate: Record, structure: Structure, num_partic
         if not close(a, b):
             return False
     return True
+
+
+def same_plates(reference: SiteRecord, candidate: SiteRecord, num_plates: int) -> bool:
+    """Whether no axis of particles stands in the place of a plate. Densities that a mask makes zero do not show it."""
+    ours, theirs = (padded(site.log_prob, num_plates).shape[-num_plates:] for site in (reference, candidate))
+    return all(b in (a, 1) for a, b in zip(ours, theirs, strict=True))
 
 
 def check_data_are_independent(model: Program, values: Values, reference: Record, structure: Structure) -> None:
