@@ -182,8 +182,8 @@ def test_options_that_do_not_fit_are_named():
         (lambda: nn.Heterogeneous([nn.Normal(), torch.nn.Linear(1, 1)]), "must be a head.*got Linear"),
         (lambda: nn.Heterogeneous([nn.Bernoulli]), "must be a head.*got type"),
         (lambda: nn.Heterogeneous([nn.Bernoulli(event_dim=3)]), "event_dim=1.*got Bernoulli with event_dim=3"),
-        (lambda: nn.Heterogeneous([nn.MultivariateNormal()]), "MultivariateNormal has no density number by number"),
-        (lambda: nn.Heterogeneous([nn.Normal("optimal")]), "Normal has no density number by number"),
+        (lambda: nn.Heterogeneous([nn.MultivariateNormal()]), "MultivariateNormal has no separate density for each number"),
+        (lambda: nn.Heterogeneous([nn.Normal("optimal")]), "Normal has no separate density for each number"),
         (lambda: nn.Heterogeneous([nn.Normal()]).num_outputs(3), "has 1 columns, but the data 3"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -622,7 +622,7 @@ def test_a_support_that_moves_with_parameters():
     pair = pair_of(lambda x: dist.Uniform(x - width, x + width).to_event(1))
     x = torch.rand(6, 2)
     assert math.isfinite(make().loss(*pair, x))
-    with pytest.raises(StructureError, match="support of the guide's site 'z' moves with parameters"):
+    with pytest.raises(StructureError, match="support of the guide's site 'z' depends on parameters"):
         make().loss_and_grads(*pair, x)
 
 

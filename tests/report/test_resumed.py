@@ -45,7 +45,7 @@ def test_it_goes_on_from_a_checkpoint_and_skips_bad_batches(tmp_path):
     train, test = list(x.split(5)), list(x.flip(0).split(5))
     with (
         pytest.warns(SkippedBatchWarning),
-        pytest.raises(KeyboardInterrupt, match=f"go on from the checkpoint '{tmp_path}/latent units'"),
+        pytest.raises(KeyboardInterrupt, match=f"continue from the checkpoint '{tmp_path}/latent units'"),
     ):
         diagnosed(Stopping(train, 1), test, checkpoint=tmp_path, on_error="skip")
     with pytest.warns(SkippedBatchWarning):

@@ -217,7 +217,7 @@ UNFINISHED = {
     "linear": (
         LinearAnnealing(1000),
         500,
-        "at 0.499 in the last one, number 499, then comes to stay near 1 only from update 981 on. "
+        "at 0.499 in the last one, number 499, then stays near 1 only from update 981 on. "
         "Shorten the schedule or plan at least 982 updates",
     ),
     "a little short": (LinearAnnealing(1000), 970, "at 0.969 .* near 1"),
@@ -236,7 +236,7 @@ UNFINISHED = {
     "a bump": (
         lambda step: 2.0 if 50 <= step < 60 else 1.0,
         50,
-        "between 1 and 2 and comes to stay near 1 only from update 60 on.*at least 61",
+        "between 1 and 2 and stays near 1 only from update 60 on.*at least 61",
     ),
     "a longer table": ([0.0, 0.5, 1.0].__getitem__, 2, "at 0.5 in .* near 1"),
     "an overflow far away": (lambda step: min(1.0, 1e-4 * 1.01**step), 500, "at 0.0143 in .* near 1"),
