@@ -95,7 +95,7 @@ def jackknife_log_mean_exp(log_weights: Tensor, order: int = 1, dim: int = 0) ->
 
     Takes ``(K, ...)`` for ``dim=0`` with ``K > order``; returns two tensors ``(...)`` in nats, the value and its standard
     error. The error is that of the pseudo-values of order 1, which to first order is right for both (2.8 % too small for
-    order 2 at ``K = 4`` and chi-squared divergence 0.9); where one weight dominates, it is as large as the correction.
+    order 2 at ``K = 4`` and chi-squared divergence 0.9). Where one weight dominates, it is as large as the correction.
     No gradient flows through either. Both are nan where no more than ``order`` weights are positive (leaving them out
     leaves nothing) or one is nan or ``+inf``.
 

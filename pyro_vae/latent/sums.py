@@ -70,9 +70,12 @@ class Moments:
     def variance_std_error(self, num_particles: int) -> Tensor:
         """Monte Carlo error of `variance`.
 
-        The values are y + e, with e normal of variance c, and `variance` is their sample variance minus the mean of an
-        estimate of c. var = (4 sum c (y - mean)^2 + (2 + 2 / (K - 1)) sum c^2) / n^2, computed with y + e for y, minus the
-        bias of that.
+        The values are y + e, with e normal of variance c. `variance` is their sample variance minus the mean of an estimate
+        of c. Its variance is::
+
+            (4 sum c (y - mean)^2 + (2 + 2 / (K - 1)) sum c^2) / n^2
+
+        It is computed with y + e for y, minus the bias of that.
         """
         n = self.count
         _, m1, _, _, _, _, cd, cd2, c2 = self._mean_of_powers()

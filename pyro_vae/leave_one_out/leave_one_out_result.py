@@ -269,10 +269,12 @@ class LeaveOneOutResult(Result):
     def doubts(self) -> dict[str, Tensor]:
         """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
 
-        "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above min(1 - 1/log10 S,
-        0.7). "data's own latents": more than 5% of the weight is on draws at which the estimate of log p(x_n | theta) is in
-        doubt. "few draws": with fewer than 100 draws, fewer than five determine the error. "search": the search found a mode
-        of p(theta | x) that the draws lack. "precision": float64 changes elpd by more than a tenth of its error.
+        - "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above min(1 - 1/log10 S,
+          0.7).
+        - "data's own latents": more than 5% of the weight is on draws where the estimate of log p(x_n | theta) is in doubt.
+        - "few draws": with fewer than 100 draws, fewer than five determine the error.
+        - "search": the search found a mode of p(theta | x) that the draws lack.
+        - "precision": float64 changes elpd by more than a tenth of its error.
         """
         found = {}
         if "tails" not in self.unchecked:

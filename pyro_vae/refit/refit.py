@@ -65,9 +65,9 @@ class Refit(Result):
     References: Cremer, Li and Duvenaud (2018), "Inference Suboptimality in Variational Autoencoders",
     https://arxiv.org/abs/1801.03558; Zhang, Hayes and Barber (2022), "Generalization Gap in Amortized Inference",
     https://arxiv.org/abs/2205.11640; Margossian and Blei (2024), "Amortized Variational Inference: When and Why?",
-    https://arxiv.org/abs/2307.11018, on when a guide that is a function of x can have no amortization gap at all: where the
-    optimal parameters of a datum are a function of that datum alone, as in every model whose data are independent given
-    the model.
+    https://arxiv.org/abs/2307.11018, on when a guide that is a function of x can have no amortization gap at all. That is
+    where the optimal parameters of a datum are a function of that datum alone, as in every model whose data are independent
+    given the model.
 
     Example::
 
