@@ -68,7 +68,9 @@ class FlowHead(nn.Module):
 def test_without_a_mean_the_message_names_what_works():
     vae, x = small_vae(), small_data()
     flow = VAE(nn.Sequential(nn.Linear(6, 2), FlowHead()), vae.decoder, vae.prior)
-    with pytest.raises(StructureError, match=r"q\(z given x\), \w+, has no formula for its mean.*torch.lerp\(.*, 0.5\)\).mean"):
+    with pytest.raises(
+        StructureError, match=r"q\(z given x\), \w+, has no formula for its mean.*torch.lerp\(.*, 0.5\)\).mean"
+    ):
         flow.interpolate(x, x)
     x0, x1 = x[:3], x[3:6]
     assert flow.decode(torch.lerp(flow.encode(x0).sample(), flow.encode(x1).sample(), 0.5)).mean.shape == (3, 6)
