@@ -240,7 +240,7 @@ def put(*keys, value):
         (put("value", "record", value="Nothing"), ("has a Nothing", "not a known record class")),
         (put("value", "record", value="os.system"), ("has a os.system", "not a known record class")),
         (put("value", "record", value="Result"), ("has a Result", "not a known record class")),
-        (put("value", "fields", "colour", value=1), ("colour besides them", "version")),
+        (put("value", "fields", "colour", value=1), ("colour besides these", "version")),
         (put("value", "fields", "bound", value={"eval": "1"}), ("a value that this version knows",)),
         (put("value", "fields", "bound", value={"tensor": "elsewhere"}), ("a value that this version knows",)),
         (put("value", "fields", "bound", value={"float": "1e5"}), ("a value that this version knows",)),
