@@ -174,7 +174,7 @@ def make_gaps(amortization, approximation, std_error=0.01, num_data=50, converge
         std_errors={name: torch.full((num_data,), std_error, dtype=F64) for name in names},
         converged=torch.ones(num_data, dtype=torch.bool) if converged is None else converged,
         evidence=evidence,
-        family="the guide's own family, freed per datum (z: loc, scale)",
+        family="the guide's family, fitted to each datum (z: loc, scale)",
         num_particles=500,
         cost=4000,
     )

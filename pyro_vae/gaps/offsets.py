@@ -52,7 +52,7 @@ class GuideOffsets:
         for site, parameter in self._tensors:
             freed.setdefault(site, []).append(parameter)
         sites = "; ".join(f"{site}: {', '.join(parameters)}" for site, parameters in freed.items())
-        return f"the guide's own family, freed per datum ({sites})"
+        return f"the guide's family, fitted to each datum ({sites})"
 
     def adjust(self, name: str, fn: Any) -> tuple[Any, Any]:
         """The distribution to draw from, and the same with detached offsets, for the sticking-the-landing log q."""
