@@ -6,7 +6,7 @@ from .annealing import AnnealedChains, Annealing
 from .auto_evidence import AutoEvidence
 from .barrier import Barrier
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
-from .estimator import Estimator, OfPair
+from .estimator import Estimator, OfPair, check_builder
 from .evidence import Evidence, well_known
 from .exact_evidence import ExactEvidence, exact_record
 from .fitted import Fitted, fit_proposals, fitted_log_weights, with_search
@@ -44,6 +44,7 @@ __all__ = [
     "guide_draws",
     "mean_std_error",
     "simulate_arguments",
+    "check_builder",
     "check_data_option",
     "simulate_data",
     "summarise",

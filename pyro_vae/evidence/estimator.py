@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..errors import OptionError
 from ..kernel import INFER, Call, Pair
-from ..options import names_of_sites, plate_or_none, seed_or_none
+from ..options import check_function, names_of_sites, plate_or_none, seed_or_none
 from ..records import warn_about
 
 SHARED = {
@@ -115,3 +116,14 @@ def shown(value: Any) -> str:
 
 def name_of(program: Callable) -> str:
     return getattr(program, "__name__", type(program).__name__)
+
+
+def check_builder(evidence: Any) -> None:
+    """Check the option `evidence=`, which makes an estimator from model and guide."""
+    if isinstance(evidence, OfPair):
+        name = type(evidence).__name__
+        raise OptionError(
+            f"evidence must make an estimator from (model, guide), got one that is built: pass pv.{name}, or, with options, "
+            f"functools.partial(pv.{name}, seed=0)"
+        )
+    check_function("evidence", evidence, "an estimator to be built, such as pv.ImportanceSampling")

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from ..noise import kept_random_state, seed_torch
-from ..options import check_function
 from ..records import warn_about
 from .adaptive_importance_sampling import AdaptiveImportanceSampling
 from .bidirectional_monte_carlo import BidirectionalMonteCarlo
-from .estimator import OfPair
+from .estimator import OfPair, check_builder
 from .evidence import Evidence
 from .paths import Start
 from .self_check_result import SelfCheckResult
@@ -70,7 +69,7 @@ class SelfCheck(OfPair):
 
     def check_options(self) -> None:
         self._sandwich({})  # raises on bad options
-        check_function("evidence", self.evidence, "an estimator to be built, such as pv.ImportanceSampling")
+        check_builder(self.evidence)
         check_data_option(self.data)
 
     def _sandwich(self, latents: Mapping[str, torch.Tensor]) -> BidirectionalMonteCarlo:

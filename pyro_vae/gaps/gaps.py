@@ -202,7 +202,10 @@ class Gaps(Result):
                 f"Not decided: log p(x) of {table.count(below)} is below their ELBO, so it is too low ({split})."
             )
         if high >= 0 and low > 0 and (not well_known(known.evidence) or len(known) < len(self) / 2):
-            return "undecided", f"Not decided: the weights are not reliable enough for log p(x) ({split})."
+            why = "the weights are not reliable enough for log p(x)"
+            if "tails" in self.unchecked:
+                why = f"the tails of the weights were not judged, {self.unchecked['tails']}; take 100 or more per datum"
+            return "undecided", f"Not decided: {why} ({split})."
         unfinished = int((~known.converged).sum())
         # what such fits have not reached is counted as the family's part, never as the encoder's
         if high < 0 and unfinished:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import SubsamplingError
-from ..evidence import Estimator, Evidence, mean_std_error
+from ..evidence import Estimator, Evidence, check_builder, mean_std_error
 from ..kernel import Call
-from ..options import amount, check_function, real_number
+from ..options import amount, real_number
 from .default_evidence import default_evidence, proposals_of
 from .enumerated import enumerated_gaps
 from .gaps import Gaps
@@ -79,7 +79,7 @@ class InferenceGaps(Estimator):
         self.num_particles = amount("num_particles", self.num_particles, lowest=2)
         self.tolerance = real_number("tolerance", self.tolerance, ends="(]")
         if self.evidence is not None:
-            check_function("evidence", self.evidence, "an estimator to be built, such as pv.ImportanceSampling, or None")
+            check_builder(self.evidence)
         self._estimator = None if self.evidence is None else self.evidence(self.model, self.guide)
 
     def estimate(self, call: Call) -> Gaps:

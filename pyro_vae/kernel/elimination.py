@@ -75,7 +75,7 @@ def factor_of(name: str, log_prob: Tensor, plates: Mapping[str, Mapping[str, int
         if not plates[site].keys() <= plates[name].keys():
             raise EnumerationError(
                 f"site '{name}' reads '{site}', enumerated in the plates {quoted(plates[site])}, from outside of them, as "
-                "one for all: put it into the plate, or take out infer={'enumerate': ...} and let the guide draw it"
+                "one for all: put it into the plate, or remove infer={'enumerate': ...} and let the guide draw it"
             )
     order = sorted(read, key=read.__getitem__)
     tensor = tensor.permute(*order, *(d for d in range(num_axes) if d not in read), *range(num_axes, tensor.ndim))
@@ -140,7 +140,7 @@ def sum_over(name: str, factors: Sequence[Factor]) -> Factor:
         raise EnumerationError(
             f"to sum '{name}' out takes a table over {quoted(sites)} of {num_bytes / 2**30:.0f} GiB (at most "
             f"{MOST_BYTES / 2**30:.0f}): let fewer enumerated sites depend on one another, as in a chain under pyro.markov, "
-            "or take out infer={'enumerate': ...} and let the guide draw them"
+            "or remove infer={'enumerate': ...} and let the guide draw them"
         )
     total = aligned[0]
     for tensor in aligned[1:]:

@@ -75,7 +75,7 @@ class Outside:
         if both:
             raise EnumerationError(
                 f"the latents {quoted(sorted(both))} outside the plate '{plate}' are enumerated, and draws of them are "
-                "needed here: take out infer={'enumerate': ...} and let the guide draw them"
+                "needed here: remove infer={'enumerate': ...} and let the guide draw them"
             )
         for name in (*outside.latents, *outside.observed):
             if any(f.size != (f.full_size or f.size) for f in plates_of(model[name]).values()):

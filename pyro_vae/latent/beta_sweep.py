@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..batches import NO_BATCH, ToArguments, arguments_of, check_loader, first_element
 from ..errors import ArgumentError, EmptyBatchError, LazyGuideError, NonFiniteError, OptionError
 from ..evaluation import over_batches, single_process
-from ..evidence import AdaptiveImportanceSampling, Evidence, mean_std_error
+from ..evidence import AdaptiveImportanceSampling, Evidence, check_builder, mean_std_error
 from ..isolation import eval_mode, isolated_store
 from ..kernel import INFER, Pair
 from ..noise import kept_random_state
@@ -109,7 +109,7 @@ def beta_sweep(
     for name, value in (("make_pair", make_pair), ("optimizer", optimizer), ("objective", objective)):
         check_function(name, value, "callable, to be used anew for every beta")
     if evidence is not None:
-        check_function("evidence", evidence, "an estimator to be built, such as pv.ImportanceSampling, or None")
+        check_builder(evidence)
     options: Any = {"datum_plate": datum_plate, "prior_sites": prior_sites, "check_support": check_support}
     estimator: Any = partial(AdaptiveImportanceSampling, **options) if evidence is None else evidence
     points: list[Point] = []

@@ -96,7 +96,10 @@ def estimate(measured: Measured) -> Finding:
     few = "tails" in gaps.unchecked
     biased = biased or are_many(gaps.doubts["below the ELBO"])
     if biased or few or doubted > len(gaps) / 2:
-        return Finding("estimate", "fault", f"The estimates of log p(x) cannot be trusted. {evidence}")
+        why = (
+            "cannot be judged: their tails need 100 or more weights per datum" if few and not biased else "cannot be trusted"
+        )
+        return Finding("estimate", "fault", f"The estimates of log p(x) {why}. {evidence}")
     if not gaps.evidence.support_checked:
         score = "Data outside the support of the likelihood were let through, so what stands for log p(x) is a score"
         return Finding("estimate", "undecided", f"{score}. {evidence}")

@@ -1,5 +1,6 @@
 """DESIGN 5.2 and 5.3: scales are stripped, and every site has a counterpart or a reason."""
 
+import contextlib
 import functools
 
 import pyro
@@ -24,6 +25,7 @@ from kernel_helpers import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
+import pyro_vae as pv
 from pyro_vae.errors import (
     ArgumentError,
     AuxiliarySiteError,
@@ -785,3 +787,56 @@ def test_a_latent_delta_of_the_model_is_refused():
 
     with pytest.raises(StructureError, match="'y' is a Delta.*pyro.deterministic"):
         weigh(model, guide, torch.randn(4))
+
+
+# --- what a newcomer forgets ---
+
+
+def test_data_that_are_not_observed_are_named():
+    """The model lacks obs=, so its data are a latent that the guide lacks."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=F64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    with pytest.raises(SiteMismatchError, match="'x' .* observes nothing: if this site is the data, pass obs= to it"):
+        pv.InferenceGaps(model, guide)(randn(4))
+
+
+@pytest.mark.parametrize("plate", [None, "batch"])
+def test_a_plate_on_one_side_alone_is_named(plate):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=F64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate(plate, len(x)) if plate else contextlib.nullcontext():
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    with pytest.raises(SiteMismatchError, match=r"in the model or in the guide alone .* in both, under the same name"):
+        pv.InferenceGaps(model, guide)(randn(4))
+
+
+def test_a_model_in_the_place_of_the_guide_is_named():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=F64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    with pytest.raises(ObservedInGuideError, match="Were model and guide passed in this order"):
+        pv.InferenceGaps(guide, model)(randn(4))
+
+
+def test_an_estimator_that_is_built_cannot_build():
+    with pytest.raises(OptionError, match=r"got one that is built: pass pv.ImportanceSampling, or"):
+        pv.InferenceGaps(print, print, evidence=pv.ImportanceSampling(print, print))

@@ -63,7 +63,7 @@ def moved_axis(names: Collection[str], what: str) -> str:
         f"{quoted(names)} enumerated: with all values side by side {what}, which it does not at one value at a time. The "
         "values lie on a new axis left of all plates, which the program must leave there: use `...` and negative dims "
         "(Vindex of pyro.ops.indexing), no squeeze, reshape, positive dims or index that drops a dim (z[..., :1, :] for "
-        "z[..., 0, :]). Or take out infer={'enumerate': ...}, and the site is drawn"
+        "z[..., 0, :]). Or remove infer={'enumerate': ...}, and the site is drawn"
     )
 
 

@@ -7,7 +7,15 @@ import pyro.distributions as dist
 import torch
 
 from ...densities import innermost
-from ...errors import DatumPlateError, EmptyBatchError, GlobalLatentError, StructureError, SubsamplingError, quoted
+from ...errors import (
+    DatumPlateError,
+    EmptyBatchError,
+    GlobalLatentError,
+    SiteMismatchError,
+    StructureError,
+    SubsamplingError,
+    quoted,
+)
 from ..recorder import Layout, Site
 from .autoguides import auto_sites
 from .subsamples import different_sizes
@@ -141,6 +149,12 @@ def find_datum_plate(sites: Collection[Site]) -> str:
     shared = {name for s in observed[:1] for name in plates_of(s) if all(name in plates_of(o) for o in observed)}
     outside = dict.fromkeys(s.name for s in sites if not s.is_observed and shared and not shared & set(plates_of(s)))
     if outside:
+        halves = [n for n in outside if any(s.name == n and shared & set(plates_of(s)) for s in sites)]
+        if halves:
+            raise SiteMismatchError(
+                f"site {quoted(halves)} lies in the plate {quoted(sorted(shared))} of the data in the model or in the guide "
+                f"alone ({where}): put it into `with pyro.plate({quoted(sorted(shared))}, ...)` in both, under the same name"
+            )
         auxiliary = {s.name for s in sites if s.infer.get("is_auxiliary")}  # draws that only the guide has, as in autoguides
         of_model = next((name for name in outside if name not in auxiliary), next(iter(outside)))
         raise GlobalLatentError(

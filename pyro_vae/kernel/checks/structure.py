@@ -89,8 +89,9 @@ def kept_guide_sites(
             continue
         else:
             raise ObservedInGuideError(
-                f"the guide observes '{name}', but log q has no observations. Hide it: poutine.block(guide, "
-                f"hide=['{name}']); or mark it infer={{'is_auxiliary': True}}, and an evaluation leaves it out"
+                f"the guide observes '{name}', but log q has no observations. Were model and guide passed in this order? If "
+                f"so, hide it: poutine.block(guide, hide=['{name}']); or mark it infer={{'is_auxiliary': True}}, and an "
+                "evaluation leaves it out"
             )
     return kept
 
@@ -213,14 +214,16 @@ def match_sites(
     unpacked: Collection[str],
 ) -> None:
     known = {*auto_sites(guide), *unpacked}  # and indicators
+    blind = not any(site.is_observed for site in model_sites.values())  # factors are observed, too
     for name, site in model_sites.items():
         if site.is_observed or name in guide_sites or name in prior or name in model_enumerated:
             continue
         near = difflib.get_close_matches(name, [n for n in guide_sites if n not in model_sites], n=1, cutoff=0.5)
         hint = f" Did you mean the guide's '{near[0]}'?" if near else ""
+        add = "The model observes nothing: if this site is the data, pass obs= to it. Otherwise add" if blind else "Add"
         raise SiteMismatchError(
             f"the model's latent site '{name}' has no counterpart in the guide (guide sites: {quoted(guide_sites)})."
-            f"{hint} Add it to the guide under the same name, or pass prior_sites=['{name}'] to draw it from the prior"
+            f"{hint} {add} it to the guide under the same name, or pass prior_sites=['{name}'] to draw it from the prior"
         )
     for name, site in model_sites.items():
         if not site.is_observed and isinstance(innermost(site.fn), dist.Delta):
