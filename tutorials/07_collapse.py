@@ -7,7 +7,7 @@ nothing and carries no information. You will see in closed form when collapse is
 You will train a model that collapses although it should not, and compare four cures.
 You will also see that a low KL does not make a good latent space.
 
-Prerequisites: :doc:`02_first_vae` and :doc:`06_rate_distortion`; about 1 minute to run.
+Prerequisites: :doc:`02_first_vae` and :doc:`06_rate_distortion`; 1 to 2 minutes to run.
 """
 
 # %%

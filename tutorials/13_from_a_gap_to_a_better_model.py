@@ -8,7 +8,7 @@ its training data by heart? At the end you can tell these three apart. You can a
 repair the encoder without touching the model, and then train the model on from there
 without training too long.
 
-Prerequisites: :doc:`03_three_gaps` and :doc:`10_your_own_model`; about 1 minute to run.
+Prerequisites: :doc:`03_three_gaps` and :doc:`10_your_own_model`; 1 to 2 minutes to run.
 """
 
 # %%
