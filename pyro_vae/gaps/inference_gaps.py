@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,6 +10,7 @@ from ..errors import SubsamplingError
 from ..evidence import Estimator, Evidence, check_builder, mean_std_error
 from ..kernel import Call
 from ..options import amount, real_number
+from ..records import without_warnings
 from .default_evidence import default_evidence, proposals_of
 from .enumerated import enumerated_gaps
 from .gaps import Gaps
@@ -86,13 +88,13 @@ class InferenceGaps(Estimator):
         if not call.structure.latents:
             return enumerated_gaps(call, self.num_particles)
         if why_not := why_not_split(call):
-            gaps = unsplit_gaps(call, self.num_particles, self._estimator, why_not)
+            gaps = unsplit_gaps(call, self.num_particles, None if self._estimator is None else self._evidence, why_not)
             check_same_data(call, gaps.evidence)
             return gaps
         if self._estimator is None:
             evidence, fitted = default_evidence(call, self.num_particles)
         else:
-            evidence = self._estimator(*call.model.args, **call.model.kwargs)
+            evidence = self._evidence(*call.model.args, **call.model.kwargs)
             fitted = proposals_of(call, self.num_particles)
         optimum = find_optimum(call, fitted, self.tolerance, max(1.0, self.num_particles / USUAL))
         bound, optimal = elbo_terms(call, self.num_particles, optimum)
@@ -120,6 +122,11 @@ class InferenceGaps(Estimator):
             num_particles=self.num_particles,
             cost=total,
         )
+
+    def _evidence(self, *args: Any, **kwargs: Any) -> Evidence:
+        assert self._estimator is not None
+        with without_warnings():  # the gaps warn about the same data
+            return self._estimator(*args, **kwargs)
 
 
 def check_same_data(call: Call, evidence: Evidence) -> None:

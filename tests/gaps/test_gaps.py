@@ -16,12 +16,19 @@ from pair_helpers import (
     linear_gaussian,
     model_of,
     quiet,
+    scaled_family,
     shifted_family,
 )
 from pyro.infer import config_enumerate
 
 import pyro_vae as pv
-from pyro_vae.errors import ConvergenceWarning, LocalFitError, OptionError, SubsamplingError
+from pyro_vae.errors import (
+    ConvergenceWarning,
+    LocalFitError,
+    OptionError,
+    SubsamplingError,
+    UnreliableEvidenceWarning,
+)
 from pyro_vae.kernel import calls
 
 
@@ -497,3 +504,13 @@ def test_a_subsampled_plate_keeps_its_rows():
     other = functools.partial(pv.ImportanceSampling, num_particles=10, seed=1)
     with pytest.raises(SubsamplingError, match="give both the same seed="):
         gaps_of(*subsampled(lm), x, evidence=other)
+
+
+def test_doubts_of_another_estimator_are_warned_about_once_and_at_the_call():
+    lm, x = linear_gaussian()
+    narrow = guide_of(scaled_family(lm, 0.3))
+    evidence = functools.partial(pv.ImportanceSampling, num_particles=200, check=False)
+    with pytest.warns(UnreliableEvidenceWarning, match="Pareto k") as caught:
+        pv.InferenceGaps(model_of(lm), narrow, evidence=evidence, seed=0)(x)
+    found = [warning for warning in caught if "Pareto k" in str(warning.message)]
+    assert len(found) == 1 and found[0].filename == __file__
