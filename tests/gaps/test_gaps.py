@@ -510,7 +510,7 @@ def test_doubts_of_another_estimator_are_warned_about_once_and_at_the_call():
     lm, x = linear_gaussian()
     narrow = guide_of(scaled_family(lm, 0.3))
     evidence = functools.partial(pv.ImportanceSampling, num_particles=200, check=False)
-    with pytest.warns(UnreliableEvidenceWarning, match="Pareto k") as caught:
+    with pytest.warns(UnreliableEvidenceWarning) as caught:
         pv.InferenceGaps(model_of(lm), narrow, evidence=evidence, seed=0)(x)
     found = [warning for warning in caught if "Pareto k" in str(warning.message)]
     assert len(found) == 1 and found[0].filename == __file__
