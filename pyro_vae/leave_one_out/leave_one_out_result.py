@@ -269,8 +269,7 @@ class LeaveOneOutResult(Result):
     def doubts(self) -> dict[str, Tensor]:
         """(B,) bool by reason, true where the number is in doubt; a reason that was not judged is in `unchecked` instead.
 
-        - "tails": Pareto k of the weights without the datum, or of the weights of the posterior, is above min(1 - 1/log10 S,
-          0.7).
+        - "tails": Pareto k of the weights without the datum, or of the posterior, is above min(1 - 1/log10 S, 0.7).
         - "data's own latents": more than 5% of the weight is on draws where the estimate of log p(x_n | theta) is in doubt.
         - "few draws": with fewer than 100 draws, fewer than five determine the error.
         - "search": the search found a mode of p(theta | x) that the draws lack.
