@@ -172,7 +172,7 @@ class Calibration(Result):
         data = f"on {len(self)} simulated data"
         if self.blind:
             return (
-                f"The guide draws the same latents {data} as on yours: it does not look at the data, or it has parameters "
+                f"The guide draws the same latents {data} as on yours: it does not depend on the data, or it has parameters "
                 "for each of your data, which fit no others"
             )
         if not self.faulty:

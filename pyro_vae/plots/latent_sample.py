@@ -96,7 +96,7 @@ def plot_latents(
 
     :param sample: what `AggregatedPosterior` returned.
     :param ax: where to draw; a new figure by default.
-    :param units: two names or numbers.
+    :param units: two names or indices.
 
     :param kwargs: passed on to `Axes.scatter` for the data, such as `s=` and `alpha=`.
     :raises OptionError: for units that are not two, or do not exist.
@@ -112,7 +112,7 @@ def plot_latents(
     """
     check_record(sample, LatentSample, made_by="what AggregatedPosterior returned")
     if isinstance(units, str) or not isinstance(units, Sequence) or len(units) != 2:
-        raise OptionError(f"units must be two names or numbers, got {units!r}")
+        raise OptionError(f"units must be two names or indices, got {units!r}")
     first, second = unit_numbers(units, sample.names)
     ax = axes_or_new(ax)
     means, prior = (side[:, [first, second]].detach().cpu() for side in (sample.means, sample.prior))

@@ -554,7 +554,7 @@ def test_an_elbo_of_minus_infinity_is_in_doubt_also_without_a_gap():
             noise = pyro.sample("noise", dist.Normal(torch.zeros(len(x), dtype=F64), 1.0), infer={"is_auxiliary": True})
             pyro.sample("z", dist.Delta(noise))
 
-    with pytest.warns(UnreliableEvidenceWarning, match="the ELBO is in doubt: it is infinite for 4 of 4 data, whose draws"):
+    with pytest.warns(UnreliableEvidenceWarning, match="the ELBO is in doubt: it is infinite for 4 of 4 data, where draws"):
         record = pv.GuideCalibration(model, guide, num_particles=4, seed=0)(torch.zeros(4, dtype=F64))
     assert record.at_latents is None
     assert bool((record.elbo == -math.inf).all()) and "in doubt" in one_line(record)
