@@ -126,4 +126,6 @@ def check_builder(evidence: Any) -> None:
             f"evidence must make an estimator from (model, guide), got one that is built: pass pv.{name}, or, with options, "
             f"functools.partial(pv.{name}, seed=0)"
         )
-    check_function("evidence", evidence, "an estimator to be built, such as pv.ImportanceSampling")
+    check_function(
+        "evidence", evidence, "a class of estimators, such as pv.ImportanceSampling, or a function that builds one"
+    )

@@ -1336,7 +1336,7 @@ def test_a_class_of_a_plate_is_not_read_from_outside():
     for pair in ((model, guide), (summed_model, guide_of_z)):
         with (
             warnings.catch_warnings(),
-            pytest.raises(EnumerationError, match="'z' reads 'c', which is enumerated in a plate"),
+            pytest.raises(EnumerationError, match="'z' depends on 'c', which is enumerated in a plate"),
         ):
             warnings.simplefilter("ignore")  # Pyro warns of a possibly invalid dependency
             pv.BetaTraceEnum_ELBO(max_plate_nesting=2).loss(*pair, x)

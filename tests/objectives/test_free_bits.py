@@ -804,7 +804,9 @@ def one_latent(*plates):
     return Program(model), Program(guide, loc=0.3), torch.zeros(plates, dtype=F64)
 
 
-@pytest.mark.parametrize(("options", "what"), [({"free_bits": 0.5}, "free bits asks"), ({"capacity": 1.0}, "capacity asks")])
+@pytest.mark.parametrize(
+    ("options", "what"), [({"free_bits": 0.5}, "free bits needs"), ({"capacity": 1.0}, "capacity needs")]
+)
 def test_without_a_plate_and_with_two(options, what):
     with pytest.raises(DatumPlateError, match=f"{what}.*share none"):
         MeanField(**options).loss(*one_latent())

@@ -244,7 +244,7 @@ def test_a_mixture_of_bits_is_the_sum_over_its_classes(enumerated):
 def test_what_only_the_model_enumerates_is_refused():
     logits = torch.randn(3, 5, dtype=F64)
     model, _ = mixture_pair(True, logits)
-    with pytest.raises(EnumerationError, match="depends on 'y', which only the model has: let the guide enumerate"):
+    with pytest.raises(EnumerationError, match="depend on 'y', which only the model has: let the guide enumerate"):
         pv.impute(model, lambda x: None, holed(torch.ones(3, 5, dtype=F64)), num_particles=10, seed=0)
 
 

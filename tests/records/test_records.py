@@ -350,7 +350,7 @@ def test_gaps_print_a_table_with_both_errors():
     for part in (
         "doubts: none of 50 data (tails, not converged, below the ELBO)",
         "cost: 4000",
-        "q*: the guide's own family",
+        "q*: the guide's family, fitted to each datum",
     ):
         assert part in text, part
 
