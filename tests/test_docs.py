@@ -226,6 +226,13 @@ def test_the_figures_under_accuracy_are_those_of_their_sources():
         assert sources and rows and set(figures("\n".join(rows))) <= known, section.splitlines()[0]
 
 
+def test_the_figures_under_the_literatures_numbers_are_those_of_the_recorded_run():
+    """Ours, which have an error behind them."""
+    found = re.findall(r"-?\d+\.\d+ \+- \d\.\d+", PAGES["published.md"])
+    recorded = (ROOT / "tests/benchmarks/recorded.md").read_text()
+    assert len(found) >= 9 and not [figure for figure in found if figure not in recorded]
+
+
 def figures(text: str) -> list[str]:
     return re.findall(r"-?\d[\d,]*\.\d+%?|\d+%", text)
 
