@@ -14,7 +14,7 @@ author = "the pyro_vae authors"
 copyright = "2026, the pyro_vae authors"
 release = version = pyro_vae.__version__
 
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py, links.py and listing.py
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside this file
 
 import listing  # noqa: E402
 

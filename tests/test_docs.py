@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 
 sys.path.insert(0, str(DOCS))
+import addresses  # noqa: E402
 import listing  # noqa: E402
 
 # As Sphinx renders them: with the classes and the papers that pages list by themselves.
@@ -95,6 +96,27 @@ def test_papers_of_docstrings_are_listed_under_citing(monkeypatch):
     assert "| `VAE` | For more see: Neal" not in (page := listing.with_papers(rows))
     assert page.startswith(rows) and "| `VAE` | Neal et al. 2001 | [Annealing: A Title](https://a.b/c_d) |\n" in page
     assert "https://a.b/c_d" not in listing.with_papers(rows + "| x | y | [z](https://a.b/c_d) |\n").splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", sorted(addresses.OUTSIDE))
+def test_a_name_that_links_to_other_documentation_exists(name):
+    module, _, last = name.rpartition(".")
+    assert hasattr(importlib.import_module(module or "builtins"), last) or importlib.import_module(name)
+
+
+def test_names_in_the_text_are_links_where_they_are_public():
+    shown = {
+        "InferenceGaps": "InferenceGaps",
+        "pv.evaluate()": "evaluate",
+        "nn.MLP": "nn.MLP",
+        "plot_gaps": "plots.plot_gaps",
+    }
+    shown |= {"pyro_vae.nn.MLP": "nn.MLP", "MaskError": "errors.MaskError", "errors.MaskError": "errors.MaskError"}
+    for text, name in shown.items():
+        assert addresses.public_name(text) == f"pyro_vae.{name}"
+    for text in ("MLP", "x", "gaps.elbo", "nn.Module", "torch.nn.MLP"):
+        assert addresses.public_name(text) is None
+    assert set(addresses.SHORT.values()) <= set(addresses.OUTSIDE)
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if not part.startswith("_")])

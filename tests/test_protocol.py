@@ -214,3 +214,22 @@ def test_prior_sites_are_a_list(value):
             make(datum_plate=3)
     with pytest.raises(pv.errors.OptionError, match="evidence must be a class of estimators"):
         pv.InferenceGaps(Model(), Guide(), evidence=3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda built: pv.InferenceGaps(Model(), Guide(), evidence=built),
+        lambda built: pv.SelfCheck(Model(), Guide(), evidence=built),
+        lambda built: pv.LeaveOneOut(Model(), Guide(), evidence=built),
+        lambda built: pv.beta_sweep(
+            lambda beta: (Model(), Guide()), [torch.zeros(2)], betas=[1.0], num_epochs=1, evidence=built
+        ),
+        lambda built: pv.diagnose(Model(), Guide(), train=[torch.zeros(2)], test=[torch.zeros(2)], evidence=built),
+    ],
+    ids=["InferenceGaps", "SelfCheck", "LeaveOneOut", "beta_sweep", "diagnose"],
+)
+def test_an_estimator_that_is_built_cannot_build_others(call):
+    built = pv.ImportanceSampling(Model(), Guide())
+    with pytest.raises(pv.errors.OptionError, match=r"got one that is built: pass pv.ImportanceSampling, or"):
+        call(built)

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from .. import noise
 from ..errors import LocalFitError, NonFiniteError, OptionError, quoted
-from ..evidence import AdaptiveImportanceSampling, Estimator, Evidence, ImportanceSampling, OfPair, guide_draws
+from ..evidence import (
+    AdaptiveImportanceSampling,
+    Estimator,
+    Evidence,
+    ImportanceSampling,
+    OfPair,
+    check_builder,
+    guide_draws,
+)
 from ..kernel import Call, Outside, Pair, movement
 from ..noise import Noise, batch_noise, checked_seed, noise_seed
 from ..options import amount, one_of
@@ -98,13 +106,15 @@ class LeaveOneOut(OfPair):
     def check_options(self) -> None:
         self.num_draws = amount("num_draws", self.num_draws)
         one_of("proposal", self.proposal, Proposal)
+        if self.evidence is not None:
+            check_builder(self.evidence)
         if self.datum_plate is None:
             raise OptionError("datum_plate must name the plate of the data to leave out, got None")
         of_all: Any = {"prior_sites": self.prior_sites, "check_support": self.check_support, "takes_subsamples": True}
         self._joint = Pair(self.model, self.guide, datum_plate=None, **of_all)
         self._given: dict[tuple[str, bool], Pair] = {}
         makers = (FITTED_TO_DATA, DRAWN_BY_GUIDE) if self.evidence is None else (self.evidence,)
-        self._estimators = [make(self.model, self.guide) if callable(make) else None for make in makers]
+        self._estimators = [make(self.model, self.guide) for make in makers]
         if not all(isinstance(made, Estimator) for made in self._estimators):
             raise OptionError(
                 "evidence must be a class of estimators or a function that builds one, as "

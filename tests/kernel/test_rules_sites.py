@@ -835,8 +835,3 @@ def test_a_model_in_the_place_of_the_guide_is_named():
 
     with pytest.raises(ObservedInGuideError, match="Were model and guide passed in this order"):
         pv.InferenceGaps(guide, model)(randn(4))
-
-
-def test_an_estimator_that_is_built_cannot_build():
-    with pytest.raises(OptionError, match=r"got one that is built: pass pv.ImportanceSampling, or"):
-        pv.InferenceGaps(print, print, evidence=pv.ImportanceSampling(print, print))
