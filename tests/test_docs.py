@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import pyro_vae
+from pyro_vae.records.doubts import TABLE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -257,6 +258,11 @@ def test_the_figures_under_the_literatures_numbers_are_those_of_the_recorded_run
 
 def figures(text: str) -> list[str]:
     return re.findall(r"-?\d[\d,]*\.\d+%?|\d+%", text)
+
+
+def test_every_doubt_is_in_the_glossary():
+    rows = re.findall(r"^\| (`.+?) \|", PAGES["glossary.md"], re.M)
+    assert {reason for row in rows for reason in re.findall(r"`([^`]+)`", row)} >= set(TABLE)
 
 
 def test_every_paper_that_is_referred_to_can_be_cited():

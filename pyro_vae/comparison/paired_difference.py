@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..records import FEW, Estimate, Result, normal_quantile, student_quantile, to_plain
+from ..records import FEW, Estimate, Result, normal_quantile, page, student_quantile, to_plain
 from .sides import Side
 from .told_apart import monte_carlo, p_value_of
 
@@ -138,10 +138,10 @@ class PairedDifference(Result):
             "few_decide": self.few_decide,
         }
 
-    def _in_short(self) -> str:
-        return str(self)
-
     def __str__(self) -> str:
+        return page([self._in_short()])
+
+    def _in_short(self) -> str:
         mean, unit = self.mean(), "nats per datum"
         ahead = f"'{self.first}' is ahead of '{self.second}' by"
         if mean.doubt:

@@ -18,7 +18,8 @@ from pair_helpers import F64, make_evidence, make_gaps, quiet
 
 import pyro_vae as pv
 from pyro_vae.errors import MissingPackageError
-from pyro_vae.records import Result
+from pyro_vae.records import Result, page
+from pyro_vae.records.printing import WIDTH
 
 NUM_DATA = 6
 CLASSES = [value for name in pv.__all__ if inspect.isclass(value := getattr(pv, name))]
@@ -255,6 +256,22 @@ class Tags(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_sentences_that_a_record_prints_fit_the_page(records, kind):
+    """Rows of tables have runs of spaces and may be wider."""
+    lines = str(records[kind]).splitlines()
+    assert lines and not [line for line in lines if len(line) > WIDTH and "  " not in line.lstrip()]
+
+
+def test_sentences_are_wrapped_and_rows_are_not():
+    sentence, row = " ".join(["word"] * 40), "  ".join(["1.234"] * 40)
+    lines = page([f"  {sentence}", row, "", f"first\n{sentence}"]).splitlines()
+    assert row in lines and "" in lines and "first" in lines
+    assert all(len(line) <= WIDTH for line in lines if line != row)
+    assert lines[0].startswith("  word") and lines[1].startswith("    word")
+    assert " ".join(" ".join(lines).split()) == f"{sentence} {' '.join(row.split())} first {sentence}"
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
