@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from .generator import program_of_seed
 from .judge import ORACLE_ERROR, Finding, findings_of, know
@@ -22,13 +23,14 @@ FAULTS = ("wrong", "crashed")
 
 
 @contextmanager
-def results(seeds: Iterable[int], jobs: int) -> Iterator[Iterable[tuple[int, list[Finding] | None]]]:
+def results(seeds: Iterable[int], jobs: int, in_turn: bool) -> Iterator[Iterable[tuple[int, list[Finding] | None]]]:
     """In the order of the seeds, so that progress has one number to go on from."""
+    found = partial(findings_of, in_turn=in_turn)
     if jobs == 1:
-        yield map(findings_of, seeds)
+        yield map(found, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield pool.imap(findings_of, seeds, chunksize=4)
+        yield pool.imap(found, seeds, chunksize=4)
 
 
 def main() -> int:
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=500, help="how many programs")
     parser.add_argument("--seed", type=int, default=0, help="number of the first one")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--in-turn", action="store_true", help="each program by some estimators, in turn: half the time")
     parser.add_argument("--show", action="store_true", help="print each program, its data and its right values")
     options = parser.parse_args()
     if options.show:
@@ -44,7 +47,7 @@ def main() -> int:
     counts: Counter[tuple[str, str]] = Counter()
     faulty: dict[int, None] = {}
     discarded, start = 0, time.monotonic()
-    with results(range(options.seed, options.seed + options.number), options.jobs) as found:
+    with results(range(options.seed, options.seed + options.number), options.jobs, options.in_turn) as found:
         for done, (seed, findings) in enumerate(found, start=1):
             discarded += findings is None
             for finding in findings or ():

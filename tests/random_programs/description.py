@@ -130,14 +130,13 @@ def bent(bend: str, real: Tensor) -> Tensor:
 def distribution(module: Any, site: Site, location: Tensor) -> Any:
     """A site of the model from distributions of `module`, torch's or Pyro's."""
     spread = torch.full_like(location, site.spread)
-    zero = torch.zeros_like(location)
     match site.family:
         case "normal":
             return module.Normal(location, spread)
         case "funnel":  # the location is that of the logarithm of the scale
-            return module.Normal(zero + site.shift, spread * (location.clamp(-8, 8) / 2).exp())
+            return module.Normal(torch.full_like(location, site.shift), spread * (location.clamp(-8, 8) / 2).exp())
         case "student":
-            return module.StudentT(zero + 4.0, location, spread)
+            return module.StudentT(torch.full_like(location, 4.0), location, spread)
         case "mixture":
             weights = torch.tensor([0.7, 0.3], dtype=location.dtype).expand(location.shape + (2,))
             centres = torch.stack([location - 2 * spread, location + 2 * spread], -1)
@@ -156,7 +155,7 @@ def distribution(module: Any, site: Site, location: Tensor) -> Any:
         case "bernoulli":
             return module.Bernoulli(logits=location)
         case "categorical":
-            return module.Categorical(logits=torch.stack([zero, location, -0.5 * location], -1))
+            return module.Categorical(logits=torch.stack([torch.zeros_like(location), location, -0.5 * location], -1))
         case "poisson":
             return module.Poisson(location.clamp(-8, 5).exp())
         case "binomial":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -34,7 +35,11 @@ class Shapes:
         self.inner_dim = -3 - self.dim  # the other one of -1 and -2
         self.num_data, self.dtype = case.num_data, case.program.dtype
         # Found beforehand: a program that reads the value of a tensor is run one particle at a time.
-        self.styles = {s.name: mask_style(case, s) for s in (*case.program.latents, *case.program.observed)}
+        sites = (*case.program.latents, *case.program.observed)
+        self.styles = {s.name: mask_style(case, s) for s in sites}
+        self.masks = {s.name: self.place(case.masks[s.name], s.place) for s in sites}
+        self.bases = {s.name: self.place(base_location(case, s), s.place) for s in sites}
+        self.guides = {s.name: self.placed(s, case.program.site(s.name).place) for s in case.guide}
 
     def plates(self) -> Plates:
         """Those of one run."""
@@ -51,6 +56,11 @@ class Shapes:
         if place == "plate":
             return values if self.dim == -2 else values.transpose(0, 1)
         return values.unsqueeze(1) if self.dim == -2 else values
+
+    def placed(self, site: GuideSite, place: str) -> GuideSite:
+        """A site of the guide with its parameters in the shapes of the program."""
+        parameters = {name: value for name, value in vars(site).items() if isinstance(value, Tensor)}
+        return replace(site, **{name: self.place(value, place) for name, value in parameters.items()})
 
     def read(self, value: Tensor, parent: Site, place: str, element: str) -> Tensor:
         """The value of a site in the shape in which another one of `place` reads it."""
@@ -118,9 +128,14 @@ def guide_of(case: Case, shapes: Shapes) -> Callable:
     return guide
 
 
-def distribution_of(case: Case, shapes: Shapes, site: Site, values: dict[str, Tensor]) -> Any:
+def base_location(case: Case, site: Site) -> Tensor:
+    """(B, width), the location of a site but for what it reads."""
     covariate = case.covariate.unsqueeze(1) * DATUM_STEP * site.varies
-    location = shapes.place(site.shift + covariate + ELEMENT_STEP * torch.arange(site.width), site.place)
+    return site.shift + covariate + ELEMENT_STEP * torch.arange(site.width)
+
+
+def distribution_of(case: Case, shapes: Shapes, site: Site, values: dict[str, Tensor]) -> Any:
+    location = shapes.bases[site.name]
     if site.parent is not None:
         parent = case.program.site(site.parent)
         real = real_value(parent.family, values[site.parent], shapes.dtype)
@@ -144,14 +159,14 @@ def with_quirk(case: Case, shapes: Shapes, read: Tensor, site: Site) -> Tensor:
 
 
 def guide_distribution_of(case: Case, shapes: Shapes, site: GuideSite, values: dict[str, Tensor]) -> Any:
-    place = case.program.site(site.name).place
-    centre, width = shapes.place(site.centre, place), shapes.place(site.width, place)
+    place, site = case.program.site(site.name).place, shapes.guides[site.name]
+    centre, width = site.centre, site.width
     discrete = site.family in DISCRETE
     if site.read is not None:
         source = case.program.site(site.read)
         real = real_value(source.family, values[site.read], shapes.dtype)
         real = shapes.read(real, source, place, case.program.guide.element)
-        moved = reading(real - shapes.place(site.middle, place), discrete) * shapes.place(site.slope, place)
+        moved = reading(real - site.middle, discrete) * site.slope
         centre = centre + (on_values_above_zero(moved, centre.shape[-1]) if discrete else moved)
     return guide_distribution(dist, site.family, centre, width)
 
@@ -161,7 +176,7 @@ def sample(case: Case, shapes: Shapes, plates: Plates, site: Site, fn: Any, side
     style = shapes.styles[site.name]
     if style in ("model", "guide"):
         style = "plate" if style == side else "none"
-    mask = shapes.place(case.masks[site.name], site.place)
+    mask = shapes.masks[site.name]
     infer = {}
     if isinstance(site, Latent) and site.enumerated == side:
         infer = {"enumerate": "parallel"}
