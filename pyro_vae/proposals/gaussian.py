@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from .gradients import check_gradients, differentiable
+from .gradients import check_gradients, differentiable, finite_rows
 from .space import LatentSpace
 
 FADE = 0.95  # weight of a gradient per round of age
@@ -157,7 +157,7 @@ def newton_step(
     """
     dim = proposal.loc.shape[-1]
     # 1. Points and gradients, original and whitened, and their weights.
-    usable = gradients.isfinite().all(-1).T.unsqueeze(1)  # (B, 1, K); elsewhere log p is not finite either
+    usable = finite_rows(gradients).T.unsqueeze(1)  # (B, 1, K); elsewhere log p is not finite either
     z = (points - proposal.loc).permute(1, 2, 0)  # (B, D, K)
     g = torch.where(usable, gradients.permute(1, 2, 0), torch.zeros_like(z))
     u, v = proposal.whitened(points), proposal.tril.mT @ g

@@ -14,6 +14,7 @@ from ..noise import Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from .defensive import defensive_draws
 from .gaussian import GaussianProposal, newton_step, values_and_gradient
+from .gradients import finite_rows
 from .mixture import MixtureProposal
 from .population import check_number, population_log_weights
 from .resampling import Resampled
@@ -87,7 +88,7 @@ def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple
         momentum = momentum + 0.5 * STEP_SIZE * metric.tril.mT @ gradient.permute(1, 2, 0)
         u = u + STEP_SIZE * (metric.tril @ momentum).permute(2, 0, 1)
         value, _, gradient = values_and_gradient(space, u)
-        fine = ((value > lowest) & gradient.isfinite().all(-1) & u.isfinite().all(-1)).unsqueeze(-1)
+        fine = ((value > lowest) & finite_rows(gradient) & finite_rows(u)).unsqueeze(-1)
         u, gradient = torch.where(fine, u, start), torch.where(fine, gradient, start_gradient)
         momentum = momentum + 0.5 * STEP_SIZE * metric.tril.mT @ gradient.permute(1, 2, 0)
         points.append(u)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .gaussian import GaussianProposal
+from .gradients import finite_rows
 
 SHRINKAGE = 5.0  # effective particles, plus one per latent, as which the covariance of the proposal counts
 
@@ -52,7 +53,7 @@ class Resampled:
 
     def add(self, u: Tensor, log_weight: Tensor) -> None:
         """Add one block, (K, B, D), with its log-weights, (K, B). Values of u that are not finite are ignored."""
-        usable = u.isfinite().all(-1)
+        usable = finite_rows(u)
         u = torch.where(usable.unsqueeze(-1), u - self._origin, torch.zeros_like(u))
         log_weight = log_weight.masked_fill(~usable, -torch.inf).to(u.dtype)
         log_block = log_weight.logsumexp(0)

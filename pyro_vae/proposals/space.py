@@ -11,7 +11,7 @@ from ..errors import LocalFitError
 from ..kernel import Call, LogDensities, Record, reduce_to_datum
 from .bijections import find_transforms, limits, num_values
 from .circle import Wrapped, log_window, mean_direction, some_turn, wrapped
-from .gradients import REMEDY
+from .gradients import REMEDY, finite_rows
 
 
 class LatentSpace:
@@ -124,7 +124,7 @@ class LatentSpace:
             values, log_det = self.unpack(u)
             return self.densities(self.call.score(values, len(u)), u, log_det)
 
-        known = u.isfinite().all(-1)  # a model given NaN may raise rather than return NaN
+        known = finite_rows(u)  # a model given NaN may raise rather than return NaN
         log_joint, log_prior = self._extended(at, torch.where(known.unsqueeze(-1), u, 0.0))
         return torch.where(known, log_joint, -math.inf), torch.where(known, log_prior, -math.inf)
 

@@ -1,9 +1,10 @@
 """Log-evidence of 100 data at K = 1,000 with a 50-400-784 decoder: ours against hand-written PyTorch and bare matmuls.
 
 One thread, round-robin in one process; prints medians and their ratios, for each also with `torch.compile` and in bfloat16.
-Then annealed chains against the gradients that they take; and how time and memory grow with K, and with N over a loader.
+Then annealed chains, without the fits before them, against the gradients that they take; and how time and memory grow with
+K, and with N over a loader. With the path of a Python that has JAX, the same sum jitted there, in a process of its own.
 
-    python tests/benchmarks/evidence_speed.py [--rounds 15]
+    python tests/benchmarks/evidence_speed.py [--rounds 15] [--jax python_with_jax]
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pyro
@@ -23,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
+from pyro_vae.evidence.annealing import Annealing
 
 N, K, D, H, X = 100, 1000, 50, 400, 784
 
@@ -86,22 +89,51 @@ def gradients_alone(vae: VAE, x: torch.Tensor, num_chains: int, number: int) -> 
             torch.autograd.grad(log_lik - 0.5 * z.square().sum(), z)
 
 
+@torch.enable_grad()
+def decoder_alone(vae: VAE, num_chains: int, number: int) -> None:
+    """So many passes of the decoder forward and backward, without a likelihood."""
+    for _ in range(number):
+        z = torch.randn(num_chains, N, D, requires_grad=True)
+        logits = vae.decoder(z)
+        torch.autograd.grad(logits, z, torch.ones_like(logits))
+
+
 def chains_against_gradients(vae: VAE, x: torch.Tensor, rounds: int) -> None:
-    num_chains, times = 16, {"fits": [], "chains": [], "gradients": []}
-    options = {"num_chains": num_chains, "seed": 0, "progress": False}
-    short, long = (pv.AnnealedImportanceSampling(vae.model, vae.guide, num_steps=n, **options) for n in (10, 60))
-    number = round((long(x).cost - short(x).cost) / 3 / num_chains)
-    for _ in range(rounds):
-        for name, run in (("fits", short), ("chains", long)):
+    num_steps, num_chains = 60, 16
+    options = {"num_steps": num_steps, "num_chains": num_chains, "progress": False}
+    estimator = pv.AnnealedImportanceSampling(vae.model, vae.guide, seed=0, **options)
+    with estimator._pair.open((x,), {}, 0) as call, torch.no_grad():
+        chains = Annealing(call, estimator)
+        runs = {
+            "chains": chains.forward,
+            "gradients": lambda: gradients_alone(vae, x, num_chains, num_steps + 1),
+            "decoder": lambda: decoder_alone(vae, num_chains, num_steps + 1),
+        }
+        median = medians(runs, rounds)
+    print(
+        f"{num_steps} transitions of {num_chains} chains take {median['chains'] / median['gradients']:.2f} times their "
+        f"gradients of log p(x, z) by hand, {median['chains'] / median['decoder']:.2f} times the decoder alone"
+    )
+
+
+def medians(runs: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Median seconds of each run, round-robin, after two rounds that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(rounds + 2):
+        for name, run in runs.items():
             start = time.perf_counter()
-            run(x)
-            times[name].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        gradients_alone(vae, x, num_chains, number)
-        times["gradients"].append(time.perf_counter() - start)
-    median = {name: statistics.median(t) for name, t in times.items()}
-    ratio = (median["chains"] - median["fits"]) / median["gradients"]
-    print(f"annealed chains: 50 steps more take {ratio:.2f} times their {number} gradients alone")
+            run()
+            if round_ >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def jitted(python: str, rounds: int) -> tuple[str, float]:
+    """JAX's version, and the median seconds of its jitted sum. JAX has no other work beside it on this core."""
+    command = [python, str(Path(__file__).with_name("jax_evidence.py")), str(K)]
+    out = subprocess.run(command, input="go\n" * rounds, capture_output=True, text=True, check=True).stdout
+    versions, *seconds = out.splitlines()
+    return versions, statistics.median(map(float, seconds))
 
 
 def in_a_process(call: str) -> tuple[float, float]:
@@ -134,7 +166,9 @@ def evaluate_once(num_particles: int, num_data: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--jax", help="a Python with jax")
+    options = parser.parse_args()
+    rounds = options.rounds
     warnings.simplefilter("ignore")
     vae, x = setting()
     estimator = pv.ImportanceSampling(vae.model, vae.guide, num_particles=K, seed=0)
@@ -146,18 +180,14 @@ def main() -> None:
         runs[f"bare, {chunk}"] = lambda c=chunk: bare(vae, z, c)
     compiled = torch.compile(weigh)
     runs["compiled by hand, 20"] = lambda: by_hand(vae, x, 20, compiled)
-    times = {name: [] for name in runs}
-    for round_ in range(rounds + 2):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if round_ >= 2:
-                times[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(t) for name, t in times.items()}
+    median = medians(runs, rounds)
     for name, value in median.items():
         print(f"{name:<22}{1000 * value:8.1f} ms")
     hand = min(v for n, v in median.items() if n.startswith("by hand"))
     matmul = min(v for n, v in median.items() if n.startswith("bare"))
+    if options.jax:
+        versions, seconds = jitted(options.jax, rounds)
+        print(f"ours / {versions}, jitted, {1000 * seconds:.1f} ms: {median['ours'] / seconds:.3f}")
     print(f"ours / best hand-written {median['ours'] / hand:.3f}   ours / best bare products {median['ours'] / matmul:.3f}")
     exact, rough = plain(x), in_bfloat16(plain, x)
     moved = (rough.log_evidence - exact.log_evidence).abs()

@@ -18,6 +18,7 @@ from pyro_vae.proposals import (
     proposal_log_weights,
 )
 from pyro_vae.proposals.gaussian import newton_step
+from pyro_vae.proposals.gradients import finite_rows
 
 
 def random_proposal(num_data=4, dim=3):
@@ -199,3 +200,13 @@ def test_points_that_overflow_cost_their_own_datum_alone():
     assert torch.allclose(found.loc[others], expected.loc[others])
     assert torch.equal(found.loc[2], proposal.loc[2])
     assert torch.equal(found.tril[2], proposal.tril[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_finite_rows_are_those_whose_numbers_are_all_finite(dtype):
+    largest = torch.finfo(dtype).max
+    x = torch.tensor(
+        [[largest, largest], [0.0, 1e-30], [math.nan, 0.0], [1.0, math.inf], [-math.inf, math.inf]], dtype=dtype
+    )
+    assert finite_rows(x.requires_grad_()).tolist() == [True, True, False, False, False]
+    assert finite_rows(torch.zeros(3, 0)).tolist() == [True] * 3
