@@ -2,7 +2,7 @@
 
     python tests/benchmarks/jax_evidence.py 1000
 
-The number of particles. One thread; particles come in 20 jitted pieces of a scan, so that memory is bounded as in the others.
+The number of particles. One thread. A scan over 20 pieces of the particles bounds the memory, as in the other programs.
 """
 
 import os
