@@ -56,11 +56,7 @@ class Fitted:
 
     def for_part(self, part: Call, kept: Tensor) -> "Fitted":
         """The proposals of the data with these indices, in a call for them."""
-        guide = part.draw_latents(1)
-        space = LatentSpace(part, guide, part.score(part.latent_values(guide), 1))
-        if self.space.centre is not None:
-            space.centre_at(self.space.centre[kept])
-        space.cut, space.bent = self.space.cut[kept], self.space.bent[kept]
+        space = self.space.for_part(part, kept)
         mean, scale = self.moments
         witnesses = None if self.witnesses is None else self.witnesses.select(kept)
         return replace(

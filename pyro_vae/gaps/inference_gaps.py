@@ -37,8 +37,10 @@ class InferenceGaps(Estimator):
 
     Where the guide is Gaussian in unconstrained space, q* is found by natural gradients. Each site must then have a mean and
     a scale (or a full covariance) that do not depend on other latents. The quadratic of the fitted proposals is a control
-    variate for L[q] and L[q*], which makes their errors smaller. Other guides are fitted by Adam. Either fit ends a little
-    below its optimum, which moves as many nats from the amortization to the approximation gap: see `tolerance`.
+    variate for L[q] and L[q*], which makes their errors smaller. When half of the data have converged, the others go on
+    without them, where the model's arguments can be cut as in `AutoEvidence`. Other guides are fitted by Adam. Either fit
+    ends a little below its optimum, which moves as many nats from the amortization to the approximation gap: see
+    `tolerance`.
 
     :param model: any Pyro model with continuous (or enumerated) latents whose data lie in one plate.
     :param guide: its guide, with the same latent sites.

@@ -1,26 +1,21 @@
-"""The best Gaussian of a family for each datum, by natural gradients with a quadratic as control variate.
-
-The fit of proposals has found a quadratic Q(u) = -(u - a)' A (u - a) / 2 that approximates log p(x, u). Under a Gaussian q
-the means of the gradient and the curvature of Q are known. Only those of log p - Q must be estimated. They are small where Q
-is a good approximation, so that some hundred gradients are as good as thousands without Q.
-"""
+"""The best Gaussian of a family for each datum, by rounds of natural gradients, see `targets`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..proposals import GaussianProposal, LatentSpace, eigh, values_and_gradient
-from .controls import Quadratic, entropy
+from ..proposals import GaussianProposal, LatentSpace
+from .active import Active
+from .controls import Quadratic
+from .targets import Target, gain_between, target_of
 
-NUM_PAIRS = 32  # antithetic draws in a round
 MAX_ROUNDS = 8  # rounds in which no datum is far from its optimum
 WALKS = 3  # rounds at most, as a multiple, counting those in which a datum is far away
-LONGEST_STEP = 2.0  # largest move of the mean in one round, in standard deviations
-PRECISION_RANGE = (0.2, 5.0)  # largest factor by which a precision changes in one round
 # share of data that must be within the tolerance, and the multiple of it allowed for the others
 NEARLY_ALL, AT_MOST = 0.95, 2.5
 FAR = 0.5  # nats to a target, beyond noise, above which earlier rounds are discarded
@@ -39,155 +34,115 @@ def best_gaussian(
     """Maximise E_q[log p(x, u) - log q(u)] over Gaussians whose covariance is zero outside of `blocks`, (D, D) bool.
 
     Each round draws from q and gives a target: the mean that would be best if log p had the curvature of Q, and the mean
-    curvature of log p under q. The next q is an average of all targets, so the noise of the rounds averages out. Weights
-    grow from round to round, because early targets are drawn from a q that is not good yet. Where the targets agree with q,
-    the mean gradient is zero and the precision is the mean curvature, as at the optimum. Where a target is far away, q moves
-    to it and the average starts again there. A step that made the ELBO of q clearly lower is undone, and the fit of this
-    datum continues without the correlations of Q.
+    curvature of log p under q. The next q is an average of all targets, see `Fit`. Where the targets agree with q, the mean
+    gradient is zero and the precision is the mean curvature, as at the optimum. When half of the data have converged, the
+    rest go on without them where the arguments can be cut.
 
     :param start: a member of the family.
     :param tolerance: nats: rounds end when nearly all data have no more than this left to gain, and none has more than
         `AT_MOST` times this.
     :param effort: multiple of eight rounds, at most, not counting those in which a target is far away.
-    :return: q, and an estimate of the nats that are left to gain, (B,). The estimate adds three parts. The first is a little
-        more than the noise of the average, at most the gain of the rounds. The second is the gain that the last target
-        predicts, the third the gain of the last step, both beyond their noise.
+    :return: q, and an estimate of the nats that are left to gain, (B,), see `Fit`.
     """
-    q = kept = start
-    kept_elbo, kept_error = torch.full_like(start.loc[:, 0], -torch.inf), torch.zeros_like(start.loc[:, 0])
-    damped = torch.zeros_like(kept_elbo, dtype=torch.bool)
-    count, noise = torch.ones_like(kept_elbo), torch.zeros_like(kept_elbo)  # targets so far and the start; sum over targets
-    left = torch.full_like(kept_elbo, torch.inf)
     rounds_left = round(MAX_ROUNDS * effort)
-    for round_ in range(WALKS * rounds_left):
-        space.call.set_noise(Noise.OPTIMUM, round_)
-        target = target_of(space, q, quadratic, blocks, damped)
-        errors = (target.error.square() + kept_error.square()).sqrt()
-        fell = ~(target.elbo > kept_elbo - SIGMAS * errors - FALL)  # ~ rather than <, so that NaN is undone too
-        damped = damped | fell
+    with Active(space) as active:
+        everything = fit = Fit.at(start)
+        for round_ in range(WALKS * rounds_left):
+            active.space.call.set_noise(Noise.OPTIMUM, round_)
+            target = target_of(active.space, fit.q, quadratic, blocks, fit.damped)
+            fit, far = fit.after(target, quadratic)
+            everything = everything.with_part(active.kept, fit)
+            rounds_left -= not bool(far.any())
+            left = everything.left
+            nearly_all = bool((left <= tolerance).float().mean() >= NEARLY_ALL)
+            if (nearly_all and bool((left <= AT_MOST * tolerance).all())) or not rounds_left:
+                break
+            unfinished = fit.left > tolerance
+            if active.narrow(unfinished, fit.q):
+                fit, quadratic = fit.select(unfinished), Quadratic(quadratic.gaussian.select(unfinished))
+    return everything.q, everything.left
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the rounds have found for each datum.
+
+    The next q is an average of all targets, so the noise of the rounds averages out. Weights grow from round to round,
+    because early targets are drawn from a q that is not good yet. Where a target is far away, q moves to it and the average
+    starts again there. A step that made the ELBO of q clearly lower is undone, and the fit of this datum continues without
+    the correlations of Q.
+
+    :ivar q: the current member of the family; `kept` is the one before, with its ELBO and the error of that, and `start` the
+        one at which the average started.
+    :ivar damped: (B,), where the correlations of Q are not used.
+    :ivar count: (B,), targets in the average, and the start; `noise` is the sum of their noise in nats.
+    :ivar left: (B,), an estimate of the nats that are left to gain. It adds three parts. The first is a little more than the
+        noise of the average, at most the gain of the rounds. The second is the gain that the last target predicts, the third
+        the gain of the last step, both beyond their noise.
+    """
+
+    q: GaussianProposal
+    kept: GaussianProposal
+    start: GaussianProposal
+    kept_elbo: Tensor
+    kept_error: Tensor
+    damped: Tensor
+    count: Tensor
+    noise: Tensor
+    left: Tensor
+
+    @classmethod
+    def at(cls, q: GaussianProposal) -> Fit:
+        like = q.loc[:, 0]
+        zero, infinity = torch.zeros_like(like), torch.full_like(like, torch.inf)
+        return cls(q, q, q, -infinity, zero, zero.bool(), torch.ones_like(like), zero, infinity)
+
+    def select(self, chosen: Tensor) -> Fit:
+        """Of some of the data."""
+        values: Any = (v.select(chosen) if isinstance(v, GaussianProposal) else v[chosen] for v in vars(self).values())
+        return Fit(*values)
+
+    def with_part(self, kept: Tensor, part: Fit) -> Fit:
+        """With what a part, the data with the indices `kept`, has found."""
+        if len(kept) == len(self.left):
+            return part
+        values: Any = (put(old, kept, new) for old, new in zip(vars(self).values(), vars(part).values(), strict=True))
+        return Fit(*values)
+
+    def after(self, target: Target, quadratic: Quadratic) -> tuple[Fit, Tensor]:
+        """After a round, and (B,) where its target is far away."""
+        errors = (target.error.square() + self.kept_error.square()).sqrt()
+        fell = ~(target.elbo > self.kept_elbo - SIGMAS * errors - FALL)  # ~ rather than <, so that NaN is undone too
         beyond_noise = (target.gain - 2 * target.noise).clamp(min=0)
         far = ~fell & ((beyond_noise > FAR) | target.narrow)  # earlier rounds are discarded: the target is a new start
-        weight = torch.where(far, 1.0, 2 / (count + 2))
-        moved = target.approached(q, weight)
-        q, kept = kept.where(fell, moved), kept.where(fell, q)
-        start = moved.where(far, start)
+        weight = torch.where(far, 1.0, 2 / (self.count + 2))
+        moved = target.approached(self.q, weight)
+        q, start = self.kept.where(fell, moved), moved.where(far, self.start)
         # gain of the last step; infinite in the first round
-        progress = (target.elbo - kept_elbo - SIGMAS * errors).clamp(min=0)
-        kept_elbo, kept_error = torch.where(fell, kept_elbo, target.elbo), torch.where(fell, kept_error, target.error)
+        progress = (target.elbo - self.kept_elbo - SIGMAS * errors).clamp(min=0)
         left_of_gain = (1 - weight).square() * beyond_noise
-        noise = torch.where(far, 0.0, torch.where(fell, noise, noise + target.noise))
-        count = torch.where(far, 1.0, torch.where(fell, count, count + 1))
+        noise = torch.where(far, 0.0, torch.where(fell, self.noise, self.noise + target.noise))
+        count = torch.where(far, 1.0, torch.where(fell, self.count, self.count + 1))
         short = 4 / 3 * noise / (count - 1).clamp(min=1).square()  # the squares of such weights add up to 4 / 3 n
         gained = gain_between(start, q, quadratic)
         shrunk = torch.where(short > 0, 1.2 * gained * short / (gained + short), 0.0)
         unknown = fell | far | (target.error > NOISY)
-        left = torch.where(unknown, torch.inf, shrunk + left_of_gain + progress)
-        rounds_left -= not bool(far.any())
-        nearly_all = bool((left <= tolerance).float().mean() >= NEARLY_ALL)
-        if (nearly_all and bool((left <= AT_MOST * tolerance).all())) or not rounds_left:
-            break
-    return q, left
+        fit = Fit(
+            q=q,
+            kept=self.kept.where(fell, self.q),
+            start=start,
+            kept_elbo=torch.where(fell, self.kept_elbo, target.elbo),
+            kept_error=torch.where(fell, self.kept_error, target.error),
+            damped=self.damped | fell,
+            count=count,
+            noise=noise,
+            left=torch.where(unknown, torch.inf, shrunk + left_of_gain + progress),
+        )
+        return fit, far
 
 
-@dataclass(frozen=True)
-class Target:
-    """The optimum as estimated by a round that draws from q, in coordinates whitened by q: u = loc + tril e.
-
-    :ivar step: (B, D), from the mean of q to the new mean.
-    :ivar precision: (B, D, D).
-    :ivar elbo: (B,) of q; `error` is its standard error.
-    :ivar gain: (B,), nats gained from q to the target, if log p is quadratic.
-    :ivar noise: (B,), nats by which the target is below the optimum because of its noise.
-    :ivar narrow: (B,), whether q is far too narrow in a direction, by more than one round may correct.
-    """
-
-    step: Tensor
-    precision: Tensor
-    elbo: Tensor
-    error: Tensor
-    gain: Tensor
-    noise: Tensor
-    narrow: Tensor
-
-    def approached(self, q: GaussianProposal, weight: Tensor) -> GaussianProposal:
-        """The average of q, of weight 1 - w, and of the target, of weight w: of their means, and of their precisions."""
-        w = weight.reshape(-1, 1, 1)
-        identity = torch.eye(q.loc.shape[-1], dtype=q.loc.dtype, device=q.loc.device)
-        root = cholesky(identity + w * (self.precision - identity))
-        tril = cholesky(torch.cholesky_inverse(root))
-        found = GaussianProposal(q.loc + (q.tril @ (w * self.step.unsqueeze(-1))).squeeze(-1), q.tril @ tril)
-        finite = found.loc.isfinite().all(-1) & found.tril.isfinite().flatten(1).all(-1)
-        return found.where(finite, q)
-
-
-def target_of(space: LatentSpace, q: GaussianProposal, quadratic: Quadratic, blocks: Tensor, damped: Tensor) -> Target:
-    """The target, from one round of draws.
-
-    :param damped: (B,), where the correlations of Q are not used.
-    """
-    e, u = antithetic(q, NUM_PAIRS)
-    log_joint, _, gradient = values_and_gradient(space, u)
-    gradient = torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))  # where log p is not finite either
-    # 1. The gradient of log p - Q. That of Q is minus its curvature times (e + distance of the means).
-    curvature = q.tril.mT @ quadratic.precision @ q.tril
-    distance = torch.linalg.solve_triangular(q.tril, (q.loc - quadratic.gaussian.loc).unsqueeze(-1), upper=False)
-    plus, minus = q.pulled(gradient).split(NUM_PAIRS, -1)
-    even = 0.5 * (plus + minus) + curvature @ distance
-    odd = 0.5 * (plus - minus) + curvature @ e
-    # 2. The mean curvature of log p: that of Q, and Stein's identity E[slope] = E[gradient e'] for the rest.
-    beyond = -0.5 * (odd @ e.mT + e @ odd.mT) * blocks / NUM_PAIRS
-    factors, axes, _ = eigh(curvature * blocks + beyond)
-    lowest, factors = factors.amin(-1), factors.clamp(*PRECISION_RANGE)
-    precision = axes @ (factors.unsqueeze(-1) * axes.mT)
-    # 3. The mean: a Newton step. The metric has the correlations of Q and, in its blocks, the precision of q, which is one
-    # here. That is the mean curvature of all rounds before, which does not depend on the noise of this round.
-    scales, bases, _ = eigh(curvature * blocks)
-    scaled = bases @ (scales.clamp(min=1e-12).rsqrt().unsqueeze(-1) * bases.mT)
-    identity = torch.eye(len(blocks), dtype=e.dtype, device=e.device)
-    root = cholesky(torch.where(damped.reshape(-1, 1, 1), identity, scaled @ curvature @ scaled))
-    mean_gradient = even.mean(-1, keepdim=True) - curvature @ distance
-    step = torch.cholesky_solve(mean_gradient, root)
-    length = (root.mT @ step).norm(dim=1, keepdim=True)
-    # 4. The gain of both if log p is quadratic, and the loss by their noise: half its variance in the metric of each.
-    gain = 0.5 * length.flatten().square() + 0.5 * (factors - 1 - factors.log()).sum(-1)
-    whitened = torch.linalg.solve_triangular(root, even - even.mean(-1, keepdim=True), upper=False)
-    squares = 0.5 * (odd.square() * (blocks.to(e) @ e.square()) + (odd * e) * (blocks.to(e) @ (odd * e))).sum(1)
-    of_mean = 0.5 * whitened.square().sum((1, 2)) / (NUM_PAIRS - 1)
-    of_precision = 0.25 * (squares.mean(-1) - beyond.square().sum((1, 2))) * NUM_PAIRS / (NUM_PAIRS - 1)
-    elbo, error = elbo_of(q, quadratic, u, log_joint)
-    return Target(
-        step=(step * (LONGEST_STEP / length.clamp(min=1e-12)).clamp(max=1)).squeeze(-1),
-        precision=precision,
-        elbo=elbo,
-        error=error,
-        gain=gain,
-        noise=(of_mean + of_precision) / NUM_PAIRS,
-        narrow=lowest + 4 * (of_precision / NUM_PAIRS).sqrt() < PRECISION_RANGE[0],  # two standard errors
-    )
-
-
-def elbo_of(q: GaussianProposal, quadratic: Quadratic, u: Tensor, log_joint: Tensor) -> tuple[Tensor, Tensor]:
-    """L[q] and its error, (B,) each, from antithetic draws u of q, (K, B, D), and log p(x, u)."""
-    num_pairs = len(u) // 2
-    terms = 0.5 * sum((log_joint - quadratic.at(u)).split(num_pairs))
-    return terms.mean(0) + quadratic.mean(q) + entropy(q), terms.std(0) / num_pairs**0.5
-
-
-def antithetic(q: GaussianProposal, num_pairs: int) -> tuple[Tensor, Tensor]:
-    """Standard normal noise, (B, D, pairs), and the draws of q from it and from its negative, (2 pairs, B, D)."""
-    e = torch.randn(*q.loc.shape, num_pairs, dtype=q.loc.dtype, device=q.loc.device)
-    return e, q.coloured(torch.cat([e, -e], -1))
-
-
-def cholesky(matrix: Tensor) -> Tensor:
-    """Cholesky factors; NaN for a datum whose matrix has none, in place of an error for all data."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.where((failed > 0).reshape(-1, 1, 1), torch.nan, factor)
-
-
-def gain_between(start: GaussianProposal, q: GaussianProposal, quadratic: Quadratic) -> Tensor:
-    """(B,), nats gained from the start to q, if q is the best Gaussian and log p has the curvature of Q."""
-    moved = torch.linalg.solve_triangular(quadratic.gaussian.tril, (q.loc - start.loc).unsqueeze(-1), upper=False)
-    spread = torch.linalg.solve_triangular(q.tril, start.tril, upper=False)
-    log_ratio = q.log_det() - start.log_det()
-    return 0.5 * moved.square().sum((1, 2)) + 0.5 * (spread.square().sum((1, 2)) - q.loc.shape[-1]) + log_ratio
+def put(old: Any, kept: Tensor, new: Any) -> Tensor | GaussianProposal:
+    """The old tensors, but new ones for the data with the indices `kept`."""
+    if isinstance(old, GaussianProposal):
+        return GaussianProposal(old.loc.index_copy(0, kept, new.loc), old.tril.index_copy(0, kept, new.tril))
+    return old.index_copy(0, kept, new)

@@ -16,9 +16,10 @@ from ..proposals import GaussianProposal
 from .adam import TOLERANCE, check_terms, fit_offsets
 from .controls import Quadratic, controlled, entropy
 from .gaussian_family import GaussianFamily, gaussian_family
-from .natural_gradients import AT_MOST, NEARLY_ALL, antithetic, best_gaussian, cholesky, elbo_of
+from .natural_gradients import AT_MOST, NEARLY_ALL, best_gaussian
 from .offsets import GuideOffsets
 from .restart import restarted
+from .targets import antithetic, cholesky, elbo_of
 
 COMPARED = 16  # pairs of draws by which components are compared
 HOPELESS = 25  # most tolerances left to gain for which Adam finishes a fit

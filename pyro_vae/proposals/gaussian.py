@@ -127,7 +127,7 @@ def values_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, 
     :raises NonFiniteError: for a gradient that is not finite where log p(x, u) is.
     """
     log_joint, log_prior, gradient = unchecked_gradient(space, u)
-    check_gradients(log_joint, gradient)
+    check_gradients(log_joint, gradient, space.index)
     return log_joint, log_prior, gradient
 
 

@@ -30,10 +30,16 @@ def finite_rows(x: Tensor) -> Tensor:
     return (x - x).sum(-1) == 0  # infinity less itself is NaN
 
 
-def check_gradients(log_density: Tensor, gradient: Tensor) -> None:
-    """Raise where a log-density (K, B) is finite and its gradient, (K, B, D), is not, since fits and chains need it."""
+def check_gradients(log_density: Tensor, gradient: Tensor, index: Tensor | None = None) -> None:
+    """Raise where a log-density (K, B) is finite and its gradient, (K, B, D), is not, since fits and chains need it.
+
+    :param index: (B,), of these data in a larger call.
+    """
     judged = log_density.abs() < torch.finfo(log_density.dtype).max ** 0.5  # above it a gradient may overflow
-    refuse_gradients((judged & ~finite_rows(gradient)).any(0))
+    bad = (judged & ~finite_rows(gradient)).any(0)
+    if index is not None:
+        bad = bad.new_zeros(int(index.max()) + 1).index_fill(0, index[bad], True)
+    refuse_gradients(bad)
 
 
 def refuse_gradients(bad: Tensor) -> None:

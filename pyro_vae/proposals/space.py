@@ -61,9 +61,19 @@ class LatentSpace:
         self._kept: dict[str, Tensor] = {}  # where a site is not masked, broadcastable to its values
         self.cut = torch.full((self.layout.batch_size,), -math.inf, dtype=torch.float64, device=call.device)
         self.bent = self.cut.clone()
+        self.index: Tensor | None = None  # of the data in a larger call, for error messages
         weights = call.weigh(guide, model, len(next(iter(values.values()))))
         self.centre = self._directions(values, weights)
         self.masked = self._masked_dims(weights)
+
+    def for_part(self, part: Call, kept: Tensor) -> "LatentSpace":
+        """The space of the data with these indices, in a call for them."""
+        guide = part.draw_latents(1)
+        space = LatentSpace(part, guide, part.score(part.latent_values(guide), 1))
+        if self.centre is not None:
+            space.centre_at(self.centre[kept])
+        space.cut, space.bent, space.index = self.cut[kept], self.bent[kept], kept
+        return space
 
     @property
     def kept(self) -> Mapping[str, Tensor]:

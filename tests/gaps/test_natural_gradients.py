@@ -14,7 +14,7 @@ from torch.distributions.transforms import identity_transform
 
 import pyro_vae as pv
 from pyro_vae.evidence import fit_proposals, guide_draws
-from pyro_vae.gaps import natural_gradients
+from pyro_vae.gaps import targets
 from pyro_vae.gaps.controls import Quadratic, controlled, entropy
 from pyro_vae.gaps.gaussian_family import gaussian_family, same_transform
 from pyro_vae.gaps.natural_gradients import best_gaussian
@@ -137,7 +137,7 @@ def test_the_optimum_of_counts(name, dtype):
     assert float(short.mean()) < 4.5 * float(error.square().sum().sqrt()) / len(counts) + 0.005
     assert bool(gaps.converged.all())
     assert gaps.optimal_elbo.dtype == dtype
-    rounds = 3 * 2 * natural_gradients.NUM_PAIRS * 64  # at most, for this budget
+    rounds = 3 * 2 * targets.NUM_PAIRS * 64  # at most, for this budget
     assert gaps.cost < gaps.evidence.cost + rounds + 2 * 4000
 
 
