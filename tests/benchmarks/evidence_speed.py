@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
@@ -110,6 +111,11 @@ def chains_against_gradients(vae: VAE, x: torch.Tensor, rounds: int) -> None:
             "decoder": lambda: decoder_alone(vae, num_chains, num_steps + 1),
         }
         median = medians(runs, rounds)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            chains.forward()
+    own = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    largest = sorted(own, key=lambda name: -own[name])[:14]
+    print("share of the chains: " + ", ".join(f"{name} {own[name] / sum(own.values()):.1%}" for name in largest))
     print(
         f"{num_steps} transitions of {num_chains} chains take {median['chains'] / median['gradients']:.2f} times their "
         f"gradients of log p(x, z) by hand, {median['chains'] / median['decoder']:.2f} times the decoder alone"
