@@ -18,6 +18,9 @@ MAX_ROUNDS = 8  # rounds in which no datum is far from its optimum
 WALKS = 3  # rounds at most, as a multiple, counting those in which a datum is far away
 # share of data that must be within the tolerance, and the multiple of it allowed for the others
 NEARLY_ALL, AT_MOST = 0.95, 2.5
+LEAVES = (
+    0.5  # share of the tolerance within which a datum may leave: estimates of what is left are noisy, the lowest too low
+)
 FAR = 0.5  # nats to a target, beyond noise, above which earlier rounds are discarded
 NOISY = 0.2  # error in nats of the ELBO in a round, above which heavy tails hide how much is left to gain
 SIGMAS, FALL = 3.0, 0.02  # errors and nats by which the ELBO may fall; a larger fall is undone
@@ -35,8 +38,8 @@ def best_gaussian(
 
     Each round draws from q and gives a target: the mean that would be best if log p had the curvature of Q, and the mean
     curvature of log p under q. The next q is an average of all targets, see `Fit`. Where the targets agree with q, the mean
-    gradient is zero and the precision is the mean curvature, as at the optimum. When half of the data have converged, the
-    rest go on without them where the arguments can be cut.
+    gradient is zero and the precision is the mean curvature, as at the optimum. When half of the data are within half of
+    the tolerance, the others go on without them, where the arguments can be cut.
 
     :param start: a member of the family.
     :param tolerance: nats: rounds end when nearly all data have no more than this left to gain, and none has more than
@@ -57,7 +60,7 @@ def best_gaussian(
             nearly_all = bool((left <= tolerance).float().mean() >= NEARLY_ALL)
             if (nearly_all and bool((left <= AT_MOST * tolerance).all())) or not rounds_left:
                 break
-            unfinished = fit.left > tolerance
+            unfinished = fit.left > LEAVES * tolerance
             if active.narrow(unfinished, fit.q):
                 fit, quadratic = fit.select(unfinished), Quadratic(quadratic.gaussian.select(unfinished))
     return everything.q, everything.left
