@@ -18,9 +18,8 @@ MAX_ROUNDS = 8  # rounds in which no datum is far from its optimum
 WALKS = 3  # rounds at most, as a multiple, counting those in which a datum is far away
 # share of data that must be within the tolerance, and the multiple of it allowed for the others
 NEARLY_ALL, AT_MOST = 0.95, 2.5
-LEAVES = (
-    0.5  # share of the tolerance within which a datum may leave: estimates of what is left are noisy, the lowest too low
-)
+# share of the tolerance within which a datum may leave, since the lowest estimates are too low by chance
+LEAVES = 0.5
 FAR = 0.5  # nats to a target, beyond noise, above which earlier rounds are discarded
 NOISY = 0.2  # error in nats of the ELBO in a round, above which heavy tails hide how much is left to gain
 SIGMAS, FALL = 3.0, 0.02  # errors and nats by which the ELBO may fall; a larger fall is undone
