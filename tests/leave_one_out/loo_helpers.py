@@ -21,8 +21,10 @@ def regression_data(num_data=60, dim=3, correlation=0.0, seed=0, dtype=torch.flo
 
 def regression(x, y=None):
     w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[-1]), 1.0).to_event(1))
+    # (N,), or (S, N) from S draws in (S, 1, D): a product of matrices, which has no array of (S, N, D)
+    mean = x @ w if w.ndim == 1 else (x @ w.mT).squeeze(-1)
     with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal((x * w).sum(-1), NOISE), obs=y)
+        pyro.sample("y", dist.Normal(mean, NOISE), obs=y)
 
 
 def posterior_of(x, y):
