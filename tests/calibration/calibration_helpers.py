@@ -28,7 +28,11 @@ def symmetric_gap(lm, factor, shift):
     return len(root) * (squares / 2 - 1) + distance * (1 + factor**-2) / 2
 
 
-def calibrated(num_data, seed, latent_dim=2, factor=1.0, shift=0.0, **options):
+def calibrated(num_data, seed, latent_dim=2, factor=1.0, shift=0.0, num_calls=1, **options):
+    """The record of `num_calls` calls of `num_data` each: the structure is looked at once, and arrays stay in the cache."""
     model, guide, lm = spoiled_pair(latent_dim, factor, shift)
     template = torch.zeros(num_data, latent_dim + 2, dtype=F64)
-    return pv.GuideCalibration(model, guide, seed=seed, **options)(template), lm
+    estimator = pv.GuideCalibration(model, guide, seed=seed, **options)
+    if num_calls == 1:
+        return estimator(template), lm
+    return pv.evaluate(estimator, [template] * num_calls, progress=False), lm

@@ -21,8 +21,10 @@ def regression_data(num_data=60, dim=3, correlation=0.0, seed=0, dtype=torch.flo
 
 def regression(x, y=None):
     w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[-1]), 1.0).to_event(1))
+    # (N,), or (S, N) from S draws in (S, 1, D): a product of matrices, which has no array of (S, N, D)
+    mean = x @ w if w.ndim == 1 else (x @ w.mT).squeeze(-1)
     with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal((x * w).sum(-1), NOISE), obs=y)
+        pyro.sample("y", dist.Normal(mean, NOISE), obs=y)
 
 
 def posterior_of(x, y):
@@ -55,13 +57,13 @@ def exact_scores(x, y):
 
 
 def gaussian_scores(covariance, y, groups):
-    """log p(y_g | y_-g) of blocks of a zero-mean Gaussian vector, from its covariance."""
+    """log p(y_g | y_-g) of blocks of a zero-mean Gaussian vector, from its covariance. Many covariances give a row each."""
     found, whole = [], MultivariateNormal(y.new_zeros(len(y)), covariance).log_prob(y)
     for g in groups.unique():
         kept = groups != g
-        rest = MultivariateNormal(y.new_zeros(int(kept.sum())), covariance[kept][:, kept]).log_prob(y[kept])
+        rest = MultivariateNormal(y.new_zeros(int(kept.sum())), covariance[..., kept, :][..., kept]).log_prob(y[kept])
         found.append(whole - rest)
-    return torch.stack(found)
+    return torch.stack(found, -1)
 
 
 # Groups with replicates: mu ~ N(0, 3^2), theta_j ~ N(mu, tau^2), y_ij ~ N(theta_j, 1). A datum is a group.
@@ -108,7 +110,7 @@ def groups_guide_with_tau(y):
 
 
 def groups_covariance(num_groups, tau, dtype=torch.float64):
-    """Of y, group by group: REPLICATES numbers each."""
+    """Of y, group by group: REPLICATES numbers each. `tau` is a number, or (T, 1, 1) for T covariances."""
     same = torch.kron(torch.eye(num_groups, dtype=dtype), torch.ones(REPLICATES, REPLICATES, dtype=dtype))
     return SPREAD**2 + tau**2 * same + torch.eye(num_groups * REPLICATES, dtype=dtype)
 
@@ -119,11 +121,7 @@ def group_scores(y, log_tau=None):
     flat, groups = y.T.reshape(-1), torch.arange(number).repeat_interleave(REPLICATES)
     if log_tau is None:
         return gaussian_scores(groups_covariance(number, 1.5), flat, groups)
-    whole, rest = [], []
-    for t in log_tau:
-        covariance = groups_covariance(number, t.exp())
-        log_prior = Normal(0.0, 1.0).log_prob(t)
-        log_all = MultivariateNormal(flat.new_zeros(len(flat)), covariance).log_prob(flat)
-        whole.append(log_prior + log_all)
-        rest.append(log_prior + log_all - gaussian_scores(covariance, flat, groups))
-    return torch.stack(whole).logsumexp(0) - torch.stack(rest).logsumexp(0)
+    covariance = groups_covariance(number, log_tau.exp().reshape(-1, 1, 1))
+    log_all = MultivariateNormal(flat.new_zeros(len(flat)), covariance).log_prob(flat)
+    whole = (Normal(0.0, 1.0).log_prob(log_tau) + log_all).unsqueeze(-1)
+    return whole.logsumexp(0) - (whole - gaussian_scores(covariance, flat, groups)).logsumexp(0)

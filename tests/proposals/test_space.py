@@ -435,11 +435,11 @@ def test_a_density_that_rises_at_the_end_of_the_floats_does_not_rise_beyond():
     def guide(x):
         program(x, False)
 
-    u, v = torch.meshgrid(torch.linspace(-30, 30, 3001, dtype=F64), torch.linspace(-40, 40, 3001, dtype=F64), indexing="ij")
+    u, v = torch.meshgrid(torch.linspace(-30, 30, 601, dtype=F64), torch.linspace(-40, 40, 801, dtype=F64), indexing="ij")
     log_prior = 1.5 * logsigmoid(u) + 2 * logsigmoid(-u) - math.lgamma(1.5) - math.lgamma(2.0) + math.lgamma(3.5)
     log_prior = log_prior + 0.5 * logsigmoid(u) - u.sigmoid().sqrt() * v.exp() + v
     likelihood = dist.Normal(v.tanh(), torch.ones((), dtype=F64)).log_prob(x.double().reshape(2, 1, 1))
-    truth = (log_prior + likelihood).flatten(1).logsumexp(1) + math.log(0.02 * 80 / 3000)
+    truth = (log_prior + likelihood).flatten(1).logsumexp(1) + math.log(0.1 * 0.1)
     for seed in range(3):
         found = pv.ExactEvidence(model, guide, seed=seed)(x).log_evidence
         torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-3)

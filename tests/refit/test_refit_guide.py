@@ -83,7 +83,7 @@ def test_an_encoder_of_rank_one_keeps_its_known_gap():
         off = mean_of(y) - lm.posterior(y).mean
         return float((0.5 * (off @ precision * off).sum(-1)).mean())
 
-    refit = refitted(lm, Linear(4, 2, rank=1), train, test, 600, num_data=200)
+    refit = refitted(lm, Linear(4, 2, rank=1), train, test, 300, adam(0.1, 0.02 ** (1 / 300)), num_data=200)
     assert known(train) > 0.2
     near(refit.parts["capacity"], known(train), 0.01, extra=0.01)
     near(refit.test_after.summary()["amortization"], known(test), 0.01, extra=0.02)
@@ -95,7 +95,7 @@ def test_a_scale_that_cannot_move_keeps_its_known_gap():
     lm, x = linear_gaussian(latent_dim=2, data_dim=4, num_data=200)
     scale = 2 * lm.optimal_diagonal(x[:1]).base_dist.scale[0]
     guide = Linear(4, 2, scale=scale)
-    refit = refitted(lm, guide, x[:100], x[100:], 600)
+    refit = refitted(lm, guide, x[:100], x[100:], 200, adam(0.1, 0.02 ** (1 / 200)))
     known = 2 * (1.5 - math.log(2))
     near(refit.parts["capacity"], known, 0.03, extra=0.01)
     near(refit.test_after.summary()["amortization"], known, 0.03, extra=0.02)
@@ -114,7 +114,7 @@ def test_an_encoder_that_learns_thirty_data_by_heart_does_not_carry_over():
     def run(**options):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        return refitted(lm, Network(8, 2, 200), train, test, 600, adam(3e-3, 0.995), **options)
+        return refitted(lm, Network(8, 2, 200), train, test, 300, adam(6e-3, 0.99), **options)
 
     alone, simulated = run(), run(simulated=2)
     gap = alone.parts["generalisation after"]
@@ -136,18 +136,18 @@ def test_held_out_data_stop_it_and_the_best_guide_is_kept():
         guide = Network(8, 2, 200)
         options = {**FEW, **options}
         return guide, pv.refit_guide(
-            model, guide, batches_of(train), adam(1e-2), test=batches_of(test), num_epochs=2000, **options
+            model, guide, batches_of(train), adam(6e-3), test=batches_of(test), num_epochs=1000, **options
         )
 
     guide, stopped = run(held_out=batches_of(held_out), every=20, patience=10)
-    assert stopped.stopped == "held-out" and stopped.num_updates < 2000 and stopped.history is not None
+    assert stopped.stopped == "held-out" and stopped.num_updates < 1000 and stopped.history is not None
     best = int(stopped.history.step[stopped.history.best])
     assert best < stopped.num_updates and f"kept: update {best}" in one_line(stopped)
     again = pv.EarlyStopping(model, guide, batches_of(held_out), seed=0)
     again(0)
     assert float(again.history().elbo) == pytest.approx(float(stopped.history.elbo.max()), abs=1e-9)
     _, to_the_end = run()
-    assert to_the_end.stopped == "epochs" and to_the_end.history is None and to_the_end.num_updates == 2000
+    assert to_the_end.stopped == "epochs" and to_the_end.history is None and to_the_end.num_updates == 1000
     assert float(stopped.test_after.elbo.mean()) > float(to_the_end.test_after.elbo.mean())
 
 

@@ -1,5 +1,7 @@
 """What the diagnosis says first: every call that it names exists, and does what is said."""
 
+import functools
+import importlib
 import inspect
 import re
 
@@ -18,6 +20,13 @@ from pyro_vae.refit.refit import NEXT
 from pyro_vae.report.culprits import ADVICE, HEADLINES
 
 OPTIONS = {"num_data": 100, "num_particles": 100, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def short_chains(monkeypatch):
+    """The self-check of a page takes 25 steps instead of 200: enough here, or the culprit would be the estimate."""
+    module = importlib.import_module("pyro_vae.report.diagnose")  # the package has a function of this name
+    monkeypatch.setattr(module, "SelfCheck", functools.partial(pv.SelfCheck, num_steps=25))
 
 
 def resolved(name):
@@ -67,11 +76,11 @@ def test_an_overfitted_encoder_and_data_simulated_from_the_model():
     model, train, test = model_of(lm), x[:30], x[30:]
     torch.manual_seed(0)
     guide = Network(8, 2, 200)
-    refitted(model, guide, train, test, 600, adam(3e-3, 0.995))
+    refitted(model, guide, train, test, 200, adam(6e-3, 0.985))
     page = diagnosed(model, guide, train, test)
     assert page.culprit == "overfitted encoder", page
     assert "simulated=1" in page.advice
-    refit = refitted(model, guide, train, test, 600, adam(3e-3, 0.995), simulated=1)
+    refit = refitted(model, guide, train, test, 300, adam(6e-3, 0.99), simulated=1)
     before, after = (side.summary()["amortization"] for side in (refit.test_before, refit.test_after))
     assert float(after.value) < 0.2 * float(before.value)
     assert float(refit.parts["generalisation after"].value) < 0.2 * float(refit.parts["generalisation before"].value)
@@ -106,7 +115,7 @@ def test_the_family_is_at_fault_and_a_richer_one_takes_over():
     page = diagnosed(model, guide, train, test)
     assert page.culprit == "family" and "other=richer_guide" in page.advice, page
     full = Full(6, 2)
-    refit = refitted(model, guide, train, test, 600, other=full)
+    refit = refitted(model, guide, train, test, 150, adam(0.2, 0.02 ** (1 / 150)), other=full)
     assert float(refit.test_before.approximation.mean()) == pytest.approx(float(lm.approximation_gap()), abs=0.03)
     assert float(refit.test_after.inference.mean()) < 0.1 < 0.9 < float(refit.changes["elbo"].value)
     assert diagnosed(model, full, train, test).culprit == "none"
@@ -122,9 +131,9 @@ def test_an_overfitted_model_and_early_stopping():
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         vae = pv.mlp_vae(20, latent_dim=2, likelihood=pv.nn.Normal(scale=0.7), hidden=(200,))
-        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 3e-3}), pv.BetaTraceMeanField_ELBO())
-        stopping = pv.EarlyStopping(vae.model, vae.guide, batches_of(held_out), every=50)
-        for step in range(3000):
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 6e-3}), pv.BetaTraceMeanField_ELBO())
+        stopping = pv.EarlyStopping(vae.model, vae.guide, batches_of(held_out), every=25)
+        for step in range(1500):
             svi.step(train)
             if stops and stopping(step):
                 stopping.restore_best()
