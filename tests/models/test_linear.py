@@ -116,7 +116,7 @@ def test_trained_by_svi_it_is_the_ppca_of_the_digits(loss):
     best_log_evidence, best_rate = best.log_evidence(x.double()).mean(), best.rate(best.posterior(x.double())).mean()
     assert (float(best_log_evidence), float(best_rate)) == pytest.approx((8.9076, 6.4814), abs=5e-5)
     vae = LinearVAE(64, 5)
-    train(vae, x, loss(), num_steps=2000)
+    train(vae, x, loss(), num_steps=1200, lr=0.04)
     with torch.no_grad():
         exact, q = vae.exact(), vae.encode(x)
         log_evidence, rate, elbo = (float(t.mean()) for t in (exact.log_evidence(x), exact.rate(q), exact.elbo(x, q)))

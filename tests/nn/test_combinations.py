@@ -1,9 +1,10 @@
 """Guide family x prior x likelihood: whatever is put together trains, and every estimator runs on it.
 
-All families with all priors, and every likelihood with one of each in turn. Log p(x) is held against quadrature over two
-latents, whose grids follow each posterior. Other files hold the densities of the parts.
+All families with all priors, each with another likelihood, and every likelihood. Log p(x) is held against quadrature over
+two latents, whose grids follow each posterior. Other files hold the densities of the parts.
 """
 
+import itertools
 import warnings
 
 import pyro
@@ -28,13 +29,13 @@ FAMILIES = {
     "flow": lambda: pv.nn.Flow(DIM, CONTEXT, [T.conditional_affine_autoregressive(DIM, CONTEXT, hidden_dims=[8])]),
 }
 PRIORS = {
+    "vamp": lambda encoder, u: Seen(encoder, u),
     "standard": lambda encoder, u: pv.nn.StandardNormal(DIM),
     "mixture": lambda encoder, u: pv.nn.MixturePrior(DIM, 3),
-    "vamp": lambda encoder, u: Seen(encoder, u),
     "flow": lambda encoder, u: pv.nn.FlowPrior(DIM, [T.affine_autoregressive(DIM, hidden_dims=[8])]),
 }
-NAMES = [(family, prior, "given scale") for family in FAMILIES for prior in PRIORS]
-NAMES += [([*FAMILIES][i % 5], [*PRIORS][(i // 2) % 4], likelihood) for i, likelihood in enumerate(SPECS)]
+PAIRS = itertools.product(PRIORS, FAMILIES)
+NAMES = [(family, prior, likelihood) for (prior, family), likelihood in zip(itertools.cycle(PAIRS), SPECS, strict=False)]
 
 
 def Seen(encoder, u):
@@ -45,7 +46,7 @@ def Seen(encoder, u):
 
 def combined(family, prior, likelihood):
     torch.manual_seed(0)
-    head, posterior = SPECS[likelihood].make() if likelihood in SPECS else pv.nn.Normal(0.5), FAMILIES[family]()
+    head, posterior = SPECS[likelihood].make(), FAMILIES[family]()
     x = simulated(head, num_data=NUM_DATA, size=SIZE, spread=1.0)
     see = head.input_layer()
     width = see(torch.zeros(1, SIZE)).shape[-1]

@@ -131,6 +131,7 @@ def lda_enumerated_words() -> Program:
         log_evidence=right.log_evidence,
         elbo=right.elbo,
         site_kl={"proportions": right.kl.mean().item()},
+        particles_in_a_loop=True,
     )
 
 
@@ -163,6 +164,7 @@ def gaussian_mixture_map() -> Program:
         elbo=log_evidence,
         gaps=torch.zeros(5, 2, dtype=F64),
         refused=dict.fromkeys(("units", "surgery"), ("StructureError", "the guide draws no latent of the data")),
+        particles_in_a_loop=True,
     )
 
 
@@ -588,6 +590,7 @@ def bayesian_regression() -> Program:
         site_kl={"linear.weight+linear.bias": kl.sum().item()},  # drawn jointly
         options={"datum_plate": None},
         refused={"surgery": ("StructureError", "the aggregated posterior of one datum is its own posterior")},
+        particles_in_a_loop=True,
     )
 
 
@@ -650,6 +653,7 @@ def sequence_world_model() -> Program:
         log_evidence=right.log_evidence,
         elbo=right.elbo,
         site_kl={"z": right.kl.mean().item()},
+        particles_in_a_loop=True,
     )
 
 

@@ -19,6 +19,7 @@ class Program:
     :ivar gaps: (B, 2), amortization and approximation gap, where q* is known; otherwise `None`.
     :ivar site_kl: mean over the data of E_q[log q - log p] by latent site, for units and surgery.
     :ivar options: of all estimators, such as `datum_plate=`.
+    :ivar particles_in_a_loop: whether the programs cannot take a plate for the particles of a loss.
     :ivar refused: by column, where no such quantity exists: the name of the error and the reason in a few words.
     :ivar other: by column, what the number there is instead of the one that the column is about; it is not judged.
     """
@@ -33,5 +34,6 @@ class Program:
     gaps: Tensor | None = None
     site_kl: Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    particles_in_a_loop: bool = False
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     other: Mapping[str, str] = field(default_factory=dict)
