@@ -2,7 +2,8 @@
 
 python tests/benchmarks/auto_evidence.py ../shared/data [--only bdmc conv readme] [--tolerance .05] [--fixed 2000 4000 8000]
 
-With `--reference 20000`, "cover" is the share of 95% intervals, of data without a doubt, that hold log p(x) of so many weights.
+With `--reference 20000`, "cover" is the share of 95% intervals, of data without a doubt, that hold log p(x) by so many
+weights.
 """
 
 import argparse
@@ -44,9 +45,8 @@ def main() -> None:
     }
     estimators = {f"{k} weights": functools.partial(pv.AdaptiveImportanceSampling, num_particles=k) for k in options.fixed}
     estimators["AutoEvidence"] = functools.partial(pv.AutoEvidence, tolerance=options.tolerance)
-    print(
-        "| model | estimator | cost | seconds | above the tolerance | of them without a doubt | worst error | in doubt | cover |"
-    )
+    columns = "model, estimator, cost, seconds, above the tolerance, of them without a doubt, worst error, in doubt, cover"
+    print(f"| {columns.replace(',', ' |')} |")
     for name in options.only:
         vae, x = pairs[name]()
         loader = DataLoader(TensorDataset(x), 250)
