@@ -1,5 +1,6 @@
 """Every test starts from the same state and must leave torch and Pyro as it found them."""
 
+import gc
 import os
 
 import matplotlib
@@ -19,6 +20,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core alrea
 for kind in (torch.cuda, torch.xpu, torch.mtia):
     if not kind.is_available():
         setattr(kind, "manual_seed_all", lambda seed: None)  # noqa: B010
+
+
+def pytest_collection_finish():
+    """What is imported by now stays to the end: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def global_state():
