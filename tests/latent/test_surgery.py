@@ -424,7 +424,8 @@ def test_latents_after_a_class_that_is_summed_out_of_the_guide(enumerated):
         torch.trapezoid(log_q.exp() * term, z, dim=0).mean()
         for term in (log_q - log_p, log_q - log_mixture, log_mixture - log_p)
     ]
-    found = operate(model, guide, x, 4, num_particles=1000)
+    # Copies of the data have the same mixture, and more of them in a call take less time than more particles.
+    found = operate(model, guide, x.repeat(40), 160, num_particles=25)
     for part, value in zip(PARTS, right, strict=False):
         estimate = getattr(found, part)
         assert abs(float(estimate.value - value)) < 4.5 * float(estimate.std_error) < 0.1, part
