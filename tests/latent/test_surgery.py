@@ -37,11 +37,15 @@ PARTS = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dimens
 
 def operate(model, guide, x, batch_size=None, doubted=False, **options):
     """The record of one data set; a warning is an error unless `doubted`."""
+    return of_data(ELBOSurgery(model, guide, **{"seed": 0, **options}), x, batch_size, doubted)
+
+
+def of_data(estimator, x, batch_size=None, doubted=False):
     batches = [x] if batch_size is None else list(x.split(batch_size))
     with warnings.catch_warnings():
         if doubted:
             warnings.simplefilter("ignore", SurgeryWarning)
-        return ELBOSurgery(model, guide, **{"seed": 0, **options})(batches, progress=False)
+        return estimator(batches, progress=False)
 
 
 def values_of(surgery):
@@ -588,8 +592,11 @@ def test_a_batch_as_one_datum():
 # --- errors ---
 
 
-def replicates(count, x, **options):
-    runs = [operate(standard(2), diagonal(2), x, seed=seed, **options) for seed in range(count)]
+def replicates(count, x, batch_size=None, doubted=False, **options):
+    """Runs of one estimator, which examines the pair once, with one seed after the other."""
+    estimator, runs = ELBOSurgery(standard(2), diagonal(2), **options), []
+    for estimator.seed in range(count):
+        runs.append(of_data(estimator, x, batch_size, doubted))
     return torch.stack([values_of(run) for run in runs]), torch.stack([errors_of(run) for run in runs]), runs
 
 
