@@ -22,6 +22,7 @@ STORE = ("_params", "_param_to_name", "_constraints")  # the dictionaries of Pyr
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 OFF_BY_DEFAULT = {F.alpha_dropout, F.feature_alpha_dropout}
 BATCH_NORMS = {F.batch_norm, torch.batch_norm}
+WATCHED = DROPOUTS | BATCH_NORMS
 BATCH_NORM = (
     "batch norm is in train mode: each datum would depend on the others of its batch, and evaluation would change the "
     "running statistics. Call .eval() on the modules of model and guide first"
@@ -187,6 +188,8 @@ class LayerWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in WATCHED:  # by far most calls
+            return func(*args, **kwargs)
         if func in BATCH_NORMS and (kwargs.get("training") or (len(args) > 5 and args[5])):
             raise BatchCouplingError(BATCH_NORM)
         if is_active_dropout(func, args, kwargs):

@@ -49,10 +49,10 @@ def raised_by_us(error: BaseException) -> bool:
 
 
 def state_of(programs: list[nn.Module]) -> dict[str, Any]:
-    store = pyro.get_param_store()
+    store, of_numpy = pyro.get_param_store(), numpy.random.get_state()
     return {
         "random state of torch": hash(torch.get_rng_state().numpy().tobytes()),
-        "random state of numpy": hash(numpy.random.get_state()[1].tobytes()) + numpy.random.get_state()[2],
+        "random state of numpy": hash(of_numpy[1].tobytes()) + of_numpy[2],
         "random state of python": hash(random.getstate()),
         "parameter store": {name: id(value) for name, value in store._params.items()},
         "modes": [m.training for p in programs for m in p.modules()],

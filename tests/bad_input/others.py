@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,10 +91,20 @@ def looked_at_samples() -> Any:
     return check([(x,)], train=[(x,)], evidence=evidence, progress=False)
 
 
-def of_squares(make: Callable[..., Any], **options: Any) -> Any:
+OF_SQUARES: dict[str, Callable[..., Any]] = {
+    "manifold": lambda vae, x: pv.manifold(vae.model, vae.guide, x, num_steps=2, seed=0),
+    "reconstruct": lambda vae, x: pv.reconstruct(vae.model, vae.guide, x, seed=0),
+    "simulate": lambda vae, x: pv.simulate(vae.model, x, seed=0),
+    "traverse": lambda vae, x: pv.traverse(vae.model, vae.guide, x, num_steps=2, seed=0),
+}
+
+
+@functools.cache
+def of_squares(name: str) -> Any:
+    """What is drawn from a VAE of images of 2 x 2. A plot changes none of it."""
     torch.manual_seed(0)
     vae = pv.mlp_vae(4, 2, likelihood=pv.nn.Normal(1.0), hidden=())
-    return make(vae, torch.zeros(3, 4), **options)
+    return OF_SQUARES[name](vae, torch.zeros(3, 4))
 
 
 def linear_gaussian() -> pv.exact.LinearGaussian:
@@ -155,6 +165,10 @@ def labelled() -> Any:
     )
 
 
+def parts_of(model: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in names}
+
+
 def method(name: str, of: Callable[[], Any]) -> Callable[..., Any]:
     return lambda **arguments: getattr(of(), name)(**arguments)
 
@@ -180,24 +194,15 @@ def plots() -> Iterator[Other]:
         "plot_k_curve": ("curve", lambda: record("ImportanceSampling").curve),
         "plot_latents": ("sample", lambda: record("AggregatedPosterior")),
         "plot_likelihood_and_looks": ("result", looked_at_samples),
-        "plot_manifold": (
-            "manifold",
-            lambda: of_squares(lambda v, x: pv.manifold(v.model, v.guide, x, num_steps=2, seed=0)),
-        ),
+        "plot_manifold": ("manifold", lambda: of_squares("manifold")),
         "plot_nearest_neighbours": ("result", looked_at_samples),
         "plot_pareto_k": ("evidence", lambda: record("ImportanceSampling")),
         "plot_rate_distortion": ("result", lambda: record("RateDistortion")),
-        "plot_reconstructions": (
-            "reconstruction",
-            lambda: of_squares(lambda v, x: pv.reconstruct(v.model, v.guide, x, seed=0)),
-        ),
-        "plot_samples": ("simulation", lambda: of_squares(lambda v, x: pv.simulate(v.model, x, seed=0))),
+        "plot_reconstructions": ("reconstruction", lambda: of_squares("reconstruct")),
+        "plot_samples": ("simulation", lambda: of_squares("simulate")),
         "plot_surgery": ("surgery", lambda: record("ELBOSurgery")),
         "plot_training": ("history", lambda: watched().history()),
-        "plot_traversals": (
-            "traversal",
-            lambda: of_squares(lambda v, x: pv.traverse(v.model, v.guide, x, num_steps=2, seed=0)),
-        ),
+        "plot_traversals": ("traversal", lambda: of_squares("traverse")),
         "plot_units": ("activity", lambda: record("ActiveUnits")),
     }
     run = ("color", "label")
@@ -381,7 +386,7 @@ def models() -> Iterator[Other]:
         "HierarchicalVAE": (hierarchical, ("prior", "layers", "decoder", "encoders", "features")),
     }
     for name, (make, names) in networks.items():
-        parts = lambda m=make, names=names: {n: getattr(m(), n) for n in names}  # noqa: E731
+        parts = lambda m=make, names=names: parts_of(m(), names)  # noqa: E731
         yield Other(name, "models", getattr(pv, name), parts)
     factor = lambda z, y: pv.models.WithSizeFactor(pv.nn.MLP(2, 3), pv.nn.Poisson())(z, y)  # noqa: E731
     yield Other("models.WithSizeFactor, called", "models", factor, fixed(z=torch.zeros(4, 2), y=torch.ones(4, 1)))
@@ -415,7 +420,7 @@ def models() -> Iterator[Other]:
     yield Other("ConditionalVAE.generate", "models", lambda y: conditional().generate(y), fixed(y=y))
     roles = ("classifier", "encoder", "decoder", "prior")
     options = {"num_classes": 2, "class_probs": (0.5, 0.5), "alpha": 1.0}
-    semi = lambda: {**{n: getattr(labelled(), n) for n in roles}, **options}  # noqa: E731
+    semi = lambda: {**parts_of(labelled(), roles), **options}  # noqa: E731
     yield Other("SemiSupervisedVAE", "models", pv.SemiSupervisedVAE, semi)
     classes = torch.tensor([0, 1, 1, 0])
     for name, arguments in {

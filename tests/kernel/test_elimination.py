@@ -75,25 +75,22 @@ def random_factors(seed):
 
 
 def brute_force(factors, plates_of, values, sizes):
-    """All joint values of all copies of the sites, one after the other; (K, B)."""
+    """All joint values of all copies of the sites, side by side; (K, B)."""
     read = [name for name in plates_of if any(name in f.sites for f in factors)]
     copies = [
         (name, place)
         for name in read
         for place in itertools.product(*(range(sizes[p]) if p in plates_of[name] else [0] for p in ("b", "a")))
     ]
-    terms = []
-    for choice in itertools.product(*(range(values[name]) for name, _ in copies)):
-        at, total = dict(zip(copies, choice, strict=True)), 0.0
-        for factor in factors:
-            for place in itertools.product(*(range(sizes[p]) if p in factor.plates else [0] for p in ("b", "a"))):
-                own = {
-                    n: tuple(i if p in plates_of[n] else 0 for p, i in zip("ba", place, strict=True)) for n in factor.sites
-                }
-                picked = factor.tensor[tuple(at[n, own[n]] for n in factor.sites)]
-                total = total + picked[:, place[0], place[1], :]
-        terms.append(total.expand(2, 2))
-    return torch.stack(terms).logsumexp(0)
+    choices = torch.tensor(list(itertools.product(*(range(values[name]) for name, _ in copies))), dtype=torch.long)
+    at = dict(zip(copies, choices.unbind(1), strict=True))
+    total = torch.zeros(len(choices), 2, 2, dtype=F64)
+    for factor in factors:
+        for place in itertools.product(*(range(sizes[p]) if p in factor.plates else [0] for p in ("b", "a"))):
+            own = {n: tuple(i if p in plates_of[n] else 0 for p, i in zip("ba", place, strict=True)) for n in factor.sites}
+            picked = factor.tensor[tuple(at[n, own[n]] for n in factor.sites)]
+            total = total + picked[..., place[0], place[1], :]
+    return total.logsumexp(0)
 
 
 @pytest.mark.parametrize("seed", range(12))

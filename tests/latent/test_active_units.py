@@ -170,7 +170,9 @@ def test_the_noise_of_means_is_taken_off_and_its_error_is_right():
     """100 seeds at K = 2: the mean is off by b^2 s^2 / 2 without the correction; the spread is the stated error."""
     model, guide, truth = two_sites(a=0.3, s=1.0, b=1.0)
     x = data(30)
-    runs = [measure(model, guide, x, num_particles=2, seed=seed) for seed in range(100)]
+    estimator, runs = ActiveUnits(model, guide, num_particles=2), []
+    for estimator.seed in range(100):  # it examines the pair once
+        runs.append(estimator([x], progress=False))
     values = torch.stack([run.variance_of_means[1] for run in runs])
     kls = torch.stack([run.kl[1] for run in runs])
     means, kl = truth(x)

@@ -75,7 +75,7 @@ def sweep(make_pair=linear_vae, loader=None, betas=(1.0,), **options):
 def test_linear_vaes_end_on_the_curve_of_the_best_models(make_pair):
     """beta R + D above its minimum over all models and guides, and within 0.04 nats of it; the slope is -beta between."""
     x, betas = spectrum_data(), (0.5, 1.0, 2.0)
-    result = sweep(make_pair, [x], betas, num_epochs=600, optimizer=fast)
+    result = sweep(make_pair, [x], betas, num_epochs=300, optimizer=fast)
     best = [LinearGaussian.fit_beta(x.double(), 2, VARIANCE, beta) for beta in betas]
     points = [lm.rate_distortion(x.double(), torch.tensor([beta], dtype=F64)) for lm, beta in zip(best, betas, strict=True)]
     for i, (beta, point, lm) in enumerate(zip(betas, points, best, strict=True)):

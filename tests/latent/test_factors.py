@@ -37,12 +37,16 @@ BOTH = ("full", "leave-one-out")
 
 def measure(model, guide, x, v, batch_size=None, doubted=False, **options):
     """The record of one data set; a warning is an error unless `doubted`."""
+    return of_data(MutualInformationGap(model, guide, **{"seed": 0, **options}), x, v, batch_size, doubted)
+
+
+def of_data(estimator, x, v, batch_size=None, doubted=False):
     sizes = len(x) if batch_size is None else batch_size
     batches = list(zip(x.split(sizes), v.split(sizes), strict=True))
     with warnings.catch_warnings():
         if doubted:
             warnings.simplefilter("ignore", SurgeryWarning)
-        return MutualInformationGap(model, guide, **{"seed": 0, **options})(batches, progress=False)
+        return estimator(batches, progress=False)
 
 
 class Fixed(dist.Normal):
@@ -352,7 +356,9 @@ def test_the_monte_carlo_error_is_right():
     x = torch.stack([1.5 * v[:, 0], 0.7 * v[:, 0] + 2 * v[:, 1]], 1) + 0.5 * randn(30, 2)
 
     def replicates(num_particles):
-        runs = [measure(standard, diagonal(), x, v, seed=s, num_particles=num_particles, doubted=True) for s in range(100)]
+        estimator, runs = MutualInformationGap(standard, diagonal(), num_particles=num_particles), []
+        for estimator.seed in range(100):  # it examines the pair once
+            runs.append(of_data(estimator, x, v, doubted=True))
         stated = torch.stack([errors_of(run) for run in runs]).square().mean(0).sqrt()
         return stated / torch.stack([numbers_of(run) for run in runs]).std(0)
 
@@ -375,12 +381,12 @@ def test_the_sampling_error_covers_the_population(aggregate):
     truth = torch.trapezoid(joint.sum(1), grid, dim=0)
     entropy = -(weights * weights.log()).sum()
     gap = (truth[0] - truth[1]) / entropy
-    runs = []
-    for seed in range(60):
-        generator = torch.Generator().manual_seed(seed)
+    estimator, runs = MutualInformationGap(standard, diagonal(0.8), aggregate=aggregate), []
+    for estimator.seed in range(60):
+        generator = torch.Generator().manual_seed(estimator.seed)
         v = weights.multinomial(200, replacement=True, generator=generator)
         x = locs[v] + 0.6 * torch.randn(200, 2, generator=generator, dtype=F64)
-        runs.append(measure(standard, diagonal(0.8), x, v, seed=seed, aggregate=aggregate, doubted=True))
+        runs.append(of_data(estimator, x, v, doubted=True))
     values = torch.stack([torch.cat([run.gap, run.information[:, 0]]) for run in runs])
     errors = torch.stack([torch.cat([run.gap_sampling_error, run.information_sampling_error[:, 0]]) for run in runs])
     ratio = errors.square().mean(0).sqrt() / values.std(0)

@@ -187,14 +187,20 @@ def test_chains_that_end_above_the_guide_s_point_are_not_called_a_curve_and_the_
         assert abs(float(long.excess[place])) < 0.05 + 4 * float(long.std_errors["excess"][place])
 
 
+@pytest.mark.filterwarnings("ignore:.*points of the curve:pyro_vae.errors.ConvergenceWarning")  # the chains are short
 def test_the_errors_of_the_excess_are_those_of_repetitions():
-    """Over 60 seeds, within a third (which a right error fails with a probability below 3e-4 per point)."""
-    lm, x = linear_gaussian()
+    """One datum 300 times over, as for the others above; the share of the guide's own point is seen here.
+
+    Two runs of other seeds differ by their errors: by less than 4.5 of them.
+    """
+    lm, x = linear_gaussian(num_data=1)
     pair = model_of(lm), guide_of(scaled_family(lm, 1.5))
-    runs = [measure(*pair, x[:3], num_steps=30, num_chains=20, betas=(1.0, 3.0), seed=seed) for seed in range(60)]
-    spread = torch.stack([run.excess for run in runs]).std(0)
-    stated = torch.stack([run.std_errors["excess"] for run in runs]).mean(0)
-    assert bool(((spread / stated - 1).abs() < 1 / 3).all())
+    options = {"num_steps": 30, "num_chains": 20, "betas": (1.0, 3.0)}
+    curve, other = (measure(*pair, x.expand(300, -1), **options, seed=seed) for seed in (0, 1))
+    stated = curve.std_errors["excess"]
+    assert bool(((curve.sampling_errors["excess"] / stated - 1).abs() < 0.2).all())
+    difference = (curve.excess - other.excess).abs()
+    assert bool((difference > 0).all()) and bool((difference < SIGMAS * 2**0.5 * stated).all())
 
 
 def test_log_evidence_is_the_log_mean_of_the_weights(linear):
