@@ -7,6 +7,7 @@ import matplotlib
 import pyro
 import pytest
 import torch
+from forks import ForkServer
 from pyro.settings import get as get_settings
 
 matplotlib.use("Agg")
@@ -62,3 +63,9 @@ def nothing_left_behind(fresh_start):
     pyro.enable_validation(True)
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     assert not changed, f"the test changed global state, (before, after): {changed}"
+
+
+@pytest.fixture(scope="session")
+def forks():
+    with ForkServer() as server:
+        yield server

@@ -22,6 +22,12 @@ def environment(**more):
     return {**os.environ, **THREADS, "PYTHONPATH": path, "PYTHONWARNINGS": "default", **more}
 
 
+def of_group(num_processes):
+    """The variables by which each rank finds the others, as torchrun sets them."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
+    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+
+
 def torchrun(num_processes, program, *args, cwd=HERE, timeout=240):
     """Run a program under torchrun; all that it printed, and its exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
@@ -29,20 +35,3 @@ def torchrun(num_processes, program, *args, cwd=HERE, timeout=240):
     options = {"capture_output": True, "text": True, "check": False}
     done = subprocess.run(command, env=environment(), timeout=timeout, cwd=cwd, **options)
     return done.stdout + done.stderr, done.returncode
-
-
-def start_ranks(num_processes, program, *args):
-    """The same processes without torchrun, which would end the others when one of them dies."""
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_processes)}
-    command = [sys.executable, str(HERE / program), *map(str, args)]
-    return [
-        subprocess.Popen(
-            command,
-            env=environment(**group, RANK=str(rank)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=HERE,
-        )
-        for rank in range(num_processes)
-    ]

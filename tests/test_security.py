@@ -2,6 +2,8 @@
 
 import ast
 import configparser
+import functools
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,11 +24,17 @@ AMONG_RANKS = "evaluation/processes.py"
 MARKUP = "<b>$\\frac{$_&"
 
 
+@functools.cache
+def calls_and_imports():
+    paths = {path: ast.walk(ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py")}
+    kept = ((path, node) for path, found in paths.items() for node in found)
+    return [(path, node) for path, node in kept if isinstance(node, (ast.Call, ast.Import, ast.ImportFrom))]
+
+
 def nodes(kind):
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, kind):
-                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node
+    for path, node in calls_and_imports():
+        if isinstance(node, kind):
+            yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node
 
 
 def test_nothing_runs_code_from_text():
@@ -95,8 +103,12 @@ def drawn(ax):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_page_shows_markup_in_names_as_it_is(batches, tmp_path):
-    page = pv.diagnose(model, guide, train=batches, test=batches, num_data=30, seed=0, progress=False)
+def test_a_page_shows_markup_in_names_as_it_is(batches, tmp_path, monkeypatch):
+    short = functools.partial(pv.SelfCheck, num_steps=5, num_chains=2)
+    monkeypatch.setattr(sys.modules["pyro_vae.report.diagnose"], "SelfCheck", short)
+    few = {"num_data": 30, "num_particles": 100}
+    page = pv.diagnose(model, guide, train=batches, test=batches, seed=0, progress=False, **few)
+    assert page.self_check is not None
     page.to_html(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;$\\frac{$_&amp;" in text and "<b>$" not in text

@@ -173,7 +173,8 @@ def paired(one: Side, other: Side, level: float) -> PairedDifference:
     difference = first.values - second.values
     std_error = (first.std_errors.square() + second.std_errors.square()).sqrt()
     unsafe, slack = first.too_high | second.too_low, first.drop + second.lift
-    p_values = [p_value_of(difference[kept], std_error[kept], slack) for kept in (known, known & ~unsafe)]
+    samples = [known, known & ~unsafe] if bool(unsafe.any()) else [known]
+    p_values = [p_value_of(difference[kept], std_error[kept], slack) for kept in samples]
     if bool(((first.values == -math.inf) & (second.values > -math.inf)).any()):
         p_values.append(1.0)  # its mean is -inf, unless the infinite value is an error of the estimate
     return PairedDifference(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from pair_helpers import F64, make_evidence
 
-import pyro_vae as pv
+from pyro_vae.comparison.compare import all_pairs
+from pyro_vae.comparison.sides import side_of_log_evidence
 from pyro_vae.comparison.told_apart import holm, p_value_of, skewness
-from pyro_vae.records import student_quantile, student_tail
+from pyro_vae.records import LEVEL, student_quantile, student_tail
 
 REPLICATES = 1000
 
@@ -77,7 +78,7 @@ def draws(kind, generator, *shape):
 
 
 def false_claims(kind, num_models, num_data, monte_carlo, seed=0):
-    """In how many of 1,000 comparisons of equal models any pair is told apart.
+    """In how many of 1,000 comparisons of equal models any pair is told apart, by the part of `compare` about log p(x).
 
     All models have the same hard and easy data. Of two models the difference has the law of `kind`; of more each model adds
     draws of it. Values come with Monte Carlo noise of their stated error.
@@ -91,13 +92,14 @@ def false_claims(kind, num_models, num_data, monte_carlo, seed=0):
             own[0] = 0.0
         noise = monte_carlo * torch.randn(num_models, num_data, generator=generator, dtype=F64)
         records = {str(m): make_evidence(shared + own[m] + noise[m], monte_carlo) for m in range(num_models)}
-        claims += any(pair.told_apart for pair in pv.compare(records).pairs)
+        sides = [side_of_log_evidence(name, record, LEVEL) for name, record in records.items()]
+        claims += any(pair.told_apart for pair in all_pairs(sides, LEVEL))
     return claims
 
 
 # At a true rate of 5% more than 66 of 1,000 come in one of a hundred tests; the numbers themselves are at most 50.
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_models", "num_data"), [(2, 20), (2, 100), (2, 1000), (4, 20), (4, 100)])
+@pytest.mark.parametrize(("num_models", "num_data"), [(2, 20), (2, 100), (2, 1000), (4, 20)])
 @pytest.mark.parametrize("kind", ["gaussian", "exponential", "log-normal"])
 def test_equal_models_are_told_apart_at_most_5_times_in_a_hundred(kind, num_models, num_data):
     """`tests/benchmarks/comparison.py` has more of them."""

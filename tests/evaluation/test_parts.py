@@ -185,16 +185,19 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.storages, self.peak = {}, 0
+        self.storages, self.held, self.peak = {}, 0, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
         for tensor in tree_iter((args, kwargs, found)):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
+                self.held += storage.nbytes() - self.storages.get(storage._cdata, (None, 0))[1]
                 self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.storages = {key: one for key, one in self.storages.items() if not one[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
+        if self.held > self.peak:  # unless some of them are gone
+            self.storages = {key: one for key, one in self.storages.items() if not one[0].expired()}
+            self.held = sum(size for _, size in self.storages.values())
+            self.peak = max(self.peak, self.held)
         return found
 
 
