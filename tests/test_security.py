@@ -109,7 +109,7 @@ def test_a_page_shows_markup_in_names_as_it_is(batches, tmp_path, monkeypatch):
     few = {"num_data": 30, "num_particles": 100}
     page = pv.diagnose(model, guide, train=batches, test=batches, seed=0, progress=False, **few)
     assert page.self_check is not None
-    page.to_html(tmp_path / "page.html")
+    page.to_html(tmp_path / "page.html", title=MARKUP)
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;$\\frac{$_&amp;" in text and "<b>$" not in text
     plt.close("all")
