@@ -17,6 +17,8 @@ LIGHT = 0.05  # of p(x)
 class Density:
     """A latent space of `dim` latents whose log joint is arithmetic; the prior is not asked."""
 
+    index = None
+
     def __init__(self, log_joint, dim, chunk=3):
         self.log_joint, self.dim, self.chunk, self.call = log_joint, dim, chunk, self
 
