@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,6 +57,10 @@ class MixtureProposal:
     def dim(self) -> int:
         return self.components[0].loc.shape[-1]
 
+    @cached_property
+    def _any_student(self) -> bool:
+        return bool(self.student.any())
+
     @property
     def width(self) -> float:
         """f of the Gaussians."""
@@ -99,6 +104,8 @@ class MixtureProposal:
     def _component_log_prob(self, component: GaussianProposal, u: Tensor) -> Tensor:
         squared, log_det, dim, nu = component.squared_distance(u), component.log_det(), self.dim, degrees(self.dim)
         gaussian = -0.5 * squared / self.width**2 - dim * (math.log(self.width) + 0.5 * math.log(2 * math.pi))
+        if not self._any_student:
+            return gaussian - log_det
         width = widening(STUDENT_WIDTH, dim)
         constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim * (math.log(width) + 0.5 * math.log(nu * math.pi))
         student = constant - 0.5 * (nu + dim) * torch.log1p(squared / (nu * width**2))
