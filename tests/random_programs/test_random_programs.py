@@ -35,7 +35,7 @@ def test_no_number_is_wrong_without_a_doubt():
         if known is None:
             counts["discarded"] += 1
             return
-        findings = list(judge(known, judges_of(counts["programs"]), BUDGET))
+        findings = list(judge(known, judges_of(counts["programs"], program), BUDGET))
         counts.update(f"{f.judge} {f.outcome}" for f in findings)
         assert not [f for f in findings if f.outcome in FAULTS]
 
