@@ -67,14 +67,14 @@ def numbered_values(drawn: Record, name: str) -> Tensor:
 
 
 def summed_site(site: SiteRecord, log_prob: Tensor, layout: Layout) -> SiteRecord:
-    """The site with another log-density, (K, B), and without formulas."""
+    """The site with another log-density, (K, B), without masked elements, and without formulas."""
     shape = [1] * layout.num_plates
     if layout.datum_dim is not None:
         shape[layout.datum_dim] = layout.batch_size
     summed = copy(site)
     summed.__dict__.pop("log_prob", None)
     summed._log_prob = lambda: log_prob.reshape(len(log_prob), *shape)
-    summed.fns = [Summed(fn) for fn in site.fns]
+    summed.fns, summed.is_summed = [Summed(fn) for fn in site.fns], True
     return summed
 
 

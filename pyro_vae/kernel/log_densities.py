@@ -78,7 +78,7 @@ class LogDensities:
         """The log-density of one site over (*E, K, *plates), without masked elements."""
         site = record[name]
         mask = site.mask if site.is_observed else self.joint_mask(name)
-        if mask is None:
+        if mask is None or site.is_summed:  # a mask over plates inside a datum would repeat the sum over them
             return site.log_prob
         # A masked site must sum to one when it is summed out: it counts as uniform on both sides.
         hidden = -math.log(site.value.shape[0]) if name in self.layout.enumerated else 0.0

@@ -26,7 +26,10 @@ class SiteRecord:
         `to_event` added, or `None`.
     :param base_draw: the base draw of a flow without an inverse, of the same shape; otherwise `None`.
     :param fns: the distributions, one (leading axis) or one per particle (loop); none after `torch.vmap`.
+    :ivar is_summed: whether the log-density is already a sum over the plates inside a datum, without masked elements.
     """
+
+    is_summed = False
 
     def __init__(
         self,

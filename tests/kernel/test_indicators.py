@@ -1,5 +1,6 @@
 """Discrete draws that only the guide has are summed out of log q: the guide is then a mixture."""
 
+import contextlib
 import math
 import warnings
 
@@ -8,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from kernel_helpers import F64, assert_close, normal, tensor, weigh
+from pyro import poutine
 from torch.distributions import constraints
 
 import pyro_vae as pv
@@ -168,6 +170,50 @@ def unlimited(x):
 def test_refusals(other, error, message):
     with pytest.raises(error, match=message):
         weigh(model, other, X)
+
+
+def pair_in_an_inner_plate(masked_sides):
+    """Two latents per datum that depend on one indicator. The sides that are named have a mask, (2, B)."""
+
+    def within(side, mask):
+        return poutine.mask(mask=mask) if side in masked_sides else contextlib.nullcontext()
+
+    def model(x, mask):
+        with pyro.plate("data", 3), pyro.plate("inner", 2), within("model", mask):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.7), obs=x)
+
+    def guide(x, mask):
+        with pyro.plate("data", 3):
+            i = pyro.sample("i", dist.Categorical(SHARES.expand(3, 3)))
+            with pyro.plate("inner", 2), within("guide", mask):
+                pyro.sample("z", dist.Normal(0.5 * x + 0.4 * LOCS[i], 0.8))
+
+    return model, guide
+
+
+INNER = torch.stack([X, 0.5 - X])
+ALL, SOME = torch.ones(2, 3, dtype=torch.bool), torch.tensor([[True, True, False], [True, True, True]])
+
+
+@pytest.mark.parametrize("sides", [("model",), ("guide",), ("model", "guide")])
+def test_a_mask_that_hides_nothing_changes_no_number(sides):
+    """The density of a summed site is a sum over the inner plate already: the mask once repeated it over that plate."""
+    expected = weigh(*pair_in_an_inner_plate(()), INNER, ALL, K=7)
+    assert_close(weigh(*pair_in_an_inner_plate(sides), INNER, ALL, K=7).log_weight, expected.log_weight, atol=1e-10)
+    truth = normal(INNER, 0.0, math.sqrt(1.49)).sum(0)
+    for make in (pv.ImportanceSampling, pv.AdaptiveImportanceSampling):
+        result = make(*pair_in_an_inner_plate(sides), num_particles=2000, seed=0)(INNER, ALL)
+        assert bool(((result.log_evidence - truth).abs() < 4.5 * result.std_error + 0.01).all())
+
+
+@pytest.mark.parametrize("sides", [("model",), ("model", "guide")])
+def test_a_mask_that_hides_in_a_later_call_is_refused(sides):
+    """The structure was found in a call in which the mask hid nothing."""
+    estimator = pv.ImportanceSampling(*pair_in_an_inner_plate(sides), num_particles=200, seed=0)
+    estimator(INNER, ALL)
+    with pytest.raises(MaskError, match="mask observations only"):
+        estimator(INNER, SOME)
 
 
 def test_training_refuses_what_has_no_gradient_and_the_remedy_trains():

@@ -327,6 +327,47 @@ def summed_guide(x, **infer):
         pyro.sample("z", dist.Normal(x / 2 + 1.5 * c - 0.5, 0.8))
 
 
+@pytest.mark.parametrize("sides", [("model", "guide"), ("model",), ("guide",)])
+def test_a_masked_plate_after_a_site_that_the_guide_enumerates(sides):
+    """Two units per datum given c, which is summed out: the KL of the mixture over the units that are not masked.
+
+    The density of the site is a sum over the units already, which the mask once repeated for each of them.
+    """
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    x = torch.tensor([[0.5, -1.0, 0.3], [1.5, 0.2, 0.7]], dtype=F64)
+
+    def within(side):
+        return poutine.mask(mask=mask if side in sides else True)
+
+    def model(x):
+        with pyro.plate("data", 3, dim=-1):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.4)), infer={"enumerate": "parallel"})
+            with pyro.plate("units", 2, dim=-2):
+                with within("model"):
+                    z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                with poutine.mask(mask=mask):
+                    pyro.sample("x", dist.Normal(z + c, 0.8), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 3, dim=-1):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"})
+            with pyro.plate("units", 2, dim=-2), within("guide"):
+                pyro.sample("z", dist.Normal(0.5 * x + 1.5 * c - 0.5, 0.6))
+
+    grid = torch.linspace(-6, 6, 601, dtype=F64)
+    z = torch.stack([grid.unsqueeze(-1).expand(601, 601), grid.expand(601, 601)]).reshape(2, -1, 1)
+    log_p = dist.Normal(z.new_zeros(()), 1.0).log_prob(z)
+    by_value = [dist.Normal((0.5 * x + 1.5 * c - 0.5).unsqueeze(1), 0.6).log_prob(z) for c in (0.0, 1.0)]
+    weights = torch.tensor([0.7, 0.3], dtype=F64).log()
+    seen = mask.unsqueeze(1)
+    log_q = torch.stack([torch.where(seen, q, log_p).sum(0) + w for q, w in zip(by_value, weights, strict=True)]).logsumexp(
+        0
+    )
+    truth = (log_q.exp() * (log_q - log_p.sum(0))).sum(0).mean() * (grid[1] - grid[0]) ** 2
+    found = measure(model, guide, x, num_particles=500).site_kl["z"]
+    assert abs(float(found.value - truth)) < 4.5 * float(found.std_error) < 0.3
+
+
 def test_latents_after_a_site_that_the_guide_enumerates():
     """KL of q(z given x) = sum_c q(c) q(z given c), to the mixture p(z), and the variance of E[z given x]: by quadrature."""
     x = data(30)

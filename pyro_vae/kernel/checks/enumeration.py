@@ -44,11 +44,15 @@ def find_indicators(guide_sites: Mapping[str, Site], model_sites: Mapping[str, S
             "is drawn given it"
         )
     if masked := [n for side in (guide_sites, model_sites) for n, s in side.items() if not s.is_observed and is_masked(s)]:
-        raise MaskError(
-            f"{quoted(names)}, which only the guide has, is summed out of log q, and {quoted(dict.fromkeys(masked))} is "
-            "masked: mask observations only, or use MixtureSameFamily for what is drawn given it"
-        )
+        raise MaskError(masked_beside(names, dict.fromkeys(masked)))
     return names
+
+
+def masked_beside(indicators: Collection[str], masked: Collection[str]) -> str:
+    return (
+        f"{quoted(indicators)}, which only the guide has, is summed out of log q, and {quoted(masked)} is masked: mask "
+        "observations only, or use MixtureSameFamily for what is drawn given it"
+    )
 
 
 def listed(site: Site) -> int | None:

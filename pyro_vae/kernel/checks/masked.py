@@ -14,6 +14,7 @@ from ..log_densities import LogDensities, reduce_to_datum
 from ..programs import score
 from ..records import Record, padded, select_particle
 from .discrete import another_value
+from .enumeration import masked_beside
 
 if TYPE_CHECKING:
     from ..calls import Call
@@ -35,6 +36,8 @@ def check_masked_latents(call: Call, guide: Record, model: Record, weights: LogD
     kept = {n: m for n in names if (m := weights.kept_places(n)) is not None and not bool(m.all())}
     if not kept:
         return
+    if structure.indicators:  # nothing was masked in the call in which the structure was found
+        raise MaskError(masked_beside(structure.indicators, kept))
     changed = torch.zeros(call.batch_size, dtype=torch.bool, device=call.device)
     for name in kept.keys() & call.layout.enumerated:
         changed = changed | varies_with(name, weights)
