@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LocalFitError
-from ..kernel import COMPARED, Call
-from ..noise import Noise
+from ..kernel import Call
 from ..ops import MIN_PARTICLES_FOR_K
 from ..proposals import proposal_log_weights
 from ..records import FITTED_PROPOSALS, TO_TOLERANCE
@@ -67,8 +66,7 @@ class Plan:
         try:
             guide, model = summed_draws(call, guide, model)
             self.fitted = fit_proposals(call, guide, model, self.elbo, FIT_PARTICLES, None, "auto")
-            call.set_noise(Noise.PROBE, 4)
-            call.further = self.fitted.space.unpack(self.fitted.proposal.draw(COMPARED))[0]
+            self.fitted.space.compare_parts_at(self.fitted.proposal.draw)
             parts = self.by_proposals(everything, self.weigh(call, everything, self.fitted, PILOT))
         except LocalFitError:  # discrete latents, masks that depend on draws
             self.fitted = None

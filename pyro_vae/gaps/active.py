@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernel import COMPARED
-from ..noise import Noise
 from ..proposals import GaussianProposal, LatentSpace
 from .targets import NUM_PAIRS
 
@@ -48,11 +46,10 @@ class Active:
         number = int(unfinished.sum())
         if not self._can_cut or not 0 < number <= len(unfinished) // 2:
             return False
-        call, kept = self.whole.call, self.kept[unfinished]
-        if call.further is None:
-            call.set_noise(Noise.PROBE, 4)
-            call.further = self.space.unpack(q.draw(COMPARED))[0]
-        part = self._parts.enter_context(call.part(kept))
+        kept = self.kept[unfinished]
+        if not self._calls:
+            self.whole.compare_parts_at(q.draw)
+        part = self._parts.enter_context(self.whole.call.part(kept))
         if part is None:
             self._can_cut = False
             return False

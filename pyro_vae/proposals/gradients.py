@@ -36,15 +36,14 @@ def check_gradients(log_density: Tensor, gradient: Tensor, index: Tensor | None 
     :param index: (B,), of these data in a larger call.
     """
     judged = log_density.abs() < torch.finfo(log_density.dtype).max ** 0.5  # above it a gradient may overflow
-    bad = (judged & ~finite_rows(gradient)).any(0)
-    if index is not None:
-        bad = bad.new_zeros(int(index.max()) + 1).index_fill(0, index[bad], True)
-    refuse_gradients(bad)
+    refuse_gradients((judged & ~finite_rows(gradient)).any(0), index)
 
 
-def refuse_gradients(bad: Tensor) -> None:
-    """Raise for `bad`, (B,), data whose log-density is finite and whose gradient is not."""
+def refuse_gradients(bad: Tensor, index: Tensor | None = None) -> None:
+    """Raise for `bad`, (B,), data whose log-density is finite and whose gradient is not; `index` as above."""
     if bool(bad.any()):
+        if index is not None:
+            bad = bad.new_zeros(int(index.max()) + 1).index_fill(0, index[bad], True)
         raise NonFiniteError(
             f"log p(x, z) or log q(z given x) of data {listed(bad)} is finite, but its gradient is NaN or infinite. "
             "Usually torch.where hides a value whose gradient is not finite (log 0, data that are NaN), or a square "

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import Call, LogDensities, Record, reduce_to_datum
+from ..kernel import COMPARED, Call, LogDensities, Record, reduce_to_datum
+from ..noise import Noise
 from .bijections import find_transforms, limits, num_values
 from .circle import Wrapped, log_window, mean_direction, some_turn, wrapped
 from .gradients import REMEDY, finite_rows
@@ -65,6 +66,14 @@ class LatentSpace:
         weights = call.weigh(guide, model, len(next(iter(values.values()))))
         self.centre = self._directions(values, weights)
         self.masked = self._masked_dims(weights)
+
+    def compare_parts_at(self, draw: Callable[[int], Tensor]) -> None:
+        """Check parts of the call at draws of a proposal too: a guide may be too narrow to cover the posterior.
+
+        :param draw: function from a number of particles K to u, (K, B, D).
+        """
+        self.call.set_noise(Noise.PROBE, 4)
+        self.call.further = self.unpack(draw(COMPARED))[0]
 
     def for_part(self, part: Call, kept: Tensor) -> "LatentSpace":
         """The space of the data with these indices, in a call for them."""
