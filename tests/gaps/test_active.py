@@ -9,6 +9,7 @@ from pyro_vae.gaps import active
 from pyro_vae.gaps.controls import Quadratic
 from pyro_vae.gaps.natural_gradients import best_gaussian
 from pyro_vae.gaps.optimum import member
+from pyro_vae.kernel import Call
 from pyro_vae.proposals import GaussianProposal, LatentSpace, gaussian
 
 MANY = COUNTS.repeat(3, 1)
@@ -29,13 +30,14 @@ def parts(monkeypatch):
     return found
 
 
-def fit(model, guide, *args, tolerance=0.02):
+def fit(model, guide, *args, tolerance=0.02, before_rounds=lambda: None):
     """q, what is left, and the cost of the rounds, from a start that is several nats short for the hard data."""
     with torch.no_grad(), opened(model, guide, *args) as call:
         space, family, component = started(call)
         near = member(component, family.blocks)
         loc = near.loc.clone()
         loc[HARD] += 4 * near.tril.diagonal(dim1=-2, dim2=-1)[HARD]
+        before_rounds()
         before = call.cost
         q, left = best_gaussian(space, GaussianProposal(loc, near.tril), Quadratic(component), family.blocks, tolerance, 2.0)
         return q, left, call.cost - before
@@ -53,6 +55,26 @@ def test_the_rest_go_on_alone_and_reach_their_optimum(parts, monkeypatch):
     done[parts[0]] = False
     others = elbo_of_counts(MANY, q.loc, q.tril) - elbo_of_counts(MANY, together[0].loc, together[0].tril)
     assert float(others[done].abs().max()) < 0.04
+
+
+def test_the_cost_counts_the_parts_by_their_size(parts, monkeypatch):
+    spent, score, draw_prior = [], Call.score, Call.draw_prior
+
+    def counted(run):
+        def counting(call, *args):
+            before = call.cost
+            result = run(call, *args)
+            spent.append((call.cost - before) * call.batch_size)
+            return result
+
+        return counting
+
+    def count():
+        monkeypatch.setattr(Call, "score", counted(score))
+        monkeypatch.setattr(Call, "draw_prior", counted(draw_prior))
+
+    _, _, cost = fit(whole, diagonal, MANY, before_rounds=count)
+    assert parts and abs(cost - sum(spent) / len(MANY)) <= 1
 
 
 def test_data_that_cannot_be_cut_stay_together(parts, monkeypatch):
