@@ -66,6 +66,13 @@ def test_it_has_a_row_in_the_readme_with_the_figure_and_the_output_of_a_full_run
     assert minutes == pytest.approx(int(seconds[1]) / 60, abs=0.051)
 
 
+def test_a_record_sets_the_minutes_of_its_row_alone():
+    with_minutes = runpy.run_path(str(TUTORIALS / "record.py"))["with_minutes"]
+    before, after = (README.splitlines(), with_minutes(README, "16_sequences", "\n[torch 2, pyro 1; 5999 s, threads: 1]\n"))
+    changed = [(old, new) for old, new in zip(before, after.splitlines(), strict=True) if old != new]
+    assert len(changed) == 1 and "(16_sequences.py)" in changed[0][0] and changed[0][1].endswith("| 100.0 |")
+
+
 def test_a_full_run_prints_what_is_recorded():
     """The others by hand, `python tutorials/record.py --compare`."""
     command = [sys.executable, str(TUTORIALS / "record.py"), "--compare", "01_the_bound"]

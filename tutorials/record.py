@@ -9,6 +9,8 @@ Each runs in a Python process of its own and leaves two files in tutorials/recor
     NN_title.txt    what it printed, then the versions of torch and Pyro and the seconds of processor time that it took,
                     imports included, which do not depend on what else the machine does
 
+The last cell of its row in README.md becomes that time in minutes.
+
 A comparison asks for the same sentences, and for the same numbers but for their stated errors or two percent.
 """
 
@@ -63,7 +65,16 @@ def record(name):
     (HERE / "recorded").mkdir(exist_ok=True)
     (HERE / "recorded" / f"{name}.png").write_bytes(small_png(figure))
     (HERE / "recorded" / f"{name}.txt").write_text(text)
+    readme = HERE / "README.md"
+    readme.write_text(with_minutes(readme.read_text(), name, text))
     print(text)
+
+
+def with_minutes(readme, name, text):
+    """The README with the minutes of this run in the last cell of the tutorial's row."""
+    minutes = int(re.search(r"; (\d+) s, threads: \d+\]\n$", text)[1]) / 60
+    row = re.compile(rf"^(\|.*\({name}\.py\).*\| )[\d.]+( \|)$", re.M)
+    return row.sub(rf"\g<1>{minutes:.1f}\g<2>", readme)
 
 
 def compare(name):
