@@ -119,19 +119,20 @@ def fit_with_points(
     return start.where(highest < floor, proposal), FitPoints(u, log_joint, log_prior, source)
 
 
-def values_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def values_and_gradient(space: LatentSpace, u: Tensor, prior_powers: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x, u) and log p(u), (K, B) each, and the gradient of the first per particle, (K, B, D).
 
     In pieces of bounded memory.
 
+    :param prior_powers: (K,), for the gradient of log p(x given u) + power log p(u) instead.
     :raises NonFiniteError: for a gradient that is not finite where log p(x, u) is.
     """
-    log_joint, log_prior, gradient = unchecked_gradient(space, u)
+    log_joint, log_prior, gradient = unchecked_gradient(space, u, prior_powers)
     check_gradients(log_joint, gradient, space.index)
     return log_joint, log_prior, gradient
 
 
-def unchecked_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def unchecked_gradient(space: LatentSpace, u: Tensor, prior_powers: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The same without the check, for callers that handle gradients that are not finite."""
     joints: list[Tensor] = []
     priors: list[Tensor] = []
@@ -140,7 +141,10 @@ def unchecked_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, T
         with differentiable():
             piece = u[first : first + length].detach().requires_grad_()
             log_joint, log_prior = space.log_joint_and_prior(piece)
-            gradients += torch.autograd.grad(log_joint.sum(), piece)
+            target = log_joint
+            if prior_powers is not None:
+                target = log_joint - (1 - prior_powers[first : first + length]).unsqueeze(-1) * log_prior
+            gradients += torch.autograd.grad(target.sum(), piece)
         joints.append(log_joint.detach())
         priors.append(log_prior.detach())
     return torch.cat(joints), torch.cat(priors), torch.cat(gradients)

@@ -7,7 +7,8 @@ from .gaussian import values_and_gradient
 from .space import LatentSpace
 
 NUM_CLIMBED = 4
-CLIMBING_STEPS = 8  # gradients per start
+# The powers of the prior, one gradient each, on the way of half of the starts: to where x is likely, and then uphill.
+PRIOR_POWERS = (0.01,) * 5 + (0.03, 0.1, 0.3) + (1.0,) * 3
 FIRST_STEP = 1.0  # standard deviations of the prior
 GROWTH, SHRINKAGE = 1.5, 0.5  # factors of a step per latent, while its gradient keeps its sign and when it changes
 TINY = 1e-6  # a scale where all draws of the prior agree
@@ -16,10 +17,14 @@ TINY = 1e-6  # a scale where all draws of the prior agree
 def climbed_starts(space: LatentSpace, u: Tensor, log_joint: Tensor) -> tuple[Tensor, Tensor]:
     """Choose spread draws of the prior from (K, B, D) with (K, B), and move them uphill: (S, B, D) and (S, B).
 
-    A draw of the prior is rarely near a narrow mode, so the highest draw alone would always lead to the same mode.
+    A draw of the prior is rarely near a narrow mode, so the highest draw alone would always lead to the same mode. Half of
+    the starts go to where x is likely first: under a prior with heavy tails, a mode may be where no draw of it is.
     """
     scale = u.std(0, correction=0).clamp(min=TINY)
-    return climb(space, spread(u, log_joint, scale), FIRST_STEP * scale)
+    starts = spread(u, log_joint, scale)
+    powers = u.new_ones(len(PRIOR_POWERS), len(starts))
+    powers[:, len(starts) - len(starts) // 2 :] = u.new_tensor(PRIOR_POWERS).unsqueeze(-1)
+    return climb(space, starts, FIRST_STEP * scale, powers)
 
 
 def spread(u: Tensor, log_joint: Tensor, scale: Tensor) -> Tensor:
@@ -34,16 +39,18 @@ def spread(u: Tensor, log_joint: Tensor, scale: Tensor) -> Tensor:
     return u[torch.stack(chosen), rows]
 
 
-def climb(space: LatentSpace, u: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+def climb(space: LatentSpace, u: Tensor, step: Tensor, prior_powers: Tensor) -> tuple[Tensor, Tensor]:
     """The highest points of Rprop from u, (S, B, D), with their log joint: only the signs of a gradient count.
 
     Hence no scale has to be known (Riedmiller and Braun, 1993, https://doi.org/10.1109/ICNN.1993.298623).
+
+    :param prior_powers: (steps, S). A step climbs log p(x given u) + power log p(u). Points count at power one alone.
     """
     step, sign = step.expand_as(u), torch.zeros_like(u)
     best, highest = u, torch.full_like(u[..., 0], -torch.inf)
-    for _ in range(CLIMBING_STEPS):
-        log_joint, _, gradient = values_and_gradient(space, u)
-        higher = log_joint > highest  # false for nan
+    for powers in prior_powers:
+        log_joint, _, gradient = values_and_gradient(space, u, powers)
+        higher = (log_joint > highest) & (powers == 1).unsqueeze(-1)  # false for nan
         best, highest = torch.where(higher.unsqueeze(-1), u, best), torch.where(higher, log_joint, highest)
         before, sign = sign, gradient.nan_to_num(nan=0.0).sign()
         agreement = sign * before

@@ -124,7 +124,9 @@ def bdmc_case(data: Path) -> Case:
     return Case("BDMC test[::100]", 50, vae.model, vae.guide, x, None)
 
 
-def moment_matched(space: LatentSpace, proposal: MixtureProposal, num_particles: int) -> Tensor:
+def moment_matched(
+    space: LatentSpace, proposal: MixtureProposal, num_particles: int, watch: Callable[[Tensor, Tensor], None] | None
+) -> Tensor:
     """A fifth of the draws re-estimates mean and covariance from smoothed weights, and is not used again."""
     fitted = proposal.components[0]
     size = round(PILOT_SHARE * num_particles)
@@ -141,7 +143,7 @@ def moment_matched(space: LatentSpace, proposal: MixtureProposal, num_particles:
     tril, failed = torch.linalg.cholesky_ex(covariance)
     matched = GaussianProposal(trust * mean + (1 - trust) * fitted.loc, tril)
     trusted = (failed == 0) & (ess > 2 * space.dim)
-    return proposal_log_weights(space, MixtureProposal.of(matched.where(trusted, fitted)), num_particles - size)
+    return proposal_log_weights(space, MixtureProposal.of(matched.where(trusted, fitted)), num_particles - size, watch)
 
 
 def estimate(case: Case, proposal: str, num_particles: int, num_gradients: int, seed: int) -> pv.Evidence:

@@ -159,7 +159,7 @@ def test_few_gradients(num_gradients):
     with quiet():
         result = adaptive(model_of(lm), crude(1), num_gradients=num_gradients, num_particles=2000)(x)
     assert_near(result.log_evidence, lm.log_evidence(x), result.std_error, 0.25)
-    assert result.cost == 2000 + 3 * num_gradients + 20 + 1 + (20 + 200) + 4 * 8 * 3 + 2 * 3 * (12 + 3) + 3 + 14
+    assert result.cost == 2000 + 3 * num_gradients + 20 + 1 + (20 + 200) + 4 * 11 * 3 + 2 * 3 * (12 + 3) + 3 + 14
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 2.5, True])
@@ -953,7 +953,7 @@ def test_cost_is_the_number_of_decoder_evaluations(options, chunk, monkeypatch):
     if not options:
         # K, gradients, ELBO of the guide and the supports; of the search draws of the prior, starts, fits, exchanges, and
         # two Newton steps of two points
-        assert result.cost == 500 + 3 * 50 + 21 + (20 + 50) + 4 * 8 * 3 + 2 * 3 * (12 + 3 * 2) + 3 * 2 + 2 * (2 * 3 + 1)
+        assert result.cost == 500 + 3 * 50 + 21 + (20 + 50) + 4 * 11 * 3 + 2 * 3 * (12 + 3 * 2) + 3 * 2 + 2 * (2 * 3 + 1)
     assert result.num_particles == options.get("num_particles", 500)
 
 

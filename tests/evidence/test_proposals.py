@@ -211,6 +211,56 @@ def test_a_mode_far_from_the_prior(kind, dtype):
     assert float(result.checks["search"].double().mean()) < 0.1
 
 
+def student(x):
+    """A Student t prior of 3 degrees."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.StudentT(x.new_tensor(3.0), 0.0, 1.4))
+        pyro.sample("below", dist.Normal(0.3 * z, 1.4))
+        pyro.sample("x", dist.StudentT(x.new_tensor(3.0), z, 2.0), obs=x)
+
+
+def scale_mixture(x):
+    """The same prior with the precision of each datum as a latent."""
+    with pyro.plate("data", len(x)):
+        precision = pyro.sample("precision", dist.Gamma(x.new_tensor(1.5), 1.5))
+        z = pyro.sample("z", dist.Normal(0.0, 1.4 / precision.sqrt()))
+        pyro.sample("below", dist.Normal(0.3 * z, 1.4))
+        pyro.sample("x", dist.StudentT(x.new_tensor(3.0), z, 2.0), obs=x)
+
+
+def at_the_centre(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.5))
+        pyro.sample("below", dist.Normal(0.3 * z, 1.6))
+
+
+def at_the_centre_of_both(x):
+    at_the_centre(x)
+    with pyro.plate("data", len(x)):
+        pyro.sample("precision", dist.LogNormal(torch.zeros_like(x), 0.7))
+
+
+@pytest.mark.parametrize(("model", "guide"), [(student, at_the_centre), (scale_mixture, at_the_centre_of_both)])
+def test_a_mode_in_the_tail_of_a_heavy_prior(model, guide):
+    """An outlier is explained by a far z, or by the tail of the likelihood; few of 120 draws of the prior are that far.
+
+    With all starts of the search uphill, 35 and 34% of the data are off, 6 and 23% without a doubt. With half of them to
+    where x is likely first, 0 to 2% are off, over four seeds, and at most one of 300 without a doubt.
+    """
+    x = torch.tensor([10.0, 17.0, 24.0], dtype=F64).repeat_interleave(100)
+    grid = torch.linspace(-400, 400, 200_001, dtype=F64)
+    three = grid.new_tensor(3.0)
+    log_prior = dist.StudentT(three, 0.0, 1.4).log_prob(grid) + math.log(800 / 200_000)
+    truth = torch.stack([(log_prior + dist.StudentT(three, grid, 2.0).log_prob(v)).logsumexp(0) for v in x.unique()])
+    with quiet():
+        result = pv.AdaptiveImportanceSampling(model, guide, seed=0)(x)
+    off = (result.log_evidence - truth.repeat_interleave(100)).abs()
+    wrong = off > 4 * result.std_error + 0.02
+    assert float(result.std_error.median()) < 0.05
+    assert float(wrong.double().mean()) < 0.05
+    assert float((wrong & result.reliable).double().mean()) < 0.01
+
+
 def blocks(num_blocks):
     """Blocks of two latents, the first of each with either sign: 2^blocks modes. The guide knows one of them."""
 
@@ -278,7 +328,7 @@ def test_beyond_ten_latents_auto_is_gaussian():
     assert torch.equal(auto.log_evidence, gaussian.log_evidence)
     assert auto.cost == gaussian.cost
     # draws of the prior, four starts moved uphill, two fits, the exchanges between their ends, and two points moved uphill
-    assert mixture.cost == gaussian.cost + 20 + 20 + 4 * 8 * 3 + 2 * 3 * (12 + 33) + 3 * 11 + 2 * (2 * 3 + 1)
+    assert mixture.cost == gaussian.cost + 20 + 20 + 4 * 11 * 3 + 2 * 3 * (12 + 33) + 3 * 11 + 2 * (2 * 3 + 1)
     for result, why in ((auto, "beyond 10 latents"), (gaussian, "proposal='gaussian'")):
         assert "search" not in result.checks
         assert why in result.unchecked["search"]

@@ -8,22 +8,24 @@ from pair_helpers import F64
 
 from pyro_vae.proposals import GaussianProposal, MixtureProposal, missed_modes
 from pyro_vae.proposals.missed import Witnesses, exchanged, uphill, witnesses
-from pyro_vae.proposals.starts import CLIMBING_STEPS, climb, climbed_starts, spread
+from pyro_vae.proposals.starts import PRIOR_POWERS, climb, climbed_starts, spread
 
 ZERO = torch.zeros(1, dtype=F64)
 LIGHT = 0.05  # of p(x)
+UPHILL = torch.ones(8, 2, dtype=F64)  # powers of the prior
 
 
 class Density:
-    """A latent space of `dim` latents whose log joint is arithmetic; the prior is not asked."""
+    """A latent space of `dim` latents whose log joint is arithmetic, and its prior too, if one is given."""
 
     index = None
 
-    def __init__(self, log_joint, dim, chunk=3):
+    def __init__(self, log_joint, dim, chunk=3, log_prior=lambda u: torch.zeros_like(u[..., 0])):
         self.log_joint, self.dim, self.chunk, self.call = log_joint, dim, chunk, self
+        self.log_prior = log_prior
 
     def log_joint_and_prior(self, u):
-        return self.log_joint(u), torch.zeros_like(u[..., 0])
+        return self.log_joint(u), self.log_prior(u)
 
     def chunks(self, size):
         return [(first, min(self.chunk, size - first)) for first in range(0, size, self.chunk)]
@@ -55,7 +57,7 @@ def test_a_climb_reaches_a_mode_ten_standard_deviations_away():
     """Whatever the scale of the log joint: for the signs of its gradient only."""
     for steepness in (1e-4, 1.0, 1e6):
         space = Density(lambda u, s=steepness: -s * (u - 10).square().sum(-1), 1)
-        u, log_joint = climb(space, torch.zeros(2, 3, 1, dtype=F64), torch.ones(3, 1, dtype=F64))
+        u, log_joint = climb(space, torch.zeros(2, 3, 1, dtype=F64), torch.ones(3, 1, dtype=F64), UPHILL)
         assert bool(((u - 10).abs() < 1.5).all())
         assert torch.equal(log_joint, space.log_joint(u))
 
@@ -68,9 +70,35 @@ def test_a_climb_returns_the_highest_point_that_it_saw():
         seen.append(u.detach())
         return torch.where(u < 2.2, u, math.nan).sum(-1)
 
-    u, highest = climb(Density(log_joint, 1), torch.zeros(1, 1, 1, dtype=F64), torch.ones(1, 1, dtype=F64))
-    assert len(seen) == CLIMBING_STEPS
+    u, highest = climb(Density(log_joint, 1), torch.zeros(1, 1, 1, dtype=F64), torch.ones(1, 1, dtype=F64), UPHILL[:, :1])
+    assert len(seen) == len(UPHILL)
     assert float(u) == float(highest) == max(float(s) for s in seen if float(s) < 2.2)
+
+
+def test_half_of_the_starts_reach_a_mode_in_the_tail_of_a_heavy_prior():
+    """A prior and a likelihood of 3 degrees: a mode near 0, and one near 20, where x is likely.
+
+    No start is beyond 8, where the density falls towards the centre.
+    """
+    prior = torch.distributions.StudentT(torch.tensor(3.0, dtype=F64))
+
+    def log_prior(u):
+        return prior.log_prob(u).sum(-1)
+
+    def log_joint(u):
+        return log_prior(u) + torch.distributions.StudentT(prior.df, 20.0, 1.3).log_prob(u).sum(-1)
+
+    torch.manual_seed(0)
+    u = (torch.rand(70, 40, 1, dtype=F64) - 0.5) * 16
+    for density, at_both in ((Density(log_joint, 1, log_prior=log_prior), 1.0), (Density(log_joint, 1), 0.0)):
+        ends, highest = climbed_starts(density, u, log_joint(u))
+        near, far = (ends.abs() < 1).any(0), ((ends - 20).abs() < 1).any(0)
+        assert torch.equal(highest, log_joint(ends))
+        assert float((near & far).double().mean()) == at_both
+
+
+def test_powers_of_the_prior_end_with_the_posterior():
+    assert PRIOR_POWERS[-2:] == (1.0, 1.0) and sorted(PRIOR_POWERS) == list(PRIOR_POWERS)
 
 
 def test_starts_end_in_several_modes():
