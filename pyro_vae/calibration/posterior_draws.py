@@ -11,7 +11,8 @@ from torch import Tensor
 from ..densities import find_masks
 from ..errors import ArgumentError, StructureError, SubsamplingError, quoted
 from ..evidence import simulate_data
-from ..kernel import Call, close, simulation
+from ..kernel import Call, simulation
+from ..tolerance import close
 
 RUNS = 4  # runs of the model per simulation: two that simulate, two that test whether the model reads its observations
 

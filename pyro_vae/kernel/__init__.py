@@ -27,13 +27,10 @@ first_dependent, read_by_prior, LostProvenance
 rehearsed
 : the first look at a pair in training, after which all is as before.
 
-COMPARED
-: how many draws of each source decide whether a call may be cut, see `Call.part`.
-
 named_failures
 : puts a line of ours before an error that torch or Pyro raise in a training step.
 
-Cut, IMPUTED, is_imputed, check_subsample, same_indices, close
+Cut, IMPUTED, is_imputed, check_subsample, same_indices
 : for objectives: draws that were cut out of a graph, what `obs_mask` imputes, subsamples that must be the same.
 """
 
@@ -53,11 +50,9 @@ from .outside import Outside
 from .pairs import Pair, simulation
 from .provenance import first_dependent, read_by_prior
 from .recorder import Cut, Layout
-from .records import Record, SiteRecord, close, narrow_record, padded
-from .selection import COMPARED
+from .records import Record, SiteRecord, narrow_record, padded
 
 __all__ = [
-    "COMPARED",
     "Call",
     "Cut",
     "IMPUTED",
@@ -73,7 +68,6 @@ __all__ = [
     "Structure",
     "Summed",
     "check_subsample",
-    "close",
     "first_dependent",
     "first_particle",
     "is_imputed",

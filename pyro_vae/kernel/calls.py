@@ -60,7 +60,7 @@ class Call:
         self.pair = pair
         self.num_parts = 0  # number of parts opened so far
         self.compared: list[Comparison] | None = None  # latents and log-densities with which parts are checked
-        self.further: Mapping[str, Tensor] | None = None  # ten draws of the latents with which parts are checked too
+        self.further: Callable[[int], dict[str, Tensor]] | None = None  # draws of K latents, to check parts with too
         self.cost = 0  # decoder evaluations per datum so far
         self.weighed: LogDensities | None = None  # the last particles at given values, for the check of the precision
         self._scored: Record | None = None

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..densities import innermost
 from ..errors import DatumPlateError, EnumerationError, StructureError, SubsamplingError, quoted
+from ..tolerance import close
 from .calls import Call
 from .checks.plates import INFER, plates_of
 from .log_densities import LogDensities, reduce_to_datum
 from .outside_draws import plain_value
 from .programs import score
 from .recorder import Site
-from .records import Record, close
+from .records import Record
 
 
 @dataclass(frozen=True)

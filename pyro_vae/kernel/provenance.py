@@ -8,11 +8,12 @@ import torch
 from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
 
+from ..tolerance import close
 from .calls import Call
 from .checks.reads import Sizes
 from .live import rehearsal
 from .programs import Program, score
-from .records import Record, close
+from .records import Record
 
 
 def first_dependent(call: Call, names: Collection[str]) -> tuple[str, list[str]] | None:

@@ -73,7 +73,10 @@ def comparisons(call: Call) -> list[Comparison]:
     """The comparisons at draws of the guide, of the prior, and at further values, if there are any."""
     call.set_noise(Noise.PROBE, 3)
     of_guide = call.latent_values(call.draw_latents(COMPARED))
-    others = [call.draw_prior(COMPARED)[0]] + ([] if call.further is None else [call.further])
+    others = [call.draw_prior(COMPARED)[0]]
+    if call.further is not None:
+        call.set_noise(Noise.PROBE, 4)
+        others.append(call.further(COMPARED))
     return [
         (of_guide, log_densities(call, of_guide, guide_too=True)),
         *((values, log_densities(call, values, guide_too=False)) for values in others),

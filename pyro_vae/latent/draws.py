@@ -11,8 +11,9 @@ from torch import Tensor
 from ..aggregate import as_particles, check_draws, check_unmasked, joint_sites, log_q_by_dimension, rows_of
 from ..densities import by_number
 from ..errors import NonFiniteError, StructureError, listed, quoted
-from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, close, first_dependent, read_by_prior
+from ..kernel import Call, Layout, LogDensities, Pair, Record, Structure, first_dependent, read_by_prior
 from ..noise import batch_noise
+from ..tolerance import close
 from .per_unit import one_particle, unit_names
 from .refusals import warn_if_coarse
 

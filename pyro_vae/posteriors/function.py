@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchCouplingError, HiddenRandomnessError, NonFiniteError, OptionError, listed, quoted
-from ..kernel import Call, close
+from ..kernel import Call
 from ..noise import Noise
+from ..tolerance import close
 from .enumerated import Labels
 from .weighted_draws import hide
 

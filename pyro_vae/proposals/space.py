@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from ..errors import LocalFitError
-from ..kernel import COMPARED, Call, LogDensities, Record, reduce_to_datum
-from ..noise import Noise
+from ..kernel import Call, LogDensities, Record, reduce_to_datum
 from .bijections import find_transforms, limits, num_values
 from .circle import Wrapped, log_window, mean_direction, some_turn, wrapped
 from .gradients import REMEDY, finite_rows
@@ -72,8 +71,7 @@ class LatentSpace:
 
         :param draw: function from a number of particles K to u, (K, B, D).
         """
-        self.call.set_noise(Noise.PROBE, 4)
-        self.call.further = self.unpack(draw(COMPARED))[0]
+        self.call.further = lambda num_particles: self.unpack(draw(num_particles))[0]
 
     def for_part(self, part: Call, kept: Tensor) -> "LatentSpace":
         """The space of the data with these indices, in a call for them."""

@@ -14,9 +14,10 @@ from torch import Tensor
 from ...errors import BatchCouplingError, HiddenRandomnessError, StructureError
 from ...isolation import LayerWatch
 from ...noise import NOISE_BLOCK
+from ...tolerance import close
 from ..log_densities import masked_sum
 from ..programs import Execution, Program, Values, ancestral, draw, score
-from ..records import Record, SiteRecord, close, narrow_record, padded
+from ..records import Record, SiteRecord, narrow_record, padded
 from .data import bounds_vary
 from .discrete import told_apart
 from .enumerated import axes_by_name, check_enumerated_axes

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ...errors import EnumerationError, HiddenRandomnessError, quoted
+from ...tolerance import close
 from ..programs import Program, ancestral
-from ..records import Record, SiteRecord, close, leading_record, padded
+from ..records import Record, SiteRecord, leading_record, padded
 from .structure import Structure
 
 MOST_COMBINATIONS = 16  # combinations of values; of more, the first, the last and some between

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...errors import DatumPlateError, StructureError
+from ...tolerance import close
 from ..programs import Program
-from ..records import close
 from .structure import Structure
 
 

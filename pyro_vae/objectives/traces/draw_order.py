@@ -14,7 +14,8 @@ import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.util import site_is_subsample
 
-from ...kernel import LostProvenance, close, rehearsed
+from ...kernel import LostProvenance, rehearsed
+from ...tolerance import close
 from .matching import UNCONSTRAINED
 from .tape import Tape
 
