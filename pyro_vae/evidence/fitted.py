@@ -12,6 +12,7 @@ from ..kernel import Call, Record
 from ..noise import Noise
 from ..ops import MIN_PARTICLES_FOR_K
 from ..proposals import (
+    SEARCHED_DIM,
     LatentSpace,
     MixtureProposal,
     Witnesses,
@@ -36,7 +37,6 @@ CERTAIN = 3.0  # errors of log p(x) that a missed mode is measured against
 # smallest share of p(x) for which a mode counts, besides the number of errors above, where few draws are expected in it
 LIGHT_MODE = 0.05
 LIGHT_FOR_MEANS = 0.015  # the same where the draws are for the mean of a function, independent of the error of log p(x)
-SEARCHED_DIM = 10  # most latents for which "auto" searches: with more, starts find few modes and t tails gain nothing
 Proposal = Literal["auto", "gaussian", "student", "mixture"]
 
 

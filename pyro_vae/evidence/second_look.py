@@ -35,7 +35,7 @@ class SecondLook:
             if self._side is None:
                 self._call.set_noise(Noise.CHECK, SPACE)
                 self._space = LatentSpace(self._call, guide, model, discrete=True)
-                self._side = PosteriorSide(self._space)
+                self._side = PosteriorSide(self._space, searched=False)
             self._side.add(self._space.pack(self._call.latent_values(guide))[0], log_weight)
 
         self._attempt(add)
@@ -45,7 +45,7 @@ class SecondLook:
 
         def add() -> None:
             if self._side is None:
-                self._side = PosteriorSide(space)
+                self._side = PosteriorSide(space, searched=True)
             self._side.add(u, log_weight)
 
         self._attempt(add)

@@ -87,9 +87,10 @@ class Plan:
                 missed = {reason: flags for reason, flags in longer.checks.items() if reason in MISSED}
                 bad[kept] = ~(longer.pareto_k <= HOPELESS_K) | ~without_doubt(missed, longer.elbo)
         found = self.in_classes(everything[~bad], number.clamp(FEWEST, self.max_cost), self.weigher)
-        assert self.fitted is not None
-        # With few latents the search for modes has already run: only the prior can find further ones.
-        return found + self.by_chains(everything[bad], "fitted" if self.fitted.witnesses is None else "prior")
+        # Where the search has run, and has seen modes that the proposals lack, only the prior can find them.
+        for chosen, start in ((bad & ~self.missed, "fitted"), (bad & self.missed, "prior")):
+            found += self.by_chains(everything[chosen], start)
+        return found
 
     def by_guide(self, everything: Tensor) -> list[Part]:
         pilot = self.on(everything, self.sampler(PILOT_OF_GUIDE))

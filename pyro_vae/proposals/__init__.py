@@ -6,7 +6,7 @@ from .gradients import check_gradients, differentiable, refuse_gradients
 from .missed import Witnesses, missed_modes
 from .mixture import MixtureProposal, draws_of_prior, proposal_draws, proposal_log_weights
 from .posterior_side import SPACE, PosteriorSide
-from .search import num_starts_for, search
+from .search import SEARCHED_DIM, num_starts_for, search
 from .space import LatentSpace
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "LatentSpace",
     "MixtureProposal",
     "PosteriorSide",
+    "SEARCHED_DIM",
     "SPACE",
     "Witnesses",
     "bijection",

@@ -27,12 +27,14 @@ class MixtureProposal:
     :ivar components: C Gaussians, not yet widened.
     :ivar mixture_weights: (B, C), mixture weights; rows sum to one.
     :ivar student: (B,), true where the components are Student t.
+    :ivar heavy: (B,), true where t components are clearly better than Gaussians, `None` where that is not known.
     :ivar widened: whether the Gaussians are widened by f as above, or f = 1.
     """
 
     components: tuple[GaussianProposal, ...]
     mixture_weights: Tensor
     student: Tensor
+    heavy: Tensor | None = None
     widened: bool = True
 
     @classmethod
@@ -44,11 +46,14 @@ class MixtureProposal:
     def select(self, kept: Tensor) -> "MixtureProposal":
         """The proposals of some of the data, by their indices."""
         components = tuple(component.select(kept) for component in self.components)
-        return replace(self, components=components, mixture_weights=self.mixture_weights[kept], student=self.student[kept])
+        heavy = None if self.heavy is None else self.heavy[kept]
+        weights, student = self.mixture_weights[kept], self.student[kept]
+        return replace(self, components=components, mixture_weights=weights, student=student, heavy=heavy)
 
     def as_fitted(self) -> "MixtureProposal":
-        """The components without widening, for chains: weights need wide tails, chains do not."""
-        return replace(self, student=torch.zeros_like(self.student), widened=False)
+        """The components without widening, for chains: weights need wide tails, chains do only where the posterior's are."""
+        student = torch.zeros_like(self.student) if self.heavy is None else self.heavy
+        return replace(self, student=student, widened=False)
 
     def with_component(self, component: GaussianProposal, mixture_weights: Tensor) -> "MixtureProposal":
         return replace(self, components=(*self.components, component), mixture_weights=mixture_weights)

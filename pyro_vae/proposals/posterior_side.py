@@ -4,6 +4,8 @@ Weights of a guide that is narrower than the posterior look good, because the mi
 log p(x, z) at and near the particles show it. A few particles are drawn by weight and moved along one Hamiltonian
 trajectory. A Gaussian is fitted to the gradients along it. Importance sampling from this Gaussian, and from a few draws of
 the prior, gives the second estimate. Without gradients, `population` draws around the particles instead.
+
+With many particles the check can afford a search for modes where the guide does not draw at all.
 """
 
 import torch
@@ -13,19 +15,22 @@ from ..errors import LocalFitError, NonFiniteError
 from ..noise import Noise
 from ..ops import log_mean_exp, log_mean_exp_std_error
 from .defensive import defensive_draws
-from .gaussian import GaussianProposal, newton_step, values_and_gradient
+from .gaussian import FitPoints, GaussianProposal, newton_step, values_and_gradient
 from .gradients import finite_rows
 from .mixture import MixtureProposal
 from .population import check_number, population_log_weights
 from .resampling import Resampled
+from .search import SEARCHED_DIM, search
 from .space import LatentSpace
 
 MOST_LATENTS = 100  # with more latents, the few gradients do not determine a covariance, and its D x D numbers take memory
 # 3 x 12 x (1 + 3) + 156 and 24 draws of the prior: 324 decoder evaluations, 348 where the prior draws what is enumerated.
 NUM_CHAINS, NUM_STEPS, NUM_DRAWS = 12, 3, 156
 STEP_SIZE = 0.7  # step size in standard deviations of the metric: a trajectory of a third of a turn, which is stable
+FEWEST_SEARCHED = 3000  # particles, so that check and search together cost at most a third of the run
+NUM_POINTS, NUM_STARTS = 40, 120  # draws of the Gaussian, and of the prior, for the search
 SPACE, TRAJECTORY, RESAMPLING = range(3)  # noise blocks; each block of particles has one, from RESAMPLING on
-DRAWS = 2**20  # and those after it
+POINTS, DRAWS = 2**20 - 1, 2**20  # and those after it
 
 
 class PosteriorSide:
@@ -34,12 +39,13 @@ class PosteriorSide:
     :raises LocalFitError: for more latents than the gradients can determine.
     """
 
-    def __init__(self, space: LatentSpace) -> None:
+    def __init__(self, space: LatentSpace, *, searched: bool) -> None:
+        """`searched` says that the particles come from a search already, which is not made again."""
         if space.dim > MOST_LATENTS:
             raise LocalFitError(f"more than {MOST_LATENTS} latents")
         if space.num_values is not None:
             check_number(space)
-        self._space = space
+        self._space, self._searched = space, searched
         self._particles: Resampled | None = None
         self._num_blocks = self._num_particles = 0
 
@@ -70,7 +76,21 @@ class PosteriorSide:
             return None
         scale = metric.tril.square().sum(-1).sqrt()
         fitted = newton_step(metric, points, gradients, torch.ones_like(points[:, 0, 0]), scale)
-        return defensive_draws(self._space, MixtureProposal.of(fitted, student=True), NUM_DRAWS, DRAWS)[1]
+        proposal = MixtureProposal.of(fitted, student=True)
+        if self._num_particles >= FEWEST_SEARCHED and self._space.dim <= SEARCHED_DIM and not self._searched:
+            proposal = with_modes(self._space, fitted, particles.chosen) or proposal
+        return defensive_draws(self._space, proposal, NUM_DRAWS, DRAWS)[1]
+
+
+def with_modes(space: LatentSpace, fitted: GaussianProposal, particles: Tensor) -> MixtureProposal | None:
+    """The Gaussian and what a search finds beside it; `None` where gradients on the way are not finite."""
+    space.call.set_noise(Noise.CHECK, POINTS)
+    u = fitted.draw(NUM_POINTS)
+    points = FitPoints(u, *space.log_joint_and_prior(u), fitted)
+    try:
+        return search(space, fitted, points, (particles, space.log_joint(particles)), NUM_STARTS)[0]
+    except (LocalFitError, NonFiniteError):
+        return None
 
 
 def trajectory(space: LatentSpace, u: Tensor, metric: GaussianProposal) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from .mixture import PRIOR_SHARE, MixtureProposal, prior_blocks
 from .space import LatentSpace
 from .starts import climbed_starts
 
+SEARCHED_DIM = 10  # most latents for which "auto" searches: with more, starts find few modes and t tails gain nothing
 MAX_COMPONENTS = 3
 SEARCH_GRADIENTS = 12  # and three per latent, for each further component
 WIDE = 3.0  # factor by which components are widened when a start is searched where the posterior is high above them
@@ -24,6 +25,7 @@ SMALLEST_WEIGHT = 0.01  # smallest mixture weight of a component that is kept
 NUM_DONORS = 20  # draws of the prior whose latents take part in exchanges
 NOISE_OF_A_FIT = 1000  # blocks of noise, more than any fit uses
 COMPONENT_GAIN = math.log(1.05)  # a further component must measure 5% more ESS
+HEAVY_GAIN = math.log(1.1)  # with heavy tails, t components measure 10% more ESS than Gaussians
 
 
 @dataclass(frozen=True)
@@ -170,4 +172,10 @@ def choose(pool: Pool, mixtures: Sequence[MixtureProposal]) -> MixtureProposal:
     most = mixtures[-1].mixture_weights.shape[-1]
     mixture_weights = torch.stack([pad(m.mixture_weights, (0, most - m.mixture_weights.shape[-1])) for m in mixtures])
     rows = torch.arange(len(best), device=best.device)
-    return replace(mixtures[-1], mixture_weights=mixture_weights[best % len(mixtures), rows], student=best >= len(mixtures))
+    gaussian, student = (part.amin(0) for part in moments.chunk(len(tails)))
+    return replace(
+        mixtures[-1],
+        mixture_weights=mixture_weights[best % len(mixtures), rows],
+        student=best >= len(mixtures),
+        heavy=gaussian - student > HEAVY_GAIN,
+    )

@@ -240,25 +240,43 @@ def at_the_centre_of_both(x):
         pyro.sample("precision", dist.LogNormal(torch.zeros_like(x), 0.7))
 
 
-@pytest.mark.parametrize(("model", "guide"), [(student, at_the_centre), (scale_mixture, at_the_centre_of_both)])
-def test_a_mode_in_the_tail_of_a_heavy_prior(model, guide):
-    """An outlier is explained by a far z, or by the tail of the likelihood; few of 120 draws of the prior are that far.
+HEAVY = [(student, at_the_centre), (scale_mixture, at_the_centre_of_both)]
+OUTLIERS = torch.tensor([10.0, 17.0, 24.0], dtype=F64).repeat_interleave(100)
 
-    With all starts of the search uphill, 35 and 34% of the data are off, 6 and 23% without a doubt. With half of them to
-    where x is likely first, 0 to 2% are off, over four seeds, and at most one of 300 without a doubt.
-    """
-    x = torch.tensor([10.0, 17.0, 24.0], dtype=F64).repeat_interleave(100)
+
+def heavy_truth():
     grid = torch.linspace(-400, 400, 200_001, dtype=F64)
     three = grid.new_tensor(3.0)
     log_prior = dist.StudentT(three, 0.0, 1.4).log_prob(grid) + math.log(800 / 200_000)
-    truth = torch.stack([(log_prior + dist.StudentT(three, grid, 2.0).log_prob(v)).logsumexp(0) for v in x.unique()])
+    values = [(log_prior + dist.StudentT(three, grid, 2.0).log_prob(x)).logsumexp(0) for x in OUTLIERS.unique()]
+    return torch.stack(values).repeat_interleave(100)
+
+
+@pytest.mark.parametrize(("model", "guide"), HEAVY)
+@pytest.mark.parametrize(
+    ("estimator", "options", "off", "silent"),
+    [
+        (pv.AdaptiveImportanceSampling, {}, 0.05, 0.01),
+        (pv.AutoEvidence, {}, 0.05, 0.02),
+        (pv.AnnealedImportanceSampling, {"progress": False}, 0.05, 0.02),
+        (pv.ImportanceSampling, {"num_particles": 3000}, 1.0, 0.03),
+    ],
+)
+def test_a_mode_in_the_tail_of_a_heavy_prior(estimator, options, off, silent, model, guide):
+    """An outlier is explained by a far z, or by the tail of the likelihood; few of 120 draws of the prior are that far.
+
+    With all starts of the search uphill, 35 and 34% of the data were off, 6 and 23% without a doubt, in
+    `AdaptiveImportanceSampling`. With half of them to where x is likely first, 0 to 2% are off, over four seeds, and at most
+    one of 300 without a doubt. The others were off without a doubt for 2 to 12% (`AutoEvidence`, whose chains came from the
+    prior), 3% (`AnnealedImportanceSampling`, whose chains came from Gaussians) and 26 to 37% (`ImportanceSampling`, whose
+    check had no search).
+    """
     with quiet():
-        result = pv.AdaptiveImportanceSampling(model, guide, seed=0)(x)
-    off = (result.log_evidence - truth.repeat_interleave(100)).abs()
-    wrong = off > 4 * result.std_error + 0.02
-    assert float(result.std_error.median()) < 0.05
-    assert float(wrong.double().mean()) < 0.05
-    assert float((wrong & result.reliable).double().mean()) < 0.01
+        result = estimator(model, guide, seed=0, **options)(OUTLIERS)
+    wrong = (result.log_evidence - heavy_truth()).abs() > 4 * result.std_error + 0.02
+    assert float(result.std_error.median()) < 0.1
+    assert float(wrong.double().mean()) <= off
+    assert float((wrong & result.reliable).double().mean()) <= silent
 
 
 def blocks(num_blocks):

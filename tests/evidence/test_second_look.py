@@ -77,9 +77,11 @@ def make_plain(evidence):
     return make_evidence(evidence.log_evidence, **fields)
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.1, 1.5, 2.0])
-def test_guides_that_are_only_wide_are_seldom_flagged(factor):
-    """At most 5% of 400 data; measured were 2% to 4%. More than 8% is seen at 5% less than once in 100 runs."""
+@pytest.mark.parametrize(
+    ("factor", "num_particles"), [(1.0, 1000), (1.1, 1000), (1.5, 1000), (2.0, 1000), (1.1, 3000), (2.0, 3000)]
+)
+def test_guides_that_are_only_wide_are_seldom_flagged(factor, num_particles):
+    """At most 5% of 400 data; measured were 1% to 4%. More than 8% is seen at 5% less than once in 100 runs."""
     lm, x = linear_gaussian(latent_dim=3, data_dim=5, num_data=400)
     moments = posterior_moments(lm)
 
@@ -87,7 +89,7 @@ def test_guides_that_are_only_wide_are_seldom_flagged(factor):
         loc, root = moments(x)
         return dist.MultivariateNormal(loc, scale_tril=factor * root)
 
-    evidence = estimate(model_of(lm), guide_of(family), x)
+    evidence = estimate(model_of(lm), guide_of(family), x, num_particles=num_particles)
     assert float(evidence.checks[SIDE].double().mean()) <= 0.08
     error = (evidence.second - lm.log_evidence(x)) / evidence.second_std_error
     assert float(evidence.second_std_error.max()) < 0.15
@@ -402,24 +404,30 @@ def test_the_second_estimate_does_not_depend_on_chunks(size):
     torch.testing.assert_close(pieces.second, whole.second, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("num_particles", [1000, 5000])
+@pytest.mark.parametrize("num_particles", [1000, 2999, 3000, 5000])
 @pytest.mark.parametrize(
-    ("name", "price"), [("hierarchical", 325), ("gamma_poisson", 326), ("enumerated", 349), ("bernoulli", 326)]
+    ("name", "price", "dim"),
+    [("hierarchical", 325, 2), ("gamma_poisson", 326, 1), ("enumerated", 349, 1), ("bernoulli", 326, None)],
 )
-def test_cost(name, price, num_particles):
-    """At most 35% at 1,000 particles, and the same number beyond."""
+def test_cost(name, price, dim, num_particles):
+    """At most 35% at 1,000 particles; from 3,000 on with the search, up to ten latents (the last pair has more)."""
     x = data_for(name)
+    if num_particles >= 3000 and dim is not None:
+        enumerated = 120 if name == "enumerated" else 0  # draws of the prior are scored apart
+        climbs, fits, exchanges, uphill = 4 * 11 * 3, 2 * 3 * (12 + 3 * dim), 3 * dim, 2 * (2 * 3 + 1)
+        price += 40 + 12 + 120 + climbs + fits + exchanges + uphill + enumerated
     cost = [estimate(*PAIRS[name](x), x, num_particles=num_particles, check=check).cost for check in (True, False)]
     assert cost[1] == num_particles + 2  # and two particles in float64
     assert cost[0] - cost[1] == price
-    assert cost[0] <= 1.35 * cost[1] or num_particles > 1000
+    assert cost[0] <= 1.35 * cost[1]
 
 
-def test_a_mode_that_draws_of_the_prior_reach_is_found():
+@pytest.mark.parametrize(("num_particles", "flagged", "held"), [(1000, 0.45, 0.5), (3000, 0.98, 0.0)])
+def test_a_mode_that_draws_of_the_prior_reach_is_found(num_particles, flagged, held):
     """z and -z are alike, and the guide draws the positive ones: log 2 is missing.
 
     400 data. Measured: 59% are flagged, and 66% of the intervals of the others hold log p(x). Without draws of the prior it
-    was 4% and 3%.
+    was 4% and 3%. With the search of 3,000 particles, 399 of 400 are flagged.
     """
     x = 1 + 2 * torch.rand(400, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
 
@@ -432,14 +440,14 @@ def test_a_mode_that_draws_of_the_prior_reach_is_found():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.96 * x, 0.32).to_event(1))
 
-    evidence = estimate(model, guide, x)
+    evidence = estimate(model, guide, x, num_particles=num_particles)
     doubted = ~evidence.reliable
     # Half of log p(x) is that of x ~ N(z, .3) and z > 0: a Gaussian density times the share of N(loc, scale) above zero.
     loc, scale = x * 2.25 / 2.34, 1.5 * 0.3 / math.sqrt(2.34)
     one_mode = dist.Normal(0.0, math.sqrt(2.34)).log_prob(x) + torch.special.log_ndtr(loc / scale)
     truth = one_mode.squeeze(-1) + math.log(2)
-    assert float(doubted.double().mean()) > 0.45
-    assert float(covered(evidence, truth)[~doubted].double().mean()) > 0.5
+    assert float(doubted.double().mean()) > flagged
+    assert float(covered(evidence, truth)[~doubted].double().mean()) >= held
 
 
 @pytest.mark.parametrize("num_data", [1, 3])
