@@ -61,7 +61,11 @@ class AnnealedImportanceSampling(AnnealedChains):
     """
 
     def estimate(self, call: Call) -> Evidence:
-        run = Annealing(call, self)
+        return self.annealed(call)
+
+    def annealed(self, call: Call, *, with_prior: bool = False) -> Evidence:
+        """The estimate; `with_prior` starts half of the chains at the prior, with start="fitted"."""
+        run = Annealing(call, self, with_prior=with_prior)
         meter = Meter(run)
         log_weight, acceptance, _ = run.forward(meter.see)
         evidence = with_search(summarise(call, log_weight, run.elbo, call.cost, ANNEALED_CHAINS), run.fitted)

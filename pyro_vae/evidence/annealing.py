@@ -57,9 +57,10 @@ class Annealing:
 
     :param grid: temperatures (T + 1,) that start at 0 and replace the schedule of the options, the same for all data. With
         the prior as the start they may exceed 1: start^(1 - t) joint^t is then p(z) p(x given z)^t.
+    :param with_prior: see `Path`.
     """
 
-    def __init__(self, call: Call, options: AnnealedChains, grid: Tensor | None = None) -> None:
+    def __init__(self, call: Call, options: AnnealedChains, grid: Tensor | None = None, *, with_prior: bool = False) -> None:
         self.call, self.options, self.grid = call, options, grid
         guide, model, weights = guide_draws(call)
         self.elbo = weights.elbo
@@ -94,7 +95,7 @@ class Annealing:
             u = self.space.draw_prior(START_PARTICLES)[0]
             moments = u.mean(0), u.std(0)
         shape = fitted.proposal.components[0] if fitted.witnesses is None else fitted.proposal.as_fitted()
-        self.path = Path(self.space, options.start, shape, moments)
+        self.path = Path(self.space, options.start, shape, moments, with_prior=with_prior)
         self.temperatures, self.step_sizes = self._tune()
 
     def forward(self, visit: Visit | None = None) -> tuple[Tensor, Tensor, State]:

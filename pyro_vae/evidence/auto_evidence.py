@@ -21,10 +21,10 @@ class AutoEvidence(Estimator):
         K_n = 400 (s_n / (0.65 tolerance))^2,   s_n the error of the pilot
 
     Data that need many weights, and data in doubt, get a longer pilot. Where more weights would not help (a Pareto k above
-    one, a mode that was missed), annealed chains run instead. With at most ten latents they start at the prior, which covers
-    every mode, otherwise at proposals fitted anew. The number of their steps and chains follows from a pilot too. Where the
-    search has found a mode that the proposals lack, the doubt stays: chains that have all missed a narrow mode agree with
-    each other.
+    one, a mode that was missed), annealed chains run instead. They start at proposals fitted anew. With at most ten latents
+    half of them start at the prior, which covers every mode and heavy tails. The number of their steps and chains follows
+    from a pilot too. Where the search has found a mode that the proposals lack, the doubt stays: chains that have all missed
+    a narrow mode agree with each other.
 
     Pilots only decide by which method the final draws are made, and how many. The estimate uses the final draws alone, so it
     is not biased by stopping early: p(x) is estimated without bias, log p(x) from below.
@@ -41,7 +41,7 @@ class AutoEvidence(Estimator):
     :param guide: its guide, with the same latent sites. The fits start at it, and `elbo` is its ELBO.
     :param tolerance: nats, the largest Monte Carlo error of log p(x) that a datum may have.
     :param max_cost: decoder evaluations per datum for the final draws; a gradient counts as three. Fits and pilots are not
-        included. Where chains are annealed, at least 100 chains of 20 or 30 steps run. The record and a warning say for how
+        included. Where chains are annealed, at least 100 chains of 20 steps run. The record and a warning say for how
         many data the error is above the tolerance. This can happen below `max_cost` too, since pilots underrate errors of
         weights with heavy tails.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ class Path:
         transitions near the end of the path.
     :param moments: mean and standard deviation, (B, D), of draws of the start, the reference of the transitions near its
         beginning.
+    :param with_prior: start at the mixture of "fitted" and the prior with equal weights, which also covers heavy tails.
     """
 
     def __init__(
@@ -30,12 +32,18 @@ class Path:
         start: Start,
         fitted: GaussianProposal | MixtureProposal,
         moments: tuple[Tensor, Tensor],
+        *,
+        with_prior: bool = False,
     ) -> None:
         self.space, self.start, self.fitted, self.moments = space, start, fitted, moments
+        self.with_prior = with_prior
 
     def draw(self, num_chains: int) -> State:
         if self.start == "fitted":
-            return self.evaluate(self.fitted.draw(num_chains))
+            u = self.fitted.draw(num_chains)
+            if self.with_prior:
+                u = torch.where(torch.rand_like(u[..., :1]) < 0.5, u, self.space.draw_prior(num_chains)[0])
+            return self.evaluate(u)
         if self.start == "prior":
             return self.evaluate(self.space.draw_prior(num_chains)[0])
         call = self.space.call
@@ -82,7 +90,9 @@ class Path:
     def _ends(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(log-density of the start, log p(x, u)), (C, B) each."""
         if self.start == "fitted":
-            return self.fitted.log_prob(u), self.space.log_joint(u)
+            log_joint, log_prior = self.space.log_joint_and_prior(u)
+            log_fitted = self.fitted.log_prob(u)
+            return torch.logaddexp(log_fitted, log_prior) - math.log(2) if self.with_prior else log_fitted, log_joint
         if self.start == "prior":
             log_joint, log_prior = self.space.log_joint_and_prior(u)
             return log_prior, log_joint

@@ -21,7 +21,6 @@ from .annealed_importance_sampling import AnnealedImportanceSampling
 from .evidence import Evidence
 from .fitted import Fitted, below_elbo, fit_proposals, with_search
 from .importance_sampling import ImportanceSampling
-from .paths import Start
 from .summary import guide_draws, summarise, summed_draws
 
 PILOT, LONGER_PILOT, FEWEST = 400, 1000, 300  # weights of the pilot; with fewer, Pareto k is too noisy
@@ -33,8 +32,7 @@ UNSURE_K, HOPELESS_K = 0.5, 1.0  # Pareto k of a pilot above which a longer pilo
 SHORT_PILOT = 4  # multiples of the pilot: data that need more weights than that get a longer pilot
 HIGHEST_K, MANY = 0.69, 3000  # Pareto k that is good at any number of weights; weights beyond it
 CLASS = 1.5  # the numbers of weights are powers of it, so that the batch is split into few parts
-# the second where log-weights vary more
-CHAIN_STEPS: dict[Start, tuple[int, int]] = {"fitted": (20, 80), "prior": (30, 240)}
+CHAIN_STEPS = 20, 80  # the second where log-weights vary more
 PILOT_CHAINS, MOST_VARIANCE = 32, 1.0  # of log-weights of short chains
 
 MISSED = ("search", "below the ELBO")  # doubts that more weights cannot remove
@@ -87,10 +85,7 @@ class Plan:
                 missed = {reason: flags for reason, flags in longer.checks.items() if reason in MISSED}
                 bad[kept] = ~(longer.pareto_k <= HOPELESS_K) | ~without_doubt(missed, longer.elbo)
         found = self.in_classes(everything[~bad], number.clamp(FEWEST, self.max_cost), self.weigher)
-        # Where the search has run, and has seen modes that the proposals lack, only the prior can find them.
-        for chosen, start in ((bad & ~self.missed, "fitted"), (bad & self.missed, "prior")):
-            found += self.by_chains(everything[chosen], start)
-        return found
+        return found + self.by_chains(everything[bad])
 
     def by_guide(self, everything: Tensor) -> list[Part]:
         pilot = self.on(everything, self.sampler(PILOT_OF_GUIDE))
@@ -153,12 +148,12 @@ class Plan:
 
         return estimate
 
-    def by_chains(self, kept: Tensor, start: Start) -> list[Part]:
+    def by_chains(self, kept: Tensor) -> list[Part]:
         """Annealed chains; their number and length follow from a pilot of a few short chains."""
-        steps, long_steps = CHAIN_STEPS[start]
+        steps, long_steps = CHAIN_STEPS
         long_steps = max(steps, min(long_steps, self.max_cost // (3 * MIN_PARTICLES_FOR_K)))
         variance = torch.zeros_like(self.elbo[0])
-        for some, pilot in self.on(kept, self.annealer(start, steps, PILOT_CHAINS)):
+        for some, pilot in self.on(kept, self.annealer(steps, PILOT_CHAINS)):
             self.extra += pilot.cost * len(some)
             # The variance of log-normal weights, from the error of their mean. It falls as one over the number of steps.
             variance[some] = (PILOT_CHAINS * pilot.std_error.square()).log1p().nan_to_num(nan=math.inf)
@@ -167,24 +162,27 @@ class Plan:
         for chosen, length in ((kept[~long], steps), (kept[long], long_steps)):
             number = (variance * steps / length).expm1() / (MARGIN_OF_CHAINS * self.tolerance) ** 2
             number = number.clamp(MIN_PARTICLES_FOR_K, max(MIN_PARTICLES_FOR_K, self.max_cost // (3 * length)))
-            found += self.in_classes(chosen, number, functools.partial(self.annealer, start, length))
+            found += self.in_classes(chosen, number, functools.partial(self.annealer, length))
         return found
 
-    def annealer(self, start: Start, num_steps: int, num_chains: int) -> Estimate:
-        """Annealed chains, from proposals fitted anew or from the prior."""
+    def annealer(self, num_steps: int, num_chains: int) -> Estimate:
+        """Annealed chains from proposals fitted anew.
+
+        Where a search for modes has already run, half of the chains start at the prior: only it can find further modes, and
+        it covers heavy tails and what bends away.
+        """
+        assert self.fitted is not None
+        with_prior = self.fitted.witnesses is not None
 
         def estimate(part: Call, kept: Tensor) -> Evidence:
-            options: Any = {"num_steps": num_steps, "num_chains": num_chains, "start": start, "progress": False}
+            options: Any = {"num_steps": num_steps, "num_chains": num_chains, "progress": False}
             sampling: Any = AnnealedImportanceSampling(part.model.fn, part.guide.fn, **options)
-            record = sampling.estimate(part)
-            if start == "fitted":
+            record = sampling.annealed(part, with_prior=with_prior)
+            if not with_prior:
                 return record
-            # The prior covers all modes. Chains that have found them in different proportions differ a lot. Where no chain
-            # has found a narrow mode, all agree, so the doubt of the search is kept.
-            unchecked = {reason: why for reason, why in record.unchecked.items() if reason != "search"}
-            search = ~(record.std_error <= self.tolerance) | self.missed[kept]
-            checks = {**record.checks, "search": search, "below the ELBO": below_elbo(record)}
-            return replace(record, checks=checks, unchecked=unchecked)
+            # Chains that have all missed a narrow mode agree with each other, so the doubt of the search is kept.
+            search = record.checks["search"] | self.missed[kept]
+            return replace(record, checks={**record.checks, "search": search, "below the ELBO": below_elbo(record)})
 
         return estimate
 

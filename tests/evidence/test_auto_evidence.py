@@ -334,9 +334,9 @@ def test_sixteen_modes_stay_in_doubt_and_the_record_says_what_to_do():
 
 
 def test_chains_that_agree_do_not_clear_what_the_search_has_seen():
-    """Each latent has a wide mode and a narrow one, 16 in all: chains from the prior miss the narrow ones, and agree.
+    """Each latent has a wide mode and a narrow one, 16 in all: chains miss the narrow ones that the fits lack, and agree.
 
-    The numbers are 1.2 nats off by errors of 0.02 to 0.1, so none of those that were annealed may pass for reliable.
+    The estimates of some data are off by far more than their errors. None of those that were annealed may pass for reliable.
     """
 
     def log_likelihood(z):
@@ -355,9 +355,9 @@ def test_chains_that_agree_do_not_clear_what_the_search_has_seen():
     grid = torch.linspace(-9, 9, 400001, dtype=F64)
     truth = 4 * float((dist.Normal(0.0, 1.0).log_prob(grid) + log_likelihood(grid)).logsumexp(0) + math.log(18 / 400000))
     with quiet():
-        record = pv.AutoEvidence(model, guide, tolerance=0.1, seed=0)(torch.ones(6, dtype=F64))
+        record = pv.AutoEvidence(model, guide, tolerance=0.1, seed=0)(torch.ones(12, dtype=F64))
     wrong = record.acceptance.isfinite() & ((record.log_evidence - truth).abs() > SIGMAS * record.std_error)
-    assert int(wrong.sum()) >= 3 and not bool((record.reliable & wrong).any())
+    assert int(wrong.sum()) >= 2 and not bool((record.reliable & wrong).any())
 
 
 def test_some_of_the_data_print_their_own_numbers():

@@ -146,10 +146,13 @@ def test_weights_of_any_mixture_are_unbiased(student, num_particles):
 
 
 def test_the_parts_as_they_were_fitted():
-    """Without tails and without widening: what chains start from."""
+    """Without widening, and without tails where the posterior has none: what chains start from."""
     parts = tuple(random_part() for _ in range(2))
     shares = torch.tensor([[0.3, 0.7]], dtype=F64).expand(4, 2)
-    bare = MixtureProposal(parts, shares, torch.ones(4, dtype=torch.bool)).as_fitted()
+    student, heavy = torch.ones(4, dtype=torch.bool), torch.tensor([False, True, False, True])
+    assert torch.equal(MixtureProposal(parts, shares, ~student, heavy).as_fitted().student, heavy)
+    assert torch.equal(MixtureProposal(parts, shares, student, heavy).select(torch.tensor([1, 2])).heavy, heavy[1:3])
+    bare = MixtureProposal(parts, shares, student).as_fitted()
     u = torch.randn(5, 4, 3, dtype=F64)
     terms = torch.stack([dist.MultivariateNormal(p.loc, scale_tril=p.tril).log_prob(u) for p in parts], -1)
     assert torch.allclose(bare.log_prob(u), (terms + shares.log()).logsumexp(-1), atol=1e-10)
