@@ -119,21 +119,23 @@ def fit_with_points(
     return start.where(highest < floor, proposal), FitPoints(u, log_joint, log_prior, source)
 
 
-def values_and_gradient(space: LatentSpace, u: Tensor, prior_powers: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def values_and_gradient(space: LatentSpace, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x, u) and log p(u), (K, B) each, and the gradient of the first per particle, (K, B, D).
 
     In pieces of bounded memory.
 
-    :param prior_powers: (K,), for the gradient of log p(x given u) + power log p(u) instead.
     :raises NonFiniteError: for a gradient that is not finite where log p(x, u) is.
     """
-    log_joint, log_prior, gradient = unchecked_gradient(space, u, prior_powers)
+    log_joint, log_prior, gradient = unchecked_gradient(space, u)
     check_gradients(log_joint, gradient, space.index)
     return log_joint, log_prior, gradient
 
 
 def unchecked_gradient(space: LatentSpace, u: Tensor, prior_powers: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without the check, for callers that handle gradients that are not finite."""
+    """The same without the check, for callers that handle gradients that are not finite.
+
+    :param prior_powers: (K,), for the gradient of log p(x given u) + power log p(u) instead.
+    """
     joints: list[Tensor] = []
     priors: list[Tensor] = []
     gradients: list[Tensor] = []

@@ -85,10 +85,12 @@ class PosteriorSide:
 def with_modes(space: LatentSpace, fitted: GaussianProposal, particles: Tensor) -> MixtureProposal | None:
     """The Gaussian and what a search finds beside it; `None` where gradients on the way are not finite."""
     space.call.set_noise(Noise.CHECK, POINTS)
-    u = fitted.draw(NUM_POINTS)
-    points = FitPoints(u, *space.log_joint_and_prior(u), fitted)
+    u = torch.cat([fitted.draw(NUM_POINTS), particles])
+    pieces = [space.log_joint_and_prior(u[first : first + length]) for first, length in space.call.chunks(len(u))]
+    log_joint, log_prior = (torch.cat(column) for column in zip(*pieces, strict=True))
+    points = FitPoints(u[:NUM_POINTS], log_joint[:NUM_POINTS], log_prior[:NUM_POINTS], fitted)
     try:
-        return search(space, fitted, points, (particles, space.log_joint(particles)), NUM_STARTS)[0]
+        return search(space, fitted, points, (particles, log_joint[NUM_POINTS:]), NUM_STARTS)[0]
     except (LocalFitError, NonFiniteError):
         return None
 

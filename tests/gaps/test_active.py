@@ -88,8 +88,8 @@ def test_data_that_cannot_be_cut_stay_together(parts, monkeypatch):
 
 
 def test_an_error_names_data_by_their_place_in_the_whole_call(parts, monkeypatch):
-    def break_gradients(space, u, prior_powers=None):
-        log_joint, log_prior, gradient = unchecked(space, u, prior_powers)
+    def break_gradients(space, u):
+        log_joint, log_prior, gradient = unchecked(space, u)
         if parts:
             gradient[:, 1] = torch.nan
         return log_joint, log_prior, gradient
