@@ -2,8 +2,9 @@
 
 `outlier`: one latent and two ways to explain a large x, for x = 2 to 60. `blocks`: four latents of two modes each, sixteen
 modes together, which four parts cannot hold; as they are and coupled. `digits`: real digits under a decoder of two latents.
+`heavy`: an outlier that a far latent explains, where the prior has heavy tails, or the tail of the likelihood.
 
-    python tests/benchmarks/evidence_modes.py outlier blocks digits [--seeds 5]
+    python tests/benchmarks/evidence_modes.py outlier blocks digits heavy [--seeds 5]
 """
 
 import argparse
@@ -129,7 +130,55 @@ def digits(num_seeds: int) -> None:
         print(f"digits, seed {seed}, {len(real)} data: " + "; ".join(words), flush=True)
 
 
-PARTS: dict[str, Callable[[int], None]] = {"outlier": outlier, "blocks": blocks, "digits": digits}
+# Degrees of prior and likelihood, the outlier, and the slope of its mean in the latent.
+OUTLIERS = ((3.0, -14.6, -0.6), (3.0, 10.0, 1.0), (3.0, 20.0, 1.0), (2.0, 40.0, 1.0), (4.0, 12.0, 1.0))
+
+
+def heavy(num_seeds: int) -> None:
+    """z ~ t, Cauchy, or a normal whose precision is a latent; x ~ t(0.5 + slope z, 1.4). With and without a child of z."""
+    grid = torch.linspace(-400, 400, 800_001, dtype=F64)
+    for prior in ("student", "cauchy", "scale"):
+        for degrees, value, slope in OUTLIERS:
+            tails = {"student": dist.StudentT(degrees, 0.0, 1.4), "cauchy": dist.Cauchy(0.0, 1.0)}
+            log_prior = tails.get(prior, dist.StudentT(3.0, 0.0, 1.4)).log_prob(grid)
+            x = torch.full((200,), value, dtype=F64)
+            log_joint = log_prior + dist.StudentT(degrees, 0.5 + slope * grid, 1.4).log_prob(x[0])
+            truth = log_joint.logsumexp(0) + math.log(1e-3)
+            for child in (False, True):
+                pair = heavy_pair(prior, degrees, slope, child)
+                records = [pv.AdaptiveImportanceSampling(*pair, num_particles=1000, seed=s)(x) for s in range(num_seeds)]
+                bad = torch.cat([(r.log_evidence - truth).abs() > 5 * r.std_error + 0.02 for r in records])
+                silent = bad & torch.cat([r.reliable for r in records])
+                name = f"{prior}, {degrees:g} degrees, x = {value:g}, child {child}"
+                print(f"heavy, {name}: {int(bad.sum())} of {len(bad)} bad, {int(silent.sum())} without a doubt")
+
+
+def heavy_pair(prior: str, degrees: float, slope: float, child: bool) -> tuple[Callable, Callable]:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if prior == "scale":
+                precision = pyro.sample("precision", dist.Gamma(x.new_tensor(1.5), 1.5))
+                z = pyro.sample("z", dist.Normal(0.0, 1.4 / precision.sqrt()))
+            else:
+                heavy_tails = dist.Cauchy if prior == "cauchy" else dist.StudentT
+                scales = (0.0, 1.0) if prior == "cauchy" else (degrees, 0.0, 1.4)
+                z = pyro.sample("z", heavy_tails(x.new_tensor(scales[0]), *scales[1:]))
+            if child:
+                pyro.sample("child", dist.Normal(0.3 * z - 0.7, 1.4))
+            pyro.sample("x", dist.StudentT(degrees, 0.5 + slope * z, 1.4), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            if prior == "scale":
+                pyro.sample("precision", dist.LogNormal(torch.zeros_like(x), 0.7))
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.5))
+            if child:
+                pyro.sample("child", dist.Normal(0.3 * z - 0.7, 1.6))
+
+    return model, guide
+
+
+PARTS: dict[str, Callable[[int], None]] = {"outlier": outlier, "blocks": blocks, "digits": digits, "heavy": heavy}
 
 
 def main() -> None:
