@@ -5,6 +5,7 @@ from torch import Tensor
 
 
 def close(a: Tensor, b: Tensor) -> bool:
+    """Whether all entries are equal, up to what another order of the same operations may change."""
     if not a.is_floating_point():
         return torch.equal(a, b)
     # Per entry, so that one extreme datum does not loosen the tolerance for others; convolutions on a GPU may use TF32.

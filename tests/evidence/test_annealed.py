@@ -298,7 +298,7 @@ def test_weights_are_unbiased_for_any_number_of_steps(num_steps, start, schedule
 
 @pytest.mark.parametrize(("num_steps", "num_chains"), [(1, 1), (5, 1), (5, 3)])
 def test_weights_are_unbiased_where_half_of_the_chains_start_at_the_prior(num_steps, num_chains, monkeypatch):
-    """The same, of whatever number of chains. Without the prior's half of the start it would be twice p(x)."""
+    """The same for any number of chains. Without the log 2 in the density of the start it would be half of p(x)."""
     lm, x = linear_gaussian(2, 4, num_data=1, variance=3.0)
     x = x.expand(1500, -1)
     estimator = ais(model_of(lm), crude(2, 0.0, 1.1), num_steps=num_steps, num_chains=num_chains)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -305,17 +306,21 @@ def test_discrete_latents_are_weighed_by_the_guide():
     assert bool((record.std_error <= 0.02).all())
 
 
+def signs(x):
+    """Four latents of either sign: sixteen modes."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(4), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.abs(), 0.3).to_event(1), obs=x)
+
+
+def positive(x):
+    """A guide that knows one of them."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x, 0.3).to_event(1))
+
+
 def test_sixteen_modes_stay_in_doubt_and_the_record_says_what_to_do():
     """Four latents of either sign: three components lack most modes. Chains from the prior find them, with a large error."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(4), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.abs(), 0.3).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 0.3).to_event(1))
 
     x = torch.tensor([[1.0, 1.3, 0.9, 1.5]], dtype=F64)
     grid = torch.linspace(-8, 8, 20001, dtype=F64).unsqueeze(-1)
@@ -327,10 +332,24 @@ def test_sixteen_modes_stay_in_doubt_and_the_record_says_what_to_do():
             pv.errors.UnreliableEvidenceWarning, match="start='prior' and many steps, or give a guide with several"
         ),
     ):
-        record = pv.AutoEvidence(model, guide, seed=0)(x)
+        record = pv.AutoEvidence(signs, positive, seed=0)(x)
     assert not bool(record.reliable.any()) and "above the tolerance" in one_line(record)
     assert abs(float(record.log_evidence) - truth) < SIGMAS * float(record.std_error)
     assert record.cost < 2.5 * 10_000
+
+
+def test_a_doubt_of_the_first_search_stays(monkeypatch):
+    """The chains fit proposals anew, and their search may see nothing: the first one has seen modes."""
+    annealed = pv.AnnealedImportanceSampling.annealed
+
+    def without_search(self, call, **options):
+        record = annealed(self, call, **options)
+        return replace(record, checks={**record.checks, "search": torch.zeros_like(record.checks["search"])})
+
+    monkeypatch.setattr(pv.AnnealedImportanceSampling, "annealed", without_search)
+    with quiet():
+        record = pv.AutoEvidence(signs, positive, seed=0)(torch.tensor([[1.0, 1.3, 0.9, 1.5]], dtype=F64))
+    assert bool(record.acceptance.isfinite().all()) and bool(record.checks["search"].all())
 
 
 def test_chains_that_agree_do_not_clear_what_the_search_has_seen():
